@@ -1,0 +1,545 @@
+"""The configuration: one schema, checked key by key.
+
+`load_config(path, overrides)` reads a YAML file, follows its `base:` chain, applies command-line
+overrides and returns a `Config`. A key that the schema doesn't know, or a value of the wrong type, raises
+`ConfigError` with the file, the key and, for unknown keys, the nearest right name.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "load_config",
+    "add_config_arguments",
+    "config_from_arguments",
+    "describe_keys",
+]
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be used; the message names the file, the key and the remedy."""
+
+
+def key(
+    default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None
+) -> Any:
+    """One documented key of the schema; `low` and `high` bound numbers (and list elements) inclusively."""
+    meta = {"doc": doc, "choices": choices, "low": low, "high": high}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+def group(cls: type, doc: str, **defaults: Any) -> Any:
+    """A nested group of keys, with defaults that differ from the group's own."""
+    return field(default_factory=lambda: cls(**defaults), metadata={"doc": doc, "defaults": defaults})
+
+
+@dataclass
+class Backbone:
+    type: str = key("resnet", "backbone family", choices=("resnet", "resnext", "mobilenet_v1"))
+    depth: int = key(50, "ResNet and ResNeXt depth", choices=(50, 101, 152))
+    stride_in_1x1: bool = key(
+        False, "stride of a stage in its first 1x1 convolution (v1) or in its 3x3 (v1.5)"
+    )
+    pretrained: str = key("", "checkpoint with the backbone's weights; empty: random weights")
+    frozen_stages: int = key(
+        1, "stages without training: -1 none, 0 the stem, 1 stem and stage 1, ...", low=-1, high=4
+    )
+    norm_eval: bool = key(True, "batch norm uses its running statistics in training")
+    norm_grad: bool = key(True, "batch norm's scale and shift are trained (outside frozen stages)")
+    norm_eps: float = key(1e-5, "batch norm epsilon", low=0)
+    norm_momentum: float = key(0.9, "share of the old running statistics kept at each step", low=0, high=1)
+    num_stages: int = key(4, "number of stages", low=1, high=4)
+    out_indices: list[int] = key([0, 1, 2, 3], "stages whose output the neck takes", low=0, high=3)
+    groups: int = key(1, "ResNeXt groups of the 3x3 convolution", low=1)
+    base_width: int = key(64, "ResNeXt width of one group at stage 1", low=1)
+    width_multiplier: float = key(1.0, "MobileNetV1 width multiplier", low=0.05)
+
+
+@dataclass
+class Fpn:
+    in_channels: list[int] = key([256, 512, 1024, 2048], "channels of each backbone output", low=1)
+    out_channels: int = key(256, "channels of each FPN output", low=1)
+    num_outs: int = key(
+        5, "number of FPN outputs; those past the backbone's come by stride-2 subsampling", low=1
+    )
+
+
+@dataclass
+class Neck:
+    fpn: Fpn = group(Fpn, "feature pyramid network")
+
+
+@dataclass
+class BoxCoder:
+    target_means: list[float] = key([0.0, 0.0, 0.0, 0.0], "subtracted from dx, dy, dw, dh")
+    target_stds: list[float] = key([1.0, 1.0, 1.0, 1.0], "dx, dy, dw, dh are divided by these", low=1e-9)
+    wh_ratio_clip: float = key(
+        0.016, "dw and dh are clamped to at most |ln(wh_ratio_clip)|", low=1e-9, high=1
+    )
+
+
+@dataclass
+class ClassLoss:
+    loss_weight: float = key(1.0, "weight of the loss", low=0)
+
+
+@dataclass
+class BoxLoss:
+    loss_weight: float = key(1.0, "weight of the loss", low=0)
+    beta: float = key(0.1111111111111111, "smooth-L1 turning point; 0: plain L1", low=0)
+
+
+@dataclass
+class AnchorGenerator:
+    scales: list[float] = key([8], "anchor side in strides", low=1e-3)
+    ratios: list[float] = key([0.5, 1.0, 2.0], "anchor height / width", low=1e-3)
+    strides: list[int] = key([4, 8, 16, 32, 64], "pixels between anchors, one per FPN level", low=1)
+    rounded: bool = key(False, "base anchors rounded to whole pixels, as torchvision's")
+
+
+@dataclass
+class Rpn:
+    in_channels: int = key(256, "input channels", low=1)
+    feat_channels: int = key(256, "channels of the hidden convolution", low=1)
+    bbox_coder: BoxCoder = group(BoxCoder, "box coder of the RPN")
+    loss_cls: ClassLoss = group(ClassLoss, "objectness loss (binary cross entropy)")
+    loss_bbox: BoxLoss = group(BoxLoss, "box loss (smooth L1)")
+    anchor_generator: AnchorGenerator = group(AnchorGenerator, "anchors")
+
+
+@dataclass
+class BboxHead:
+    in_channels: int = key(256, "input channels", low=1)
+    fc_out_channels: int = key(1024, "width of the two fully connected layers", low=1)
+    roi_feat_size: int = key(7, "side of the RoI features", low=1)
+    reg_class_agnostic: bool = key(False, "one box regression for all classes")
+    bbox_coder: BoxCoder = group(BoxCoder, "box coder of the second stage", target_stds=[0.1, 0.1, 0.2, 0.2])
+    loss_cls: ClassLoss = group(ClassLoss, "classification loss (cross entropy)")
+    loss_bbox: BoxLoss = group(BoxLoss, "box loss (smooth L1)")
+
+
+@dataclass
+class MaskHead:
+    num_convs: int = key(4, "number of 3x3 convolutions", low=0)
+    in_channels: int = key(256, "input channels", low=1)
+    conv_out_channels: int = key(256, "channels of the convolutions", low=1)
+    loss_mask: ClassLoss = group(ClassLoss, "mask loss (binary cross entropy)")
+
+
+@dataclass
+class RoiLayer:
+    type: str = key("RoIAlign", "RoI pooling", choices=("RoIAlign",))
+    out_size: int = key(7, "side of the RoI features", low=1)
+    sampling_ratio: int = key(2, "samples per bin and axis; 0: adaptive, ceil(RoI size / out_size)", low=0)
+    aligned: bool = key(False, "half-pixel shift (Detectron2, mmdetection) or none (torchvision)")
+
+
+@dataclass
+class Roi:
+    roi_layer: RoiLayer = group(RoiLayer, "RoI pooling")
+    featmap_strides: list[int] = key(
+        [4, 8, 16, 32], "strides of the FPN levels that RoIs are taken from", low=1
+    )
+    finest_scale: float = key(
+        56.0, "RoIs of up to twice this size (square root of area) go to the finest level", low=1
+    )
+
+
+@dataclass
+class Assigner:
+    pos_iou_thr: float = key(0.5, "a box of at least this IoU with an object is positive", low=0, high=1)
+    neg_iou_thr: float = key(0.5, "a box below this IoU with every object is negative", low=0, high=1)
+    min_pos_iou: float = key(0.0, "least IoU of a low-quality match", low=0, high=1)
+    match_low_quality: bool = key(False, "each object's best boxes are positive too, whatever their IoU")
+    ignore_iof_thr: float = key(
+        0.5, "negatives with this share of their area in a crowd region are ignored", low=0
+    )
+
+
+@dataclass
+class Sampler:
+    num: int = key(512, "boxes sampled an image", low=1)
+    pos_fraction: float = key(0.25, "largest share of positives", low=0, high=1)
+    neg_pos_ub: float = key(-1.0, "at most this many negatives for each positive; -1: no bound")
+    add_gt_as_proposals: bool = key(False, "ground-truth boxes join the proposals")
+
+
+@dataclass
+class RpnTrain:
+    assigner: Assigner = group(
+        Assigner,
+        "assigner of anchors",
+        pos_iou_thr=0.7,
+        neg_iou_thr=0.3,
+        min_pos_iou=0.0,
+        match_low_quality=True,
+    )
+    sampler: Sampler = group(Sampler, "sampler of anchors", num=256, pos_fraction=0.5)
+
+
+@dataclass
+class Proposals:
+    nms_pre: int = key(2000, "boxes per level before NMS", low=1)
+    max_per_img: int = key(1000, "proposals an image", low=1)
+    iou_threshold: float = key(0.7, "NMS threshold", low=0, high=1)
+    min_bbox_size: float = key(1e-3, "boxes with a smaller side are dropped (pixels)", low=0)
+
+
+@dataclass
+class RcnnTrain:
+    assigner: Assigner = group(Assigner, "assigner of proposals")
+    sampler: Sampler = group(Sampler, "sampler of proposals", add_gt_as_proposals=True)
+    mask_size: int = key(28, "side of the mask targets and of the mask head's output", low=2)
+
+
+@dataclass
+class TrainCfg:
+    rpn: RpnTrain = group(RpnTrain, "training of the RPN")
+    rpn_proposal: Proposals = group(Proposals, "proposals in training", nms_pre=2000, max_per_img=2000)
+    rcnn: RcnnTrain = group(RcnnTrain, "training of the second stage")
+
+
+@dataclass
+class RcnnTest:
+    score_thr: float = key(0.05, "least score of a detection", low=0, high=1)
+    iou_threshold: float = key(0.5, "NMS threshold", low=0, high=1)
+    max_per_img: int = key(100, "detections an image", low=1)
+    nms_pre: int = key(4096, "(box, class) candidates above score_thr that enter NMS, best first", low=1)
+    min_bbox_size: float = key(1e-2, "detections with a smaller side are dropped (pixels)", low=0)
+    mask_thr_binary: float = key(0.5, "mask threshold", low=0, high=1)
+
+
+@dataclass
+class TestCfg:
+    rpn: Proposals = group(Proposals, "proposals at inference", nms_pre=1000, max_per_img=1000)
+    rcnn: RcnnTest = group(RcnnTest, "detections")
+
+
+COCO_CLASSES = (
+    "background,person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,"
+    "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,"
+    "suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,"
+    "tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
+    "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,"
+    "cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
+).split(",")
+
+
+@dataclass
+class Config:
+    """Every key, with its default: the published Mask R-CNN R50-FPN 1x recipe in torchvision's conventions."""
+
+    train_outputs: str = key("train_outputs", "folder of experiments")
+    brief: str = key("mask_rcnn_r50_fpn", "name of this experiment, a folder in train_outputs")
+    device_target: str = key("CPU", "where to run", choices=("CPU", "GPU", "Ascend"))
+    device_id: int = key(0, "which device", low=0)
+    mode: str = key(
+        "graph", "compile the network, or run it operator by operator", choices=("graph", "pynative")
+    )
+    seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0)
+    detector: str = key("mask_rcnn", "which detector", choices=("mask_rcnn", "faster_rcnn"))
+
+    backbone: Backbone = group(Backbone, "backbone")
+    neck: Neck = group(Neck, "neck")
+    rpn: Rpn = group(Rpn, "region proposal network")
+    bbox_head: BboxHead = group(BboxHead, "box head")
+    mask_head: MaskHead = group(MaskHead, "mask head")
+    roi: Roi = group(Roi, "RoI features of the box head")
+    mask_roi: Roi = field(
+        default_factory=lambda: Roi(roi_layer=RoiLayer(out_size=14)),
+        metadata={"doc": "RoI features of the mask head"},
+    )
+    train_cfg: TrainCfg = group(TrainCfg, "assigners, samplers, proposals in training")
+    test_cfg: TestCfg = group(TestCfg, "proposals and detections at inference")
+
+    opt_type: str = key("sgd", "optimizer", choices=("sgd", "adam"))
+    lr: float = key(0.02, "learning rate for base_batch_size images a step", low=0)
+    base_batch_size: int = key(16, "lr is scaled by (images a step) / base_batch_size; 0: not scaled", low=0)
+    min_lr: float = key(0.0, "least learning rate", low=0)
+    lr_type: str = key("multistep", "schedule", choices=("multistep", "cosine"))
+    lr_steps: list[int] = key([8, 11], "epochs after which the learning rate is divided by 10", low=1)
+    warmup_step: int = key(500, "steps of linear warm-up", low=0)
+    warmup_ratio: float = key(
+        0.3333333333333333, "learning rate of the first step / learning rate", low=0, high=1
+    )
+    momentum: float = key(0.9, "momentum", low=0, high=1)
+    weight_decay: float = key(1e-4, "weight decay", low=0)
+    weight_decay_norm: bool = key(True, "weight decay on batch norm's scale and shift")
+    weight_decay_bias: bool = key(True, "weight decay on biases")
+    grad_clip: float = key(0.0, "largest global gradient norm; 0: no clipping", low=0)
+    loss_scale: float = key(
+        1.0, "the loss is multiplied by this before the gradient, the gradient divided", low=1e-9
+    )
+
+    batch_size: int = key(2, "images a step and device in training", low=1)
+    test_batch_size: int = key(1, "images a step at inference", low=1)
+    epoch_size: int = key(12, "epochs", low=1)
+    pre_trained: str = key("", "whole checkpoint to start from")
+    finetune: bool = key(False, "leave out parameters of pre_trained whose shape differs (other classes)")
+    run_eval: bool = key(False, "evaluate during training")
+    eval_every: int = key(1, "epochs between evaluations", low=1)
+    save_every: int = key(0, "steps between checkpoints; 0: none by steps", low=0)
+    save_every_epochs: int = key(1, "epochs between checkpoints; 0: none by epochs", low=0)
+    keep_checkpoint_max: int = key(5, "checkpoints kept", low=1)
+    log_every: int = key(1, "steps between lines of loss_{rank}.log", low=1)
+
+    num_parallel_workers: int = key(2, "workers that decode and resize images", low=1)
+    python_multiprocessing: bool = key(True, "workers are processes (else threads)")
+    train_dataset: str = key("", "training split: a COCO root, or a folder with labels.json and data/")
+    val_dataset: str = key("", "validation split: a COCO root, or a folder with labels.json and data/")
+    mindrecord_dir: str = key("", "where MindRecord files go; empty: mindrecord/ in train_outputs")
+    mindrecord_shards: int = key(1, "files a split is written to", low=1, high=1000)
+    coco_classes: list[str] = key(COCO_CLASSES, "class names; the first is the background")
+    num_classes: int = key(81, "classes with the background", low=2)
+    train_empty_images: bool = key(False, "images without objects train too")
+    on_bad_image: str = key("stop", "an image or annotation that can't be used", choices=("stop", "skip"))
+    max_instance_count: int = key(128, "most objects in an image", low=1)
+    max_crowd_count: int = key(8, "most crowd regions in an image; the largest are kept", low=1)
+    mask_crop_size: int = key(112, "side of a ground-truth mask's box-relative crop", low=7)
+
+    img_width: int = key(1280, "canvas width", low=64)
+    img_height: int = key(768, "canvas height", low=64)
+    keep_ratio: bool = key(True, "resize keeps the image's proportions, and pads")
+    img_mean: list[float] = key([123.675, 116.28, 103.53], "mean of each channel, subtracted")
+    img_std: list[float] = key([58.395, 57.12, 57.375], "standard deviation of each channel", low=1e-9)
+    to_rgb: bool = key(True, "channels in order RGB (else BGR)")
+    flip_ratio: float = key(0.5, "probability of a horizontal flip in training", low=0, high=1)
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of this experiment."""
+        return Path(self.train_outputs) / self.brief
+
+    @property
+    def record_dir(self) -> Path:
+        """Folder of the MindRecord files."""
+        return Path(self.mindrecord_dir) if self.mindrecord_dir else Path(self.train_outputs) / "mindrecord"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# reading and checking
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is list:
+        return f"list of {_type_name(typing.get_args(hint)[0])}"
+    return {int: "integer", float: "number", bool: "true/false", str: "text"}.get(hint, str(hint))
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as `hint`, or ConfigError; YAML's `1e-4` (a string) is taken for a number."""
+    if typing.get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: expected a {_type_name(hint)}, got {value!r}")
+        return [_convert(v, typing.get_args(hint)[0], where) for v in value]
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is bool and value in (0, 1) and isinstance(value, (int, bool)):
+        return bool(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str):
+        return value
+    raise ConfigError(f"{where}: expected {_type_name(hint)}, got {value!r}")
+
+
+def _check_bounds(value: Any, meta: types.MappingProxyType, where: str) -> None:
+    for v in value if isinstance(value, list) else [value]:
+        if meta.get("choices") and v not in meta["choices"]:
+            raise ConfigError(f"{where}: {v!r} is not one of {', '.join(map(str, meta['choices']))}")
+        for bound, wrong in (("low", lambda x, b: not x >= b), ("high", lambda x, b: not x <= b)):
+            b = meta.get(bound)
+            if b is not None and wrong(v, b):
+                raise ConfigError(f"{where}: {v!r} is {'below' if bound == 'low' else 'above'} {b}")
+
+
+def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
+    """Write the mapping `values` into the dataclass `obj`, checking each key."""
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{source}: {prefix.rstrip('.') or 'the file'}: expected a mapping of keys, got {values!r}"
+        )
+    hints = typing.get_type_hints(type(obj))
+    fields = {f.name: f for f in dataclasses.fields(obj)}
+    for name, value in values.items():
+        where = f"{source}: {prefix}{name}"
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; keys here: {', '.join(fields)}"
+            raise ConfigError(f"{where}: unknown key{hint}")
+        if dataclasses.is_dataclass(hints[name]):
+            _apply(getattr(obj, name), value, source, f"{prefix}{name}.")
+        else:
+            converted = _convert(value, hints[name], where)
+            _check_bounds(converted, fields[name].metadata, where)
+            setattr(obj, name, converted)
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: can't read the config: {getattr(e, 'strerror', None) or e}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(e, 'problem', e)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
+    return values
+
+
+def _load_file(config: Config, path: Path, seen: tuple[Path, ...] = ()) -> None:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: base: files name each other in a circle")
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: base: expected a file name, got {base!r}")
+        _load_file(config, path.parent / base, (*seen, path.resolve()))
+    _apply(config, values, str(path))
+
+
+def _check_together(c: Config, source: str) -> None:
+    """Checks that concern more than one key."""
+
+    def demand(ok: bool, message: str) -> None:
+        if not ok:
+            raise ConfigError(f"{source}: {message}")
+
+    demand(
+        c.num_classes == len(c.coco_classes),
+        f"num_classes is {c.num_classes} but coco_classes names {len(c.coco_classes)} (the background included)",
+    )
+    demand(len(set(c.coco_classes)) == len(c.coco_classes), "coco_classes names a class twice")
+    fpn, bb = c.neck.fpn, c.backbone
+    demand(
+        len(fpn.in_channels) == len(bb.out_indices),
+        f"neck.fpn.in_channels has {len(fpn.in_channels)} entries, backbone.out_indices {len(bb.out_indices)}",
+    )
+    demand(bb.out_indices == sorted(set(bb.out_indices)), "backbone.out_indices must rise")
+    demand(bb.out_indices[-1] < bb.num_stages, "backbone.out_indices names a stage past backbone.num_stages")
+    demand(fpn.num_outs >= len(fpn.in_channels), "neck.fpn.num_outs is less than the number of its inputs")
+    strides = c.rpn.anchor_generator.strides
+    demand(
+        len(strides) == fpn.num_outs,
+        f"rpn.anchor_generator.strides has {len(strides)} entries, neck.fpn.num_outs is {fpn.num_outs}",
+    )
+    for name, roi in (("roi", c.roi), ("mask_roi", c.mask_roi)):
+        demand(
+            roi.featmap_strides == strides[: len(roi.featmap_strides)],
+            f"{name}.featmap_strides must be the first of rpn.anchor_generator.strides",
+        )
+    demand(
+        c.bbox_head.roi_feat_size == c.roi.roi_layer.out_size,
+        "bbox_head.roi_feat_size isn't roi.roi_layer.out_size",
+    )
+    demand(
+        c.train_cfg.rcnn.mask_size == 2 * c.mask_roi.roi_layer.out_size,
+        "train_cfg.rcnn.mask_size must be twice mask_roi.roi_layer.out_size",
+    )
+    for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), ("mask_head", c.mask_head)):
+        demand(got.in_channels == fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")
+    for name, v in (("img_mean", c.img_mean), ("img_std", c.img_std)):
+        demand(len(v) == 3, f"{name} needs 3 values")
+    for name, coder in (("rpn", c.rpn.bbox_coder), ("bbox_head", c.bbox_head.bbox_coder)):
+        for part in ("target_means", "target_stds"):
+            demand(len(getattr(coder, part)) == 4, f"{name}.bbox_coder.{part} needs 4 values")
+    last = strides[-1]
+    demand(
+        c.img_width % last == 0 and c.img_height % last == 0,
+        f"img_width and img_height must be multiples of the last stride, {last}",
+    )
+    for name in ("rpn", "rcnn"):
+        a = getattr(c.train_cfg, name).assigner
+        demand(a.neg_iou_thr <= a.pos_iou_thr, f"train_cfg.{name}.assigner: neg_iou_thr is above pos_iou_thr")
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, str]:
+    """`--a.b=V`, `--a.b V` or `a.b=V` words as {"a.b": "V"}; ConfigError for words that are neither."""
+    out, i = {}, 0
+    while i < len(arguments):
+        word = arguments[i]
+        name, eq, value = word.lstrip("-").partition("=")
+        if not eq:
+            if not word.startswith("--") or i + 1 >= len(arguments):
+                raise ConfigError(f"argument {word!r}: expected --KEY VALUE or --KEY=VALUE")
+            value, i = arguments[i + 1], i + 1
+        out[name] = value
+        i += 1
+    return out
+
+
+def _nested(name: str, value: Any) -> dict:
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
+    """Read `path` and its `base:` chain, then `overrides` ({"train_cfg.rpn.sampler.num": "128"}).
+
+    An override's value is read as YAML. Raises ConfigError.
+    """
+    config = Config()
+    _load_file(config, Path(path))
+    source = str(path)
+    for name, text in (overrides or {}).items():
+        source = "command line"
+        try:
+            value = yaml.safe_load(text) if isinstance(text, str) else text
+        except yaml.YAMLError:
+            value = text
+        _apply(config, _nested(name, "" if value is None else value), source)
+    _check_together(config, source if not overrides else f"{path} and command line")
+    return config
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds --config_path; every other `--key value` of the command line overrides that key."""
+    parser.add_argument("--config_path", default=default, help="YAML config file (default: %(default)s)")
+    parser.epilog = (
+        "Any key of the config can follow as --KEY VALUE, e.g. --lr 0.01 --train_cfg.rpn.sampler.num 128"
+    )
+
+
+def config_from_arguments(
+    parser: argparse.ArgumentParser, arguments: list[str] | None = None
+) -> tuple[Config, argparse.Namespace]:
+    """Parses the command line; ends the program with one line and status 2 on a config error."""
+    known, rest = parser.parse_known_args(arguments)
+    try:
+        return load_config(known.config_path, parse_overrides(rest)), known
+    except ConfigError as e:
+        parser.exit(2, f"{parser.prog}: {e}\n")
+
+
+def describe_keys(obj: Any = None, prefix: str = "") -> list[tuple[str, str, Any, str]]:
+    """(key, type, default, meaning) of every key, in order: the README's table."""
+    obj = Config() if obj is None else obj
+    hints, rows = typing.get_type_hints(type(obj)), []
+    for f in dataclasses.fields(obj):
+        value = getattr(obj, f.name)
+        if dataclasses.is_dataclass(value):
+            rows += describe_keys(value, f"{prefix}{f.name}.")
+        else:
+            rows.append((prefix + f.name, _type_name(hints[f.name]), value, f.metadata["doc"]))
+    return rows
