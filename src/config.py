@@ -30,9 +30,7 @@ class ConfigError(ValueError):
     """A configuration that can't be used; the message names the file, the key and the remedy."""
 
 
-def key(
-    default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None
-) -> Any:
+def key(default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None) -> Any:
     """One documented key of the schema; `low` and `high` bound numbers (and list elements) inclusively."""
     meta = {"doc": doc, "choices": choices, "low": low, "high": high}
     if isinstance(default, list):
@@ -49,13 +47,9 @@ def group(cls: type, doc: str, **defaults: Any) -> Any:
 class Backbone:
     type: str = key("resnet", "backbone family", choices=("resnet", "resnext", "mobilenet_v1"))
     depth: int = key(50, "ResNet and ResNeXt depth", choices=(50, 101, 152))
-    stride_in_1x1: bool = key(
-        False, "stride of a stage in its first 1x1 convolution (v1) or in its 3x3 (v1.5)"
-    )
+    stride_in_1x1: bool = key(False, "stride of a stage in its first 1x1 convolution (v1) or in its 3x3 (v1.5)")
     pretrained: str = key("", "checkpoint with the backbone's weights; empty: random weights")
-    frozen_stages: int = key(
-        1, "stages without training: -1 none, 0 the stem, 1 stem and stage 1, ...", low=-1, high=4
-    )
+    frozen_stages: int = key(1, "stages without training: -1 none, 0 the stem, 1 stem and stage 1, ...", low=-1, high=4)
     norm_eval: bool = key(True, "batch norm uses its running statistics in training")
     norm_grad: bool = key(True, "batch norm's scale and shift are trained (outside frozen stages)")
     norm_eps: float = key(1e-5, "batch norm epsilon", low=0)
@@ -71,9 +65,7 @@ class Backbone:
 class Fpn:
     in_channels: list[int] = key([256, 512, 1024, 2048], "channels of each backbone output", low=1)
     out_channels: int = key(256, "channels of each FPN output", low=1)
-    num_outs: int = key(
-        5, "number of FPN outputs; those past the backbone's come by stride-2 subsampling", low=1
-    )
+    num_outs: int = key(5, "number of FPN outputs; those past the backbone's come by stride-2 subsampling", low=1)
 
 
 @dataclass
@@ -85,9 +77,7 @@ class Neck:
 class BoxCoder:
     target_means: list[float] = key([0.0, 0.0, 0.0, 0.0], "subtracted from dx, dy, dw, dh")
     target_stds: list[float] = key([1.0, 1.0, 1.0, 1.0], "dx, dy, dw, dh are divided by these", low=1e-9)
-    wh_ratio_clip: float = key(
-        0.016, "dw and dh are clamped to at most |ln(wh_ratio_clip)|", low=1e-9, high=1
-    )
+    wh_ratio_clip: float = key(0.016, "dw and dh are clamped to at most |ln(wh_ratio_clip)|", low=1e-9, high=1)
 
 
 @dataclass
@@ -149,12 +139,8 @@ class RoiLayer:
 @dataclass
 class Roi:
     roi_layer: RoiLayer = group(RoiLayer, "RoI pooling")
-    featmap_strides: list[int] = key(
-        [4, 8, 16, 32], "strides of the FPN levels that RoIs are taken from", low=1
-    )
-    finest_scale: float = key(
-        56.0, "RoIs of up to twice this size (square root of area) go to the finest level", low=1
-    )
+    featmap_strides: list[int] = key([4, 8, 16, 32], "strides of the FPN levels that RoIs are taken from", low=1)
+    finest_scale: float = key(56.0, "RoIs of up to twice this size (square root of area) go to the finest level", low=1)
 
 
 @dataclass
@@ -163,9 +149,7 @@ class Assigner:
     neg_iou_thr: float = key(0.5, "a box below this IoU with every object is negative", low=0, high=1)
     min_pos_iou: float = key(0.0, "least IoU of a low-quality match", low=0, high=1)
     match_low_quality: bool = key(False, "each object's best boxes are positive too, whatever their IoU")
-    ignore_iof_thr: float = key(
-        0.5, "negatives with this share of their area in a crowd region are ignored", low=0
-    )
+    ignore_iof_thr: float = key(0.5, "negatives with this share of their area in a crowd region are ignored", low=0)
 
 
 @dataclass
@@ -245,9 +229,7 @@ class Config:
     brief: str = key("mask_rcnn_r50_fpn", "name of this experiment, a folder in train_outputs")
     device_target: str = key("CPU", "where to run", choices=("CPU", "GPU", "Ascend"))
     device_id: int = key(0, "which device", low=0)
-    mode: str = key(
-        "graph", "compile the network, or run it operator by operator", choices=("graph", "pynative")
-    )
+    mode: str = key("graph", "compile the network, or run it operator by operator", choices=("graph", "pynative"))
     seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0)
     detector: str = key("mask_rcnn", "which detector", choices=("mask_rcnn", "faster_rcnn"))
 
@@ -271,17 +253,13 @@ class Config:
     lr_type: str = key("multistep", "schedule", choices=("multistep", "cosine"))
     lr_steps: list[int] = key([8, 11], "epochs after which the learning rate is divided by 10", low=1)
     warmup_step: int = key(500, "steps of linear warm-up", low=0)
-    warmup_ratio: float = key(
-        0.3333333333333333, "learning rate of the first step / learning rate", low=0, high=1
-    )
+    warmup_ratio: float = key(0.3333333333333333, "learning rate of the first step / learning rate", low=0, high=1)
     momentum: float = key(0.9, "momentum", low=0, high=1)
     weight_decay: float = key(1e-4, "weight decay", low=0)
     weight_decay_norm: bool = key(True, "weight decay on batch norm's scale and shift")
     weight_decay_bias: bool = key(True, "weight decay on biases")
     grad_clip: float = key(0.0, "largest global gradient norm; 0: no clipping", low=0)
-    loss_scale: float = key(
-        1.0, "the loss is multiplied by this before the gradient, the gradient divided", low=1e-9
-    )
+    loss_scale: float = key(1.0, "the loss is multiplied by this before the gradient, the gradient divided", low=1e-9)
 
     batch_size: int = key(2, "images a step and device in training", low=1)
     test_batch_size: int = key(1, "images a step at inference", low=1)
@@ -371,9 +349,7 @@ def _check_bounds(value: Any, meta: types.MappingProxyType, where: str) -> None:
 def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
     """Write the mapping `values` into the dataclass `obj`, checking each key."""
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{source}: {prefix.rstrip('.') or 'the file'}: expected a mapping of keys, got {values!r}"
-        )
+        raise ConfigError(f"{source}: {prefix.rstrip('.') or 'the file'}: expected a mapping of keys, got {values!r}")
     hints = typing.get_type_hints(type(obj))
     fields = {f.name: f for f in dataclasses.fields(obj)}
     for name, value in values.items():
@@ -516,9 +492,7 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
 def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds --config_path; every other `--key value` of the command line overrides that key."""
     parser.add_argument("--config_path", default=default, help="YAML config file (default: %(default)s)")
-    parser.epilog = (
-        "Any key of the config can follow as --KEY VALUE, e.g. --lr 0.01 --train_cfg.rpn.sampler.num 128"
-    )
+    parser.epilog = "Any key of the config can follow as --KEY VALUE, e.g. --lr 0.01 --train_cfg.rpn.sampler.num 128"
 
 
 def config_from_arguments(
