@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from src.errors import UserError
+
 __all__ = [
     "Config",
     "ConfigError",
@@ -26,7 +28,7 @@ __all__ = [
 ]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that can't be used; the message names the file, the key and the remedy."""
 
 
@@ -498,12 +500,9 @@ def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
 def config_from_arguments(
     parser: argparse.ArgumentParser, arguments: list[str] | None = None
 ) -> tuple[Config, argparse.Namespace]:
-    """Parses the command line; ends the program with one line and status 2 on a config error."""
+    """Parses the command line into the config and the parser's own options. Raises ConfigError."""
     known, rest = parser.parse_known_args(arguments)
-    try:
-        return load_config(known.config_path, parse_overrides(rest)), known
-    except ConfigError as e:
-        parser.exit(2, f"{parser.prog}: {e}\n")
+    return load_config(known.config_path, parse_overrides(rest)), known
 
 
 def describe_keys(obj: Any = None, prefix: str = "") -> list[tuple[str, str, Any, str]]:

@@ -1,0 +1,337 @@
+"""Every stage of the detector against golden values that another project computed.
+
+    python -m benchmarks.reference --npz tests/reference/maskrcnn_r50_fpn.npz --salt 0 [--json OUT]
+
+Weights and inputs are made from names and the salt (tests/reference/reference_weights.py); the file holds what
+torchvision gave for them. Exits with status 1 if a stage is past its tolerance.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.config import Config, load_config
+from src.convert import torchvision
+from src.errors import UserError, run_command
+from src.models.two_stage import LOSS_NAMES, TwoStageDetector, TwoStageLoss, build_detector, build_loss
+from tests.reference.reference_weights import reference_inputs, reference_state_dict
+
+__all__ = ["Row", "compare", "match_boxes"]
+
+ROOT = Path(__file__).resolve().parent.parent
+MAPS = 1e-4  # float32 sums in another order: some 1e-6 measured; 1e-4 still tells any convention apart
+BOX, SCORE = 0.05, 1e-4  # pixels; probability
+MATCHED = 0.99  # a pair at a threshold may fall either way in float32
+MASK_LOSS = 1e-2  # targets are cut from 112 x 112 crops, not from the image's bitmap
+GRAD, MASK_GRAD = 1e-2, 5e-2  # relative norms; the mask branch inherits the crops' difference
+LOSSES = {
+    "rpn_cls_loss": "loss_objectness",
+    "rpn_reg_loss": "loss_rpn_box_reg",
+    "rcnn_cls_loss": "loss_classifier",
+    "rcnn_reg_loss": "loss_box_reg",
+    "rcnn_mask_loss": "loss_mask",
+}
+
+
+@dataclass
+class Row:
+    """One comparison: passes if `value` <= `limit` (errors) or >= `limit` (matched shares)."""
+
+    stage: str
+    value: float
+    limit: float
+    share: bool = False
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.value >= self.limit if self.share else self.value <= self.limit)
+
+
+class Stages(nn.Cell):
+    """The detector's intermediate results on given RoIs, and what it detects."""
+
+    def __init__(self, detector: TwoStageDetector):
+        super().__init__(auto_prefix=False)
+        self.detector = detector
+
+    def construct(self, image: Tensor, image_size: Tensor, rois: Tensor) -> tuple:
+        d = self.detector
+        features = d.neck(d.backbone(image))
+        logits, deltas = d.rpn(features)
+        proposals, _, valid = d.proposals(logits, deltas, d.anchors, d.anchor_valid(image_size), image_size)
+        given = ops.ones(rois.shape[:2], ms.bool_)
+        box_features = d.roi_extractor(features, rois, given)
+        cls, reg = d.bbox_head(box_features)
+        mask_features = d.mask_roi_extractor(features, rois, given)
+        masks = d.mask_head.logits(d.mask_head.features(mask_features[:8]))
+        return features, logits, deltas, proposals, valid, box_features, cls, reg, mask_features, masks
+
+
+class GivenProposals(nn.Cell):
+    """TwoStageLoss with the second stage's proposals given instead of the network's own."""
+
+    def __init__(self, loss: TwoStageLoss):
+        super().__init__(auto_prefix=False)
+        self.loss = loss
+
+    def construct(self, image, image_size, rois, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rpn_keys, rcnn_keys):
+        d = self.loss.detector
+        features = d.neck(d.backbone(image))
+        logits, deltas = d.rpn(features)
+        rpn = self.loss.rpn_loss(
+            ops.concat(logits, 1),
+            ops.concat(deltas, 1),
+            d.anchors,
+            d.anchor_valid(image_size),
+            gt_boxes,
+            gt_valid,
+            ignore,
+            rpn_keys,
+        )
+        given = ops.ones(rois.shape[:2], ms.bool_)
+        rcnn = self.loss.second_stage(features, rois, given, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rcnn_keys)
+        parts = rpn + rcnn
+        return ops.stack((parts[0] + parts[1] + parts[2] + parts[3] + parts[4],) + parts)
+
+
+class Gradients(nn.Cell):
+    """Losses and their gradients."""
+
+    def __init__(self, loss: GivenProposals):
+        super().__init__(auto_prefix=False)
+        self.loss, self.weights = loss, ms.ParameterTuple(loss.trainable_params())
+        self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
+        self.sens = Tensor(np.eye(1, len(LOSS_NAMES), dtype=np.float32)[0])
+
+    def construct(self, *batch: Tensor) -> tuple:
+        return self.loss(*batch), self.grad(self.loss, self.weights)(*batch, self.sens)
+
+
+def relative(ours: np.ndarray, golden: np.ndarray) -> float:
+    """||ours - golden|| / ||golden||"""
+    ours, golden = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
+    return float(np.linalg.norm(ours - golden) / max(np.linalg.norm(golden), 1e-30))
+
+
+def match_boxes(
+    ours: np.ndarray,
+    golden: np.ndarray,
+    box_tolerance: float = BOX,
+    our_scores: np.ndarray | None = None,
+    golden_scores: np.ndarray | None = None,
+    our_labels: np.ndarray | None = None,
+    golden_labels: np.ndarray | None = None,
+) -> np.ndarray:
+    """One-to-one pairs of boxes (N, 4) and (M, 4) whose corners differ by at most `box_tolerance` pixels, scores by
+    at most SCORE, labels not at all: (K, 2) indices, nearest pairs first.
+    """
+    if not len(ours) or not len(golden):
+        return np.zeros((0, 2), np.int64)
+    distance = np.abs(ours[:, None].astype(np.float64) - golden[None]).max(-1)
+    allowed = distance <= box_tolerance
+    if our_scores is not None:
+        allowed &= np.abs(our_scores[:, None].astype(np.float64) - golden_scores[None]) <= SCORE
+    if our_labels is not None:
+        allowed &= our_labels[:, None] == golden_labels[None]
+    i, j = np.nonzero(allowed)
+    used_i, used_j, pairs = set(), set(), []
+    for k in np.argsort(distance[i, j], kind="stable"):
+        if i[k] not in used_i and j[k] not in used_j:
+            used_i.add(i[k])
+            used_j.add(j[k])
+            pairs.append((i[k], j[k]))
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def matched_share(pairs: np.ndarray, ours: np.ndarray, golden: np.ndarray) -> float:
+    """Pairs over the longer of the two lists."""
+    return len(pairs) / max(len(ours), len(golden), 1)
+
+
+def crop_masks(masks: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    """Box-relative crops (B, G, size, size) uint8 of bitmaps (B, G, H, W), bilinear at each crop cell's centre."""
+    out = np.zeros(boxes.shape[:2] + (size, size), np.uint8)
+    steps = (np.arange(size) + 0.5) / size
+    for b in range(len(masks)):
+        for g, (x1, y1, x2, y2) in enumerate(boxes[b].astype(np.float64)):
+            m = masks[b, g].astype(np.float64)
+            xs = np.clip(x1 + steps * (x2 - x1) - 0.5, 0, m.shape[1] - 1)
+            ys = np.clip(y1 + steps * (y2 - y1) - 0.5, 0, m.shape[0] - 1)
+            x0 = np.minimum(xs.astype(int), m.shape[1] - 2)
+            y0 = np.minimum(ys.astype(int), m.shape[0] - 2)
+            fx, fy = (xs - x0)[None], (ys - y0)[:, None]
+            rows, columns = y0[:, None], x0[None]
+            top = m[rows, columns] * (1 - fx) + m[rows, columns + 1] * fx
+            bottom = m[rows + 1, columns] * (1 - fx) + m[rows + 1, columns + 1] * fx
+            out[b, g] = np.round(255 * (top * (1 - fy) + bottom * fy))
+    return out
+
+
+def reference_config(golden: np.lib.npyio.NpzFile, height: int, width: int) -> Config:
+    """torchvision's conventions on the golden canvas, nothing frozen, samplers that take all there is."""
+    overrides = {
+        "img_height": height,
+        "img_width": width,
+        "backbone.frozen_stages": -1,
+        "backbone.norm_grad": True,
+        "max_instance_count": 6,
+        "train_cfg.rpn.sampler.num": 2_000_000,
+        "train_cfg.rcnn.sampler.num": 2_000_000,
+        "train_cfg.rcnn.sampler.pos_fraction": 0.5,
+    }
+    return load_config(ROOT / "configs/torchvision_mask_rcnn_r50_fpn.yaml", overrides)
+
+
+def load_weights(detector: TwoStageDetector, golden: np.lib.npyio.NpzFile, salt: int) -> None:
+    """Gives `detector` the golden weights; raises UserError if any parameter has no place or no value."""
+    shapes = {
+        str(n): tuple(int(i) for i in str(s).split(",") if i)
+        for n, s in zip(golden["names"], golden["shapes"], strict=True)
+    }
+    ours, unused = torchvision.convert(reference_state_dict(shapes, salt))
+    missing, extra = ms.load_param_into_net(detector, {n: ms.Parameter(v, name=n) for n, v in ours.items()})
+    if unused or missing or extra:
+        raise UserError(f"golden names don't fit: unused {unused + list(extra)}, not filled {list(missing)}")
+
+
+def compare_stages(detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
+    """Feature maps, RPN, RoI features, heads on given RoIs, and proposals."""
+    image = inputs["image"]
+    b, _, h, w = image.shape
+    size = Tensor(np.array([[h, w]] * b, np.float32))
+    out = Stages(detector)(Tensor(image), size, Tensor(inputs["rois"]))
+    features, logits, deltas, proposals, valid, box_features, cls, reg, mask_features, masks = out
+    rows = []
+    for i, f in enumerate(features):
+        f = f.asnumpy()
+        rows.append(Row(f"fpn_p{i + 2}", relative(f[:, ::16, ::2, ::2], golden[f"fpn_p{i + 2}"]), MAPS))
+        grid = f.shape[2:]
+        o = logits[i].asnumpy().reshape(b, *grid, -1).transpose(0, 3, 1, 2)
+        d = deltas[i].asnumpy().reshape(b, *grid, -1).transpose(0, 3, 1, 2)
+        rows.append(Row(f"rpn_logits_p{i + 2}", relative(o[:, :, ::2, ::2], golden[f"rpn_logits_p{i + 2}"]), MAPS))
+        rows.append(Row(f"rpn_deltas_p{i + 2}", relative(d[:, :, ::2, ::2], golden[f"rpn_deltas_p{i + 2}"]), MAPS))
+    for name, ours in (
+        ("roi_feats_7", box_features.asnumpy()[:, ::16]),
+        ("box_logits", cls.asnumpy()),
+        ("box_deltas", reg.asnumpy()),
+        ("roi_feats_14", mask_features.asnumpy()[:, ::16, ::2, ::2]),
+        ("mask_logits", masks.asnumpy()[:, ::10]),
+    ):
+        rows.append(Row(name, relative(ours, golden[name]), MAPS))
+    for i in range(b):
+        ours, want = proposals.asnumpy()[i][valid.asnumpy()[i]], golden[f"proposals_{i}"]
+        rows.append(Row(f"proposals_{i} matched", matched_share(match_boxes(ours, want), ours, want), MATCHED, True))
+    return rows
+
+
+def compare_detections(detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
+    """Final detections and their masks."""
+    image = inputs["image"]
+    b, _, h, w = image.shape
+    size = Tensor(np.array([[h, w]] * b, np.float32))
+    boxes, scores, labels, valid, masks = (x.asnumpy() for x in detector(Tensor(image), size))
+    rows = []
+    for i in range(b):
+        v = valid[i]
+        want = golden[f"det_boxes_{i}"]
+        pairs = match_boxes(
+            boxes[i][v],
+            want,
+            BOX,
+            scores[i][v],
+            golden[f"det_scores_{i}"],
+            labels[i][v],
+            golden[f"det_labels_{i}"],
+        )
+        rows.append(Row(f"detections_{i} matched", matched_share(pairs, boxes[i][v], want), MATCHED, True))
+        ours_masks, want_masks = masks[i][v][pairs[:, 0]], golden[f"det_masks_{i}"][pairs[:, 1]]
+        # masks hang on boxes that differ by up to 0.05 px
+        rows.append(Row(f"det_masks_{i}", relative(ours_masks, want_masks), 1e-3))
+    return rows
+
+
+def compare_training(
+    config: Config, detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile
+) -> list[Row]:
+    """The five losses, and the norm of each parameter's gradient."""
+    loss = GivenProposals(build_loss(config, detector))
+    image = inputs["image"]
+    b, _, h, w = image.shape
+    anchors = detector.anchors.shape[0]
+    given, objects = inputs["rois"].shape[1], inputs["gt_boxes"].shape[1]
+    losses, grads = Gradients(loss).set_train()(
+        Tensor(image),
+        Tensor(np.array([[h, w]] * b, np.float32)),
+        Tensor(inputs["rois"]),
+        Tensor(inputs["gt_boxes"]),
+        Tensor(inputs["gt_labels"].astype(np.int32)),
+        Tensor(np.ones((b, objects), bool)),
+        Tensor(crop_masks(inputs["gt_masks"], inputs["gt_boxes"], config.mask_crop_size)),
+        Tensor(np.zeros((b, config.max_crowd_count, 4), np.float32)),
+        Tensor(np.full((b, anchors), 0.5, np.float32)),
+        Tensor(np.full((b, given + objects), 0.5, np.float32)),
+    )
+    rows = []
+    for name, value in zip(LOSS_NAMES[1:], losses.asnumpy()[1:], strict=True):
+        limit = MASK_LOSS if name == "rcnn_mask_loss" else MAPS
+        rows.append(Row(LOSSES[name], relative(value, golden[LOSSES[name]]), limit))
+    norms = {p.name: g.asnumpy() for p, g in zip(loss.trainable_params(), grads, strict=True)}
+    worst = {}
+    count = 0
+    for key in golden.files:
+        if key.startswith("grad_norm/"):
+            name = torchvision.rename(key.removeprefix("grad_norm/"))
+            branch = "mask branch" if name.startswith("mask_head") else "other"
+            ours = np.linalg.norm(norms[name].astype(np.float64))
+            error = abs(ours - golden[key]) / max(abs(float(golden[key])), 1e-12)
+            worst[branch] = max(worst.get(branch, (0.0, "")), (float(error), name))
+            count += 1
+    for branch, (error, name) in worst.items():
+        limit = MASK_GRAD if branch == "mask branch" else GRAD
+        rows.append(Row(f"gradient norms, {branch}, worst: {name}", error, limit))
+    rows.append(Row("gradients compared", count / len(norms), 1.0, True))
+    return rows
+
+
+def compare(npz: str | Path, salt: int = 0, training: bool = True) -> list[Row]:
+    """Every comparison of the golden file `npz`, made with `salt`."""
+    try:
+        golden = np.load(npz)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{npz}: can't read the golden values: {e}") from None
+    ms.set_context(mode=ms.GRAPH_MODE)
+    inputs = reference_inputs(salt)
+    config = reference_config(golden, *inputs["image"].shape[2:])
+    detector = build_detector(config)
+    load_weights(detector, golden, salt)
+    detector.set_train(False)
+    rows = compare_stages(detector, inputs, golden) + compare_detections(detector, inputs, golden)
+    return rows + (compare_training(config, detector, inputs, golden) if training else [])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--npz", required=True, help="golden values")
+    parser.add_argument("--salt", type=int, default=0, help="salt that the golden values were made with")
+    parser.add_argument("--json", help="write the table here too")
+    arguments = parser.parse_args()
+    rows = compare(arguments.npz, arguments.salt)
+    for r in rows:
+        sign = ">=" if r.share else "<="
+        print(f"{'ok  ' if r.passed else 'FAIL'} {r.stage:60s} {r.value:10.3g} {sign} {r.limit:g}")
+    if arguments.json:
+        table = [{"stage": r.stage, "value": r.value, "limit": r.limit, "passed": r.passed} for r in rows]
+        Path(arguments.json).write_text(json.dumps(table, indent=1) + "\n")
+    failed = sum(not r.passed for r in rows)
+    print(f"{len(rows) - failed} of {len(rows)} comparisons within tolerance")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,32 @@
+"""Where the network runs."""
+
+import importlib.metadata
+
+import mindspore as ms
+
+from src.config import Config
+from src.errors import UserError
+
+__all__ = ["set_device"]
+
+REMEDY = {
+    "GPU": "install CUDA 11.6 and cuDNN 8 and put them on LD_LIBRARY_PATH",
+    "Ascend": "install the Ascend driver and CANN, source their set_env.sh, and reinstall MindSpore for Ascend",
+}
+
+
+def set_device(config: Config) -> None:
+    """Selects device and execution mode, and seeds MindSpore. Raises UserError where the device isn't there."""
+    mode = ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE
+    try:
+        ms.set_context(mode=mode)
+        ms.set_device(config.device_target, config.device_id if config.device_target != "CPU" else 0)
+    except (RuntimeError, ValueError) as e:
+        version = importlib.metadata.version("mindspore")
+        reason = str(e).strip().splitlines()[0]
+        raise UserError(
+            f"device_target {config.device_target} isn't available to MindSpore {version} here"
+            f" ({reason[:120]}); {REMEDY.get(config.device_target, 'reinstall requirements.txt')},"
+            " or run with --device_target CPU"
+        ) from None
+    ms.set_seed(config.seed)

@@ -1,0 +1,47 @@
+"""Anchors of the region proposal network (Ren et al., 2015, arXiv:1506.01497), one size a level as in FPN."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["base_anchors", "make_anchors"]
+
+
+def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float], rounded: bool) -> np.ndarray:
+    """Anchors centred at the origin, (len(ratios) * len(scales), 4) float32, x1 y1 x2 y2 in pixels.
+
+    An anchor of scale s and ratio r has area (s * stride)^2 and height / width r. `rounded`: corners to whole
+    pixels, half to even (torchvision).
+    """
+    # float32 throughout: rounding sits on halves, where one ulp decides
+    h = np.sqrt(np.asarray(ratios, np.float32))[:, None]
+    w = (np.float32(1) / h).astype(np.float32)
+    sides = (np.asarray(scales, np.float32) * np.float32(stride))[None]
+    half_w, half_h = (w * sides).ravel() / 2, (h * sides).ravel() / 2
+    anchors = np.stack([-half_w, -half_h, half_w, half_h], 1).astype(np.float32)
+    return np.round(anchors) if rounded else anchors
+
+
+def make_anchors(
+    height: int,
+    width: int,
+    strides: Sequence[int],
+    scales: Sequence[float],
+    ratios: Sequence[float],
+    rounded: bool,
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """All anchors of a canvas, level by level, row by row, cell by cell.
+
+    Returns the anchors (N, 4) float32, x1 y1 x2 y2 in canvas pixels; the corner (x, y) of each anchor's cell
+    (N, 2) float32, for leaving out cells that lie in an image's padding; and the number of anchors a level.
+    """
+    all_anchors, corners, counts = [], [], []
+    for stride in strides:
+        base = base_anchors(stride, scales, ratios, rounded)
+        y, x = np.mgrid[: height // stride, : width // stride].astype(np.float32) * stride
+        shifts = np.stack([x, y, x, y], -1).reshape(-1, 1, 4)
+        anchors = (shifts + base).reshape(-1, 4)
+        all_anchors.append(anchors)
+        corners.append(np.repeat(shifts[:, 0, :2], len(base), 0))
+        counts.append(len(anchors))
+    return np.concatenate(all_anchors), np.concatenate(corners), counts

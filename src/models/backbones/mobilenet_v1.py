@@ -1,0 +1,93 @@
+"""MobileNetV1 backbone (Howard et al., 2017, arXiv:1704.04861) with outputs at strides 4, 8, 16 and 32."""
+
+from collections.abc import Sequence
+
+from mindspore import Tensor, nn, ops
+
+from src.models.backbones.resnet import NormMaker, conv, freeze
+
+__all__ = ["MobileNetV1"]
+
+# (output channels, stride) of the depthwise-separable blocks, stage by stage; each stage ends at stride 4 * 2^i
+STAGES = (
+    ((64, 1), (128, 2), (128, 1)),
+    ((256, 2), (256, 1)),
+    ((512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1)),
+    ((1024, 2), (1024, 1)),
+)
+
+
+class SeparableBlock(nn.Cell):
+    """3x3 depthwise and 1x1 pointwise convolution, each with batch norm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: NormMaker):
+        super().__init__()
+        self.depthwise, self.bn1 = conv(in_channels, in_channels, 3, stride, groups=in_channels), norm(in_channels)
+        self.pointwise, self.bn2 = conv(in_channels, out_channels, 1), norm(out_channels)
+        self.relu = nn.ReLU()
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.depthwise(x)))
+        return self.relu(self.bn2(self.pointwise(x)))
+
+
+class MobileNetV1(nn.Cell):
+    """MobileNetV1 without its classifier.
+
+    Args:
+        width_multiplier: scales every channel count (rounded to a multiple of 8, at least 8).
+        num_stages, out_indices, frozen_stages, norm_*: as for ResNet.
+
+    Input (B, 3, H, W) float32, normalised. Output: a tuple of (B, w * 128 * 2^i, H / 2^(i+2), W / 2^(i+2)).
+    """
+
+    def __init__(
+        self,
+        width_multiplier: float = 1.0,
+        num_stages: int = 4,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = True,
+        norm_grad: bool = True,
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.9,
+    ):
+        super().__init__()
+        norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad)
+        channels = scaled_channels(32, width_multiplier)
+        self.conv1, self.bn1, self.relu = conv(3, channels, 3, 2), norm(channels), nn.ReLU()
+        stages = []
+        for plan in STAGES[:num_stages]:
+            blocks = []
+            for out_channels, stride in plan:
+                out_channels = scaled_channels(out_channels, width_multiplier)
+                blocks.append(SeparableBlock(channels, out_channels, stride, norm))
+                channels = out_channels
+            stages.append(nn.SequentialCell(blocks))
+        for i, stage in enumerate(stages):
+            setattr(self, f"layer{i + 1}", stage)
+        self.stages = tuple(stages)
+        self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
+        if frozen_stages >= 0:
+            freeze(self.conv1)
+            freeze(self.bn1)
+        for stage in stages[: max(frozen_stages, 0)]:
+            freeze(stage)
+
+    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.relu(self.bn1(self.conv1(x)))
+        if self.frozen_stages == 0:
+            x = ops.stop_gradient(x)
+        outputs = ()
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i + 1 == self.frozen_stages:
+                x = ops.stop_gradient(x)
+            if i in self.out_indices:
+                outputs += (x,)
+        return outputs
+
+
+def scaled_channels(channels: int, width_multiplier: float) -> int:
+    """`channels` times the multiplier, to the nearest multiple of 8, at least 8."""
+    return max(8, int(channels * width_multiplier + 4) // 8 * 8)

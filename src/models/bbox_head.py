@@ -1,0 +1,122 @@
+"""The box head: two fully connected layers, then classes and box deltas; its losses; and its detections."""
+
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
+from mindspore.common.initializer import Normal, XavierUniform
+
+from src.models.box_coder import BoxCoder, clip_boxes, take_rows
+from src.models.losses import cross_entropy, smooth_l1
+from src.ops.nms import BatchedNMS
+
+__all__ = ["BBoxHead", "BBoxLoss", "Detections"]
+
+
+class BBoxHead(nn.Cell):
+    """Two fully connected layers shared by classification and regression (arXiv:1612.03144, section 5.2).
+
+    Input (R, C, S, S). Outputs: class logits (R, num_classes), class 0 the background; deltas (R, 4 * num_classes),
+    or (R, 4) if class-agnostic.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        roi_feat_size: int,
+        fc_out_channels: int,
+        num_classes: int,
+        reg_class_agnostic: bool = False,
+    ):
+        super().__init__()
+        flat = in_channels * roi_feat_size**2
+        width = fc_out_channels
+        self.fc1 = nn.Dense(flat, width, weight_init=XavierUniform(), bias_init="zeros")
+        self.fc2 = nn.Dense(width, width, weight_init=XavierUniform(), bias_init="zeros")
+        self.cls = nn.Dense(width, num_classes, weight_init=Normal(0.01), bias_init="zeros")
+        deltas = 4 if reg_class_agnostic else 4 * num_classes
+        self.reg = nn.Dense(width, deltas, weight_init=Normal(0.001), bias_init="zeros")
+        self.relu = nn.ReLU()
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.relu(self.fc1(x.reshape(x.shape[0], -1)))
+        x = self.relu(self.fc2(x))
+        return self.cls(x), self.reg(x)
+
+
+class BBoxLoss(nn.Cell):
+    """Classification (cross entropy) and box (smooth L1) losses over sampled RoIs.
+
+    Inputs: logits (R, num_classes), deltas (R, 4 * num_classes) or (R, 4), rois (R, 4), labels (R,) int32 (0 for
+    negatives), gt_boxes (R, 4), valid (R,) and positive (R,) float32. Output: two scalars, means over valid RoIs.
+    """
+
+    def __init__(self, coder: BoxCoder, cls_weight: float = 1.0, box_weight: float = 1.0, beta: float = 1 / 9):
+        super().__init__()
+        self.coder, self.cls_weight, self.box_weight, self.beta = coder, cls_weight, box_weight, beta
+
+    def construct(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        rois: Tensor,
+        labels: Tensor,
+        gt_boxes: Tensor,
+        valid: Tensor,
+        positive: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        count = ops.maximum(valid.sum(), 1.0)
+        cls_loss = (cross_entropy(logits, labels) * valid).sum() / count
+        deltas = deltas.reshape(deltas.shape[0], -1, 4)
+        if deltas.shape[1] > 1:
+            deltas = take_rows(deltas, labels.expand_dims(1))
+        target = ops.stop_gradient(self.coder.encode(gt_boxes, rois))
+        box_loss = (smooth_l1(deltas.reshape(-1, 4), target, self.beta).sum(-1) * positive).sum() / count
+        return self.cls_weight * cls_loss, self.box_weight * box_loss
+
+
+class Detections(nn.Cell):
+    """Final boxes: (box, class) pairs above a score threshold, decoded, clipped, suppressed class by class.
+
+    Args:
+        coder: of the box head.  num_classes: with background.  score_thr, iou_threshold, max_per_img, nms_pre (pairs
+        that enter NMS, best first), min_bbox_size: as test_cfg.rcnn.
+
+    Inputs: logits (B, P, num_classes), deltas (B, P, 4 * num_classes) or (B, P, 4), proposals (B, P, 4), valid
+    (B, P) bool, image_size (B, 2). Outputs, D = max_per_img rows an image, best first, all-zero where not valid:
+    boxes (B, D, 4) in canvas pixels, scores (B, D), labels (B, D) int32, valid (B, D) bool.
+    """
+
+    def __init__(
+        self,
+        coder: BoxCoder,
+        num_classes: int,
+        score_thr: float,
+        iou_threshold: float,
+        max_per_img: int,
+        nms_pre: int,
+        min_bbox_size: float,
+        builtin_ops: bool = False,
+    ):
+        super().__init__()
+        self.coder, self.num_classes, self.nms_pre = coder, num_classes, nms_pre
+        self.score_thr, self.min_bbox_size = score_thr, min_bbox_size
+        self.nms = BatchedNMS(iou_threshold, max_per_img, builtin=builtin_ops)
+        self.topk = ops.TopK(sorted=True)
+
+    def construct(
+        self, logits: Tensor, deltas: Tensor, proposals: Tensor, valid: Tensor, image_size: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        b, p, classes = proposals.shape[0], proposals.shape[1], self.num_classes - 1
+        score = ops.softmax(logits, -1)[..., 1:] * valid.astype(logits.dtype).expand_dims(-1)
+        score, pair = self.topk(score.reshape(b, -1), min(self.nms_pre, p * classes))
+        row, label = pair // classes, pair % classes + 1
+        if deltas.shape[-1] == 4:
+            delta = take_rows(deltas, row)
+        else:
+            delta = take_rows(deltas.reshape(b, -1, 4), row * self.num_classes + label)
+        boxes = clip_boxes(self.coder(delta, take_rows(proposals, row)), image_size)
+        size = boxes[..., 2:] - boxes[..., :2]
+        usable = ops.logical_and(score > self.score_thr, size.min(-1) >= self.min_bbox_size)
+        index, kept = self.nms(boxes, score, label.astype(mstype.int32), usable)
+        mask = kept.astype(boxes.dtype)
+        label = take_rows(label, index).astype(mstype.int32) * kept.astype(mstype.int32)
+        return take_rows(boxes, index) * mask.expand_dims(-1), take_rows(score, index) * mask, label, kept

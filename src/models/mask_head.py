@@ -1,0 +1,94 @@
+"""The mask head (He et al., 2017, arXiv:1703.06870), its targets and its loss."""
+
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
+from mindspore.common.initializer import HeNormal, Normal
+
+from src.models.losses import binary_cross_entropy
+from src.ops.roi_align import MultiScaleRoIAlign
+
+__all__ = ["MaskHead", "MaskLoss", "MaskTargets"]
+
+
+class MaskHead(nn.Cell):
+    """3x3 convolutions, a 2x transposed convolution and a 1x1 convolution to one mask a class.
+
+    Inputs: features (R, C, S, S), labels (R,) int32 in 0..num_classes-1. Output: logits (R, 2S, 2S) of each RoI's
+    own class. Only that class's filter is applied: the other num_classes - 1 masks would be thrown away.
+    """
+
+    def __init__(self, num_convs: int, in_channels: int, conv_out_channels: int, num_classes: int):
+        super().__init__()
+        he = HeNormal(mode="fan_out", nonlinearity="relu")
+        channels = [in_channels] + [conv_out_channels] * num_convs
+        self.convs = nn.CellList(
+            [
+                nn.Conv2d(i, o, 3, pad_mode="pad", padding=1, has_bias=True, weight_init=he, bias_init="zeros")
+                for i, o in zip(channels[:-1], channels[1:], strict=True)
+            ]
+        )
+        self.upsample = nn.Conv2dTranspose(
+            channels[-1], conv_out_channels, 2, 2, pad_mode="valid", has_bias=True, weight_init=he, bias_init="zeros"
+        )
+        self.logits = nn.Conv2d(
+            conv_out_channels, num_classes, 1, has_bias=True, weight_init=Normal(0.001), bias_init="zeros"
+        )
+        self.relu = nn.ReLU()
+        self.bmm = ops.BatchMatMul()
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last convolution sees, (R, conv_out_channels, 2S, 2S)."""
+        for conv in self.convs:
+            x = self.relu(conv(x))
+        return self.relu(self.upsample(x))
+
+    def construct(self, x: Tensor, labels: Tensor) -> Tensor:
+        x = self.features(x)
+        r, c, h, w = x.shape
+        weight = ops.gather(self.logits.weight.reshape(-1, c), labels, 0).reshape(r, 1, c)
+        bias = ops.gather(self.logits.bias, labels, 0).reshape(r, 1, 1)
+        return (self.bmm(weight, x.reshape(r, c, h * w)) + bias).reshape(r, h, w)
+
+
+class MaskTargets(nn.Cell):
+    """Each RoI's part of its object's mask, resampled to the mask head's output.
+
+    Ground-truth masks are box-relative crops: crop cell (i, j) of S x S covers that part of the object's box. The
+    RoI is moved into crop coordinates and cut out by RoIAlign with one level and stride 1, so that it needs no
+    full-image bitmap.
+
+    Args:
+        mask_size: side of the targets, M.
+        aligned: whether the family crops its bitmaps with an aligned RoIAlign. torchvision doesn't, which reads each
+        mask half a pixel further right and down; its checkpoints have learnt that.
+
+    Inputs: masks (N, S, S) uint8 0..255; index (R,) int32 into masks; rois and gt_boxes (R, 4) in canvas pixels.
+    Output (R, M, M) float32 in [0, 1], without gradient.
+    """
+
+    def __init__(self, mask_size: int, aligned: bool, builtin_ops: bool = False):
+        super().__init__()
+        self.shift = 0.0 if aligned else 0.5
+        self.roi_align = MultiScaleRoIAlign(mask_size, 4, True, (1,), builtin=builtin_ops)
+
+    def construct(self, masks: Tensor, index: Tensor, rois: Tensor, gt_boxes: Tensor) -> Tensor:
+        side = masks.shape[-1]
+        size = ops.maximum(gt_boxes[:, 2:] - gt_boxes[:, :2], 1e-6)
+        origin, scale = ops.tile(gt_boxes[:, :2], (1, 2)), ops.tile(side / size, (1, 2))
+        moved = (rois + self.shift - origin) * scale
+        rows = ops.concat((index.astype(moved.dtype).expand_dims(1), moved), 1)
+        features = masks.astype(mstype.float32).expand_dims(1) / 255
+        crops = self.roi_align((features,), ops.stop_gradient(rows), ops.zeros_like(index))
+        return ops.stop_gradient(crops.squeeze(1))
+
+
+class MaskLoss(nn.Cell):
+    """Binary cross entropy of each positive RoI's mask: logits, targets (R, M, M), positive (R,) -> a scalar mean."""
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        self.weight = weight
+
+    def construct(self, logits: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
+        each = binary_cross_entropy(logits, targets).mean((1, 2)) * positive
+        return self.weight * each.sum() / ops.maximum(positive.sum(), 1.0)

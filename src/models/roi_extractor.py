@@ -1,0 +1,49 @@
+"""RoI features from the FPN level that fits each RoI."""
+
+from collections.abc import Sequence
+
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
+
+from src.ops.roi_align import MultiScaleRoIAlign
+
+__all__ = ["RoIExtractor"]
+
+
+class RoIExtractor(nn.Cell):
+    """RoIAlign (He et al., 2017, arXiv:1703.06870) on the level chosen by FPN's rule (arXiv:1612.03144, eq. 1).
+
+    Args:
+        out_size: side of the features.  sampling_ratio, aligned: of RoIAlign.  strides: of the levels, finest first.
+        finest_scale: RoIs whose sqrt(area) is below twice this (pixels) go to the finest level, below 4 times to
+        the next, and so on.
+
+    Inputs: features, a tuple of (B, C, H_l, W_l), of which the first len(strides) are used; boxes (B, N, 4) in canvas
+    pixels; valid (B, N) bool. Output (B * N, C, out_size, out_size), zero for rows that aren't valid.
+    """
+
+    def __init__(
+        self,
+        out_size: int,
+        sampling_ratio: int,
+        aligned: bool,
+        strides: Sequence[int],
+        finest_scale: float,
+        builtin_ops: bool = False,
+    ):
+        super().__init__()
+        self.finest_scale, self.num_levels = finest_scale, len(strides)
+        self.roi_align = MultiScaleRoIAlign(out_size, sampling_ratio, aligned, tuple(strides), builtin=builtin_ops)
+
+    def levels(self, boxes: Tensor, valid: Tensor) -> Tensor:
+        """Level of each box (B, N) int32; -1 where not valid."""
+        side = ops.sqrt((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))
+        level = ops.floor(ops.log2(ops.maximum(side / self.finest_scale, 1e-6)) + 1e-6)
+        level = ops.clamp(level, 0.0, self.num_levels - 1.0).astype(mstype.int32)
+        return ops.select(valid, level, -ops.ones_like(level))
+
+    def construct(self, features: tuple[Tensor, ...], boxes: Tensor, valid: Tensor) -> Tensor:
+        b, n = boxes.shape[:2]
+        image = ops.arange(b).astype(boxes.dtype).reshape(b, 1, 1).broadcast_to((b, n, 1))
+        rois = ops.concat((image, boxes), -1).reshape(-1, 5)
+        return self.roi_align(features[: self.num_levels], rois, self.levels(boxes, valid).reshape(-1))

@@ -1,0 +1,156 @@
+"""Checkpoints: written whole or not at all, read whole or refused."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, nn
+
+from src.errors import UserError
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointFolder",
+    "load_backbone",
+    "load_checkpoint",
+    "load_detector",
+    "save_checkpoint",
+]
+
+
+class CheckpointError(UserError):
+    """A checkpoint that can't be read, written or used; the message names the file and the remedy."""
+
+
+def save_checkpoint(net: nn.Cell, path: str | Path) -> None:
+    """Writes the parameters of `net` with a checksum, beside, then renames. Raises CheckpointError."""
+    path = Path(path)
+    beside = path.with_name(f"{path.stem}.writing.ckpt")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ms.save_checkpoint(net, str(beside), crc_check=True)
+        # MindSpore swallows some write errors and leaves a short file
+        with open(beside, "rb") as f:
+            os.fsync(f.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except (OSError, RuntimeError, ValueError) as e:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{path}: can't write the checkpoint: {reason}; free space or set train_outputs"
+        ) from None
+
+
+def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
+    """Parameters by name of a MindSpore .ckpt. Raises CheckpointError for a missing, damaged or foreign file."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if path.suffix != ".ckpt":
+        raise CheckpointError(f"{path}: not a .ckpt file; convert it with python -m src.convert_checkpoint")
+    try:
+        loaded = ms.load_checkpoint(str(path), crc_check=True)
+    except Exception:  # MindSpore raises several kinds, some of them protobuf's own
+        raise CheckpointError(f"{path}: damaged, truncated or not a MindSpore checkpoint") from None
+    return {name: p.asnumpy() for name, p in loaded.items() if isinstance(p, Parameter)}
+
+
+def _compare(net: nn.Cell, params: dict[str, np.ndarray], path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Names missing from the file, names that `net` doesn't have, and shapes that differ (as text)."""
+    own = {p.name: tuple(p.shape) for p in net.get_parameters()}
+    missing = [n for n in own if n not in params]
+    extra = [n for n in params if n not in own]
+    differ = [f"{n} {params[n].shape} for {own[n]}" for n in own if n in params and params[n].shape != own[n]]
+    return missing, extra, differ
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _assign(net: nn.Cell, params: dict[str, np.ndarray]) -> None:
+    ms.load_param_into_net(net, {n: Parameter(np.asarray(v), name=n) for n, v in params.items()})
+
+
+def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -> list[str]:
+    """Loads a whole checkpoint. With `finetune`, parameters of another shape (other classes) keep their random values.
+
+    Returns the names left random. Raises CheckpointError for a checkpoint of another model, naming what differs.
+    """
+    path = Path(path)
+    params = load_checkpoint(path)
+    missing, extra, differ = _compare(detector, params, path)
+    if finetune:
+        own = {p.name: tuple(p.shape) for p in detector.get_parameters()}
+        usable = {n: v for n, v in params.items() if own.get(n) == v.shape}
+        if not usable:
+            raise CheckpointError(f"{path}: has no parameter of this model; it holds {_some(list(params))}")
+        _assign(detector, usable)
+        return [n for n in own if n not in usable]
+    problems = []
+    if differ:
+        problems.append(f"shapes differ: {_some(differ)}")
+    if missing:
+        problems.append(f"not in the file: {_some(missing)}")
+    if extra:
+        problems.append(f"not in the model: {_some(extra)}")
+    if problems:
+        raise CheckpointError(f"{path}: a checkpoint of another model ({'; '.join(problems)}); check --config_path")
+    _assign(detector, params)
+    return []
+
+
+def load_backbone(detector: nn.Cell, path: str | Path) -> None:
+    """Loads the backbone's parameters alone, named `backbone.*` or without that prefix; others are left out.
+
+    Raises CheckpointError if one is missing or of another shape.
+    """
+    path = Path(path)
+    params = load_checkpoint(path)
+    wanted = [p for p in detector.get_parameters() if p.name.startswith("backbone.")]
+    found = {}
+    for p in wanted:
+        value = params.get(p.name, params.get(p.name.removeprefix("backbone.")))
+        if value is not None:
+            found[p.name] = value
+    missing = [p.name for p in wanted if p.name not in found]
+    differ = [
+        f"{p.name} {found[p.name].shape} for {tuple(p.shape)}"
+        for p in wanted
+        if p.name in found and found[p.name].shape != tuple(p.shape)
+    ]
+    if missing or differ:
+        raise CheckpointError(
+            f"{path}: doesn't hold this backbone (missing or of another shape: "
+            f"{_some(differ + missing)}); check backbone.type, depth and width"
+        )
+    _assign(detector, found)
+
+
+class CheckpointFolder:
+    """Checkpoints `{detector}-{epoch}_{step}.ckpt` of one run, of which the newest `keep` stay."""
+
+    def __init__(self, folder: str | Path, prefix: str, keep: int):
+        self.folder, self.prefix, self.keep = Path(folder), prefix, keep
+
+    def list(self) -> list[Path]:
+        """Checkpoints there are, oldest first."""
+        found = []
+        for p in self.folder.glob(f"{self.prefix}-*.ckpt"):
+            m = re.fullmatch(re.escape(self.prefix) + r"-(\d+)_(\d+)\.ckpt", p.name)
+            if m:
+                found.append((int(m[1]), int(m[2]), p))
+        return [p for _, _, p in sorted(found)]
+
+    def save(self, net: nn.Cell, epoch: int, step: int) -> Path:
+        """Saves after `step` steps of `epoch` (both counted from 1) and drops the oldest past `keep`."""
+        path = self.folder / f"{self.prefix}-{epoch}_{step}.ckpt"
+        save_checkpoint(net, path)
+        for old in self.list()[: -self.keep]:
+            old.unlink()
+        return path

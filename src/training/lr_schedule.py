@@ -1,0 +1,32 @@
+"""The learning rate of every step."""
+
+import math
+
+import numpy as np
+
+from src.config import Config
+
+__all__ = ["learning_rates"]
+
+
+def learning_rates(config: Config, steps_per_epoch: int, ranks: int = 1) -> np.ndarray:
+    """Learning rate of each step of the whole training, (epoch_size * steps_per_epoch,) float32.
+
+    Linear warm-up from warmup_ratio, then steps (divided by 10 after each epoch of lr_steps) or a half cosine down
+    to min_lr. Scaled linearly by images a step over base_batch_size (Goyal et al., 2017, arXiv:1706.02677).
+    """
+    lr = config.lr
+    if config.base_batch_size:
+        lr *= config.batch_size * ranks / config.base_batch_size
+    total = config.epoch_size * steps_per_epoch
+    step = np.arange(total, dtype=np.float64)
+    if config.lr_type == "cosine":
+        rates = config.min_lr + (lr - config.min_lr) * 0.5 * (1 + np.cos(math.pi * step / total))
+    else:
+        epoch = step // steps_per_epoch
+        drops = sum((epoch >= e).astype(np.int64) for e in config.lr_steps) if config.lr_steps else 0
+        rates = lr * 0.1**drops * np.ones(total)
+    if config.warmup_step:
+        ramp = np.minimum(step / config.warmup_step, 1)
+        rates = rates * (config.warmup_ratio + (1 - config.warmup_ratio) * ramp)
+    return np.maximum(rates, config.min_lr).astype(np.float32)
