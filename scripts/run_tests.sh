@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The whole test suite, and the linter. Arguments go to pytest: bash scripts/run_tests.sh tests/models -k fpn
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+set_up requirements-dev.txt
+cd "$ROOT"
+if [ -z "${COCO_ROOT:-}" ] && [ -d ../shared/data/coco_mini ]; then
+    COCO_ROOT=$(cd ../shared/data/coco_mini && pwd)
+    export COCO_ROOT
+fi
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/shellcheck -x scripts/*.sh
+exec "$VENV_PYTHON" -m pytest -q --durations=10 "$@"
