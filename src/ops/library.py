@@ -1,0 +1,117 @@
+"""Where the built C++ operators are: one shared library for this source, these flags and this CPU.
+
+The file name carries a hash of all three, so a library that was built from other source, or on a CPU with other
+instructions, is simply not found: it is never loaded. Run as a program (no MindSpore needed), this file answers
+``scripts/build_custom.sh``: ``python src/ops/library.py {path,sources,flags}``.
+"""
+
+import functools
+import hashlib
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+__all__ = ["CXX_FLAGS", "SOURCES", "library_path", "find_library", "custom_operator_path"]
+
+_OPS = Path(__file__).resolve().parent
+_ROOT = _OPS.parents[1]
+
+# Each source with its rule for fusing products and sums. Off: a box's IoU must be the same number in a vector loop,
+# in that loop's remainder and on another CPU. RoIAlign's sums may fuse; its sampling positions guard themselves.
+SOURCES: tuple[tuple[Path, str], ...] = (
+    (_OPS / "roi_align" / "csrc" / "roi_align_cpu.cc", "-ffp-contract=fast"),
+    (_OPS / "csrc" / "nms.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "matching.cc", "-ffp-contract=off"),
+)
+_HEADERS: tuple[Path, ...] = (
+    _OPS / "roi_align" / "csrc" / "roi_align.h",
+    _OPS / "roi_align" / "csrc" / "roi_align_geometry.h",
+    _OPS / "csrc" / "parallel.h",
+)
+CXX_FLAGS: tuple[str, ...] = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-pthread",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
+
+
+def _cpu_features() -> str:
+    """The instruction set of this machine, as the kernel tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    kept = {line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))}
+    return "\n".join([platform.machine(), *sorted(kept)])
+
+
+@functools.lru_cache(maxsize=1)
+def library_path() -> Path:
+    """The path the library of this source and CPU has, built or not."""
+    digest = hashlib.sha256()
+    for path in (*(source for source, _ in SOURCES), *_HEADERS):
+        digest.update(path.read_bytes())
+    digest.update(" ".join([*CXX_FLAGS, *(rule for _, rule in SOURCES)]).encode())
+    digest.update(_cpu_features().encode())
+    return _ROOT / "build" / "custom_ops" / f"librcnn_ops-{digest.hexdigest()[:16]}.so"
+
+
+def find_library() -> Path | None:
+    """The built library, or None."""
+    path = library_path()
+    return path if path.is_file() else None
+
+
+@functools.lru_cache(maxsize=1)
+def _warn_once() -> None:
+    warnings.warn(
+        "the C++ operators are not built: the slower MindSpore versions are used (build: scripts/build_custom.sh)",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def custom_operator_path(builtin: bool) -> str | None:
+    """What ``ops.Custom`` is to load, or None for the version of standard MindSpore operators.
+
+    Args:
+        builtin: standard operators are asked for.
+
+    None also on devices other than the CPU, and, with one warning in all, where the library is not built.
+    """
+    import mindspore as ms  # not at the top: this file also runs without MindSpore
+
+    if builtin or ms.get_context("device_target") != "CPU":
+        return None
+    path = find_library()
+    if path is None:
+        _warn_once()
+        return None
+    return os.fspath(path)
+
+
+def _main(argv: list[str]) -> int:
+    answers = {
+        "path": lambda: [library_path()],
+        "sources": lambda: [f"{rule} {source}" for source, rule in SOURCES],
+        "flags": lambda: CXX_FLAGS,
+    }
+    if len(argv) != 2 or argv[1] not in answers:
+        print(f"usage: {argv[0]} {{{','.join(answers)}}}", file=sys.stderr)
+        return 2
+    for item in answers[argv[1]]():
+        print(item)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv))

@@ -1,0 +1,114 @@
+"""Which ground-truth box each box overlaps most (the MaxIoU matching of Faster R-CNN, Ren et al., 2015)."""
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from src.ops.library import custom_operator_path
+
+__all__ = ["MaxIoUMatch"]
+
+# Ground-truth boxes the builtin version compares at a time: bounds its memory to B * N * 16 floats an intermediate.
+_GT_CHUNK = 16
+
+
+class MaxIoUMatch(nn.Cell):
+    """For each box, its best ground-truth box; for each ground-truth box, which boxes are its best.
+
+    IoU is inter / (area of the box + area of the ground truth - inter), in float32 and in this order, 0 for an empty
+    union. No gradient.
+
+    Args:
+        builtin: use standard MindSpore operators only.
+
+    Inputs:
+        boxes: (N, 4), the same for each image, or (B, N, 4) float32, x1 y1 x2 y2.
+        box_valid: (B, N) bool. Other boxes give zeros and False, and are nobody's best.
+        gt_boxes: (B, G, 4) float32.
+        gt_valid: (B, G) bool.
+        ignore_boxes: (B, K, 4) float32, crowd regions; rows of zeros are padding.
+
+    Returns:
+        max_iou: (B, N) float32, over the valid ground truth; 0 where there is none.
+        argmax: (B, N) int32 into G, the first of equals (the first valid one where all IoUs are 0); 0 where there is
+            none.
+        is_gt_best: (B, N) bool, the IoU with some valid ground truth is above 0 and equals the highest that one has
+            with any valid box; all that tie count.
+        max_iof: (B, N) float32, largest share of the box's area inside one ignore box.
+    """
+
+    def __init__(self, builtin: bool = False) -> None:
+        super().__init__()
+        library = custom_operator_path(builtin)
+        if library is not None:
+            self.match = ops.Custom(f"{library}:MaxIoUMatch", _output_shapes, _output_dtypes, func_type="aot")
+        else:
+            self.match = _BuiltinMatch()
+
+    def construct(
+        self, boxes: Tensor, box_valid: Tensor, gt_boxes: Tensor, gt_valid: Tensor, ignore_boxes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        max_iou, argmax, is_gt_best, max_iof = self.match(
+            ops.stop_gradient(boxes), box_valid, ops.stop_gradient(gt_boxes), gt_valid, ignore_boxes
+        )
+        return (
+            ops.stop_gradient(max_iou),
+            ops.stop_gradient(argmax),
+            ops.stop_gradient(is_gt_best),
+            ops.stop_gradient(max_iof),
+        )
+
+
+def _output_shapes(*shapes):
+    shape = shapes[1]
+    return (shape, shape, shape, shape)
+
+
+def _output_dtypes(*_):
+    return (ms.float32, ms.int32, ms.bool_, ms.float32)
+
+
+class _BuiltinMatch(nn.Cell):
+    def construct(self, boxes, box_valid, gt_boxes, gt_valid, ignore_boxes):
+        if boxes.ndim == 2:
+            boxes = boxes.expand_dims(0)
+        boxes = boxes.expand_dims(2)  # (B or 1, N, 1, 4)
+        area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+        best = ops.full(box_valid.shape, -1.0, dtype=ms.float32)
+        argmax = ops.zeros(box_valid.shape, ms.int32)
+        is_gt_best = ops.zeros(box_valid.shape, ms.bool_)
+        mask = box_valid.expand_dims(2)
+        for begin in range(0, gt_boxes.shape[1], _GT_CHUNK):
+            gts = gt_boxes[:, begin : begin + _GT_CHUNK].expand_dims(1)
+            usable = ops.logical_and(mask, gt_valid[:, begin : begin + _GT_CHUNK].expand_dims(1))
+            gt_area = (gts[..., 2] - gts[..., 0]) * (gts[..., 3] - gts[..., 1])
+            inter = _intersection(boxes, gts)
+            union = area + gt_area - inter
+            iou = _quotient(inter, union)
+            iou = ops.select(usable, iou, ops.full_like(iou, -1.0))
+            top = iou.max(axis=1, keepdims=True)
+            is_best = ops.logical_and(iou == top, top > 0.0)
+            is_gt_best = ops.logical_or(is_gt_best, is_best.astype(ms.float32).max(axis=2) > 0.0)
+            here, which = iou.max(axis=2), iou.argmax(axis=2).astype(ms.int32)
+            better = here > best
+            argmax = ops.select(better, which + begin, argmax)
+            best = ops.select(better, here, best)
+        ignored = ignore_boxes.expand_dims(1)
+        iof = _quotient(_intersection(boxes, ignored), area)
+        listed = ops.logical_and(mask, (ignored != 0.0).astype(ms.float32).max(axis=-1) > 0.0)
+        iof = ops.select(listed, iof, ops.zeros_like(iof))
+        return ops.maximum(best, 0.0), argmax, is_gt_best, iof.max(axis=2)
+
+
+def _intersection(a, b):
+    """(..., 4), (..., 4) -> (...) areas, broadcast."""
+    low = ops.maximum(a[..., :2], b[..., :2])
+    high = ops.minimum(a[..., 2:], b[..., 2:])
+    size = ops.maximum(high - low, 0.0)
+    return size[..., 0] * size[..., 1]
+
+
+def _quotient(part, whole):
+    """part / whole, 0 where whole is not positive."""
+    whole = ops.broadcast_to(whole, part.shape)
+    positive = whole > 0.0
+    return ops.select(positive, part / ops.select(positive, whole, ops.ones_like(whole)), ops.zeros_like(part))

@@ -1,0 +1,253 @@
+"""Multi-level RoIAlign (He et al., "Mask R-CNN", 2017, section 3): one operator for all levels of a pyramid.
+
+Two implementations with the same results: a C++ operator for the CPU (``csrc/``), and one of standard MindSpore
+operators for exports, other devices and machines where the library is not built.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.ops.library import custom_operator_path
+
+__all__ = ["MultiScaleRoIAlign", "MAX_LEVELS"]
+
+MAX_LEVELS = 5
+
+# The builtin adaptive version holds at most this many floats of one intermediate at a time (64 MiB).
+_CHUNK_FLOATS = 1 << 24
+
+
+class MultiScaleRoIAlign(nn.Cell):
+    """Crops each RoI from the pyramid level it was assigned to; torchvision.ops.roi_align's conventions.
+
+    Args:
+        output_size: bins an axis.
+        sampling_ratio: samples a bin and axis; 0: as many as the bin has cells, rounded up.
+        aligned: shift by half a cell (True), or keep the RoI where it was and at least one cell large (False).
+        strides: canvas pixels a cell, one a level; 1 to 5 levels.
+        builtin: use standard MindSpore operators only.
+
+    Inputs:
+        features: one map a level, each (B, C, H_l, W_l) float32 or float16.
+        rois: (K, 5) float32, rows of [image in the batch, x1, y1, x2, y2] in canvas pixels. Must be finite.
+        levels: (K,) int32, index into ``features``; a negative one marks padding: zeros, no gradient.
+
+    Returns:
+        (K, C, output_size, output_size), float32 (float16 for float16 features). Only ``features`` have a gradient.
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        sampling_ratio: int,
+        aligned: bool,
+        strides: tuple[int, ...],
+        builtin: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 1 <= len(strides) <= MAX_LEVELS:
+            raise ValueError(f"1 to {MAX_LEVELS} levels are possible, not {len(strides)}")
+        if output_size < 1 or sampling_ratio < 0 or min(strides) <= 0:
+            raise ValueError("output_size and strides must be positive, sampling_ratio not negative")
+        library = custom_operator_path(builtin)
+        self.output_size = output_size
+        self.missing_levels = MAX_LEVELS - len(strides)
+        if library is not None:
+            self.align = _CustomRoIAlign(library, output_size, sampling_ratio, aligned, strides)
+        elif sampling_ratio > 0:
+            self.align = _FixedRoIAlign(output_size, sampling_ratio, aligned, strides)
+        else:
+            self.align = _AdaptiveRoIAlign(output_size, aligned, strides)
+        self.custom = library is not None
+        self.no_map = Tensor(np.zeros((1, 1, 1, 1), np.float32))
+
+    def construct(self, features: tuple[Tensor, ...], rois: Tensor, levels: Tensor) -> Tensor:
+        rois = ops.stop_gradient(rois)
+        dtype = features[0].dtype
+        maps = ()
+        for feature in features:
+            maps = maps + (feature.astype(ms.float32),)
+        if not self.custom and rois.shape[0] == 0:
+            return ops.zeros((0, maps[0].shape[1], self.output_size, self.output_size), dtype)
+        if not self.custom:
+            return self.align(maps, rois, levels).astype(dtype)
+        for _ in range(self.missing_levels):
+            maps = maps + (self.no_map,)
+        return self.align(maps[0], maps[1], maps[2], maps[3], maps[4], rois, levels).astype(dtype)
+
+
+def _output_shape(*shapes):
+    """Of the forward operator: 5 maps, rois, levels, config."""
+    output_size = shapes[MAX_LEVELS + 2][0]
+    return (shapes[MAX_LEVELS][0], shapes[0][1], output_size, output_size)
+
+
+def _first_dtype(*dtypes):
+    return dtypes[0]
+
+
+def _gradient_shapes(*shapes):
+    """Of the backward operator: output gradient, 5 maps, rois, levels, config."""
+    return tuple(shapes[1 : 1 + MAX_LEVELS])
+
+
+def _gradient_dtypes(*dtypes):
+    return tuple(dtypes[1 : 1 + MAX_LEVELS])
+
+
+class _CustomRoIAlign(nn.Cell):
+    """The C++ operator. Five maps always: a custom operator's gradient needs one fixed signature in graph mode."""
+
+    def __init__(
+        self, library: str, output_size: int, sampling_ratio: int, aligned: bool, strides: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        padded = tuple(strides) + (1,) * (MAX_LEVELS - len(strides))
+        config = np.array([sampling_ratio, aligned, len(strides), *padded], np.float32)
+        # A row for each bin: shape inference must depend on input shapes alone, since MindSpore caches it across
+        # operators of one name.
+        self.config = Tensor(np.tile(config, (output_size, 1)))
+        self.forward_op = ops.Custom(f"{library}:RoIAlignForward", _output_shape, _first_dtype, func_type="aot")
+        self.backward_op = ops.Custom(
+            f"{library}:RoIAlignBackward", _gradient_shapes, _gradient_dtypes, func_type="aot"
+        )
+
+    def construct(self, p0, p1, p2, p3, p4, rois, levels):
+        return self.forward_op(p0, p1, p2, p3, p4, rois, levels, self.config)
+
+    def bprop(self, p0, p1, p2, p3, p4, rois, levels, out, dout):
+        # The maps are passed for their shapes alone; the operator doesn't read them.
+        gradients = self.backward_op(dout, p0, p1, p2, p3, p4, rois, levels, self.config)
+        return (
+            gradients[0],
+            gradients[1],
+            gradients[2],
+            gradients[3],
+            gradients[4],
+            ops.zeros_like(rois),
+            ops.zeros_like(levels),
+        )
+
+
+class _FixedRoIAlign(nn.Cell):
+    """``ops.ROIAlign`` on every level, each RoI's level chosen afterwards. For a fixed number of samples."""
+
+    def __init__(self, output_size: int, sampling_ratio: int, aligned: bool, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.aligned = aligned
+        # Mode 1 ends a RoI at (x2 + 1) * scale and lets it be of any size: with x2 - 1 and our own shift or least
+        # size it is either convention. Mode 0 would be the one that is not aligned, but its gradient is mode 1's.
+        self.aligners = [ops.ROIAlign(output_size, output_size, 1.0 / s, sampling_ratio, 1) for s in strides]
+        self.strides = tuple(float(s) for s in strides)
+
+    def _moved(self, rois, stride):
+        """RoIs as ``ops.ROIAlign`` in mode 1 wants them."""
+        image, low, high = rois[:, :1], rois[:, 1:3], rois[:, 3:]
+        if self.aligned:
+            low, high = low - 0.5 * stride, high - 0.5 * stride
+        else:
+            high = ops.maximum(high, low + stride)
+        return ops.concat((image, low, high - 1.0), 1)
+
+    def construct(self, features, rois, levels):
+        levels = levels.reshape((-1, 1))
+        rois = ops.select(ops.broadcast_to(levels >= 0, rois.shape), rois, ops.zeros_like(rois))
+        levels = levels.reshape((-1, 1, 1, 1))
+        result = 0.0
+        for i, align in enumerate(self.aligners):
+            crops = align(features[i], self._moved(rois, self.strides[i]))
+            chosen = ops.broadcast_to(levels == i, crops.shape)
+            result = result + ops.select(chosen, crops, ops.zeros_like(crops))
+        return result
+
+
+class _AdaptiveRoIAlign(nn.Cell):
+    """Any number of samples a bin, by dense matrices: rows (out x H) times map (H x W) times columns (W x out).
+
+    ``ops.ROIAlign`` rounds the adaptive number of samples down instead of up and divides by it when it is zero.
+    """
+
+    def __init__(self, output_size: int, aligned: bool, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.aligned = aligned
+        self.scales = tuple(1.0 / stride for stride in strides)
+        self.bins = Tensor(np.arange(output_size, dtype=np.float32).reshape(1, -1, 1))
+        self.batch_matmul = ops.BatchMatMul()
+        self.batch_matmul_bt = ops.BatchMatMul(transpose_b=True)
+
+    def _axis(self, low: Tensor, high: Tensor, scale: float, length: int) -> tuple[Tensor, Tensor]:
+        """(k,) pixels -> (k, out, length) sums of sample weights, and (k, 1, 1) samples a bin."""
+        shift = 0.5 if self.aligned else 0.0
+        start = low * scale - shift
+        size = high * scale - shift - start
+        if not self.aligned:
+            size = ops.maximum(size, 1.0)
+        size = (size / self.output_size).reshape((-1, 1, 1))
+        grid = ops.maximum(ops.ceil(size), 0.0)
+        step = size / ops.maximum(grid, 1.0)
+        first = start.reshape((-1, 1, 1)) + self.bins * size
+        cells = ops.arange(length).astype(ms.float32).reshape((1, 1, -1))
+        # Samples within one cell of a cell weigh on it. Steps are half a cell or more (or there is one sample), so
+        # these are at most 5 in a row; one more for the rounding of the first.
+        nearest = ops.floor((cells - 1.0 - first) / ops.maximum(step, 1e-6))
+        nearest = ops.maximum(ops.minimum(nearest, grid - 1.0), 0.0)
+        weights = 0.0
+        for i in range(6):
+            sample = nearest + i
+            position = first + (sample + 0.5) * size / ops.maximum(grid, 1.0)
+            inside = ops.logical_and(position >= -1.0, position <= length)
+            inside = ops.logical_and(inside, sample < grid).astype(ms.float32)
+            position = ops.clip_by_value(position, 0.0, length - 1.0)
+            weights = weights + inside * ops.maximum(1.0 - ops.abs(position - cells), 0.0)
+        return weights, grid
+
+    def _level(self, feature, rois, scale):
+        """(B, C, H, W), (k, 5) -> (k, C, out, out)."""
+        batch, channels, height, width = feature.shape
+        count, out = rois.shape[0], self.output_size
+        columns, grid_x = self._axis(rois[:, 1], rois[:, 3], scale, width)
+        rows, grid_y = self._axis(rois[:, 2], rois[:, 4], scale, height)
+        rows = rows / ops.maximum(grid_x * grid_y, 1.0)
+        rows, columns = ops.stop_gradient(rows), ops.stop_gradient(columns)
+        image = rois[:, 0].astype(ms.int32)
+        parts = ()
+        if batch > 8 or count * channels * height * width <= _CHUNK_FLOATS:
+            # Many small maps (mask crops): a copy of its map for each RoI.
+            step = max(1, _CHUNK_FLOATS // (channels * height * width))
+            for k in range(0, count, step):
+                maps = ops.gather(feature, image[k : k + step], 0)
+                size = maps.shape[0]
+                part = self.batch_matmul_bt(
+                    maps.reshape((size, channels * height, width)), columns[k : k + step]
+                ).reshape((size, channels, height, out))
+                lines = ops.broadcast_to(
+                    rows[k : k + step].reshape((size, 1, out, height)), (size, channels, out, height)
+                )
+                parts = parts + (self.batch_matmul(lines, part),)
+            return ops.concat(parts, 0)
+        flat = ops.transpose(feature, (0, 2, 1, 3)).reshape((batch, height, channels * width))
+        step = max(1, _CHUNK_FLOATS // (out * channels * width))
+        for k in range(0, count, step):
+            lines, across = rows[k : k + step], columns[k : k + step]
+            size = lines.shape[0]
+            part = 0.0
+            for b in range(batch):
+                here = (image[k : k + step] == b).astype(ms.float32).reshape((size, 1, 1))
+                part = part + ops.MatMul()((lines * here).reshape((size * out, height)), flat[b])
+            part = part.reshape((size, out * channels, width))
+            part = self.batch_matmul_bt(part, across).reshape((size, out, channels, out))
+            parts = parts + (ops.transpose(part, (0, 2, 1, 3)),)
+        return ops.concat(parts, 0)
+
+    def construct(self, features, rois, levels):
+        levels = levels.reshape((-1, 1))
+        rois = ops.select(ops.broadcast_to(levels >= 0, rois.shape), rois, ops.zeros_like(rois))
+        levels = levels.reshape((-1, 1, 1, 1))
+        result = 0.0
+        for i, scale in enumerate(self.scales):
+            crops = self._level(features[i], rois, scale)
+            chosen = ops.broadcast_to(levels == i, crops.shape)
+            result = result + ops.select(chosen, crops, ops.zeros_like(crops))
+        return result

@@ -1,0 +1,119 @@
+"""Batched NMS, both implementations, against a plain NumPy one."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.ops.library import find_library
+from src.ops.nms import BatchedNMS
+
+needs_library = pytest.mark.skipif(find_library() is None, reason="library not built: scripts/build_custom.sh")
+IMPLEMENTATIONS = [pytest.param(False, id="custom", marks=needs_library), pytest.param(True, id="builtin")]
+
+
+def numpy_nms(boxes, scores, groups, valid, threshold, most):
+    indices, kept = np.zeros((len(boxes), most), np.int32), np.zeros((len(boxes), most), bool)
+    for b in range(len(boxes)):
+        usable = np.flatnonzero(valid[b] & ~np.isnan(scores[b]))
+        order = usable[np.argsort(-scores[b][usable], kind="stable")]
+        chosen = []
+        for i in order:
+            others = [j for j in chosen if groups[b, j] == groups[b, i]]
+            if not any(numpy_iou(boxes[b, i], boxes[b, j]) > threshold for j in others):
+                chosen.append(i)
+        chosen = chosen[:most]
+        indices[b, : len(chosen)] = chosen
+        kept[b, : len(chosen)] = True
+    return indices, kept
+
+
+def numpy_iou(a, b):
+    """float32, in the operator's order."""
+    width = np.maximum(np.minimum(a[2], b[2]) - np.maximum(a[0], b[0]), np.float32(0))
+    height = np.maximum(np.minimum(a[3], b[3]) - np.maximum(a[1], b[1]), np.float32(0))
+    inter = width * height
+    union = (b[2] - b[0]) * (b[3] - b[1]) + (a[2] - a[0]) * (a[3] - a[1]) - inter
+    return inter / union if union > 0 else np.float32(0)
+
+
+def run(builtin, boxes, scores, groups, valid, threshold, most):
+    nms = BatchedNMS(threshold, most, builtin)
+    indices, kept = nms(Tensor(boxes), Tensor(scores), Tensor(groups), Tensor(valid))
+    assert indices.dtype == ms.int32
+    assert kept.dtype == ms.bool_
+    return indices.asnumpy(), kept.asnumpy()
+
+
+def make_case(seed, count, group_count, levels_of_score=None):
+    rng = np.random.RandomState(seed)
+    # Whole and quarter pixels: the builtin version's offsets are exact then, and so must be its result.
+    low = rng.randint(0, 400, (2, count, 2)) / 4
+    size = rng.randint(0, 200, (2, count, 2)) / 4
+    boxes = np.concatenate([low, low + size], 2).astype(np.float32)
+    scores = rng.permutation(2 * count).reshape(2, count).astype(np.float32)
+    if levels_of_score:
+        scores = rng.randint(0, levels_of_score, (2, count)).astype(np.float32)
+    groups = rng.randint(0, group_count, (2, count)).astype(np.int32)
+    return boxes, scores, groups, rng.rand(2, count) > 0.2
+
+
+@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("count", "group_count", "threshold", "most"),
+    [(300, 5, 0.5, 100), (300, 80, 0.3, 400), (200, 1, 0.7, 200), (1, 1, 0.5, 3), (250, 3, 0.0, 50)],
+)
+@pytest.mark.parametrize("levels_of_score", [None, 4])
+def test_matches_the_definition(builtin, count, group_count, threshold, most, levels_of_score):
+    case = make_case(count + group_count, count, group_count, levels_of_score)
+    indices, kept = run(builtin, *case, threshold, most)
+    expected_indices, expected_kept = numpy_nms(*case, threshold, most)
+    np.testing.assert_array_equal(kept, expected_kept)
+    np.testing.assert_array_equal(indices, expected_indices)
+
+
+@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
+def test_nothing_valid(builtin):
+    boxes, scores, groups, valid = make_case(0, 20, 2)
+    indices, kept = run(builtin, boxes, scores, groups, np.zeros_like(valid), 0.5, 5)
+    assert not indices.any()
+    assert not kept.any()
+
+
+@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
+def test_invalid_boxes_neither_kept_nor_suppressing(builtin):
+    boxes = np.array([[[0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 0, 0]]], np.float32)
+    scores = np.array([[0.9, 0.8, np.nan, 0.7]], np.float32)
+    groups = np.zeros((1, 4), np.int32)
+    valid = np.array([[False, True, True, True]])
+    indices, kept = run(builtin, boxes, scores, groups, valid, 0.5, 4)
+    np.testing.assert_array_equal(indices, [[1, 3, 0, 0]])
+    np.testing.assert_array_equal(kept, [[True, True, False, False]])
+
+
+@needs_library
+def test_iou_equal_to_the_threshold_is_kept():
+    # IoU is the float32 next to 0.1, which is above 0.1 itself: suppressed, as torchvision does; at 0.5 it is equal.
+    boxes = np.array([[[0, 0, 10, 10], [0, 0, 10, 1], [100, 0, 110, 10], [100, 0, 110, 5]]], np.float32)
+    scores, groups = np.array([[4, 3, 2, 1]], np.float32), np.array([[0, 0, 1, 1]], np.int32)
+    valid = np.ones((1, 4), bool)
+    assert run(False, boxes, scores, groups, valid, 0.1, 4)[0][0, :2].tolist() == [0, 2]
+    assert run(False, boxes, scores, groups, valid, 0.5, 4)[1].sum() == 4
+
+
+@needs_library
+def test_not_finite_input_is_harmless():
+    boxes, scores, groups, valid = make_case(1, 100, 3)
+    boxes[0, ::3] = np.nan
+    boxes[1, ::4] = np.inf
+    scores[0, ::2] = np.nan
+    scores[1, ::5] = -np.inf
+    _, kept = run(False, boxes, scores, groups, valid, 0.5, 100)
+    assert kept.any()
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="iou_threshold"):
+        BatchedNMS(1.5, 10)
+    with pytest.raises(ValueError, match="max_output"):
+        BatchedNMS(0.5, 0)

@@ -1,0 +1,220 @@
+"""RoIAlign, both implementations, against a plain NumPy one."""
+
+import math
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from src.ops.library import find_library
+from src.ops.roi_align import MultiScaleRoIAlign
+
+needs_library = pytest.mark.skipif(find_library() is None, reason="library not built: scripts/build_custom.sh")
+IMPLEMENTATIONS = [pytest.param(False, id="custom", marks=needs_library), pytest.param(True, id="builtin")]
+
+# float32 sums of up to some 100 products of numbers around 1, in another order than the float64 reference; sampling
+# positions of some 100 cells carry an error of 2^-18 cells, which the slope of the map turns into 1e-5.
+TOLERANCE = 3e-5
+
+
+def numpy_roi_align(features, rois, levels, strides, out, sampling_ratio, aligned, output_gradient):
+    """The definition, sample by sample: crops in float64, and the gradient of sum(crops * output_gradient)."""
+    crops = np.zeros((len(rois), features[0].shape[1], out, out))
+    gradients = [np.zeros(f.shape) for f in features]
+    for k, (roi, level) in enumerate(zip(rois, levels, strict=True)):
+        if level < 0:
+            continue
+        scale, shift = 1.0 / strides[level], 0.5 if aligned else 0.0
+        image = int(roi[0])
+        x1, y1, x2, y2 = (np.float64(v) * scale - shift for v in roi[1:])
+        width, height = x2 - x1, y2 - y1
+        if not aligned:
+            width, height = max(width, 1.0), max(height, 1.0)
+        bin_w, bin_h = width / out, height / out
+        grid_w = sampling_ratio or math.ceil(bin_w)
+        grid_h = sampling_ratio or math.ceil(bin_h)
+        count = max(grid_w * grid_h, 1)
+        _, _, map_h, map_w = features[level].shape
+        for ph in range(out):
+            for pw in range(out):
+                for iy in range(grid_h):
+                    for ix in range(grid_w):
+                        y = y1 + ph * bin_h + (iy + 0.5) * bin_h / grid_h
+                        x = x1 + pw * bin_w + (ix + 0.5) * bin_w / grid_w
+                        if y < -1 or y > map_h or x < -1 or x > map_w:
+                            continue
+                        y, x = min(max(y, 0.0), map_h - 1), min(max(x, 0.0), map_w - 1)
+                        y0, x0 = int(y), int(x)
+                        for yy, wy in ((y0, 1 - (y - y0)), (min(y0 + 1, map_h - 1), y - y0)):
+                            for xx, wx in ((x0, 1 - (x - x0)), (min(x0 + 1, map_w - 1), x - x0)):
+                                weight = wy * wx / count
+                                crops[k, :, ph, pw] += weight * features[level][image, :, yy, xx]
+                                gradients[level][image, :, yy, xx] += weight * output_gradient[k, :, ph, pw]
+    return crops, gradients
+
+
+class Weighted(nn.Cell):
+    """sum(crops * weights) of the maps given one by one, so that each has a gradient."""
+
+    def __init__(self, align, weights):
+        super().__init__()
+        self.align = align
+        self.weights = weights
+
+    def construct(self, rois, levels, *features):
+        return (self.align(features, rois, levels) * self.weights).sum()
+
+
+def run(align, features, rois, levels, weights):
+    tensors = [Tensor(f) for f in features]
+    rois, levels = Tensor(rois), Tensor(levels)
+    crops = align(tuple(tensors), rois, levels).asnumpy()
+    gradients = ops.GradOperation(get_all=True)(Weighted(align, Tensor(weights)))(rois, levels, *tensors)
+    assert not gradients[0].asnumpy().any(), "RoIs have no gradient"
+    return crops, [g.asnumpy() for g in gradients[-len(features) :]]
+
+
+def make_case(seed, count, channels, level_count, batch=2, height=72, width=88):
+    """Maps of one pyramid and RoIs of all kinds: ordinary, without area, inverted, outside, larger than the map."""
+    rng = np.random.RandomState(seed)
+    strides = (4, 8, 16, 32, 64)[:level_count]
+    features = [rng.randn(batch, channels, -(-height // s), -(-width // s)).astype(np.float32) for s in strides]
+    centre = rng.uniform((-10, -10), (width + 10, height + 10), (count, 2))
+    size = rng.uniform(0, 80, (count, 2))
+    rois = np.concatenate([rng.randint(0, batch, (count, 1)), centre - size / 2, centre + size / 2], 1)
+    special = [
+        [0, 10, 10, 10, 10],
+        [0, 30, 30, 20, 24],
+        [0, -500, -500, -400, -400],
+        [0, 4000, 4000, 4100, 4100],
+        [0, -100, -100, 300, 300],
+        [0, 0, 0, width, height],
+        [0, width - 1, height - 1, width, height],
+        [0, 3.999, 4.001, 32.001, 31.999],
+    ]
+    rois[: min(count, len(special))] = special[:count]
+    levels = rng.randint(-1, level_count, count)
+    levels[: len(special)] = np.arange(min(count, len(special))) % level_count
+    return features, rois.astype(np.float32), levels.astype(np.int32), strides
+
+
+@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(
+    ("out", "sampling_ratio", "channels", "level_count"),
+    [(7, 2, 5, 4), (7, 0, 3, 4), (14, 2, 2, 1), (3, 1, 17, 5), (5, 0, 1, 2), (1, 3, 4, 3)],
+)
+def test_matches_the_definition(builtin, aligned, out, sampling_ratio, channels, level_count):
+    features, rois, levels, strides = make_case(out, 24, channels, level_count)
+    weights = np.random.RandomState(1).randn(len(rois), channels, out, out).astype(np.float32)
+    align = MultiScaleRoIAlign(out, sampling_ratio, aligned, strides, builtin)
+    crops, gradients = run(align, features, rois, levels, weights)
+    expected, expected_gradients = numpy_roi_align(
+        features, rois, levels, strides, out, sampling_ratio, aligned, weights
+    )
+    np.testing.assert_allclose(crops, expected, atol=TOLERANCE)
+    assert not crops[levels < 0].any()
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=TOLERANCE * max(1.0, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
+def test_mask_crops(builtin):
+    """As mask targets are cropped: one map of one channel for each RoI, stride 1, adaptive sampling."""
+    rng = np.random.RandomState(0)
+    masks = (rng.rand(6, 1, 112, 112) > 0.5).astype(np.float32)
+    low, size = rng.uniform(-60, 60, (6, 2)), rng.uniform(1, 220, (6, 2))
+    rois = np.concatenate([np.arange(6)[:, None], low, low + size], 1).astype(np.float32)
+    levels = np.array([0, 0, 0, -1, 0, 0], np.int32)
+    weights = np.ones((6, 1, 28, 28), np.float32)
+    crops, _ = run(MultiScaleRoIAlign(28, 0, True, (1,), builtin), [masks], rois, levels, weights)
+    expected, _ = numpy_roi_align([masks], rois, levels, (1,), 28, 0, True, weights)
+    np.testing.assert_allclose(crops, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
+def test_no_rois(builtin):
+    features, _, _, strides = make_case(0, 8, 2, 2)
+    align = MultiScaleRoIAlign(7, 2, True, strides, builtin)
+    rois, levels = np.zeros((0, 5), np.float32), np.zeros((0,), np.int32)
+    assert align(tuple(map(Tensor, features)), Tensor(rois), Tensor(levels)).shape == (0, 2, 7, 7)
+
+
+@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
+def test_float16_maps(builtin):
+    features, rois, levels, strides = make_case(3, 12, 4, 2)
+    halves = [f.astype(np.float16) for f in features]
+    align = MultiScaleRoIAlign(7, 2, True, strides, builtin)
+    crops = align(tuple(map(Tensor, halves)), Tensor(rois), Tensor(levels))
+    assert crops.dtype == ms.float16
+    expected = align(tuple(Tensor(h.astype(np.float32)) for h in halves), Tensor(rois), Tensor(levels))
+    # The same numbers, rounded once at the end: exactly equal.
+    np.testing.assert_array_equal(crops.asnumpy(), expected.asnumpy().astype(np.float16))
+
+
+@needs_library
+@pytest.mark.parametrize("threads", ["1", "2", "3"])
+def test_results_do_not_depend_on_threads_or_run(threads, monkeypatch):
+    features, rois, levels, strides = make_case(5, 200, 37, 3)
+    weights = np.random.RandomState(2).randn(len(rois), 37, 7, 7).astype(np.float32)
+    align = MultiScaleRoIAlign(7, 2, False, strides)
+    monkeypatch.setenv("RCNN_NUM_THREADS", "1")
+    crops, gradients = run(align, features, rois, levels, weights)
+    monkeypatch.setenv("RCNN_NUM_THREADS", threads)
+    again, gradients_again = run(align, features, rois, levels, weights)
+    # One thread owns each number and adds to it in one order: bit-identical.
+    np.testing.assert_array_equal(crops, again)
+    for one, other in zip(gradients, gradients_again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@needs_library
+def test_not_finite_rois_give_zeros():
+    features, rois, levels, strides = make_case(0, 8, 2, 1)
+    rois[0, 1], rois[1, 4], rois[2, 3] = np.nan, np.inf, -np.inf
+    for sampling_ratio in (0, 2):
+        align = MultiScaleRoIAlign(7, sampling_ratio, True, strides)
+        assert not align((Tensor(features[0]),), Tensor(rois), Tensor(levels)).asnumpy()[:3].any()
+
+
+@needs_library
+@pytest.mark.parametrize(("row", "column", "value"), [("rois", 0, 2.0), ("rois", 0, -1.0), ("levels", None, 1)])
+def test_bad_indices_are_errors(row, column, value):
+    features, rois, levels, strides = make_case(0, 8, 2, 1)
+    if row == "rois":
+        rois[3, column] = value
+    else:
+        levels[3] = value
+    align = MultiScaleRoIAlign(7, 2, True, strides)
+    with pytest.raises(RuntimeError):
+        align((Tensor(features[0]),), Tensor(rois), Tensor(levels)).asnumpy()
+
+
+@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
+def test_trains(builtin):
+    """Inside of TrainOneStepCell: the loss falls, so the gradient arrives at the layer before."""
+
+    class Net(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1, weight_init="ones")
+            self.align = MultiScaleRoIAlign(3, 2, True, (1,), builtin)
+
+        def construct(self, image, rois, levels):
+            return ops.square(self.align((self.conv(image),), rois, levels) - 1.0).mean()
+
+    net = Net()
+    step = nn.TrainOneStepCell(net, nn.Momentum(net.trainable_params(), 0.2, 0.0))
+    step.set_train()
+    image = Tensor(np.random.RandomState(0).rand(1, 3, 16, 16).astype(np.float32))
+    rois = Tensor(np.array([[0, 1, 1, 9, 9], [0, 2, 3, 12, 15]], np.float32))
+    losses = [float(step(image, rois, Tensor([0, 0], ms.int32))) for _ in range(15)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="1 to 5 levels"):
+        MultiScaleRoIAlign(7, 2, True, ())
+    with pytest.raises(ValueError, match="positive"):
+        MultiScaleRoIAlign(0, 2, True, (4,))
