@@ -187,6 +187,7 @@ class Proposals:
 class RcnnTrain:
     assigner: Assigner = group(Assigner, "assigner of proposals")
     sampler: Sampler = group(Sampler, "sampler of proposals", add_gt_as_proposals=True)
+    mask_buckets: int = key(4, "sizes that the mask head is compiled for: all positives, half, a quarter, ...", low=1)
     mask_size: int = key(28, "side of the mask targets and of the mask head's output", low=2)
 
 

@@ -5,6 +5,7 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import HeNormal, Normal
 
 from src.models.losses import binary_cross_entropy
+from src.models.roi_extractor import RoIExtractor
 from src.ops.roi_align import MultiScaleRoIAlign
 
 __all__ = ["MaskHead", "MaskLoss", "MaskTargets"]
@@ -83,12 +84,68 @@ class MaskTargets(nn.Cell):
 
 
 class MaskLoss(nn.Cell):
-    """Binary cross entropy of each positive RoI's mask: logits, targets (R, M, M), positive (R,) -> a scalar mean."""
+    """Binary cross entropy of the positive RoIs' masks.
 
-    def __init__(self, weight: float = 1.0):
-        super().__init__()
-        self.weight = weight
+    The mask head is the dearest part of a step, and rarely are all RoIs that could be positive so. Positives of the
+    whole batch are moved to the front, and the head runs on the smallest of `buckets` graph sizes (R, R / 2, R / 4,
+    ...) that holds them: static shapes, and no work on more than twice the positives.
 
-    def construct(self, logits: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
-        each = binary_cross_entropy(logits, targets).mean((1, 2)) * positive
-        return self.weight * each.sum() / ops.maximum(positive.sum(), 1.0)
+    Args:
+        head, roi_extractor, targets: the mask head, its features, its targets.  weight: of the loss.
+        buckets: number of sizes; 1: always all rows.
+
+    Inputs: features; rois and gt_boxes (B, P, 4); labels and gt_index (B, P) int32; positive (B, P) float32; masks
+    (B, G, S, S) uint8. Output: a scalar, the mean over all positives' cells.
+    """
+
+    def __init__(
+        self, head: MaskHead, roi_extractor: RoIExtractor, targets: MaskTargets, weight: float = 1.0, buckets: int = 1
+    ):
+        super().__init__(auto_prefix=False)
+        self.head, self.roi_extractor, self.targets, self.weight = head, roi_extractor, targets, weight
+        self.buckets = buckets
+        self.topk = ops.TopK(sorted=True)
+
+    def construct(
+        self,
+        features: tuple[Tensor, ...],
+        rois: Tensor,
+        gt_boxes: Tensor,
+        labels: Tensor,
+        gt_index: Tensor,
+        positive: Tensor,
+        masks: Tensor,
+    ) -> Tensor:
+        b, p = positive.shape
+        g = masks.shape[1]
+        flat = positive.reshape(-1)
+        # distinct keys, positives' above all others', in their order
+        _, order = self.topk(flat * (b * p) - ops.arange(b * p).astype(flat.dtype), b * p)
+        image = order // p
+        rows = (
+            ops.concat((image.astype(rois.dtype).expand_dims(1), ops.gather(rois.reshape(-1, 4), order, 0)), 1),
+            ops.gather(gt_boxes.reshape(-1, 4), order, 0),
+            ops.gather(labels.reshape(-1), order, 0),
+            ops.gather(gt_index.reshape(-1), order, 0) + image.astype(gt_index.dtype) * g,
+            ops.gather(flat, order, 0),
+        )
+        total = self.bucket(features, rows, masks.reshape((b * g,) + masks.shape[2:]), flat.sum(), self.buckets - 1)
+        return self.weight * total / ops.maximum(flat.sum(), 1.0)
+
+    def bucket(self, features: tuple, rows: tuple, masks: Tensor, count: Tensor, halvings: int) -> Tensor:
+        """Sum of the losses of the first rows, on 1 / 2^halvings of them if that holds all `count` positives."""
+        n = rows[0].shape[0] // 2**halvings
+        if halvings == 0:
+            return self.sum_of(features, rows, masks, n)
+        if count <= n:
+            total = self.sum_of(features, rows, masks, n)
+        else:
+            total = self.bucket(features, rows, masks, count, halvings - 1)
+        return total
+
+    def sum_of(self, features: tuple, rows: tuple, masks: Tensor, n: int) -> Tensor:
+        """Sum of the losses of the first n rows."""
+        rois, gt_boxes, labels, index, positive = (rows[0][:n], rows[1][:n], rows[2][:n], rows[3][:n], rows[4][:n])
+        logits = self.head(self.roi_extractor.extract(features, rois, positive > 0), labels)
+        targets = self.targets(masks, index, rois[:, 1:], gt_boxes)
+        return (binary_cross_entropy(logits, targets).mean((1, 2)) * positive).sum()

@@ -35,15 +35,15 @@ class RoIExtractor(nn.Cell):
         self.finest_scale, self.num_levels = finest_scale, len(strides)
         self.roi_align = MultiScaleRoIAlign(out_size, sampling_ratio, aligned, tuple(strides), builtin=builtin_ops)
 
-    def levels(self, boxes: Tensor, valid: Tensor) -> Tensor:
-        """Level of each box (B, N) int32; -1 where not valid."""
-        side = ops.sqrt((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))
-        level = ops.floor(ops.log2(ops.maximum(side / self.finest_scale, 1e-6)) + 1e-6)
-        level = ops.clamp(level, 0.0, self.num_levels - 1.0).astype(mstype.int32)
-        return ops.select(valid, level, -ops.ones_like(level))
-
     def construct(self, features: tuple[Tensor, ...], boxes: Tensor, valid: Tensor) -> Tensor:
         b, n = boxes.shape[:2]
         image = ops.arange(b).astype(boxes.dtype).reshape(b, 1, 1).broadcast_to((b, n, 1))
-        rois = ops.concat((image, boxes), -1).reshape(-1, 5)
-        return self.roi_align(features[: self.num_levels], rois, self.levels(boxes, valid).reshape(-1))
+        return self.extract(features, ops.concat((image, boxes), -1).reshape(-1, 5), valid.reshape(-1))
+
+    def extract(self, features: tuple[Tensor, ...], rois: Tensor, valid: Tensor) -> Tensor:
+        """The same for RoIs of any images: rois (R, 5), the image's index first, and valid (R,)."""
+        side = ops.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
+        level = ops.floor(ops.log2(ops.maximum(side / self.finest_scale, 1e-6)) + 1e-6)
+        level = ops.clamp(level, 0.0, self.num_levels - 1.0).astype(mstype.int32)
+        level = ops.select(valid, level, -ops.ones_like(level))
+        return self.roi_align(features[: self.num_levels], rois, level)

@@ -90,7 +90,6 @@ class TwoStageLoss(nn.Cell):
         rcnn_sampler: AssignerSampler,
         bbox_loss: BBoxLoss,
         add_gt_as_proposals: bool,
-        mask_targets: MaskTargets | None = None,
         mask_loss: MaskLoss | None = None,
     ):
         super().__init__(auto_prefix=False)
@@ -98,7 +97,7 @@ class TwoStageLoss(nn.Cell):
         self.rcnn_sampler, self.bbox_loss, self.add_gt = rcnn_sampler, bbox_loss, add_gt_as_proposals
         self.with_mask = mask_loss is not None
         if self.with_mask:
-            self.mask_targets, self.mask_loss = mask_targets, mask_loss
+            self.mask_loss = mask_loss
 
     def construct(
         self,
@@ -169,18 +168,10 @@ class TwoStageLoss(nn.Cell):
 
         # positives come first, so the first max_positives rows hold them all
         n = min(self.rcnn_sampler.max_positives, index.shape[1])
-        rois, targets, gt_index = rois[:, :n], targets[:, :n], gt_index[:, :n]
-        labels, positive = labels[:, :n].reshape(-1), positive[:, :n]
-        mask_logits = d.mask_head(d.mask_roi_extractor(features, rois, positive > 0), labels)
-        b, g = gt_valid.shape
-        first = g * ops.arange(b).astype(gt_index.dtype).expand_dims(1)
-        mask_targets = self.mask_targets(
-            gt_masks.reshape((b * g,) + gt_masks.shape[2:]),
-            (gt_index + first).reshape(-1),
-            rois.reshape(-1, 4),
-            targets.reshape(-1, 4),
+        mask_loss = self.mask_loss(
+            features, rois[:, :n], targets[:, :n], labels[:, :n], gt_index[:, :n], positive[:, :n], gt_masks
         )
-        return cls_loss, reg_loss, self.mask_loss(mask_logits, mask_targets, positive.reshape(-1))
+        return cls_loss, reg_loss, mask_loss
 
 
 def build_backbone(config: Config) -> nn.Cell:
@@ -284,7 +275,6 @@ def build_loss(config: Config, detector: TwoStageDetector) -> TwoStageLoss:
     """The training losses of `detector`, which shares its parameters."""
     counts = _anchors(config)[2]
     train, rpn, head = config.train_cfg, config.rpn, config.bbox_head
-    with_mask = config.detector == "mask_rcnn"
     return TwoStageLoss(
         detector,
         proposals=_proposals(train.rpn_proposal, _coder(rpn.bbox_coder), counts, False),
@@ -300,9 +290,15 @@ def build_loss(config: Config, detector: TwoStageDetector) -> TwoStageLoss:
             _coder(head.bbox_coder), head.loss_cls.loss_weight, head.loss_bbox.loss_weight, head.loss_bbox.beta
         ),
         add_gt_as_proposals=train.rcnn.sampler.add_gt_as_proposals,
-        mask_targets=MaskTargets(train.rcnn.mask_size, config.mask_roi.roi_layer.aligned) if with_mask else None,
-        mask_loss=MaskLoss(config.mask_head.loss_mask.loss_weight) if with_mask else None,
+        mask_loss=_mask_loss(config, detector) if config.detector == "mask_rcnn" else None,
     )
+
+
+def _mask_loss(config: Config, detector: TwoStageDetector) -> MaskLoss:
+    rcnn = config.train_cfg.rcnn
+    targets = MaskTargets(rcnn.mask_size, config.mask_roi.roi_layer.aligned)
+    weight = config.mask_head.loss_mask.loss_weight
+    return MaskLoss(detector.mask_head, detector.mask_roi_extractor, targets, weight, rcnn.mask_buckets)
 
 
 def sampler_key_sizes(config: Config) -> tuple[int, int]:
