@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the C++ operators (RoIAlign, NMS, matching) into build/custom_ops/ for this machine's CPU.
-# Usage: scripts/build_custom.sh [--force]
-# CXX, NVCC and PYTHON choose the compilers and the interpreter. Exit status: 0 built or up to date, 1 failed.
+# Usage: scripts/build_custom.sh [--force] [PYTHON]
+# PYTHON: any Python 3.11 interpreter; the environment's CXX and NVCC choose the compilers. Exit status: 0 built or up to date, 1 failed.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -10,21 +10,23 @@ cxx="${CXX:-g++}"
 nvcc="${NVCC:-nvcc}"
 force=0
 
-case "${1:-}" in
-  "") ;;
-  --force) force=1 ;;
-  *)
-    echo "usage: $0 [--force]" >&2
-    exit 2
-    ;;
-esac
+for argument in "$@"; do
+  case "$argument" in
+    --force) force=1 ;;
+    -*)
+      echo "usage: $0 [--force] [PYTHON]" >&2
+      exit 2
+      ;;
+    *) python="$argument" ;;
+  esac
+done
 
 fail() {
   echo "build_custom: $1" >&2
   exit 1
 }
 
-command -v "$python" > /dev/null || fail "no Python interpreter '$python' (set PYTHON)"
+command -v "$python" > /dev/null || fail "no Python interpreter '$python' (name one as an argument)"
 command -v "$cxx" > /dev/null || fail "no C++ compiler '$cxx' (set CXX); the operators of standard MindSpore are used"
 
 target="$("$python" "$root/src/ops/library.py" path)"

@@ -86,7 +86,8 @@ def custom_operator_path(builtin: bool) -> str | None:
     Args:
         builtin: standard operators are asked for.
 
-    None also on devices other than the CPU, and, with one warning in all, where the library is not built.
+    The operators use as many threads as this process may use cores, RCNN_NUM_THREADS, or OMP_NUM_THREADS as it was
+    given, if one of them is set, at most. None also on devices other than the CPU, and, with one warning in all, where the library is not built.
     """
     import mindspore as ms  # not at the top: this file also runs without MindSpore
 
@@ -96,6 +97,9 @@ def custom_operator_path(builtin: bool) -> str | None:
     if path is None:
         _warn_once()
         return None
+    # os.environ keeps what the user gave; the process's own OMP_NUM_THREADS is changed by MindSpore.
+    if os.environ.get("OMP_NUM_THREADS"):
+        os.environ.setdefault("RCNN_NUM_THREADS", os.environ["OMP_NUM_THREADS"].split(",")[0])
     return os.fspath(path)
 
 

@@ -5,6 +5,7 @@
 #define RCNN_OPS_PARALLEL_H_
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -16,22 +17,21 @@
 
 namespace rcnn {
 
-// Threads to use: the cores this process may run on, lowered by RCNN_NUM_THREADS, or else OMP_NUM_THREADS.
+// The cores that this process may run on. Not those of the calling thread: MindSpore pins its own to one core each.
+inline bool ProcessCores(cpu_set_t *set) {
+  CPU_ZERO(set);
+  return sched_getaffinity(getpid(), sizeof(*set), set) == 0 && CPU_COUNT(set) > 0;
+}
+
+// Threads to use: the cores this process may run on, lowered by the environment's RCNN_NUM_THREADS. OMP_NUM_THREADS is
+// left to the caller: MindSpore sets it to 1 for itself while it runs.
 inline int NumThreads() {
   cpu_set_t set;
-  CPU_ZERO(&set);
-  int cores = 1;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-    cores = std::max(1, CPU_COUNT(&set));
-  } else {
-    cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  }
-  for (const char *name : {"RCNN_NUM_THREADS", "OMP_NUM_THREADS"}) {
-    const char *text = std::getenv(name);
-    const int64_t wanted = text == nullptr ? 0 : std::strtol(text, nullptr, 10);
-    if (wanted > 0) return static_cast<int>(std::min<int64_t>(cores, wanted));
-  }
-  return cores;
+  const int cores =
+      ProcessCores(&set) ? CPU_COUNT(&set) : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const char *text = std::getenv("RCNN_NUM_THREADS");
+  const int64_t wanted = text == nullptr ? 0 : std::strtol(text, nullptr, 10);
+  return wanted > 0 ? static_cast<int>(std::min<int64_t>(cores, wanted)) : cores;
 }
 
 // Calls body(task) for every task in [0, tasks), in no given order, on up to `threads` threads.
@@ -47,10 +47,17 @@ void ParallelFor(int64_t tasks, int threads, const Body &body) {
   auto work = [&]() {
     for (int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) body(task);
   };
+  cpu_set_t cores;
+  const bool know_cores = ProcessCores(&cores);
+  auto help = [&]() {
+    // A thread starts on its maker's cores, which may be a single one.
+    if (know_cores) sched_setaffinity(0, sizeof(cores), &cores);
+    work();
+  };
   std::vector<std::thread> helpers;
   helpers.reserve(static_cast<size_t>(threads));
   try {
-    for (int i = 1; i < threads; ++i) helpers.emplace_back(work);
+    for (int i = 1; i < threads; ++i) helpers.emplace_back(help);
   } catch (const std::system_error &) {
     // The system gives no more threads: those that started, and this one, do the work.
   }
