@@ -86,8 +86,10 @@ def custom_operator_path(builtin: bool) -> str | None:
     Args:
         builtin: standard operators are asked for.
 
-    The operators use as many threads as this process may use cores, RCNN_NUM_THREADS, or OMP_NUM_THREADS as it was
-    given, if one of them is set, at most. None also on devices other than the CPU, and, with one warning in all, where the library is not built.
+    None also on devices other than the CPU, and, with one warning in all, where the library is not built.
+
+    The operators use as many threads as this process may use cores, lowered by RCNN_NUM_THREADS, or else by
+    OMP_NUM_THREADS as it was given to this process.
     """
     import mindspore as ms  # not at the top: this file also runs without MindSpore
 

@@ -68,47 +68,54 @@ def _output_dtypes(*_):
 
 
 class _BuiltinMatch(nn.Cell):
+    """Ground truth by boxes, (B, g, N): long rows, which elementwise operators like better than short ones."""
+
     def construct(self, boxes, box_valid, gt_boxes, gt_valid, ignore_boxes):
         if boxes.ndim == 2:
             boxes = boxes.expand_dims(0)
-        boxes = boxes.expand_dims(2)  # (B or 1, N, 1, 4)
-        area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+        boxes = ops.transpose(boxes, (2, 0, 1)).expand_dims(2)  # (4, B or 1, 1, N)
+        gt_boxes = ops.transpose(gt_boxes, (2, 0, 1)).expand_dims(-1)  # (4, B, G, 1)
+        mask = box_valid.expand_dims(1)
         best = ops.full(box_valid.shape, -1.0, dtype=ms.float32)
         argmax = ops.zeros(box_valid.shape, ms.int32)
         is_gt_best = ops.zeros(box_valid.shape, ms.bool_)
-        mask = box_valid.expand_dims(2)
-        for begin in range(0, gt_boxes.shape[1], _GT_CHUNK):
-            gts = gt_boxes[:, begin : begin + _GT_CHUNK].expand_dims(1)
-            usable = ops.logical_and(mask, gt_valid[:, begin : begin + _GT_CHUNK].expand_dims(1))
-            gt_area = (gts[..., 2] - gts[..., 0]) * (gts[..., 3] - gts[..., 1])
-            inter = _intersection(boxes, gts)
-            union = area + gt_area - inter
-            iou = _quotient(inter, union)
+        for begin in range(0, gt_valid.shape[1], _GT_CHUNK):
+            usable = ops.logical_and(mask, gt_valid[:, begin : begin + _GT_CHUNK].expand_dims(-1))
+            # Broadcast first: on the CPU, minimum and maximum are 50 times slower where they broadcast themselves.
+            shape = (4, *usable.shape)
+            gts = ops.broadcast_to(gt_boxes[:, :, begin : begin + _GT_CHUNK], shape)
+            these = ops.broadcast_to(boxes, shape)
+            inter = _intersection(these, gts)
+            iou = _quotient(inter, _area(these) + _area(gts) - inter)
             iou = ops.select(usable, iou, ops.full_like(iou, -1.0))
-            top = iou.max(axis=1, keepdims=True)
-            is_best = ops.logical_and(iou == top, top > 0.0)
-            is_gt_best = ops.logical_or(is_gt_best, is_best.astype(ms.float32).max(axis=2) > 0.0)
-            here, which = iou.max(axis=2), iou.argmax(axis=2).astype(ms.int32)
+            top = iou.max(axis=2, keepdims=True)
+            top = ops.select(top > 0.0, top, ops.full_like(top, 2.0))  # an IoU that no box has
+            is_gt_best = ops.logical_or(is_gt_best, (iou - top).max(axis=1) == 0.0)
+            here, which = iou.max(axis=1), iou.argmax(axis=1).astype(ms.int32)
             better = here > best
             argmax = ops.select(better, which + begin, argmax)
             best = ops.select(better, here, best)
-        ignored = ignore_boxes.expand_dims(1)
-        iof = _quotient(_intersection(boxes, ignored), area)
-        listed = ops.logical_and(mask, (ignored != 0.0).astype(ms.float32).max(axis=-1) > 0.0)
+        ignore_boxes = ops.transpose(ignore_boxes, (2, 0, 1)).expand_dims(-1)
+        listed = ops.logical_and(mask, ops.abs(ignore_boxes).max(axis=0) > 0.0)
+        shape = (4, *listed.shape)
+        these = ops.broadcast_to(boxes, shape)
+        iof = _quotient(_intersection(these, ops.broadcast_to(ignore_boxes, shape)), _area(these))
         iof = ops.select(listed, iof, ops.zeros_like(iof))
-        return ops.maximum(best, 0.0), argmax, is_gt_best, iof.max(axis=2)
+        return ops.maximum(best, 0.0), argmax, is_gt_best, iof.max(axis=1)
+
+
+def _area(boxes):
+    """(4, ...) -> (...)."""
+    return (boxes[2] - boxes[0]) * (boxes[3] - boxes[1])
 
 
 def _intersection(a, b):
-    """(..., 4), (..., 4) -> (...) areas, broadcast."""
-    low = ops.maximum(a[..., :2], b[..., :2])
-    high = ops.minimum(a[..., 2:], b[..., 2:])
-    size = ops.maximum(high - low, 0.0)
-    return size[..., 0] * size[..., 1]
+    """(4, ...), (4, ...) of one shape -> (...)."""
+    width = ops.relu(ops.minimum(a[2], b[2]) - ops.maximum(a[0], b[0]))
+    return width * ops.relu(ops.minimum(a[3], b[3]) - ops.maximum(a[1], b[1]))
 
 
 def _quotient(part, whole):
-    """part / whole, 0 where whole is not positive."""
-    whole = ops.broadcast_to(whole, part.shape)
-    positive = whole > 0.0
-    return ops.select(positive, part / ops.select(positive, whole, ops.ones_like(whole)), ops.zeros_like(part))
+    """part / whole, 0 where whole is not positive (part is 0 there, or of no meaning)."""
+    positive = (whole > 0.0).astype(ms.float32)
+    return part * positive / (whole * positive + (1.0 - positive))
