@@ -2,13 +2,12 @@
 
 import argparse
 
+from src.config import add_config_arguments, config_from_arguments
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
-from src.evaluation.inference import Evaluator
-
-from src.config import add_config_arguments, config_from_arguments
 from src.device import set_device
 from src.errors import run_command
+from src.evaluation.inference import Evaluator
 from src.models.two_stage import build_detector, build_loss
 from src.training.checkpoints import load_backbone, load_detector
 from src.training.loop import Trainer

@@ -277,7 +277,9 @@ class Config:
     log_every: int = key(1, "steps between lines of loss_{rank}.log", low=1)
 
     num_parallel_workers: int = key(2, "workers that decode and resize images", low=1)
-    python_multiprocessing: bool = key(True, "workers are processes (else threads)")
+    python_multiprocessing: bool = key(
+        False, "workers are processes; threads are faster, as OpenCV frees the interpreter"
+    )
     train_dataset: str = key("", "training split: a COCO root, or a folder with labels.json and data/")
     val_dataset: str = key("", "validation split: a COCO root, or a folder with labels.json and data/")
     mindrecord_dir: str = key("", "where MindRecord files go; empty: mindrecord/ in train_outputs")

@@ -1,0 +1,30 @@
+"""Evaluates a checkpoint: python eval.py --config_path CFG --checkpoint_path CKPT --val_dataset COCO_ROOT ..."""
+
+import argparse
+from pathlib import Path
+
+from src.config import add_config_arguments, config_from_arguments
+from src.device import set_device
+from src.errors import run_command
+from src.evaluation.inference import Evaluator
+from src.models.two_stage import build_detector
+from src.training.checkpoints import load_detector
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Evaluate a checkpoint on a COCO-layout split.")
+    add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
+    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of the whole detector (.ckpt)")
+    parser.add_argument(
+        "--results", type=Path, help="COCO results file to write (default: results.json in the outputs)"
+    )
+    config, arguments = config_from_arguments(parser)
+    set_device(config)
+    detector = build_detector(config)
+    load_detector(detector, arguments.checkpoint_path)
+    Evaluator(config, detector).run(arguments.results or config.output_dir / "results.json")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

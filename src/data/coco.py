@@ -1,0 +1,235 @@
+"""COCO annotations (Lin et al., 2014, arXiv:1405.0312), read and checked."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from src.config import Config
+from src.errors import UserError
+
+__all__ = ["CocoSplit", "DataError", "ImageRecord", "Split", "load_coco", "resolve_split"]
+
+FOLDER_NAMES = {"train": ("train",), "val": ("validation", "val")}
+
+
+class DataError(UserError):
+    """Data that can't be used; the message names the file or the record, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where a split's annotations and images lie."""
+
+    annotations: Path
+    images: Path
+
+
+@dataclass
+class ImageRecord:
+    """One image. boxes (N, 4) float32 x1 y1 x2 y2 in image pixels; labels (N,) int32, 0 for crowds of any class."""
+
+    image_id: int
+    path: Path
+    height: int
+    width: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    segmentations: list = field(default_factory=list)
+
+
+@dataclass
+class CocoSplit:
+    """The usable images of a split, what was left out and why, and COCO's id of each label."""
+
+    split: Split
+    records: list[ImageRecord]
+    skipped: list[str]
+    category_ids: dict[int, int]
+
+
+def resolve_split(path: str | Path, split: str) -> Split:
+    """Finds `split` ("train" or "val") in either layout.
+
+    `path` is a COCO root (annotations/instances_{split}2017.json with {split}2017/), a folder with labels.json and
+    data/, or the parent of such folders named train/ and validation/. Raises DataError.
+    """
+    root = Path(path)
+    if not str(path):
+        raise DataError(f"no data set for {split}: set {split}_dataset (or --{split}_dataset DIR)")
+    candidates = [Split(root / f"annotations/instances_{split}2017.json", root / f"{split}2017")]
+    candidates += [Split(root / "labels.json", root / "data")]
+    candidates += [Split(root / n / "labels.json", root / n / "data") for n in FOLDER_NAMES[split]]
+    for c in candidates:
+        if c.annotations.is_file():
+            if not c.images.is_dir():
+                raise DataError(f"{c.images}: no such folder, though {c.annotations} is there; put the images in it")
+            return c
+    wanted = " or ".join(str(c.annotations) for c in candidates[:2])
+    raise DataError(f"{root}: no COCO annotations for {split}; expected {wanted}")
+
+
+def read_json(path: Path) -> dict:
+    """The annotation file as a mapping with its three lists. Raises DataError."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as e:
+        raise DataError(f"{path}: can't read the annotations: {e.strerror}") from None
+    except json.JSONDecodeError as e:
+        raise DataError(f"{path}, line {e.lineno}: not valid JSON ({e.msg}); fetch or write the file again") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise DataError(f"{path}: not valid JSON; fetch or write the file again") from None
+    for name in ("images", "annotations", "categories"):
+        if not isinstance(data, dict) or not isinstance(data.get(name), list):
+            raise DataError(f"{path}: no list of {name!r}; not a COCO instances file")
+        if not all(isinstance(row, dict) for row in data[name]):
+            raise DataError(f"{path}: an entry of {name!r} isn't a mapping; not a COCO instances file")
+    return data
+
+
+def load_coco(split: Split, config: Config, check_files: bool = True) -> CocoSplit:
+    """Reads a split and checks every record.
+
+    Boxes are clipped to their image; one that lies outside it, or has no area left, is a fault, as are an image that
+    is missing, a category that config.coco_classes doesn't name, more than max_instance_count objects in an image,
+    and for mask_rcnn an object without segmentation. A fault raises DataError, or with on_bad_image: skip leaves out
+    its image, which `skipped` then names with the reason.
+    """
+    data = read_json(split.annotations)
+    labels = category_labels(data, split, config)
+    images = {}
+    for entry in data["images"]:
+        try:
+            images[int(entry["id"])] = (str(entry["file_name"]), int(entry["height"]), int(entry["width"]))
+        except (KeyError, TypeError, ValueError):
+            raise DataError(
+                f"{split.annotations}: image {entry.get('id', entry)!r} lacks id, file_name or size"
+            ) from None
+    by_image: dict[int, list[dict]] = {i: [] for i in images}
+    for a in data["annotations"]:
+        if a.get("image_id") not in by_image:
+            raise DataError(
+                f"{split.annotations}: annotation {a.get('id')} is of image {a.get('image_id')}, which 'images' doesn't"
+                " list; remove the annotation or add the image"
+            )
+        by_image[a["image_id"]].append(a)
+    records, skipped = [], []
+    for image_id in sorted(images):
+        name, height, width = images[image_id]
+        try:
+            path = split.images / name
+            if check_files and not path.is_file():
+                raise DataError(
+                    f"{path}: the image of {len(by_image[image_id])} annotations in {split.annotations.name} is missing"
+                )
+            records.append(make_record(image_id, path, height, width, by_image[image_id], labels, split, config))
+        except DataError as e:
+            if config.on_bad_image == "stop":
+                raise DataError(f"{e} (or leave such images out: on_bad_image: skip)") from None
+            skipped.append(str(e))
+    return CocoSplit(split, records, skipped, {v: k for k, v in labels.items() if v})
+
+
+def category_labels(data: dict, split: Split, config: Config) -> dict[int, int]:
+    """Label of each category id, by name; categories that the config doesn't name get 0 if nothing uses them."""
+    known = {name: i for i, name in enumerate(config.coco_classes)}
+    used = Counter(a.get("category_id") for a in data["annotations"])
+    labels = {}
+    for c in data["categories"]:
+        try:
+            labels[c["id"]] = known.get(c["name"], 0)
+        except (KeyError, TypeError):
+            raise DataError(f"{split.annotations}: category {c!r} lacks id or name") from None
+        if not labels[c["id"]] and used[c["id"]]:
+            raise DataError(
+                f"{split.annotations}: category {c['id']} ({c['name']!r}, {used[c['id']]} annotations) isn't in the"
+                " config; add it to coco_classes and count it in num_classes"
+            )
+    for category_id in used:
+        if category_id not in labels:
+            raise DataError(
+                f"{split.annotations}: category id {category_id!r} ({used[category_id]} annotations) isn't in the file's"
+                " 'categories'"
+            )
+    return labels
+
+
+def make_record(
+    image_id: int,
+    path: Path,
+    height: int,
+    width: int,
+    annotations: list[dict],
+    labels: dict[int, int],
+    split: Split,
+    config: Config,
+) -> ImageRecord:
+    """One image's record. Raises DataError."""
+    boxes, classes, crowd, segmentations = [], [], [], []
+    for a in annotations:
+        where = f"{split.annotations}: annotation {a.get('id')} of image {image_id}"
+        boxes.append(clipped_box(a.get("bbox"), height, width, where))
+        is_crowd = bool(a.get("iscrowd", 0))
+        segmentation = a.get("segmentation")
+        if config.detector != "faster_rcnn" and not is_crowd:
+            check_segmentation(segmentation, height, width, where)
+        classes.append(0 if is_crowd else labels[a["category_id"]])
+        crowd.append(is_crowd)
+        # a crowd's mask is never trained on, its box is enough
+        segmentations.append(None if is_crowd else segmentation)
+    count = len(crowd) - sum(crowd)
+    if count > config.max_instance_count:
+        raise DataError(
+            f"{split.annotations}: image {image_id} ({path.name}) has {count} objects, more than max_instance_count"
+            f" {config.max_instance_count}; raise max_instance_count"
+        )
+    return ImageRecord(
+        image_id,
+        path,
+        height,
+        width,
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(classes, np.int32),
+        np.array(crowd, bool),
+        segmentations,
+    )
+
+
+def clipped_box(bbox: object, height: int, width: int, where: str) -> tuple[float, float, float, float]:
+    """COCO's [x, y, width, height] as x1 y1 x2 y2 inside the image. Raises DataError."""
+    try:
+        x, y, w, h = (float(v) for v in bbox)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: bbox {bbox!r} isn't [x, y, width, height]") from None
+    if not np.isfinite([x, y, w, h]).all():
+        raise DataError(f"{where}: bbox {bbox!r} isn't finite")
+    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+    if w <= 0 or h <= 0:
+        raise DataError(f"{where}: bbox {bbox!r} has no area; remove the annotation")
+    if x2 <= x1 or y2 <= y1:
+        raise DataError(f"{where}: bbox {bbox!r} lies outside its {width} x {height} image; mend or remove it")
+    return x1, y1, x2, y2
+
+
+def check_segmentation(segmentation: object, height: int, width: int, where: str) -> None:
+    """Polygons of at least three points, or a run-length encoding of the image's size. Raises DataError."""
+    if isinstance(segmentation, list) and segmentation:
+        for polygon in segmentation:
+            if not isinstance(polygon, list) or len(polygon) % 2:
+                raise DataError(f"{where}: a polygon isn't a list of x, y, x, y, ...")
+            if not all(isinstance(v, (int, float)) for v in polygon) or not np.isfinite(polygon).all():
+                raise DataError(f"{where}: a polygon holds something that isn't a number")
+        # COCO holds stray polygons of one or two points beside whole ones
+        if max(len(p) for p in segmentation) < 6:
+            raise DataError(f"{where}: no polygon of three points or more")
+        return
+    if isinstance(segmentation, dict) and "counts" in segmentation:
+        if list(segmentation.get("size", ())) != [height, width]:
+            raise DataError(f"{where}: RLE of size {segmentation.get('size')} on an image of {[height, width]}")
+        if isinstance(segmentation["counts"], list) and sum(segmentation["counts"]) != height * width:
+            raise DataError(f"{where}: RLE counts don't add up to {height} x {width} pixels")
+        return
+    raise DataError(f"{where}: no segmentation (polygons or RLE), which mask_rcnn trains on; or use faster_rcnn")

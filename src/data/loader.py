@@ -1,0 +1,261 @@
+"""Batches for training and evaluation, from MindRecord, by several workers, in an order that repeats."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import mindspore.dataset as ds
+import numpy as np
+
+from src.config import Config
+from src.data.coco import DataError
+from src.data.mindrecord import read_index, record_crc, record_files
+from src.data.transforms import crop_mask, decode_image, prepare_image, transform_objects
+
+__all__ = ["EvalLoader", "TrainLoader"]
+
+
+class Sample:
+    """Turns a record's bytes into arrays, in a worker; a plain object, so that it can be sent to another process."""
+
+    def __init__(self, config: Config, training: bool):
+        self.config, self.training = config, training
+
+    def __call__(
+        self, image_id: np.ndarray, crc: np.ndarray, image: np.ndarray, annotation: np.ndarray, flip: np.ndarray
+    ):
+        """(image_id, fault, image, sizes, boxes, labels, masks, ignore_boxes); a fault is told, not raised, so that the
+        caller can decide.
+        """
+        empty = np.zeros(0, np.float32)
+        try:
+            arrays = self.arrays(int(image_id), int(crc), image.tobytes(), annotation.tobytes(), bool(flip))
+            return (image_id, np.array(""), *arrays)
+        except DataError as e:
+            return (image_id, np.array(str(e)), empty, empty, empty, empty, empty, empty)
+
+    def arrays(self, image_id: int, crc: int, data: bytes, annotation: bytes, flip: bool) -> tuple[np.ndarray, ...]:
+        if record_crc(data, annotation) != crc:
+            raise DataError(
+                f"image {image_id}: its MindRecord row is damaged (checksum); remove the converted data set"
+            )
+        a = json.loads(annotation)
+        picture = decode_image(data, a["name"])
+        original = picture.shape[:2]
+        if original != (a["height"], a["width"]):
+            raise DataError(
+                f"image {image_id} ({a['name']}): {original[1]} x {original[0]} pixels, annotated as"
+                f" {a['width']} x {a['height']}; mend the annotation or the image"
+            )
+        canvas, resized = prepare_image(picture, self.config, flip)
+        sizes = np.array([*resized, *original], np.float32)
+        boxes = np.array(a["boxes"], np.float32).reshape(-1, 4)
+        crowd = np.array(a["crowd"], bool)
+        moved = transform_objects(boxes, original, resized, flip)
+        labels = np.array(a["labels"], np.int32)[~crowd]
+        return (
+            canvas,
+            sizes,
+            moved[~crowd],
+            labels,
+            self.masks(a, boxes, crowd, original, flip),
+            self.largest(moved[crowd]),
+        )
+
+    def masks(self, a: dict, boxes: np.ndarray, crowd: np.ndarray, original: tuple[int, int], flip: bool) -> np.ndarray:
+        """Crops (N, S, S) uint8 of the objects; none where nothing trains on them."""
+        size = self.config.mask_crop_size
+        if not self.training or self.config.detector == "faster_rcnn":
+            return np.zeros((0, size, size), np.uint8)
+        crops = np.zeros((int((~crowd).sum()), size, size), np.uint8)
+        for row, i in enumerate(np.flatnonzero(~crowd)):
+            crop = crop_mask(a["segmentations"][i], boxes[i], *original, size)
+            crops[row] = crop[:, ::-1] if flip else crop
+        return crops
+
+    def largest(self, crowds: np.ndarray) -> np.ndarray:
+        """The max_crowd_count largest crowd boxes."""
+        area = (crowds[:, 2] - crowds[:, 0]) * (crowds[:, 3] - crowds[:, 1])
+        return crowds[np.argsort(-area, kind="stable")[: self.config.max_crowd_count]]
+
+
+class Flips:
+    """The flip of each row, as a data set source."""
+
+    def __init__(self, flips: np.ndarray):
+        self.flips = flips
+
+    def __getitem__(self, i: int):
+        return (self.flips[i],)
+
+    def __len__(self) -> int:
+        return len(self.flips)
+
+
+def samples(folder: Path, order: np.ndarray, flips: np.ndarray, config: Config, training: bool) -> Iterator[tuple]:
+    """Sample's arrays for rows `order` of the data set, in that order, by config.num_parallel_workers workers."""
+    names = ["image_id", "crc", "image", "annotation"]
+    rows = ds.MindDataset(
+        record_files(folder), columns_list=names, sampler=ds.SubsetSampler(order.tolist()), num_parallel_workers=1
+    )
+    extra = ds.GeneratorDataset(Flips(flips), ["flip"], shuffle=False, num_parallel_workers=1)
+    out = ["image_id", "fault", "picture", "sizes", "boxes", "labels", "masks", "ignore"]
+    workers = min(config.num_parallel_workers, len(order))
+    data = ds.zip((rows, extra)).map(
+        Sample(config, training),
+        [*names, "flip"],
+        out,
+        num_parallel_workers=workers,
+        python_multiprocessing=config.python_multiprocessing and workers > 1,
+        # shared memory for a picture, and room for many masks
+        max_rowsize=[16, 64 + config.img_height * config.img_width * 12 // (1 << 20)],
+    )
+    data = data.project(out)
+    try:
+        yield from data.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    except RuntimeError as e:
+        text = str(e)
+        found = re.search(r"(\w*Error: [^\n]*)", text)
+        reason = found[1] if found else text.strip().splitlines()[0]
+        raise DataError(f"{folder}: can't be read ({reason[:200]}); remove it and run again") from None
+
+
+class BatchMaker:
+    """Collects samples into padded batches; counts and names faulty ones, or raises at the first."""
+
+    def __init__(self, config: Config):
+        self.config, self.skipped = config, []
+
+    def usable(self, sample: tuple) -> bool:
+        fault = str(sample[1])
+        if not fault:
+            return True
+        if self.config.on_bad_image == "stop":
+            raise DataError(f"{fault} (or leave such images out: on_bad_image: skip)")
+        self.skipped.append(fault)
+        print(f"left out: {fault}")
+        return False
+
+    def train_batch(self, batch: list[tuple]) -> dict[str, np.ndarray]:
+        c, b = self.config, len(batch)
+        g, k, s = c.max_instance_count, c.max_crowd_count, c.mask_crop_size
+        out = {
+            "image_id": np.array([x[0] for x in batch], np.int64),
+            "image": np.stack([x[2] for x in batch]),
+            "image_size": np.stack([x[3][:2] for x in batch]),
+            "gt_boxes": np.zeros((b, g, 4), np.float32),
+            "gt_labels": np.zeros((b, g), np.int32),
+            "gt_valid": np.zeros((b, g), bool),
+            "gt_masks": np.zeros((b, g, s, s), np.uint8),
+            "ignore_boxes": np.zeros((b, k, 4), np.float32),
+        }
+        for i, (_, _, _, _, boxes, labels, masks, ignore) in enumerate(batch):
+            n = len(labels)
+            out["gt_boxes"][i, :n], out["gt_labels"][i, :n], out["gt_valid"][i, :n] = boxes, labels, True
+            out["gt_masks"][i, : len(masks)] = masks
+            out["ignore_boxes"][i, : len(ignore)] = ignore
+        return out
+
+
+class TrainLoader:
+    """Training batches.
+
+    The order of an epoch is a permutation drawn from (seed, epoch), the flip of an image from (seed, epoch, row): the
+    same whatever the number of workers and wherever training starts. With several ranks each takes every
+    `ranks`-th image of the same permutation. Images without objects are left out unless config.train_empty_images.
+
+    `epoch(e, start_step)` yields dicts of arrays, B = batch_size:
+        image (B, 3, H, W) float32; image_size (B, 2) float32, (height, width) of the picture on the canvas;
+        gt_boxes (B, G, 4) float32 x1 y1 x2 y2 in canvas pixels; gt_labels (B, G) int32; gt_valid (B, G) bool;
+        gt_masks (B, G, S, S) uint8, box-relative; ignore_boxes (B, K, 4) float32, crowds; image_id (B,) int64.
+    """
+
+    def __init__(self, config: Config, folder: Path, rank: int = 0, ranks: int = 1):
+        self.config, self.folder, self.rank, self.ranks = config, Path(folder), rank, ranks
+        index = read_index(self.folder)
+        objects = np.array(index["objects"])
+        self.rows = np.arange(len(objects)) if config.train_empty_images else np.flatnonzero(objects > 0)
+        self.left_out = len(objects) - len(self.rows)
+        self.maker = BatchMaker(config)
+        if len(self) == 0:
+            raise DataError(
+                f"{index['annotations']}: {len(self.rows)} images with objects, fewer than one batch of"
+                f" {config.batch_size} x {ranks}; lower batch_size"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows) // (self.config.batch_size * self.ranks)
+
+    def epoch_rows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's rows of `epoch`, in order, and their flips."""
+        key = np.array([self.config.seed, 1 << 32 | epoch], np.uint64)
+        random = np.random.Generator(np.random.Philox(key=key))
+        order = random.permutation(self.rows)
+        # one draw for each row of the data set, so that an image's flip doesn't depend on its place
+        flips = random.random(int(self.rows.max()) + 1) < self.config.flip_ratio
+        mine = order[: len(self) * self.config.batch_size * self.ranks][self.rank :: self.ranks]
+        return mine, flips[mine]
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of `epoch` (from 0) from `start_step` on. Raises DataError."""
+        b = self.config.batch_size
+        order, flips = (x[start_step * b :] for x in self.epoch_rows(epoch))
+        pending, first, batches = [], [], 0
+        for sample in samples(self.folder, order, flips, self.config, training=True):
+            if not self.maker.usable(sample):
+                continue
+            pending.append(sample)
+            if len(first) < b:
+                first.append(sample)
+            if len(pending) == b:
+                yield self.maker.train_batch(pending)
+                pending, batches = [], batches + 1
+        # where faulty images were left out, the epoch's first images stand in, so that its length stays
+        while first and batches < len(self) - start_step:
+            pending = (pending + first * b)[:b]
+            yield self.maker.train_batch(pending)
+            pending, batches = [], batches + 1
+
+
+class EvalLoader:
+    """Every image of a split once, in the data set's order.
+
+    Iterating yields dicts of arrays, B = test_batch_size: image and image_size as TrainLoader's; original_size (B, 2)
+    int32, (height, width) of the image file; scale (B, 2) float32, canvas = original * scale, (y, x); image_id (B,)
+    int64; valid (B,) bool: False for rows that fill up the last batch.
+    """
+
+    def __init__(self, config: Config, folder: Path):
+        self.config, self.folder = config, Path(folder)
+        self.index = read_index(self.folder)
+        self.maker = BatchMaker(config)
+
+    def __len__(self) -> int:
+        return -(-len(self.index["image_ids"]) // self.config.test_batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        order = np.arange(len(self.index["image_ids"]))
+        flips = np.zeros(len(order), bool)
+        pending = []
+        for sample in samples(self.folder, order, flips, self.config, training=False):
+            if self.maker.usable(sample):
+                pending.append(sample)
+            if len(pending) == self.config.test_batch_size:
+                yield self.batch(pending)
+                pending = []
+        if pending:
+            yield self.batch(pending)
+
+    def batch(self, rows: list[tuple]) -> dict[str, np.ndarray]:
+        valid = np.arange(self.config.test_batch_size) < len(rows)
+        rows = rows + [rows[0]] * (len(valid) - len(rows))
+        sizes = np.stack([r[3] for r in rows])
+        return {
+            "image_id": np.array([r[0] for r in rows], np.int64),
+            "image": np.stack([r[2] for r in rows]),
+            "image_size": np.ascontiguousarray(sizes[:, :2]),
+            "original_size": sizes[:, 2:].astype(np.int32),
+            "scale": sizes[:, :2] / sizes[:, 2:],
+            "valid": valid,
+        }

@@ -1,0 +1,241 @@
+"""COCO splits as MindRecord: converted once, whole or not at all, re-made when what shapes them changes."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mindspore.mindrecord import FileWriter
+from tqdm import tqdm
+
+from src.config import Config
+from src.data.coco import DataError, ImageRecord, Split, load_coco, resolve_split
+
+__all__ = ["ensure_mindrecord", "read_index", "record_crc", "record_files"]
+
+FORMAT = 1  # raise when the records' layout changes
+SCHEMA = {
+    "image_id": {"type": "int64"},
+    "crc": {"type": "int64"},
+    "image": {"type": "bytes"},
+    "annotation": {"type": "bytes"},
+}
+PREALLOCATED = 50 << 20  # MindRecord sets aside this much for each file
+CHUNK = 64
+
+
+def record_files(folder: Path) -> list[str]:
+    """The MindRecord files of a converted split, in order."""
+    return [str(p) for p in sorted(folder.glob("*.mindrecord*")) if p.suffix != ".db"]
+
+
+def record_crc(image: bytes, annotation: bytes) -> int:
+    """Checksum of a record: MindRecord has none of its own."""
+    return zlib.crc32(annotation, zlib.crc32(image))
+
+
+def read_index(folder: Path) -> dict:
+    """index.json of a converted split: `image_ids`, `objects` and `crowds` a row, `skipped`, `category_ids`,
+    `annotations` (the JSON's path) and `fingerprint`. Raises DataError.
+    """
+    try:
+        return json.loads((folder / "index.json").read_text())
+    except (OSError, ValueError):
+        raise DataError(f"{folder}: not a converted data set; remove it and run again") from None
+
+
+def fingerprint(split: Split, config: Config) -> str:
+    """What the records depend on: the annotations, the images' names, sizes and times, and the options."""
+    digest = hashlib.sha256()
+    try:
+        with open(split.annotations, "rb") as f:
+            while block := f.read(1 << 22):
+                digest.update(block)
+        for entry in sorted(os.scandir(split.images), key=lambda e: e.name):
+            stat = entry.stat()
+            digest.update(f"{entry.name}/{stat.st_size}/{stat.st_mtime_ns}\n".encode())
+    except OSError as e:
+        raise DataError(f"{e.filename or split.annotations}: can't read: {e.strerror}") from None
+    options = [
+        FORMAT,
+        config.coco_classes,
+        config.max_instance_count,
+        config.detector == "faster_rcnn",
+        config.on_bad_image,
+        config.mindrecord_shards,
+    ]
+    digest.update(json.dumps(options).encode())
+    return digest.hexdigest()
+
+
+def ensure_mindrecord(config: Config, split: str, training: bool) -> Path:
+    """The folder of the converted `split` ("train" or "val"), converting it if there is none that fits.
+
+    `training` picks train_dataset or val_dataset as the source. The conversion is written beside and renamed, so a
+    folder of that name is whole. Raises DataError.
+    """
+    source = config.train_dataset if training else config.val_dataset
+    where = resolve_split(source, split)
+    print_of_source = fingerprint(where, config)
+    folder = config.record_dir / f"{split}-{hashlib.sha256(str(where.annotations.resolve()).encode()).hexdigest()[:8]}"
+    with contextlib.suppress(DataError):
+        index = read_index(folder)
+        if index.get("fingerprint") == print_of_source and len(record_files(folder)) == index.get("files"):
+            report_skipped(index["skipped"])
+            return folder
+    convert(where, folder, print_of_source, config)
+    return folder
+
+
+def convert(where: Split, folder: Path, print_of_source: str, config: Config) -> None:
+    """Writes `where` as MindRecord into `folder`, replacing what was there. Raises DataError."""
+    data = load_coco(where, config)
+    beside = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
+    try:
+        beside.mkdir(parents=True)
+        check_space(beside, data.records, config)
+        index = write_records(data.records, data.skipped, beside, config)
+        index |= {
+            "fingerprint": print_of_source,
+            "annotations": str(where.annotations.resolve()),
+            "category_ids": data.category_ids,
+            "files": config.mindrecord_shards,
+        }
+        (beside / "index.json").write_text(json.dumps(index))
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    except (OSError, RuntimeError) as e:
+        reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0]
+        raise DataError(
+            f"{folder}: can't write the converted data set: {reason}; free space there or set mindrecord_dir"
+        ) from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    report_skipped(index["skipped"])
+
+
+def check_space(folder: Path, records: list[ImageRecord], config: Config) -> None:
+    """Raises DataError if the disk can't hold the images."""
+    needed = sum(r.path.stat().st_size for r in records) + PREALLOCATED * config.mindrecord_shards
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(
+            f"{folder.parent}: {free >> 20} MB free, {needed >> 20} MB needed; free space there or set mindrecord_dir"
+        )
+
+
+def report_skipped(skipped: list[str]) -> None:
+    """Names what was left out."""
+    if skipped:
+        print(f"{len(skipped)} images left out (on_bad_image: skip):")
+        for reason in skipped:
+            print(f"  {reason}")
+
+
+def read_checked(record: ImageRecord, config: Config) -> dict | str:
+    """A record's row, or why it can't be used. Raises DataError where on_bad_image is stop."""
+    try:
+        return make_row(record)
+    except DataError as e:
+        if config.on_bad_image == "stop":
+            raise DataError(f"{e} (or leave such images out: on_bad_image: skip)") from None
+        return str(e)
+
+
+def make_row(record: ImageRecord) -> dict:
+    """The image's bytes as they are, checked to decode whole and to have the annotated size. Raises DataError."""
+    try:
+        image = record.path.read_bytes()
+    except OSError as e:
+        raise DataError(f"{record.path}: can't read: {e.strerror}") from None
+    check_whole(image, record)
+    annotation = {
+        "height": record.height,
+        "width": record.width,
+        "name": record.path.name,
+        "boxes": [[round(float(v), 4) for v in b] for b in record.boxes],
+        "labels": record.labels.tolist(),
+        "crowd": record.crowd.tolist(),
+        "segmentations": record.segmentations,
+    }
+    annotation = json.dumps(annotation, separators=(",", ":")).encode()
+    crc = record_crc(image, annotation)
+    return {"image_id": record.image_id, "crc": crc, "image": image, "annotation": annotation}
+
+
+def check_whole(image: bytes, record: ImageRecord) -> None:
+    """Raises DataError for an image that doesn't decode, ends early, or has another size than annotated.
+
+    An eighth-size decode costs a fraction of a whole one, but libjpeg fills in what a truncated file lacks with grey
+    and only warns; so a JPEG must also hold its end marker.
+    """
+    small = None
+    if image:
+        flags = cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION
+        small = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
+    if small is None:
+        raise DataError(f"{record.path}: not an image, or damaged; fetch it again")
+    if image[:2] == b"\xff\xd8" and image.rfind(b"\xff\xd9") < 0:
+        raise DataError(f"{record.path}: the JPEG is truncated (no end marker); fetch it again")
+    expected = (-(-record.height // 8), -(-record.width // 8))
+    if any(abs(a - b) > 1 for a, b in zip(small.shape[:2], expected, strict=True)):
+        raise DataError(
+            f"{record.path}: the image isn't {record.width} x {record.height} as annotated (about"
+            f" {small.shape[1] * 8} x {small.shape[0] * 8}); mend the annotation or the image"
+        )
+
+
+def rows_of(records: list[ImageRecord], config: Config) -> Iterator[dict | str]:
+    """Each record's row or fault, in order, read and checked by two threads ahead of the writer."""
+    with ThreadPoolExecutor(max(2, config.num_parallel_workers)) as pool:
+        for start in range(0, len(records), CHUNK):
+            yield from pool.map(lambda r: read_checked(r, config), records[start : start + CHUNK])
+
+
+def write_records(records: list[ImageRecord], skipped: list[str], folder: Path, config: Config) -> dict:
+    """Writes all records into `folder`; returns the index of the rows in reading order."""
+    writer = FileWriter(str(folder / "data.mindrecord"), shard_num=config.mindrecord_shards)
+    writer.add_schema(SCHEMA, "detection")
+    skipped = list(skipped)
+    objects, crowds, pending = {}, {}, []
+    bar = tqdm(zip(records, rows_of(records, config), strict=True), total=len(records), unit="img", desc="converting")
+    for record, row in bar:
+        if isinstance(row, str):
+            skipped.append(row)
+            continue
+        objects[record.image_id] = int((~record.crowd).sum())
+        crowds[record.image_id] = int(record.crowd.sum())
+        pending.append(row)
+        if len(pending) == CHUNK:
+            writer.write_raw_data(pending)
+            pending = []
+    if pending:
+        writer.write_raw_data(pending)
+    if not objects:
+        raise DataError(
+            f"no usable image among {len(records) + len(skipped)}; {skipped[0] if skipped else 'none given'}"
+        )
+    writer.commit()
+    ids = reading_order(folder)
+    return {
+        "image_ids": ids,
+        "objects": [objects[i] for i in ids],
+        "crowds": [crowds[i] for i in ids],
+        "skipped": skipped,
+    }
+
+
+def reading_order(folder: Path) -> list[int]:
+    """Image ids in the order of the rows' numbers: with several files, not the order of writing."""
+    import mindspore.dataset as ds
+
+    rows = ds.MindDataset(record_files(folder), columns_list=["image_id"], shuffle=False, num_parallel_workers=1)
+    return [int(r[0]) for r in rows.create_tuple_iterator(num_epochs=1, output_numpy=True)]

@@ -1,0 +1,185 @@
+"""Detections as COCO results, and COCO's metrics on them (pycocotools)."""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from src.errors import UserError
+from src.evaluation.masks import Convention, paste_masks
+
+__all__ = ["EvaluationError", "Summary", "coco_results", "evaluate", "load_results", "save_results"]
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+class EvaluationError(UserError):
+    """Results or annotations that can't be used; the message names the file and the remedy."""
+
+
+@dataclass
+class Summary:
+    """COCO's twelve numbers of each IoU type ("bbox", "segm"), the AP of each class, and the printed tables."""
+
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    text: str = ""
+
+
+def coco_results(
+    image_id: int,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    masks: np.ndarray | None,
+    original_size: Sequence[int],
+    scale: Sequence[float],
+    category_ids: dict[int, int],
+    mask_threshold: float = 0.5,
+    mask_convention: Convention = "torchvision",
+) -> list[dict]:
+    """One image's detections as COCO results.
+
+    boxes (N, 4) float32 x1 y1 x2 y2 in canvas pixels, scores (N,), labels (N,) int, masks (N, M, M) probabilities or
+    None; original_size (height, width) in pixels, scale (y, x) with canvas = original * scale. Boxes come out as
+    [x, y, width, height] in pixels of the original, to a hundredth; scores to six digits.
+    """
+    height, width = (int(v) for v in original_size)
+    sy, sx = (float(v) for v in scale)
+    boxes = boxes / np.array([sx, sy, sx, sy], np.float32)
+    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    encoded = [None] * len(boxes)
+    if masks is not None:
+        encoded = paste_masks(masks, boxes, height, width, mask_threshold, mask_convention)
+    out = []
+    for box, score, label, mask in zip(boxes.astype(np.float64), scores, labels, encoded, strict=True):
+        xywh = np.round([box[0], box[1], box[2] - box[0], box[3] - box[1]], 2).tolist()
+        result = {
+            "image_id": int(image_id),
+            "category_id": category_ids[int(label)],
+            "bbox": xywh,
+            "score": round(float(score), 6),
+        }
+        if mask is not None:
+            result["segmentation"] = mask
+        out.append(result)
+    return out
+
+
+def save_results(path: str | Path, results: list[dict]) -> None:
+    """Writes a COCO results file, beside, then renamed. Raises EvaluationError."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(results, separators=(",", ":")))
+        os.replace(beside, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise EvaluationError(f"{path}: can't write the results: {e.strerror}; name another place") from None
+
+
+def load_results(path: str | Path) -> list[dict]:
+    """Reads a COCO results file. Raises EvaluationError."""
+    try:
+        results = json.loads(Path(path).read_bytes())
+    except OSError as e:
+        raise EvaluationError(f"{path}: can't read the results: {e.strerror}") from None
+    except ValueError:
+        raise EvaluationError(f"{path}: not whole JSON; remove it and evaluate again") from None
+    needed = {"image_id", "category_id", "bbox", "score"}
+    if not isinstance(results, list) or not all(isinstance(r, dict) and needed <= r.keys() for r in results):
+        raise EvaluationError(f"{path}: not a list of COCO results")
+    return results
+
+
+def read_annotations(path: str | Path) -> COCO:
+    """pycocotools' index of an annotation file, without its chatter. Raises EvaluationError."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return COCO(str(path))
+    except OSError as e:
+        raise EvaluationError(f"{path}: can't read the annotations: {e.strerror}") from None
+    except (ValueError, KeyError, AssertionError):
+        raise EvaluationError(f"{path}: not a COCO instances file") from None
+
+
+def evaluate(
+    annotations: str | Path,
+    results: list[dict],
+    iou_types: Sequence[str] = ("bbox", "segm"),
+    image_ids: Sequence[int] | None = None,
+) -> Summary:
+    """COCO's metrics of `results` against an annotation file, on `image_ids` or all its images.
+
+    Raises EvaluationError. With no detection at all every AP is 0.
+    """
+    truth = read_annotations(annotations)
+    known = set(truth.getImgIds())
+    foreign = sorted({r["image_id"] for r in results} - known)
+    if foreign:
+        raise EvaluationError(f"{annotations}: has no image {foreign[0]}, which the results name; not its results?")
+    summary = Summary()
+    for kind in iou_types:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            run = cocoeval(truth, results, kind, image_ids)
+            run.evaluate()
+            run.accumulate()
+        table = io.StringIO()
+        with contextlib.redirect_stdout(table):
+            run.summarize()
+        summary.metrics[kind] = dict(zip(METRICS, (float(v) for v in run.stats), strict=True))
+        summary.per_class[kind] = class_ap(run, truth)
+        summary.text += f"{kind}:\n{table.getvalue()}"
+    summary.text += class_table(summary.per_class)
+    return summary
+
+
+def cocoeval(truth: COCO, results: list[dict], kind: str, image_ids: Sequence[int] | None) -> COCOeval:
+    """pycocotools' evaluator, also for an empty list, which COCO.loadRes refuses."""
+    if results:
+        found = truth.loadRes([dict(r) for r in results])
+    else:
+        found = COCO()
+        found.dataset = {
+            "images": truth.dataset["images"],
+            "categories": truth.dataset["categories"],
+            "annotations": [],
+        }
+        found.createIndex()
+    run = COCOeval(truth, found, kind)
+    if image_ids is not None:
+        run.params.imgIds = sorted(int(i) for i in image_ids)
+    return run
+
+
+def class_ap(run: COCOeval, truth: COCO) -> dict[str, float]:
+    """AP of each class; NaN for one without objects."""
+    # precision: IoU thresholds, recalls, classes, areas, detection limits
+    precision = run.eval["precision"][:, :, :, 0, -1]
+    out = {}
+    for k, category in enumerate(run.params.catIds):
+        p = precision[:, :, k]
+        out[truth.cats[category]["name"]] = float(p[p > -1].mean()) if (p > -1).any() else float("nan")
+    return out
+
+
+def class_table(per_class: dict[str, dict[str, float]]) -> str:
+    """The AP of each class as lines of text."""
+    kinds = list(per_class)
+    names = list(per_class[kinds[0]]) if kinds else []
+    width = max([len(n) for n in names] + [5])
+    lines = [f"{'class':{width}s} " + " ".join(f"{k + ' AP':>8s}" for k in kinds)]
+    for n in names:
+        values = (per_class[k][n] for k in kinds)
+        lines.append(f"{n:{width}s} " + " ".join(f"{'-':>8s}" if v != v else f"{v:8.3f}" for v in values))
+    return "\n".join(lines) + "\n"
