@@ -1,0 +1,206 @@
+// Runs the C++ operators over edge cases, on several threads, for the sanitizers. test_sanitizers.py compiles it with
+// the operators' sources. It checks little itself: an error ends it, or makes a sanitizer end it.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+extern "C" {
+int RoIAlignForward(int, void **, int *, int64_t **, const char **, void *, void *);
+int RoIAlignBackward(int, void **, int *, int64_t **, const char **, void *, void *);
+int BatchedNMS(int, void **, int *, int64_t **, const char **, void *, void *);
+int MaxIoUMatch(int, void **, int *, int64_t **, const char **, void *, void *);
+}
+
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Tensors of exactly the stated size, so that a step beyond one is seen.
+class Arguments {
+ public:
+  template <typename T>
+  T *Add(const std::vector<int64_t> &shape, const std::vector<T> &values) {
+    int64_t size = 1;
+    for (const int64_t d : shape) size *= d;
+    if (!values.empty() && static_cast<int64_t>(values.size()) != size) Fail("a test tensor of the wrong size");
+    std::unique_ptr<char[]> data(new char[static_cast<size_t>(size) * sizeof(T)]);
+    if (!values.empty()) std::memcpy(data.get(), values.data(), values.size() * sizeof(T));
+    T *pointer = reinterpret_cast<T *>(data.get());
+    buffers_.push_back(std::move(data));
+    shapes_.push_back(shape);
+    return pointer;
+  }
+
+  int Call(int (*function)(int, void **, int *, int64_t **, const char **, void *, void *)) {
+    std::vector<void *> params;
+    std::vector<int> dimensions;
+    std::vector<int64_t *> shapes;
+    std::vector<const char *> dtypes(buffers_.size(), "");
+    for (size_t i = 0; i < buffers_.size(); ++i) {
+      params.push_back(buffers_[i].get());
+      dimensions.push_back(static_cast<int>(shapes_[i].size()));
+      shapes.push_back(shapes_[i].data());
+    }
+    return function(static_cast<int>(params.size()), params.data(), dimensions.data(), shapes.data(), dtypes.data(),
+                    nullptr, nullptr);
+  }
+
+  [[noreturn]] static void Fail(const std::string &reason) {
+    std::fprintf(stderr, "sanitize_main: %s\n", reason.c_str());
+    std::exit(1);
+  }
+
+ private:
+  std::vector<std::unique_ptr<char[]>> buffers_;
+  std::vector<std::vector<int64_t>> shapes_;
+};
+
+std::mt19937 generator(0);
+
+std::vector<float> Random(int64_t count, float low, float high) {
+  std::uniform_real_distribution<float> uniform(low, high);
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float &value : values) value = uniform(generator);
+  return values;
+}
+
+std::vector<float> Boxes(int64_t count, float extent) {
+  std::vector<float> boxes = Random(count * 4, -10.0f, extent);
+  for (size_t i = 0; i + 4 <= boxes.size(); i += 4) {
+    if (i % 5 != 0) {
+      boxes[i + 2] = boxes[i] + std::fabs(boxes[i + 2]);
+      boxes[i + 3] = boxes[i + 1] + std::fabs(boxes[i + 3]);
+    }
+  }
+  return boxes;
+}
+
+void TestRoIAlign(int64_t batch, int64_t channels, int64_t height, int64_t width, int levels, int64_t output_size,
+                  int sampling_ratio, bool aligned, int64_t count, int expected = 0, float bad_image = -1.0f) {
+  constexpr int kMaxLevels = 5;
+  std::vector<float> rois(static_cast<size_t>(count * 5));
+  std::vector<int32_t> roi_levels(static_cast<size_t>(count));
+  const std::vector<float> boxes = Boxes(count, static_cast<float>(width) * 4.0f);
+  for (size_t k = 0; k < static_cast<size_t>(count); ++k) {
+    rois[k * 5] = static_cast<float>(static_cast<int64_t>(k) % batch);
+    for (size_t i = 0; i < 4; ++i) rois[k * 5 + 1 + i] = boxes[k * 4 + i];
+    roi_levels[k] = static_cast<int32_t>(k % static_cast<size_t>(levels + 1)) - 1;
+  }
+  const float special[][4] = {{0, 0, 0, 0},      {-1e9f, -1e9f, 1e9f, 1e9f},    {kNaN, 0, 1, 1},
+                              {0, 0, kInfinity, 1}, {-kInfinity, 0, 5, 5},       {1e30f, 1e30f, 2e30f, 2e30f},
+                              {5, 5, 1, 1},      {-1e38f, -1e38f, 3e38f, 3e38f}, {0, 0, 1e6f, 3}};
+  for (size_t k = 0; k < std::min<size_t>(static_cast<size_t>(count), 9); ++k) {
+    for (size_t i = 0; i < 4; ++i) rois[k * 5 + 1 + i] = special[k][i];
+    roi_levels[k] = 0;
+  }
+  if (bad_image >= 0.0f) rois[0] = bad_image;
+  std::vector<float> config;
+  for (int64_t row = 0; row < output_size; ++row) {
+    for (const float value : {static_cast<float>(sampling_ratio), aligned ? 1.0f : 0.0f, static_cast<float>(levels),
+                              4.0f, 8.0f, 16.0f, 32.0f, 64.0f}) {
+      config.push_back(value);
+    }
+  }
+  for (const bool backward : {false, true}) {
+    Arguments arguments;
+    const std::vector<int64_t> output_shape = {count, channels, output_size, output_size};
+    const int64_t output_count = count * channels * output_size * output_size;
+    if (backward) arguments.Add<float>(output_shape, Random(output_count, -1, 1));
+    std::vector<std::vector<int64_t>> shapes;
+    for (int level = 0; level < kMaxLevels; ++level) {
+      std::vector<int64_t> shape = {1, 1, 1, 1};
+      if (level < levels) shape = {batch, channels, std::max<int64_t>(1, height >> level), std::max<int64_t>(1, width >> level)};
+      shapes.push_back(shape);
+      arguments.Add<float>(shape, Random(shape[0] * shape[1] * shape[2] * shape[3], -1, 1));
+    }
+    arguments.Add<float>({count, 5}, rois);
+    arguments.Add<int32_t>({count}, roi_levels);
+    arguments.Add<float>({output_size, 3 + kMaxLevels}, config);
+    if (backward) {
+      for (const auto &shape : shapes) arguments.Add<float>(shape, {});
+      if (arguments.Call(RoIAlignBackward) != expected) Arguments::Fail("RoIAlignBackward's status");
+    } else {
+      const float *output = arguments.Add<float>(output_shape, {});
+      if (arguments.Call(RoIAlignForward) != expected) Arguments::Fail("RoIAlignForward's status");
+      for (int64_t i = 0; expected == 0 && i < output_count; ++i) {
+        if (!std::isfinite(output[i])) Arguments::Fail("an output that is not finite");
+      }
+    }
+  }
+}
+
+void TestNMS(int64_t batch, int64_t count, int64_t most, int groups, bool bad) {
+  Arguments arguments;
+  std::vector<float> boxes = Boxes(batch * count, 100), scores = Random(batch * count, 0, 1);
+  std::vector<int32_t> group(static_cast<size_t>(batch * count));
+  std::vector<uint8_t> valid(static_cast<size_t>(batch * count));
+  for (size_t i = 0; i < group.size(); ++i) {
+    group[i] = static_cast<int32_t>(i % static_cast<size_t>(groups)) - 1;
+    valid[i] = i % 7 != 0;
+    if (bad && i % 3 == 0) scores[i] = kNaN;
+    if (bad && i % 4 == 0) boxes[i * 4] = i % 8 == 0 ? kNaN : -kInfinity;
+  }
+  arguments.Add<float>({batch, count, 4}, boxes);
+  arguments.Add<float>({batch, count}, scores);
+  arguments.Add<int32_t>({batch, count}, group);
+  arguments.Add<uint8_t>({batch, count}, valid);
+  arguments.Add<float>({most}, std::vector<float>(static_cast<size_t>(most), 0.5f));
+  arguments.Add<int32_t>({batch, most}, {});
+  arguments.Add<uint8_t>({batch, most}, {});
+  if (arguments.Call(BatchedNMS) != 0) Arguments::Fail("BatchedNMS's status");
+}
+
+void TestMatch(int64_t batch, int64_t count, int64_t gts, int64_t ignored, bool shared, bool bad) {
+  Arguments arguments;
+  std::vector<float> boxes = Boxes(shared ? count : batch * count, 300), gt_boxes = Boxes(batch * gts, 300);
+  std::vector<uint8_t> box_valid(static_cast<size_t>(batch * count)), gt_valid(static_cast<size_t>(batch * gts));
+  for (size_t i = 0; i < box_valid.size(); ++i) box_valid[i] = i % 5 != 0;
+  for (size_t i = 0; i < gt_valid.size(); ++i) gt_valid[i] = i % 3 != 0;
+  for (size_t i = 0; bad && i < boxes.size(); i += 6) boxes[i] = i % 12 == 0 ? kNaN : kInfinity;
+  if (bad && !gt_boxes.empty()) gt_boxes[0] = kNaN;
+  arguments.Add<float>(shared ? std::vector<int64_t>{count, 4} : std::vector<int64_t>{batch, count, 4}, boxes);
+  arguments.Add<uint8_t>({batch, count}, box_valid);
+  arguments.Add<float>({batch, gts, 4}, gt_boxes);
+  arguments.Add<uint8_t>({batch, gts}, gt_valid);
+  arguments.Add<float>({batch, ignored, 4}, Boxes(batch * ignored, 300));
+  arguments.Add<float>({batch, count}, {});
+  arguments.Add<int32_t>({batch, count}, {});
+  arguments.Add<uint8_t>({batch, count}, {});
+  arguments.Add<float>({batch, count}, {});
+  if (arguments.Call(MaxIoUMatch) != 0) Arguments::Fail("MaxIoUMatch's status");
+}
+
+}  // namespace
+
+int main() {
+  for (const bool aligned : {false, true}) {
+    for (const int sampling_ratio : {0, 2}) {
+      TestRoIAlign(2, 3, 40, 56, 4, 7, sampling_ratio, aligned, 60);
+      TestRoIAlign(1, 33, 64, 80, 1, 14, sampling_ratio, aligned, 20);
+      TestRoIAlign(3, 1, 5, 3, 5, 3, sampling_ratio, aligned, 30);
+      TestRoIAlign(1, 2, 1, 1, 1, 1, sampling_ratio, aligned, 12);
+      TestRoIAlign(12, 1, 28, 28, 1, 28, sampling_ratio, aligned, 12);
+      TestRoIAlign(2, 4, 16, 17, 2, 17, sampling_ratio, aligned, 0);
+    }
+  }
+  TestRoIAlign(2, 3, 16, 16, 1, 7, 2, true, 4, 1, 2.0f);
+  for (const bool bad : {false, true}) {
+    TestNMS(3, 500, 100, 5, bad);
+    TestNMS(1, 40, 64, 1, bad);
+    TestNMS(2, 0, 3, 1, bad);
+    TestMatch(2, 3000, 20, 4, true, bad);
+    TestMatch(2, 1030, 1, 1, false, bad);
+    TestMatch(1, 5, 0, 0, false, bad);
+    TestMatch(2, 0, 3, 2, true, bad);
+  }
+  std::puts("done");
+  return 0;
+}
