@@ -299,8 +299,8 @@ def compare_training(
     return rows
 
 
-def compare(npz: str | Path, salt: int = 0, training: bool = True) -> list[Row]:
-    """Every comparison of the golden file `npz`, made with `salt`."""
+def compare(npz: str | Path, salt: int = 0, training: bool = True, builtin_ops: bool = False) -> list[Row]:
+    """Every comparison of the golden file `npz`, made with `salt`; `builtin_ops`: without the C++ operators."""
     try:
         golden = np.load(npz)
     except (OSError, ValueError) as e:
@@ -308,7 +308,7 @@ def compare(npz: str | Path, salt: int = 0, training: bool = True) -> list[Row]:
     ms.set_context(mode=ms.GRAPH_MODE)
     inputs = reference_inputs(salt)
     config = reference_config(golden, *inputs["image"].shape[2:])
-    detector = build_detector(config)
+    detector = build_detector(config, builtin_ops)
     load_weights(detector, golden, salt)
     detector.set_train(False)
     rows = compare_stages(detector, inputs, golden) + compare_detections(detector, inputs, golden)
