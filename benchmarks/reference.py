@@ -83,11 +83,10 @@ class GivenProposals(nn.Cell):
     def construct(self, image, image_size, rois, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rpn_keys, rcnn_keys):
         d = self.loss.detector
         features = d.neck(d.backbone(image))
-        logits, deltas = d.rpn(features)
         rpn = self.loss.rpn_loss(
-            ops.concat(logits, 1),
-            ops.concat(deltas, 1),
+            features,
             d.anchors,
+            d.anchor_corners,
             d.anchor_valid(image_size),
             gt_boxes,
             gt_valid,

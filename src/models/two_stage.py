@@ -13,7 +13,7 @@ from src.models.fpn import FPN
 from src.models.mask_head import MaskHead, MaskLoss, MaskTargets
 from src.models.proposals import ProposalGenerator
 from src.models.roi_extractor import RoIExtractor
-from src.models.rpn import RPNHead, RPNLoss
+from src.models.rpn import RPNHead, RPNLoss, SampledRPN
 
 __all__ = ["LOSS_NAMES", "TwoStageDetector", "TwoStageLoss", "build_detector", "build_loss", "sampler_key_sizes"]
 
@@ -113,13 +113,13 @@ class TwoStageLoss(nn.Cell):
     ) -> Tensor:
         d = self.detector
         features = d.neck(d.backbone(image))
-        logits, deltas = d.rpn(features)
+        logits, deltas = d.rpn(frozen(features))
         anchor_valid = d.anchor_valid(image_size)
         proposals, _, valid = self.proposals(logits, deltas, d.anchors, anchor_valid, image_size)
         rpn_cls, rpn_reg = self.rpn_loss(
-            ops.concat(logits, 1),
-            ops.concat(deltas, 1),
+            features,
             d.anchors,
+            d.anchor_corners,
             anchor_valid,
             gt_boxes,
             gt_valid,
@@ -172,6 +172,14 @@ class TwoStageLoss(nn.Cell):
             features, rois[:, :n], targets[:, :n], labels[:, :n], gt_index[:, :n], positive[:, :n], gt_masks
         )
         return cls_loss, reg_loss, mask_loss
+
+
+def frozen(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same maps, without gradient."""
+    out = ()
+    for f in features:
+        out += (ops.stop_gradient(f),)
+    return out
 
 
 def build_backbone(config: Config) -> nn.Cell:
@@ -279,6 +287,7 @@ def build_loss(config: Config, detector: TwoStageDetector) -> TwoStageLoss:
         detector,
         proposals=_proposals(train.rpn_proposal, _coder(rpn.bbox_coder), counts, False),
         rpn_loss=RPNLoss(
+            SampledRPN(detector.rpn, counts, rpn.anchor_generator.strides, config.img_height, config.img_width),
             _sampler(train.rpn, False),
             _coder(rpn.bbox_coder),
             rpn.loss_cls.loss_weight,
