@@ -416,6 +416,7 @@ def _check_together(c: Config, source: str) -> None:
         len(fpn.in_channels) == len(bb.out_indices),
         f"neck.fpn.in_channels has {len(fpn.in_channels)} entries, backbone.out_indices {len(bb.out_indices)}",
     )
+    demand(len(bb.out_indices) > 0, "backbone.out_indices is empty")
     demand(bb.out_indices == sorted(set(bb.out_indices)), "backbone.out_indices must rise")
     demand(bb.out_indices[-1] < bb.num_stages, "backbone.out_indices names a stage past backbone.num_stages")
     demand(fpn.num_outs >= len(fpn.in_channels), "neck.fpn.num_outs is less than the number of its inputs")

@@ -1,0 +1,132 @@
+"""What several tests share: a small shapes data set, its config, and real photographs where there are some."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from src.config import load_config
+from src.data.shapes import make_shapes
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory):
+    """A shapes data set of 24 training and 8 validation images. Not to be changed by a test."""
+    return make_shapes(tmp_path_factory.mktemp("shapes") / "root", train=24, val=8, seed=5)
+
+
+@pytest.fixture
+def shapes_config(shapes_root, tmp_path):
+    """Makes the shapes config, its outputs in this test's folder; keywords with __ for dots override."""
+
+    def make(**overrides):
+        places = {
+            "train_dataset": str(shapes_root),
+            "val_dataset": str(shapes_root),
+            "mindrecord_dir": str(tmp_path / "mindrecord"),
+            "train_outputs": str(tmp_path / "outputs"),
+        }
+        named = {name.replace("__", "."): value for name, value in overrides.items()}
+        return load_config(ROOT / "configs/shapes.yaml", places | named)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def coco_root():
+    """Photographs in COCO's layout."""
+    root = os.environ.get("COCO_ROOT")
+    if not root:
+        pytest.skip("COCO_ROOT isn't set: no real photographs to test on")
+    return Path(root)
+
+
+class CocoFolder:
+    """A COCO root that a test writes and spoils."""
+
+    def __init__(self, root, split="train"):
+        self.root = root
+        self.json = root / f"annotations/instances_{split}2017.json"
+        self.images = root / f"{split}2017"
+        self.images.mkdir(parents=True)
+        self.json.parent.mkdir(exist_ok=True)
+        self.data = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 10, "name": "circle"}, {"id": 20, "name": "star"}],
+        }
+
+    def add_image(self, height=40, width=60, name=None, content=None):
+        """An image of noise, or of the bytes `content`; returns its id."""
+        image_id = len(self.data["images"]) + 1
+        name = name or f"{image_id:012d}.jpg"
+        if content is None:
+            noise = np.random.RandomState(image_id).randint(0, 256, (height, width, 3)).astype(np.uint8)
+            content = cv2.imencode(Path(name).suffix, noise)[1].tobytes()
+        (self.images / name).write_bytes(content)
+        self.data["images"].append({"id": image_id, "file_name": name, "height": height, "width": width})
+        return image_id
+
+    def add_object(self, image_id, bbox=(10, 10, 20, 15), category_id=10, **other):
+        """An object whose mask is its box; `segmentation=None` leaves the key out. Returns the annotation."""
+        x, y, w, h = bbox
+        annotation = {
+            "id": 101 + len(self.data["annotations"]),
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": list(bbox),
+            "area": w * h,
+            "iscrowd": 0,
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        } | other
+        if annotation["segmentation"] is None:
+            del annotation["segmentation"]
+        self.data["annotations"].append(annotation)
+        return annotation
+
+    def write(self):
+        self.json.write_text(json.dumps(self.data))
+        return self
+
+
+@pytest.fixture
+def coco_folder(tmp_path):
+    """Two images of 60 x 40 pixels with an object each (annotations 101 and 102), written; and a third without."""
+    folder = CocoFolder(tmp_path / "coco")
+    for _ in range(2):
+        folder.add_object(folder.add_image())
+    folder.add_image()
+    return folder.write()
+
+
+@pytest.fixture
+def coco_config(shapes_config, coco_folder):
+    """Makes a config that trains on `coco_folder`."""
+
+    def make(**overrides):
+        return shapes_config(**{"train_dataset": str(coco_folder.root), **overrides})
+
+    return make
+
+
+@pytest.fixture
+def refusal():
+    """`with refusal(ErrorType, *parts):` expects the block to raise one line that holds every one of `parts`."""
+
+    @contextlib.contextmanager
+    def expect(kind, *parts):
+        with pytest.raises(kind) as error:
+            yield
+        message = str(error.value)
+        assert message.strip()
+        assert "\n" not in message
+        for part in parts:
+            assert str(part) in message
+
+    return expect

@@ -1,0 +1,240 @@
+"""The config: what is refused, and how the message helps."""
+
+from pathlib import Path
+
+import pytest
+
+from src.config import Config, ConfigError, config_from_arguments, describe_keys, load_config, parse_overrides
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Writes a config, expects it refused in one line that names the file, and returns that line."""
+
+    def check(text, **overrides):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        with pytest.raises(ConfigError) as error:
+            load_config(path, {k.replace("__", "."): v for k, v in overrides.items()})
+        message = str(error.value)
+        assert "\n" not in message
+        assert overrides or str(path) in message
+        return message
+
+    return check
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_config_loads(path):
+    assert isinstance(load_config(path), Config)
+
+
+def test_configs_were_found():
+    assert {"mask_rcnn_r50_fpn.yaml", "shapes.yaml"} <= {p.name for p in CONFIGS}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "nearest"),
+    [
+        ("momentom: 0.9", "momentom", "momentum"),
+        ("rpn: {feet_channels: 3}", "rpn.feet_channels", "rpn.feat_channels"),
+        ("train_cfg: {rpn: {assigner: {pos_iou: 0.5}}}", "train_cfg.rpn.assigner.pos_iou", "pos_iou_thr"),
+    ],
+)
+def test_unknown_key_names_the_nearest(refused, text, key, nearest):
+    message = refused(text)
+    assert f"{key}: unknown key" in message
+    assert nearest in message.split("did you mean")[1]
+
+
+def test_unknown_key_unlike_any_lists_those_there(refused):
+    message = refused("neck: {fpn: {zzzz: 1}}")
+    assert "neck.fpn.zzzz" in message
+    assert "num_outs" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "expected"),
+    [
+        ("batch_size: two", "batch_size", "integer"),
+        ("batch_size: 2.5", "batch_size", "integer"),
+        ("batch_size: true", "batch_size", "integer"),
+        ("lr: fast", "lr", "number"),
+        ("keep_ratio: maybe", "keep_ratio", "true/false"),
+        ("brief: 7", "brief", "text"),
+        ("lr_steps: 8", "lr_steps", "list of integer"),
+        ("lr_steps: [8, x]", "lr_steps", "integer"),
+        ("rpn: 5", "rpn", "rpn"),
+        ("rpn:", "rpn", "rpn"),
+        ("lr:", "lr", "number"),
+    ],
+)
+def test_wrong_type(refused, text, key, expected):
+    message = refused(text)
+    assert key in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("lr: -0.1", "lr"),
+        ("lr: .nan", "lr"),
+        ("batch_size: 0", "batch_size"),
+        ("flip_ratio: 1.5", "flip_ratio"),
+        ("lr_steps: [8, 0]", "lr_steps"),
+        ("detector: yolo", "detector"),
+        ("backbone: {depth: 34}", "backbone.depth"),
+    ],
+)
+def test_out_of_range(refused, text, key):
+    assert key in refused(text)
+
+
+def test_choices_are_named(refused):
+    message = refused("device_target: TPU")
+    assert "CPU, GPU, Ascend" in message
+
+
+def test_numbers_that_yaml_takes_for_text(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("weight_decay: 1e-4\nrpn: {anchor_generator: {scales: [8]}}")
+    config = load_config(path)
+    assert config.weight_decay == 1e-4
+    assert config.rpn.anchor_generator.scales == [8.0]
+
+
+def test_malformed_yaml_names_the_line(refused):
+    assert "line 3" in refused("lr: 0.1\nbatch_size: 2\nbrief: ]\nseed: 3\n")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
+def test_not_a_mapping(refused, text):
+    assert "expected a mapping" in refused(text)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: can't read"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_not_text(tmp_path):
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff\xe0\x00")
+    with pytest.raises(ConfigError, match=r"picture\.yaml"):
+        load_config(tmp_path / "picture.yaml")
+
+
+def test_base_chain(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "first.yaml").write_text("lr: 0.5\nepoch_size: 3\nrpn: {loss_cls: {loss_weight: 2}}")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nepoch_size: 4\nrpn: {loss_bbox: {beta: 0.5}}")
+    (tmp_path / "sub/third.yaml").write_text("base: ../second.yaml\nbrief: third")
+    config = load_config(tmp_path / "sub/third.yaml")
+    assert (config.lr, config.epoch_size, config.brief) == (0.5, 4, "third")
+    assert (config.rpn.loss_cls.loss_weight, config.rpn.loss_bbox.beta) == (2.0, 0.5)
+
+
+def test_fault_in_a_base_names_the_base(tmp_path):
+    (tmp_path / "first.yaml").write_text("lrr: 0.5")
+    (tmp_path / "second.yaml").write_text("base: first.yaml")
+    with pytest.raises(ConfigError, match=r"first\.yaml: lrr"):
+        load_config(tmp_path / "second.yaml")
+
+
+def test_base_circle(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml")
+    (tmp_path / "b.yaml").write_text("base: a.yaml")
+    with pytest.raises(ConfigError, match="circle"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_base_missing_or_not_a_name(refused, tmp_path):
+    assert "base" in refused("base: 5")
+    (tmp_path / "mine.yaml").write_text("base: none.yaml")
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        load_config(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("num_classes: 5", "num_classes"),
+        ("coco_classes: [background, a, a]\nnum_classes: 3", "coco_classes"),
+        ("neck: {fpn: {in_channels: [1, 2, 3]}}", "neck.fpn.in_channels"),
+        ("backbone: {out_indices: [0, 2, 1, 3]}", "backbone.out_indices"),
+        ("backbone: {out_indices: []}\nneck: {fpn: {in_channels: []}}", "backbone.out_indices"),
+        ("backbone: {num_stages: 3}", "backbone.num_stages"),
+        ("neck: {fpn: {num_outs: 3}}", "neck.fpn.num_outs"),
+        ("rpn: {anchor_generator: {strides: [4, 8]}}", "rpn.anchor_generator.strides"),
+        ("roi: {featmap_strides: [8, 16]}", "roi.featmap_strides"),
+        ("bbox_head: {roi_feat_size: 5}", "bbox_head.roi_feat_size"),
+        ("train_cfg: {rcnn: {mask_size: 14}}", "train_cfg.rcnn.mask_size"),
+        ("mask_head: {in_channels: 8}", "mask_head.in_channels"),
+        ("img_mean: [1, 2]", "img_mean"),
+        ("rpn: {bbox_coder: {target_stds: [1, 1]}}", "rpn.bbox_coder.target_stds"),
+        ("img_width: 1000", "img_width"),
+        ("train_cfg: {rcnn: {assigner: {neg_iou_thr: 0.9}}}", "train_cfg.rcnn.assigner"),
+    ],
+)
+def test_keys_that_contradict_each_other(refused, text, part):
+    assert part in refused(text)
+
+
+def test_overrides(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 0.5")
+    words = ["--lr", "0.25", "--train_cfg.rpn.sampler.num=64", "--lr_steps", "[3, 5]", "brief=x", "--keep_ratio=false"]
+    config = load_config(path, parse_overrides(words))
+    assert (config.lr, config.train_cfg.rpn.sampler.num, config.lr_steps) == (0.25, 64, [3, 5])
+    assert (config.brief, config.keep_ratio) == ("x", False)
+
+
+def test_overrides_can_empty_a_text_and_be_negative(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("pre_trained: some.ckpt")
+    config = load_config(path, parse_overrides(["--pre_trained=", "--train_cfg.rcnn.sampler.neg_pos_ub", "-1"]))
+    assert config.pre_trained == ""
+    assert config.train_cfg.rcnn.sampler.neg_pos_ub == -1
+
+
+def test_overrides_that_are_wrong(refused):
+    assert "command line: rpn.feet_channels" in refused("lr: 1", rpn__feet_channels="3")
+    assert "command line" in refused("lr: 1", batch_size="many")
+    assert "command line" in refused("lr: 1", num_classes="7")
+    assert "command line: lr" in refused("lr: 1", lr__x="7")
+
+
+@pytest.mark.parametrize("words", [["lr"], ["--lr"], ["--lr", "0.1", "stray"]])
+def test_words_that_are_no_override(words):
+    with pytest.raises(ConfigError, match=f"'{words[-1]}'"):
+        parse_overrides(words)
+
+
+def test_command_line(tmp_path):
+    import argparse
+
+    from src.config import add_config_arguments
+
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 0.5")
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser, "none.yaml")
+    config, known = config_from_arguments(parser, ["--config_path", str(path), "--batch_size", "3"])
+    assert (config.lr, config.batch_size, known.config_path) == (0.5, 3, str(path))
+
+
+def test_two_configs_share_nothing():
+    first, second = Config(), Config()
+    first.lr_steps.append(99)
+    first.rpn.anchor_generator.scales[0] = 1
+    assert second.lr_steps == [8, 11]
+    assert second.rpn.anchor_generator.scales == [8]
+
+
+def test_every_key_is_described():
+    rows = {name: (kind, default, doc) for name, kind, default, doc in describe_keys()}
+    assert rows["train_cfg.rpn.sampler.num"][:2] == ("integer", 256)
+    assert rows["lr_steps"][0] == "list of integer"
+    assert all(doc for _, _, doc in rows.values())
