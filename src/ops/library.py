@@ -41,6 +41,7 @@ CXX_FLAGS: tuple[str, ...] = (
     "-Wall",
     "-Wextra",
     "-Werror",
+    "-Wno-psabi",  # wide vectors are passed between inlined functions alone
 )
 
 

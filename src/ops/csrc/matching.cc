@@ -71,7 +71,7 @@ struct BoxBlock {
     }
   }
 
-  // By pointer or inlined: vectors wider than the target's registers have no fixed calling convention.
+  // Always inlined: vectors wider than the registers of the target have no fixed calling convention.
   static inline __attribute__((always_inline)) Floats Min(const Floats &a, const Floats &b) { return a < b ? a : b; }
   static inline __attribute__((always_inline)) Floats Max(const Floats &a, const Floats &b) { return a > b ? a : b; }
 

@@ -18,6 +18,10 @@
 #include <tuple>
 #include <vector>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include "../../csrc/parallel.h"
 #include "roi_align_geometry.h"
 
@@ -45,6 +49,7 @@ constexpr int64_t kBlockBytes = 768 * 1024;  // of planes visited together: fits
 // GCC and Clang vectors: compiled to AVX-512, AVX2, NEON or plain SSE, whatever the target has.
 typedef float Vector16 __attribute__((vector_size(64)));
 typedef float Vector8 __attribute__((vector_size(32)));
+typedef int32_t Index16 __attribute__((vector_size(64)));
 
 // Vectors travel by pointer: those wider than the registers of the target have no fixed calling convention.
 template <typename V>
@@ -255,6 +260,93 @@ inline void CombineRows(const float *window, int64_t stride, const RowTap *taps,
   }
 }
 
+// From (out, width) rows to (out, out) bins: each output column takes a few weighted cells of its row.
+class ColumnStep {
+ public:
+  ColumnStep(int64_t out, const Plan &plan)
+      : out_(out),
+        plan_(plan),
+        offsets_(static_cast<size_t>(std::max(out * out, kLanes) * plan.max_column_taps)),
+        weights_(offsets_.size()) {}
+
+  void Set(const PlannedRoI &roi) {
+    taps_ = roi.column_taps;
+    width_ = roi.width;
+    permute_ = kCanPermute && out_ <= kLanes && width_ <= 2 * kLanes;
+    const int64_t lanes = permute_ ? kLanes : out_ * out_;
+    for (int64_t tap = 0; tap < taps_; ++tap) {
+      const size_t column = roi.column_begin + static_cast<size_t>(tap * out_);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const size_t slot = static_cast<size_t>(tap * lanes + lane);
+        const size_t x = column + static_cast<size_t>(lane % out_);
+        const int64_t row = permute_ ? 0 : lane / out_;
+        offsets_[slot] = plan_.column_offsets[x] + static_cast<int32_t>(row * width_);
+        weights_[slot] = plan_.column_weights[x];
+      }
+    }
+  }
+
+  // `rows` is followed by 2 * kLanes floats that may be read.
+  inline __attribute__((always_inline)) void Run(const float *rows, float *to) const {
+    if (permute_) {
+      if (taps_ == 4) return Permute<4>(rows, to);
+      return Permute<0>(rows, to);
+    }
+    const int64_t bins = out_ * out_;
+    for (int64_t bin = 0; bin < bins; ++bin) to[bin] = 0.0f;
+    for (int64_t tap = 0; tap < taps_; ++tap) {
+      const int32_t *offset = offsets_.data() + tap * bins;
+      const float *weight = weights_.data() + tap * bins;
+      for (int64_t bin = 0; bin < bins; ++bin) to[bin] += rows[offset[bin]] * weight[bin];
+    }
+  }
+
+ private:
+#ifdef __AVX512F__
+  static constexpr bool kCanPermute = true;  // any 16 of 32 floats in one instruction
+
+  // kTaps: taps known at compile time, kept in registers; 0: any number.
+  template <int kTaps>
+  void Permute(const float *rows, float *to) const {
+    float result[kLanes * (kLanes + 1)];
+    const int64_t taps = kTaps > 0 ? kTaps : taps_;
+    Index16 offsets[kTaps > 0 ? kTaps : 1];
+    Vector16 weights[kTaps > 0 ? kTaps : 1];
+    for (int tap = 0; tap < kTaps; ++tap) {
+      std::memcpy(&offsets[tap], offsets_.data() + tap * kLanes, sizeof(Index16));
+      Load(weights_.data() + tap * kLanes, &weights[tap]);
+    }
+    for (int64_t y = 0; y < out_; ++y) {
+      Vector16 low, high, sum = {};
+      Load(rows + y * width_, &low);
+      Load(rows + y * width_ + kLanes, &high);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        if (kTaps == 0) {
+          std::memcpy(&offsets[0], offsets_.data() + tap * kLanes, sizeof(Index16));
+          Load(weights_.data() + tap * kLanes, &weights[0]);
+        }
+        const int64_t t = kTaps > 0 ? tap : 0;
+        sum += Vector16(_mm512_permutex2var_ps(__m512(low), __m512i(offsets[t]), __m512(high))) * weights[t];
+      }
+      Store(sum, result + y * out_);  // the lanes past `out` are the next row's, or the spare room
+    }
+    std::memcpy(to, result, static_cast<size_t>(out_ * out_) * sizeof(float));
+  }
+#else
+  static constexpr bool kCanPermute = false;
+
+  template <int kTaps>
+  void Permute(const float *, float *) const {}
+#endif
+
+  const int64_t out_;
+  const Plan &plan_;
+  int64_t taps_ = 0, width_ = 0;
+  bool permute_ = false;
+  std::vector<int32_t> offsets_;
+  std::vector<float> weights_;
+};
+
 // row[0..width) += from[0..width) * weight
 inline void AddScaled(const float *from, float weight, int64_t width, float *row) {
   int64_t x = 0;
@@ -330,22 +422,13 @@ inline std::string RoIAlignForward(const RoIAlignOptions &options, const std::ve
     const int64_t plane = level.height * level.width;
     const float *source = features[static_cast<size_t>(task.level)] +
                           (task.image * channels + task.first_channel) * plane;
-    std::vector<float> rows(static_cast<size_t>(out * plan.max_width));
-    std::vector<int32_t> offsets(static_cast<size_t>(bins * plan.max_column_taps));
-    std::vector<float> weights(static_cast<size_t>(bins * plan.max_column_taps));
+    in::ColumnStep columns(out, plan);
+    std::vector<float> rows(static_cast<size_t>(out * plan.max_width + 2 * in::kLanes));
     for (int64_t r = begin; r < end; ++r) {
       const in::PlannedRoI &roi = plan.rois[static_cast<size_t>(r)];
       const int32_t *row_ends = plan.row_ends.data() + roi.row_begin;
       const in::RowTap *row_taps = plan.row_taps.data() + roi.row_taps;
-      for (int64_t tap = 0; tap < roi.column_taps; ++tap) {
-        const size_t column = roi.column_begin + static_cast<size_t>(tap * out);
-        for (int64_t bin = 0; bin < bins; ++bin) {
-          const size_t x = static_cast<size_t>(bin % out);
-          offsets[static_cast<size_t>(tap * bins + bin)] =
-              plan.column_offsets[column + x] + static_cast<int32_t>(bin / out * roi.width);
-          weights[static_cast<size_t>(tap * bins + bin)] = plan.column_weights[column + x];
-        }
-      }
+      columns.Set(roi);
       for (int64_t c = 0; c < task.channels; ++c) {
         const float *window = source + c * plane + roi.left;
         int64_t tap_begin = 0;
@@ -355,14 +438,7 @@ inline std::string RoIAlignForward(const RoIAlignOptions &options, const std::ve
                           rows.data() + y * roi.width);
           tap_begin = tap_end;
         }
-        float *to = output + (roi.index * channels + task.first_channel + c) * bins;
-        const float *from = rows.data();
-        for (int64_t bin = 0; bin < bins; ++bin) to[bin] = 0.0f;
-        for (int64_t tap = 0; tap < roi.column_taps; ++tap) {
-          const int32_t *offset = offsets.data() + tap * bins;
-          const float *weight = weights.data() + tap * bins;
-          for (int64_t bin = 0; bin < bins; ++bin) to[bin] += from[offset[bin]] * weight[bin];
-        }
+        columns.Run(rows.data(), output + (roi.index * channels + task.first_channel + c) * bins);
       }
     }
   });
