@@ -29,6 +29,7 @@ _HEADERS: tuple[Path, ...] = (
     _OPS / "roi_align" / "csrc" / "roi_align.h",
     _OPS / "roi_align" / "csrc" / "roi_align_geometry.h",
     _OPS / "csrc" / "parallel.h",
+    _OPS / "csrc" / "vector_width.h",
 )
 CXX_FLAGS: tuple[str, ...] = (
     "-std=c++17",
@@ -41,7 +42,6 @@ CXX_FLAGS: tuple[str, ...] = (
     "-Wall",
     "-Wextra",
     "-Werror",
-    "-Wno-psabi",  # wide vectors are passed between inlined functions alone
 )
 
 

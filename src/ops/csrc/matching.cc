@@ -8,15 +8,15 @@
 #include <vector>
 
 #include "parallel.h"
+#include "vector_width.h"
 
 namespace {
 
-constexpr int64_t kLanes = 16;
-constexpr int64_t kBlock = 1024;  // boxes a task: their coordinates and results stay in the L1 cache
+using rcnn::Floats;
+using rcnn::Ints;
+using rcnn::kLanes;
 
-// GCC and Clang vectors: compiled to AVX-512, AVX2, NEON or plain SSE, whatever the target has.
-typedef float Floats __attribute__((vector_size(kLanes * 4)));
-typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+constexpr int64_t kBlock = 1024;  // boxes a task: their coordinates and results stay in the L1 cache
 
 struct Box {
   float x1, y1, x2, y2, area;
@@ -71,7 +71,6 @@ struct BoxBlock {
     }
   }
 
-  // Always inlined: vectors wider than the registers of the target have no fixed calling convention.
   static inline __attribute__((always_inline)) Floats Min(const Floats &a, const Floats &b) { return a < b ? a : b; }
   static inline __attribute__((always_inline)) Floats Max(const Floats &a, const Floats &b) { return a > b ? a : b; }
 

@@ -23,6 +23,7 @@
 #endif
 
 #include "../../csrc/parallel.h"
+#include "../../csrc/vector_width.h"
 #include "roi_align_geometry.h"
 
 namespace rcnn {
@@ -42,14 +43,10 @@ struct RoIAlignLevel {
 
 namespace roi_align_internal {
 
-constexpr int64_t kLanes = 16;
 constexpr int64_t kPad = 8;                   // windows are widened to a multiple of this where the map has room
 constexpr int64_t kBlockBytes = 768 * 1024;  // of planes visited together: fits an L2 cache of 1 MB or more
 
-// GCC and Clang vectors: compiled to AVX-512, AVX2, NEON or plain SSE, whatever the target has.
-typedef float Vector16 __attribute__((vector_size(64)));
-typedef float Vector8 __attribute__((vector_size(32)));
-typedef int32_t Index16 __attribute__((vector_size(64)));
+typedef float Floats8 __attribute__((vector_size(32)));  // for what a window leaves of a wider vector
 
 // Vectors travel by pointer: those wider than the registers of the target have no fixed calling convention.
 template <typename V>
@@ -236,11 +233,12 @@ inline std::vector<Task> MakeTasks(const std::vector<RoIAlignLevel> &levels, int
   return tasks;
 }
 
-// sum[0..width) = weighted rows of the window.
-template <typename V>
-inline void CombineRows(const float *window, int64_t stride, const RowTap *taps, int64_t count, float *to) {
+// to[0..width) = weighted rows of the window. kTaps: their number where the compiler is to know it; 0: `count`.
+template <typename V, int kTaps>
+inline __attribute__((always_inline)) void CombineVectors(const float *window, int64_t stride, const RowTap *taps,
+                                                          int64_t count, float *to) {
   V sum = {};
-  for (int64_t t = 0; t < count; ++t) {
+  for (int64_t t = 0; t < (kTaps > 0 ? kTaps : count); ++t) {
     V row;
     Load(window + taps[t].row * stride, &row);
     sum += row * taps[t].weight;
@@ -248,16 +246,28 @@ inline void CombineRows(const float *window, int64_t stride, const RowTap *taps,
   Store(sum, to);
 }
 
+template <int kTaps>
 inline void CombineRows(const float *window, int64_t stride, const RowTap *taps, int64_t count, int64_t width,
                         float *to) {
   int64_t x = 0;
-  for (; x + kLanes <= width; x += kLanes) CombineRows<Vector16>(window + x, stride, taps, count, to + x);
-  for (; x + 8 <= width; x += 8) CombineRows<Vector8>(window + x, stride, taps, count, to + x);
+  for (; x + kLanes <= width; x += kLanes) CombineVectors<Floats, kTaps>(window + x, stride, taps, count, to + x);
+  for (; kLanes > 8 && x + 8 <= width; x += 8) {
+    CombineVectors<Floats8, kTaps>(window + x, stride, taps, count, to + x);
+  }
   for (; x < width; ++x) {
     float sum = 0.0f;
     for (int64_t t = 0; t < count; ++t) sum += window[taps[t].row * stride + x] * taps[t].weight;
     to[x] = sum;
   }
+}
+
+inline void CombineRows(const float *window, int64_t stride, const RowTap *taps, int64_t count, int64_t width,
+                        float *to) {
+  // 2 x 2 samples touch 2 to 4 rows.
+  if (count == 4) return CombineRows<4>(window, stride, taps, count, width, to);
+  if (count == 3) return CombineRows<3>(window, stride, taps, count, width, to);
+  if (count == 2) return CombineRows<2>(window, stride, taps, count, width, to);
+  return CombineRows<0>(window, stride, taps, count, width, to);
 }
 
 // From (out, width) rows to (out, out) bins: each output column takes a few weighted cells of its row.
@@ -310,23 +320,23 @@ class ColumnStep {
   void Permute(const float *rows, float *to) const {
     float result[kLanes * (kLanes + 1)];
     const int64_t taps = kTaps > 0 ? kTaps : taps_;
-    Index16 offsets[kTaps > 0 ? kTaps : 1];
-    Vector16 weights[kTaps > 0 ? kTaps : 1];
+    Ints offsets[kTaps > 0 ? kTaps : 1];
+    Floats weights[kTaps > 0 ? kTaps : 1];
     for (int tap = 0; tap < kTaps; ++tap) {
-      std::memcpy(&offsets[tap], offsets_.data() + tap * kLanes, sizeof(Index16));
+      std::memcpy(&offsets[tap], offsets_.data() + tap * kLanes, sizeof(Ints));
       Load(weights_.data() + tap * kLanes, &weights[tap]);
     }
     for (int64_t y = 0; y < out_; ++y) {
-      Vector16 low, high, sum = {};
+      Floats low, high, sum = {};
       Load(rows + y * width_, &low);
       Load(rows + y * width_ + kLanes, &high);
       for (int64_t tap = 0; tap < taps; ++tap) {
         if (kTaps == 0) {
-          std::memcpy(&offsets[0], offsets_.data() + tap * kLanes, sizeof(Index16));
+          std::memcpy(&offsets[0], offsets_.data() + tap * kLanes, sizeof(Ints));
           Load(weights_.data() + tap * kLanes, &weights[0]);
         }
         const int64_t t = kTaps > 0 ? tap : 0;
-        sum += Vector16(_mm512_permutex2var_ps(__m512(low), __m512i(offsets[t]), __m512(high))) * weights[t];
+        sum += Floats(_mm512_permutex2var_ps(__m512(low), __m512i(offsets[t]), __m512(high))) * weights[t];
       }
       Store(sum, result + y * out_);  // the lanes past `out` are the next row's, or the spare room
     }
@@ -351,14 +361,14 @@ class ColumnStep {
 inline void AddScaled(const float *from, float weight, int64_t width, float *row) {
   int64_t x = 0;
   for (; x + kLanes <= width; x += kLanes) {
-    Vector16 a, b;
+    Floats a, b;
     Load(row + x, &a);
     Load(from + x, &b);
     a += b * weight;
     Store(a, row + x);
   }
-  for (; x + 8 <= width; x += 8) {
-    Vector8 a, b;
+  for (; kLanes > 8 && x + 8 <= width; x += 8) {
+    Floats8 a, b;
     Load(row + x, &a);
     Load(from + x, &b);
     a += b * weight;
@@ -382,8 +392,10 @@ inline void SpreadColumns(const float *gradient, const float *spread, int64_t co
 inline void SpreadColumns(const float *gradient, const float *spread, int64_t columns, int64_t width,
                           float *to) {
   int64_t x = 0;
-  for (; x + kLanes <= width; x += kLanes) SpreadColumns<Vector16>(gradient, spread + x, columns, width, to + x);
-  for (; x + 8 <= width; x += 8) SpreadColumns<Vector8>(gradient, spread + x, columns, width, to + x);
+  for (; x + kLanes <= width; x += kLanes) SpreadColumns<Floats>(gradient, spread + x, columns, width, to + x);
+  for (; kLanes > 8 && x + 8 <= width; x += 8) {
+    SpreadColumns<Floats8>(gradient, spread + x, columns, width, to + x);
+  }
   for (; x < width; ++x) {
     float sum = 0.0f;
     for (int64_t c = 0; c < columns; ++c) sum += gradient[c] * spread[c * width + x];
@@ -423,7 +435,7 @@ inline std::string RoIAlignForward(const RoIAlignOptions &options, const std::ve
     const float *source = features[static_cast<size_t>(task.level)] +
                           (task.image * channels + task.first_channel) * plane;
     in::ColumnStep columns(out, plan);
-    std::vector<float> rows(static_cast<size_t>(out * plan.max_width + 2 * in::kLanes));
+    std::vector<float> rows(static_cast<size_t>(out * plan.max_width + 2 * kLanes));
     for (int64_t r = begin; r < end; ++r) {
       const in::PlannedRoI &roi = plan.rois[static_cast<size_t>(r)];
       const int32_t *row_ends = plan.row_ends.data() + roi.row_begin;
