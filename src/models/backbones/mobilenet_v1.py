@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops
 
-from src.models.backbones.resnet import NormMaker, conv, freeze
+from src.models.backbones.resnet import NormMaker, conv, conv_norm, freeze
 
 __all__ = ["MobileNetV1"]
 
@@ -24,11 +24,12 @@ class SeparableBlock(nn.Cell):
         super().__init__()
         self.depthwise, self.bn1 = conv(in_channels, in_channels, 3, stride, groups=in_channels), norm(in_channels)
         self.pointwise, self.bn2 = conv(in_channels, out_channels, 1), norm(out_channels)
-        self.relu = nn.ReLU()
+        self.relu, self.folded = nn.ReLU(), norm.constant
 
     def construct(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.depthwise(x)))
-        return self.relu(self.bn2(self.pointwise(x)))
+        folded = self.folded or not self.training
+        x = self.relu(conv_norm(x, self.depthwise, self.bn1, folded))
+        return self.relu(conv_norm(x, self.pointwise, self.bn2, folded))
 
 
 class MobileNetV1(nn.Cell):
@@ -56,6 +57,7 @@ class MobileNetV1(nn.Cell):
         norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad)
         channels = scaled_channels(32, width_multiplier)
         self.conv1, self.bn1, self.relu = conv(3, channels, 3, 2), norm(channels), nn.ReLU()
+        self.stem_folded = norm.constant or frozen_stages >= 0
         stages = []
         for plan in STAGES[:num_stages]:
             blocks = []
@@ -75,7 +77,7 @@ class MobileNetV1(nn.Cell):
             freeze(stage)
 
     def construct(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training))
         if self.frozen_stages == 0:
             x = ops.stop_gradient(x)
         outputs = ()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
-__all__ = ["ResNet", "RESNET_BLOCKS", "conv", "freeze"]
+__all__ = ["NormMaker", "RESNET_BLOCKS", "ResNet", "conv", "conv_norm", "freeze"]
 
 RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -39,6 +39,20 @@ def freeze(cell: nn.Cell) -> None:
     for _, c in cell.cells_and_names():
         if isinstance(c, nn.BatchNorm2d):
             c.use_batch_statistics = False
+        elif hasattr(c, "folded"):
+            c.folded = True
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, folded: bool) -> Tensor:
+    """norm(conv(x)); `folded`: as one convolution with scaled weights, for a norm that is a constant scale and shift.
+
+    Folding saves a pass over the map and, in training, keeping the map for the norm's gradient.
+    """
+    if not folded:
+        return norm(conv(x))
+    scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
+    y = conv.conv2d(x, conv.weight * scale.reshape(-1, 1, 1, 1))
+    return ops.bias_add(y, norm.beta - norm.moving_mean * scale)
 
 
 class NormMaker:
@@ -53,6 +67,11 @@ class NormMaker:
             bn.gamma.requires_grad = bn.beta.requires_grad = False
         return bn
 
+    @property
+    def constant(self) -> bool:
+        """Whether these norms stay as they are in training."""
+        return self.use_running and not self.trained
+
 
 class Bottleneck(nn.Cell):
     """1x1, 3x3, 1x1 convolutions and a shortcut; `width` is the 3x3's channels, the output has 4 x `planes`."""
@@ -66,16 +85,17 @@ class Bottleneck(nn.Cell):
         self.conv1, self.bn1 = conv(in_channels, width, 1, first), norm(width)
         self.conv2, self.bn2 = conv(width, width, 3, second, groups), norm(width)
         self.conv3, self.bn3 = conv(width, out_channels, 1), norm(out_channels)
-        self.relu = nn.ReLU()
+        self.relu, self.folded = nn.ReLU(), norm.constant
         self.has_projection = stride != 1 or in_channels != out_channels
         if self.has_projection:
             self.downsample = nn.SequentialCell(conv(in_channels, out_channels, 1, stride), norm(out_channels))
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        shortcut = self.downsample(x) if self.has_projection else x
+        folded = self.folded or not self.training
+        y = self.relu(conv_norm(x, self.conv1, self.bn1, folded))
+        y = self.relu(conv_norm(y, self.conv2, self.bn2, folded))
+        y = conv_norm(y, self.conv3, self.bn3, folded)
+        shortcut = conv_norm(x, self.downsample[0], self.downsample[1], folded) if self.has_projection else x
         return self.relu(y + shortcut)
 
 
@@ -128,7 +148,7 @@ class ResNet(nn.Cell):
         super().__init__()
         norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad)
         self.conv1, self.bn1, self.relu = conv(3, 64, 7, 2), norm(64), nn.ReLU()
-        self.maxpool = StemPool()
+        self.maxpool, self.stem_folded = StemPool(), norm.constant or frozen_stages >= 0
         in_channels, stages = 64, []
         for i in range(num_stages):
             planes = 64 * 2**i
@@ -151,7 +171,8 @@ class ResNet(nn.Cell):
             freeze(stage)
 
     def construct(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        folded = self.stem_folded or not self.training
+        x = self.maxpool(self.relu(conv_norm(x, self.conv1, self.bn1, folded)))
         if self.frozen_stages == 0:
             x = ops.stop_gradient(x)
         outputs = ()
