@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from pycocotools import mask as rle
 
 from src.config import Config
 from src.errors import UserError
 
 __all__ = ["CocoSplit", "DataError", "ImageRecord", "Split", "load_coco", "resolve_split"]
 
+LEAST_SIDE = 0.005  # pixels: COCO gives hundredths, so a smaller side is none
 FOLDER_NAMES = {"train": ("train",), "val": ("validation", "val")}
 
 
@@ -94,9 +96,10 @@ def load_coco(split: Split, config: Config, check_files: bool = True) -> CocoSpl
     """Reads a split and checks every record.
 
     Boxes are clipped to their image; one that lies outside it, or has no area left, is a fault, as are an image that
-    is missing, a category that config.coco_classes doesn't name, more than max_instance_count objects in an image,
-    and for mask_rcnn an object without segmentation. A fault raises DataError, or with on_bad_image: skip leaves out
-    its image, which `skipped` then names with the reason.
+    is missing, more than max_instance_count objects in an image, and for mask_rcnn an object without segmentation. A
+    fault raises DataError, or with on_bad_image: skip leaves out its image, which `skipped` then names with the reason.
+    A file that isn't COCO's, an annotation of an image that isn't listed, and a category that config.coco_classes
+    doesn't name always raise.
     """
     data = read_json(split.annotations)
     labels = category_labels(data, split, config)
@@ -151,8 +154,8 @@ def category_labels(data: dict, split: Split, config: Config) -> dict[int, int]:
     for category_id in used:
         if category_id not in labels:
             raise DataError(
-                f"{split.annotations}: category id {category_id!r} ({used[category_id]} annotations) isn't in the file's"
-                " 'categories'"
+                f"{split.annotations}: category id {category_id!r} ({used[category_id]} annotations) isn't in the"
+                " file's 'categories'"
             )
     return labels
 
@@ -207,9 +210,9 @@ def clipped_box(bbox: object, height: int, width: int, where: str) -> tuple[floa
     if not np.isfinite([x, y, w, h]).all():
         raise DataError(f"{where}: bbox {bbox!r} isn't finite")
     x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
-    if w <= 0 or h <= 0:
+    if w < LEAST_SIDE or h < LEAST_SIDE:
         raise DataError(f"{where}: bbox {bbox!r} has no area; remove the annotation")
-    if x2 <= x1 or y2 <= y1:
+    if x2 - x1 < LEAST_SIDE or y2 - y1 < LEAST_SIDE:
         raise DataError(f"{where}: bbox {bbox!r} lies outside its {width} x {height} image; mend or remove it")
     return x1, y1, x2, y2
 
@@ -227,9 +230,18 @@ def check_segmentation(segmentation: object, height: int, width: int, where: str
             raise DataError(f"{where}: no polygon of three points or more")
         return
     if isinstance(segmentation, dict) and "counts" in segmentation:
-        if list(segmentation.get("size", ())) != [height, width]:
+        if segmentation.get("size") != [height, width]:
             raise DataError(f"{where}: RLE of size {segmentation.get('size')} on an image of {[height, width]}")
-        if isinstance(segmentation["counts"], list) and sum(segmentation["counts"]) != height * width:
-            raise DataError(f"{where}: RLE counts don't add up to {height} x {width} pixels")
+        counts = segmentation["counts"]
+        if isinstance(counts, list):
+            if not all(isinstance(v, int) and v >= 0 for v in counts):
+                raise DataError(f"{where}: RLE counts hold something that isn't a length")
+            if sum(counts) != height * width:
+                raise DataError(f"{where}: RLE counts don't add up to {height} x {width} pixels")
+            return
+        try:
+            rle.decode(segmentation)
+        except (TypeError, ValueError, AttributeError):
+            raise DataError(f"{where}: RLE counts that can't be decoded") from None
         return
     raise DataError(f"{where}: no segmentation (polygons or RLE), which mask_rcnn trains on; or use faster_rcnn")

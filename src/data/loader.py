@@ -95,6 +95,8 @@ class Flips:
 
 def samples(folder: Path, order: np.ndarray, flips: np.ndarray, config: Config, training: bool) -> Iterator[tuple]:
     """Sample's arrays for rows `order` of the data set, in that order, by config.num_parallel_workers workers."""
+    if not len(order):
+        return
     names = ["image_id", "crc", "image", "annotation"]
     rows = ds.MindDataset(
         record_files(folder), columns_list=names, sampler=ds.SubsetSampler(order.tolist()), num_parallel_workers=1
@@ -212,7 +214,9 @@ class TrainLoader:
                 yield self.maker.train_batch(pending)
                 pending, batches = [], batches + 1
         # where faulty images were left out, the epoch's first images stand in, so that its length stays
-        while first and batches < len(self) - start_step:
+        if not first and batches < len(self) - start_step:
+            raise DataError(f"{self.folder}: no usable image in epoch {epoch}; {self.maker.skipped[-1]}")
+        while batches < len(self) - start_step:
             pending = (pending + first * b)[:b]
             yield self.maker.train_batch(pending)
             pending, batches = [], batches + 1

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mindspore.mindrecord import FileWriter
+from mindspore.mindrecord.common.exceptions import MindRecordException
 from tqdm import tqdm
 
 from src.config import Config
@@ -46,8 +47,8 @@ def read_index(folder: Path) -> dict:
     `annotations` (the JSON's path) and `fingerprint`. Raises DataError.
     """
     try:
-        return json.loads((folder / "index.json").read_text())
-    except (OSError, ValueError):
+        return dict(json.loads((folder / "index.json").read_text()))
+    except (OSError, TypeError, ValueError):
         raise DataError(f"{folder}: not a converted data set; remove it and run again") from None
 
 
@@ -98,6 +99,7 @@ def convert(where: Split, folder: Path, print_of_source: str, config: Config) ->
     """Writes `where` as MindRecord into `folder`, replacing what was there. Raises DataError."""
     data = load_coco(where, config)
     beside = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
+    remove_leftovers(folder)
     try:
         beside.mkdir(parents=True)
         check_space(beside, data.records, config)
@@ -112,14 +114,22 @@ def convert(where: Split, folder: Path, print_of_source: str, config: Config) ->
         if folder.exists():
             shutil.rmtree(folder)
         beside.rename(folder)
-    except (OSError, RuntimeError) as e:
-        reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0]
+    except (OSError, RuntimeError, MindRecordException) as e:
+        reason = getattr(e, "strerror", None) or (str(e).strip() or type(e).__name__).splitlines()[0]
         raise DataError(
             f"{folder}: can't write the converted data set: {reason}; free space there or set mindrecord_dir"
         ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     report_skipped(index["skipped"])
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed conversions into `folder` left beside it; those of living processes stay."""
+    for left in folder.parent.glob(f"{folder.name}.writing-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def check_space(folder: Path, records: list[ImageRecord], config: Config) -> None:
@@ -183,7 +193,8 @@ def check_whole(image: bytes, record: ImageRecord) -> None:
         small = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
     if small is None:
         raise DataError(f"{record.path}: not an image, or damaged; fetch it again")
-    if image[:2] == b"\xff\xd8" and image.rfind(b"\xff\xd9") < 0:
+    # after the last scan's start: an embedded thumbnail has an end marker of its own
+    if image[:2] == b"\xff\xd8" and image.rfind(b"\xff\xd9") < image.rfind(b"\xff\xda"):
         raise DataError(f"{record.path}: the JPEG is truncated (no end marker); fetch it again")
     expected = (-(-record.height // 8), -(-record.width // 8))
     if any(abs(a - b) > 1 for a, b in zip(small.shape[:2], expected, strict=True)):

@@ -205,7 +205,9 @@ def make_split(folder: Path, split: str, count: int, seed: int) -> None:
         # a stream of its own for each image: more images leave the first ones as they were
         scene = make_scene(np.random.default_rng([seed, split == "val", i]))
         name = f"{i + 1:012d}.jpg"
-        cv2.imwrite(str(folder / f"{split}2017" / name), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        encoded = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        # not cv2.imwrite, which says nothing of a full disk
+        (folder / f"{split}2017" / name).write_bytes(encoded.tobytes())
         images.append({"id": i + 1, "file_name": name, "height": scene.height, "width": scene.width})
         for a in scene.annotations():
             annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **a})
@@ -220,7 +222,7 @@ def make_shapes(root: str | Path, train: int = 600, val: int = 100, seed: int = 
     root = Path(root)
     if (root / "annotations/instances_val2017.json").is_file():
         return root
-    if root.exists() and any(root.iterdir()):
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root}: there already, and not a shapes data set; name another folder")
     beside = root.with_name(root.name + ".writing")
     try:

@@ -57,14 +57,15 @@ def crop_mask(segmentation: list | dict, box: np.ndarray, height: int, width: in
     """A mask's part inside its box, resampled to (size, size) uint8 0..255.
 
     `segmentation` is COCO's polygons or RLE of a (height, width) image, `box` x1 y1 x2 y2 in its pixels. Cell
-    (i, j) covers the box's i-th row and j-th column of `size`. Polygons are drawn at that resolution, without a bitmap of
-    the image.
+    (i, j) covers the box's i-th row and j-th column of `size`. Polygons are drawn at that resolution, without a bitmap
+    of the image.
     """
     x1, y1, x2, y2 = (float(v) for v in box)
     if isinstance(segmentation, list):
         scale, origin = np.array([size / (x2 - x1), size / (y2 - y1)]), np.array([x1, y1])
+        # pycocotools walks outlines point by point; one far larger than its box would overflow its integers
         moved = [
-            ((np.asarray(p, np.float64).reshape(-1, 2) - origin) * scale).ravel().tolist()
+            np.clip((np.asarray(p, np.float64).reshape(-1, 2) - origin) * scale, -1e4, 1e4).ravel().tolist()
             for p in segmentation
             if len(p) >= 6
         ]

@@ -108,7 +108,7 @@ def read_annotations(path: str | Path) -> COCO:
             return COCO(str(path))
     except OSError as e:
         raise EvaluationError(f"{path}: can't read the annotations: {e.strerror}") from None
-    except (ValueError, KeyError, AssertionError):
+    except (ValueError, TypeError, KeyError, AssertionError):
         raise EvaluationError(f"{path}: not a COCO instances file") from None
 
 
@@ -127,6 +127,8 @@ def evaluate(
     foreign = sorted({r["image_id"] for r in results} - known)
     if foreign:
         raise EvaluationError(f"{annotations}: has no image {foreign[0]}, which the results name; not its results?")
+    if "segm" in iou_types and not all("segmentation" in r for r in results):
+        raise EvaluationError(f"{annotations}: the results have no masks ('segmentation') to evaluate; bbox alone?")
     summary = Summary()
     for kind in iou_types:
         out = io.StringIO()
