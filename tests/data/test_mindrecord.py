@@ -1,0 +1,356 @@
+"""Conversion to MindRecord: once, whole or not at all, re-made when its source changes."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from src.data import mindrecord
+from src.data.coco import DataError
+from src.data.loader import EvalLoader
+from src.data.mindrecord import ensure_mindrecord, read_index, record_files
+
+ROOT = Path(__file__).parents[2]
+
+
+def convert(config):
+    return ensure_mindrecord(config, "train", training=True)
+
+
+def state(folder):
+    """What changes when a data set is written anew."""
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def contents(folder):
+    """Every file there is, with its bytes."""
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# Re-used and re-made
+
+
+def test_index(coco_folder, coco_config):
+    runs = {"size": [40, 60], "counts": [400, 100, 1900]}
+    coco_folder.add_object(2, iscrowd=1, segmentation=runs)
+    coco_folder.write()
+    index = read_index(convert(coco_config()))
+    assert index["image_ids"] == [1, 2, 3]
+    assert (index["objects"], index["crowds"]) == ([1, 1, 0], [0, 1, 0])
+    assert (index["skipped"], index["category_ids"]) == ([], {"1": 10, "4": 20})
+    assert index["annotations"] == str(coco_folder.json)
+
+
+def test_reused_when_nothing_changed(coco_config):
+    folder = convert(coco_config())
+    before = state(folder)
+    # what doesn't shape the records doesn't re-make them
+    assert convert(coco_config(batch_size=1, img_width=512, lr=1)) == folder
+    assert state(folder) == before
+
+
+def change_json(folder):
+    folder.data["annotations"][0]["bbox"][2] = 19
+    folder.write()
+
+
+def change_image(folder):
+    path = folder.images / "000000000001.jpg"
+    stat = path.stat()
+    noise = np.random.RandomState(9).randint(0, 256, (40, 60, 3)).astype(np.uint8)
+    cv2.imwrite(str(path), noise)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+
+
+@pytest.mark.parametrize("change", [change_json, change_image])
+def test_remade_when_the_source_changes(coco_folder, coco_config, change):
+    folder = convert(coco_config())
+    before = read_index(folder)["fingerprint"], next(iter(EvalLoader(coco_config(test_batch_size=3), folder)))
+    change(coco_folder)
+    assert convert(coco_config()) == folder
+    assert read_index(folder)["fingerprint"] != before[0]
+    if change is change_image:
+        after = next(iter(EvalLoader(coco_config(test_batch_size=3), folder)))
+        assert not np.array_equal(before[1]["image"][0], after["image"][0])
+        assert np.array_equal(before[1]["image"][1], after["image"][1])
+
+
+def test_remade_when_an_option_changes(coco_config):
+    folder = convert(coco_config(max_instance_count=2))
+    before = state(folder)
+    assert convert(coco_config(max_instance_count=3)) == folder
+    assert state(folder) != before
+
+
+def test_remade_when_a_file_is_gone(coco_config):
+    folder = convert(coco_config())
+    Path(record_files(folder)[0]).unlink()
+    assert len(record_files(convert(coco_config()))) == 1
+
+
+def test_remade_when_the_index_is_damaged(coco_config):
+    folder = convert(coco_config())
+    for content in ("", "[1, 2]", "{}"):
+        (folder / "index.json").write_text(content)
+        assert read_index(convert(coco_config()))["image_ids"] == [1, 2, 3]
+
+
+def test_several_files(shapes_config):
+    folder = convert(shapes_config(mindrecord_shards=3))
+    assert len(record_files(folder)) == 3
+    index = read_index(folder)
+    assert sorted(index["image_ids"]) == list(range(1, 25))
+    config = shapes_config(mindrecord_shards=3, test_batch_size=8)
+    seen = np.concatenate([b["image_id"] for b in EvalLoader(config, folder)])
+    # the index tells the rows in the order that they are read in
+    assert seen.tolist() == index["image_ids"]
+
+
+# Damaged images
+
+
+def truncated_jpeg(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def truncated_jpeg_with_thumbnail(path):
+    """The thumbnail in an EXIF segment ends with an end marker of its own."""
+    whole = path.read_bytes()
+    thumbnail = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    exif = b"Exif\0\0" + thumbnail
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    path.write_bytes((whole[:2] + segment + whole[2:])[: len(segment) + len(whole) * 3 // 4])
+
+
+def not_an_image(path):
+    path.write_bytes(b"<html>404 Not Found</html>" * 20)
+
+
+def empty_file(path):
+    path.write_bytes(b"")
+
+
+def another_size(path):
+    cv2.imwrite(str(path), np.zeros((60, 40, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (truncated_jpeg, "truncated"),
+        (truncated_jpeg_with_thumbnail, "truncated"),
+        (not_an_image, "not an image"),
+        (empty_file, "not an image"),
+        (another_size, "60 x 40 as annotated"),
+    ],
+)
+def test_damaged_image(coco_folder, coco_config, refusal, capsys, spoil, what):
+    path = coco_folder.images / "000000000002.jpg"
+    spoil(path)
+    with refusal(DataError, path, what, "on_bad_image: skip"):
+        convert(coco_config())
+    config = coco_config(on_bad_image="skip")
+    assert contents(config.record_dir) == {}
+    capsys.readouterr()
+    index = read_index(convert(config))
+    assert index["image_ids"] == [1, 3]
+    assert len(index["skipped"]) == 1
+    told = capsys.readouterr().out
+    assert "1 images left out" in told
+    assert str(path) in told
+    # and again when the conversion is re-used
+    convert(config)
+    assert str(path) in capsys.readouterr().out
+
+
+def test_a_thumbnail_alone_is_no_fault(coco_folder, coco_config):
+    path = coco_folder.images / "000000000002.jpg"
+    whole = path.read_bytes()
+    truncated_jpeg_with_thumbnail(path)
+    path.write_bytes(path.read_bytes() + whole[-(len(whole) - len(whole) * 3 // 4) :])
+    assert read_index(convert(coco_config()))["image_ids"] == [1, 2, 3]
+
+
+def test_truncated_png(coco_folder, coco_config, refusal):
+    image_id = coco_folder.add_image(name="four.png")
+    coco_folder.write()
+    assert read_index(convert(coco_config()))["image_ids"][-1] == image_id
+    truncated_jpeg(coco_folder.images / "four.png")
+    with refusal(DataError, "four.png", "not an image"):
+        convert(coco_config())
+
+
+def test_no_usable_image(coco_folder, coco_config, refusal):
+    for path in coco_folder.images.iterdir():
+        not_an_image(path)
+    config = coco_config(on_bad_image="skip")
+    with refusal(DataError, "no usable image among"):
+        convert(config)
+    assert contents(config.record_dir) == {}
+
+
+# Interrupted
+
+
+def test_killed_conversion_is_not_taken_for_whole(coco_config):
+    config = coco_config()
+    program = f"""
+import time
+from src.config import load_config
+from src.data import mindrecord
+whole = mindrecord.make_row
+def slow(record):
+    if record.image_id == 3:
+        print("in the middle", flush=True)
+        time.sleep(600)
+    return whole(record)
+mindrecord.make_row = slow
+mindrecord.CHUNK = 1
+config = load_config("configs/shapes.yaml",
+    {{"train_dataset": {config.train_dataset!r}, "mindrecord_dir": {config.mindrecord_dir!r}}})
+mindrecord.ensure_mindrecord(config, "train", training=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "in the middle\n"
+        left = list(config.record_dir.iterdir())
+        process.send_signal(signal.SIGKILL)
+    assert left
+    assert [p for p in left if ".writing-" not in p.name] == []
+    assert list(config.record_dir.iterdir()) == left
+    folder = convert(config)
+    assert read_index(folder)["image_ids"] == [1, 2, 3]
+    # what the killed one left is gone too
+    assert list(config.record_dir.iterdir()) == [folder]
+
+
+def test_interrupted_by_the_user(coco_config, monkeypatch):
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    config = coco_config()
+    monkeypatch.setattr(mindrecord, "make_row", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert(config)
+    assert list(config.record_dir.iterdir()) == []
+
+
+# Places that can't be written
+
+
+def test_file_in_place_of_the_folder(coco_config, tmp_path, refusal):
+    place = tmp_path / "taken"
+    place.write_text("mine")
+    with refusal(DataError, place, "mindrecord_dir"):
+        convert(coco_config(mindrecord_dir=str(place)))
+    assert place.read_text() == "mine"
+
+
+def test_file_in_place_of_the_data_set(coco_config, refusal):
+    config = coco_config()
+    folder = convert(config)
+    shutil.rmtree(folder)
+    folder.write_text("mine")
+    with refusal(DataError, folder, "mindrecord_dir"):
+        convert(config)
+    assert folder.read_text() == "mine"
+    assert list(config.record_dir.iterdir()) == [folder]
+
+
+@pytest.fixture
+def converted(coco_folder, coco_config):
+    """A whole conversion that must survive a failing one: (config, folder of all, its contents); source changed."""
+    config = coco_config()
+    convert(config)
+    before = contents(config.record_dir)
+    change_json(coco_folder)
+    return config, config.record_dir, before
+
+
+def test_too_little_space(converted, monkeypatch, refusal):
+    config, place, before = converted
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10 << 20, 0, 10 << 20))
+    with refusal(DataError, place, "10 MB free", "needed", "mindrecord_dir"):
+        convert(config)
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("[MRMOpenError]: no\nmore")],
+    ids=["OSError", "RuntimeError"],
+)
+def test_disk_fills_up_while_writing(converted, monkeypatch, refusal, fault):
+    def fail(self, *rest):
+        raise fault
+
+    config, place, before = converted
+    monkeypatch.setattr(mindrecord.FileWriter, "write_raw_data", fail)
+    with refusal(DataError, place, "can't write", "mindrecord_dir"):
+        convert(config)
+    assert contents(place) == before
+
+
+def test_really_full_disk(coco_folder, coco_config, tmp_path, monkeypatch, refusal):
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a small file system here")
+    try:
+        (place / "other").write_bytes(b"x" * 20000)
+        # the check beforehand, that a disk filled meanwhile would pass
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
+        for _ in range(5):
+            coco_folder.add_object(coco_folder.add_image(200, 300))
+        coco_folder.write()
+        with refusal(DataError, place, "mindrecord_dir"):
+            convert(coco_config(mindrecord_dir=str(place)))
+        assert list(contents(place)) == [Path("other")]
+    finally:
+        # lazily: MindRecord's writer still holds its file open
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+# Reading
+
+
+def flip_image_byte(folder, image):
+    """Changes one byte of `image`'s bytes inside the MindRecord file, in the JPEG's scan."""
+    path = Path(record_files(folder)[0])
+    data = bytearray(path.read_bytes())
+    place = bytes(data).find(image)
+    assert place > 0
+    data[place + len(image) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_flipped_byte_is_caught_at_reading(coco_folder, coco_config, refusal):
+    config = coco_config()
+    folder = convert(config)
+    flip_image_byte(folder, (coco_folder.images / "000000000002.jpg").read_bytes())
+    with refusal(DataError, "image 2", "checksum"):
+        list(EvalLoader(config, folder))
+
+
+def test_not_a_converted_data_set(tmp_path, refusal):
+    with refusal(DataError, tmp_path, "not a converted data set"):
+        read_index(tmp_path)
+    (tmp_path / "index.json").write_text(json.dumps([1]))
+    with refusal(DataError, tmp_path, "not a converted data set"):
+        read_index(tmp_path)
+
+
+def test_image_bytes_are_stored_as_they_are(coco_folder, coco_config):
+    data = Path(record_files(convert(coco_config()))[0]).read_bytes()
+    for path in coco_folder.images.iterdir():
+        assert path.read_bytes() in data
