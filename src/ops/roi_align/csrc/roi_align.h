@@ -283,15 +283,18 @@ class ColumnStep {
     taps_ = roi.column_taps;
     width_ = roi.width;
     permute_ = kCanPermute && out_ <= kLanes && width_ <= 2 * kLanes;
-    const int64_t lanes = permute_ ? kLanes : out_ * out_;
+    // Permuted, each row is on its own and has kLanes slots a tap, of which the last are not used.
+    const int64_t rows = permute_ ? 1 : out_;
+    const int64_t slots = permute_ ? kLanes : out_ * out_;
     for (int64_t tap = 0; tap < taps_; ++tap) {
-      const size_t column = roi.column_begin + static_cast<size_t>(tap * out_);
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const size_t slot = static_cast<size_t>(tap * lanes + lane);
-        const size_t x = column + static_cast<size_t>(lane % out_);
-        const int64_t row = permute_ ? 0 : lane / out_;
-        offsets_[slot] = plan_.column_offsets[x] + static_cast<int32_t>(row * width_);
-        weights_[slot] = plan_.column_weights[x];
+      const int32_t *offsets = plan_.column_offsets.data() + roi.column_begin + tap * out_;
+      const float *weights = plan_.column_weights.data() + roi.column_begin + tap * out_;
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t slot = tap * slots + row * out_;
+        for (int64_t x = 0; x < out_; ++x) {
+          offsets_[static_cast<size_t>(slot + x)] = offsets[x] + static_cast<int32_t>(row * width_);
+        }
+        std::copy_n(weights, out_, weights_.data() + slot);
       }
     }
   }
