@@ -49,15 +49,24 @@ def coco_results(
 
     boxes (N, 4) float32 x1 y1 x2 y2 in canvas pixels, scores (N,), labels (N,) int, masks (N, M, M) probabilities or
     None; original_size (height, width) in pixels, scale (y, x) with canvas = original * scale. Boxes come out as
-    [x, y, width, height] in pixels of the original, to a hundredth; scores to six digits.
+    [x, y, width, height] in pixels of the original, clipped to it, to a hundredth; scores to six digits after the
+    point. category_ids turns a label into the data set's category id.
+
+    Raises EvaluationError for a label without a category, and for a box or score that isn't finite.
     """
     height, width = (int(v) for v in original_size)
     sy, sx = (float(v) for v in scale)
+    unknown = sorted(set(np.asarray(labels).tolist()) - category_ids.keys())
+    if unknown:
+        raise EvaluationError(f"image {image_id}: label {unknown[0]} has no category id; another data set's classes?")
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise EvaluationError(f"image {image_id}: a detection isn't finite; did the training diverge?")
     boxes = boxes / np.array([sx, sy, sx, sy], np.float32)
-    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
     encoded = [None] * len(boxes)
     if masks is not None:
+        # over the box that the mask head saw: clipping first would squeeze the mask
         encoded = paste_masks(masks, boxes, height, width, mask_threshold, mask_convention)
+    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
     out = []
     for box, score, label, mask in zip(boxes.astype(np.float64), scores, labels, encoded, strict=True):
         xywh = np.round([box[0], box[1], box[2] - box[0], box[3] - box[1]], 2).tolist()
@@ -74,7 +83,10 @@ def coco_results(
 
 
 def save_results(path: str | Path, results: list[dict]) -> None:
-    """Writes a COCO results file, beside, then renamed. Raises EvaluationError."""
+    """Writes a COCO results file (compact JSON): beside, then renamed, so that it is whole or not there.
+
+    Raises EvaluationError.
+    """
     path = Path(path)
     beside = path.with_name(path.name + ".writing")
     try:
@@ -84,32 +96,52 @@ def save_results(path: str | Path, results: list[dict]) -> None:
     except OSError as e:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise EvaluationError(f"{path}: can't write the results: {e.strerror}; name another place") from None
+        raise EvaluationError(f"{path}: can't write the results: {e.strerror}; free space or name another") from None
 
 
 def load_results(path: str | Path) -> list[dict]:
-    """Reads a COCO results file. Raises EvaluationError."""
+    """Reads a COCO results file: [{"image_id", "category_id", "bbox", "score", "segmentation"?}, ...].
+
+    Raises EvaluationError.
+    """
     try:
         results = json.loads(Path(path).read_bytes())
     except OSError as e:
         raise EvaluationError(f"{path}: can't read the results: {e.strerror}") from None
-    except ValueError:
-        raise EvaluationError(f"{path}: not whole JSON; remove it and evaluate again") from None
+    except ValueError as e:
+        at = f" (line {e.lineno} column {e.colno})" if isinstance(e, json.JSONDecodeError) else ""
+        raise EvaluationError(f"{path}: not whole JSON{at}; remove it and evaluate again") from None
     needed = {"image_id", "category_id", "bbox", "score"}
-    if not isinstance(results, list) or not all(isinstance(r, dict) and needed <= r.keys() for r in results):
+    if not isinstance(results, list):
         raise EvaluationError(f"{path}: not a list of COCO results")
+    for i, r in enumerate(results):
+        if not (isinstance(r, dict) and needed <= r.keys() and isinstance(r["bbox"], list) and len(r["bbox"]) == 4):
+            raise EvaluationError(f"{path}: entry {i} isn't a COCO result (image_id, category_id, bbox of 4, score)")
     return results
 
 
-def read_annotations(path: str | Path) -> COCO:
+def read_annotations(path: str | Path, with_masks: bool = True) -> COCO:
     """pycocotools' index of an annotation file, without its chatter. Raises EvaluationError."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return COCO(str(path))
+            truth = COCO(str(path))
+        needed = {"image_id", "category_id", "bbox"} | ({"segmentation"} if with_masks else set())
+        for a in truth.dataset["annotations"]:
+            if not needed <= a.keys():
+                lacks = ", ".join(sorted(needed - a.keys()))
+                raise EvaluationError(f"{path}: annotation {a.get('id')} lacks {lacks}")
+            # COCOeval can't do without, though other tools leave them out
+            a.setdefault("iscrowd", 0)
+            a.setdefault("area", a["bbox"][2] * a["bbox"][3])
+        if not (truth.dataset["images"] and truth.dataset["categories"]):
+            raise EvaluationError(f"{path}: has no images or no categories")
     except OSError as e:
         raise EvaluationError(f"{path}: can't read the annotations: {e.strerror}") from None
-    except (ValueError, TypeError, KeyError, AssertionError):
+    except EvaluationError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError):
         raise EvaluationError(f"{path}: not a COCO instances file") from None
+    return truth
 
 
 def evaluate(
@@ -117,26 +149,40 @@ def evaluate(
     results: list[dict],
     iou_types: Sequence[str] = ("bbox", "segm"),
     image_ids: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Summary:
-    """COCO's metrics of `results` against an annotation file, on `image_ids` or all its images.
+    """COCO's metrics of `results` against an annotation file.
 
-    Raises EvaluationError. With no detection at all every AP is 0.
+    On `image_ids` alone, or all images of the file; on the classes `class_names` alone, or all of them. A metric
+    without objects to measure is -1, as COCO has it; with no detection at all every other one is 0.
+
+    Raises EvaluationError.
     """
-    truth = read_annotations(annotations)
+    truth = read_annotations(annotations, "segm" in iou_types)
     known = set(truth.getImgIds())
     foreign = sorted({r["image_id"] for r in results} - known)
     if foreign:
         raise EvaluationError(f"{annotations}: has no image {foreign[0]}, which the results name; not its results?")
+    foreign = sorted(set(image_ids or ()) - known)
+    if foreign:
+        raise EvaluationError(f"{annotations}: has no image {foreign[0]}, on which to evaluate")
+    named = {c["name"]: c["id"] for c in truth.dataset["categories"]}
+    foreign = sorted(set(class_names or ()) - named.keys())
+    if foreign:
+        raise EvaluationError(f"{annotations}: has no class {foreign[0]!r}; it has {', '.join(named)}")
     if "segm" in iou_types and not all("segmentation" in r for r in results):
         raise EvaluationError(f"{annotations}: the results have no masks ('segmentation') to evaluate; bbox alone?")
     summary = Summary()
     for kind in iou_types:
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            run = cocoeval(truth, results, kind, image_ids)
+        run = cocoeval(truth, results, kind)
+        if image_ids is not None:
+            run.params.imgIds = sorted(int(i) for i in image_ids)
+        if class_names is not None:
+            run.params.catIds = sorted(named[n] for n in class_names)
+        table = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()):
             run.evaluate()
             run.accumulate()
-        table = io.StringIO()
         with contextlib.redirect_stdout(table):
             run.summarize()
         summary.metrics[kind] = dict(zip(METRICS, (float(v) for v in run.stats), strict=True))
@@ -146,22 +192,19 @@ def evaluate(
     return summary
 
 
-def cocoeval(truth: COCO, results: list[dict], kind: str, image_ids: Sequence[int] | None) -> COCOeval:
-    """pycocotools' evaluator, also for an empty list, which COCO.loadRes refuses."""
-    if results:
-        found = truth.loadRes([dict(r) for r in results])
-    else:
-        found = COCO()
-        found.dataset = {
-            "images": truth.dataset["images"],
-            "categories": truth.dataset["categories"],
-            "annotations": [],
-        }
-        found.createIndex()
-    run = COCOeval(truth, found, kind)
-    if image_ids is not None:
-        run.params.imgIds = sorted(int(i) for i in image_ids)
-    return run
+def cocoeval(truth: COCO, results: list[dict], kind: str) -> COCOeval:
+    """pycocotools' evaluator of "bbox" or "segm", also for an empty list, which COCO.loadRes refuses."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        if not results:
+            found = COCO()
+            found.dataset = {k: truth.dataset[k] for k in ("images", "categories")} | {"annotations": []}
+            found.createIndex()
+        elif kind == "segm":
+            # with a box at hand loadRes would take its area, not the mask's, for small, medium and large
+            found = truth.loadRes([{k: v for k, v in r.items() if k != "bbox"} for r in results])
+        else:
+            found = truth.loadRes([dict(r) for r in results])
+    return COCOeval(truth, found, kind)
 
 
 def class_ap(run: COCOeval, truth: COCO) -> dict[str, float]:

@@ -1,0 +1,336 @@
+"""From a detector's outputs to COCO results and their metrics, on a few hand-made images."""
+
+import errno
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as rle
+
+from src.evaluation.coco import EvaluationError, coco_results, evaluate, load_results, save_results
+
+CATEGORY_IDS = {1: 10, 2: 20}
+# image, category, box (x, y, width, height)
+OBJECTS = [(1, 10, (10, 20, 40, 50)), (1, 20, (100, 30, 60, 80)), (2, 10, (5, 5, 150, 100)), (3, 20, (50, 60, 20, 25))]
+
+
+def corners(x: float, y: float, w: float, h: float) -> list[float]:
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
+
+
+def truth_data() -> dict:
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 200, "height": 120} for i in (1, 2, 3, 4)],
+        "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "dog"}, {"id": 30, "name": "unseen"}],
+        "annotations": [
+            {
+                "id": k + 1,
+                "image_id": image,
+                "category_id": category,
+                "bbox": list(box),
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+                "segmentation": [corners(*box)],
+            }
+            for k, (image, category, box) in enumerate(OBJECTS)
+        ],
+    }
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth_data()))
+    return path
+
+
+def result(image: int, category: int, box: tuple, score: float = 0.9) -> dict:
+    segmentation = rle.frPyObjects([corners(*box)], 120, 200)[0]
+    return {
+        "image_id": image,
+        "category_id": category,
+        "bbox": list(box),
+        "score": score,
+        "segmentation": {"size": [120, 200], "counts": segmentation["counts"].decode()},
+    }
+
+
+def perfect() -> list[dict]:
+    return [result(*o) for o in OBJECTS]
+
+
+# ---- a detector's outputs as results
+
+
+def test_canvas_to_original_pixels():
+    """A 200 x 120 image shown at twice the width, three times the height."""
+    boxes = np.array([[20, 60, 100, 210]], np.float32)
+    masks = np.ones((1, 28, 28), np.float32)
+    [found] = coco_results(7, boxes, np.array([0.123456789]), np.array([2]), masks, (120, 200), (3, 2), CATEGORY_IDS)
+    assert (found["image_id"], found["category_id"], found["bbox"]) == (7, 20, [10, 20, 40, 50])
+    assert found["score"] == 0.123457
+    bitmap = rle.decode(found["segmentation"])
+    assert bitmap.shape == (120, 200)
+    assert bitmap[21:69, 11:49].all()
+    assert not bitmap[:19].any()
+    assert not bitmap[:, 52:].any()
+
+
+def test_boxes_are_clipped_but_masks_are_not_squeezed():
+    boxes = np.array([[-40, 10, 40, 50]], np.float32)
+    left_half = np.zeros((1, 28, 28), np.float32)
+    left_half[:, :, :14] = 1
+    [found] = coco_results(
+        1, boxes, np.ones(1), np.ones(1, int), left_half, (120, 200), (1, 1), CATEGORY_IDS, 0.5, "grid"
+    )
+    assert found["bbox"] == [0, 10, 40, 40]
+    assert rle.area(found["segmentation"]) == 0  # the set half lies outside
+
+
+def test_boxes_without_masks():
+    found = coco_results(
+        1, np.array([[0, 0, 4, 4]], np.float32), np.ones(1), np.ones(1, int), None, (9, 9), (1, 1), CATEGORY_IDS
+    )
+    assert "segmentation" not in found[0]
+
+
+def test_no_detections_give_no_results():
+    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
+    assert coco_results(1, *empty, np.zeros((0, 28, 28), np.float32), (9, 9), (1, 1), CATEGORY_IDS) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "score", "label", "said"),
+    [
+        ([0, 0, 4, 4], 0.5, 3, "image 5: label 3"),
+        ([0, np.nan, 4, 4], 0.5, 1, "image 5: a detection isn't finite"),
+        ([0, 0, 4, 4], np.nan, 1, "image 5: a detection isn't finite"),
+    ],
+)
+def test_unusable_detections_are_refused(refusal, box, score, label, said):
+    with refusal(EvaluationError, said):
+        coco_results(
+            5, np.array([box], np.float32), np.array([score]), np.array([label]), None, (9, 9), (1, 1), CATEGORY_IDS
+        )
+
+
+def test_outputs_to_metrics(annotations):
+    """Boxes and full masks as a network gives them score as the objects that they cover."""
+    results = []
+    for image, category, (x, y, w, h) in OBJECTS:
+        label = {10: 1, 20: 2}[category]
+        box = np.array([[x, y, x + w, y + h]], np.float32) * 1.5
+        mask = np.ones((1, 28, 28), np.float32)
+        results += coco_results(
+            image, box, np.array([0.8]), np.array([label]), mask, (120, 200), (1.5, 1.5), CATEGORY_IDS, 0.5, "grid"
+        )
+    summary = evaluate(annotations, results)
+    assert summary.metrics["bbox"]["AP"] == pytest.approx(1)
+    assert summary.metrics["segm"]["AP"] == pytest.approx(1)
+
+
+# ---- metrics
+
+
+def test_perfect_results(annotations):
+    summary = evaluate(annotations, perfect())
+    for kind in ("bbox", "segm"):
+        got = summary.metrics[kind]
+        assert got["AP"] == got["AP50"] == got["AP75"] == got["AR100"] == pytest.approx(1)
+        assert summary.per_class[kind]["cat"] == pytest.approx(1)
+        assert math.isnan(summary.per_class[kind]["unseen"])
+
+
+def test_both_tables_and_the_classes_are_in_the_text(annotations):
+    text = evaluate(annotations, perfect()).text
+    assert text.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 1.000") == 2
+    assert "bbox:" in text
+    assert "segm:" in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()[-4:]}
+    assert rows["class"] == ["bbox", "AP", "segm", "AP"]
+    assert rows["cat"] == rows["dog"] == ["1.000", "1.000"]
+    assert rows["unseen"] == ["-", "-"]
+
+
+def test_one_class_missed(annotations):
+    summary = evaluate(annotations, [r for r in perfect() if r["category_id"] == 10])
+    assert summary.metrics["bbox"]["AP"] == pytest.approx(0.5)
+    assert summary.per_class["segm"] == {
+        "cat": pytest.approx(1),
+        "dog": 0,
+        "unseen": pytest.approx(np.nan, nan_ok=True),
+    }
+
+
+def test_a_shifted_box_counts_at_the_lower_thresholds_alone(annotations):
+    x, y, w, h = OBJECTS[2][2]
+    results = [result(2, 10, (x + 30, y, w, h))]  # IoU 120 / 180
+    got = evaluate(annotations, results, ("bbox",), image_ids=[2]).metrics["bbox"]
+    assert (got["AP50"], got["AP75"]) == (pytest.approx(1), 0)
+    assert got["AP"] == pytest.approx(0.4)  # 0.50, 0.55, 0.60, 0.65 of ten
+
+
+def test_no_detections_at_all(annotations):
+    summary = evaluate(annotations, [])
+    assert summary.metrics["bbox"]["AP"] == summary.metrics["segm"]["AP"] == 0
+    assert summary.per_class["bbox"]["dog"] == 0
+    assert summary.text.count("= 0.000") >= 12
+
+
+def test_some_images_alone(annotations):
+    on_two = perfect()[:2] + [result(3, 20, (0, 0, 5, 5))]
+    assert evaluate(annotations, on_two, image_ids=[1]).metrics["bbox"]["AP"] == pytest.approx(1)
+    assert evaluate(annotations, on_two).metrics["bbox"]["AP"] < 0.6
+
+
+def test_some_classes_alone(annotations):
+    summary = evaluate(annotations, perfect()[:1] + perfect()[2:3], class_names=["cat"])
+    assert summary.metrics["segm"]["AP"] == pytest.approx(1)
+    assert list(summary.per_class["segm"]) == ["cat"]
+
+
+def test_mask_sizes_are_the_masks_own(tmp_path):
+    """An object of 30 x 30 pixels in a loose box of 50 x 50 is a small mask, whatever its box."""
+    data = truth_data()
+    data["annotations"] = data["annotations"][:1]
+    data["annotations"][0] |= {"bbox": [10, 10, 50, 50], "area": 900, "segmentation": [corners(10, 10, 30, 30)]}
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    wrong = result(1, 10, (150, 80, 30, 30), 0.95) | {"bbox": [140, 70, 50, 50]}  # a false one, small as a mask
+    got = evaluate(path, [result(1, 10, (10, 10, 30, 30)), wrong], ("segm",)).metrics["segm"]
+    assert got["APs"] == pytest.approx(0.5)
+
+
+def test_crowds_forgive(tmp_path):
+    data = truth_data()
+    crowd = np.zeros((120, 200), np.uint8, order="F")
+    crowd[60:, 100:] = 1
+    counts = rle.encode(crowd)["counts"].decode()
+    extra = {"image_id": 2, "category_id": 10, "bbox": [100, 60, 100, 60], "area": 6000, "iscrowd": 1}
+    extra["segmentation"] = {"size": [120, 200], "counts": counts}
+    data["annotations"].append(extra | {"id": 99})
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    inside = result(2, 10, (120, 80, 30, 30), 0.99)
+    summary = evaluate(path, [*perfect(), inside])
+    assert summary.metrics["bbox"]["AP"] == summary.metrics["segm"]["AP"] == pytest.approx(1)
+
+
+def test_annotations_without_area_and_iscrowd(tmp_path):
+    data = truth_data()
+    for a in data["annotations"]:
+        del a["area"], a["iscrowd"]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    assert evaluate(path, perfect()).metrics["segm"]["AP"] == pytest.approx(1)
+
+
+# ---- what can't be evaluated
+
+
+def test_results_of_other_data_are_refused(annotations, refusal):
+    with refusal(EvaluationError, annotations, "image 77"):
+        evaluate(annotations, [result(77, 10, (0, 0, 5, 5))])
+    with refusal(EvaluationError, annotations, "image 78"):
+        evaluate(annotations, perfect(), image_ids=[1, 78])
+    with refusal(EvaluationError, "'horse'", "cat, dog, unseen"):
+        evaluate(annotations, perfect(), class_names=["cat", "horse"])
+
+
+def test_results_without_masks_are_refused_as_masks(annotations, refusal):
+    boxes_alone = [{k: v for k, v in r.items() if k != "segmentation"} for r in perfect()]
+    assert evaluate(annotations, boxes_alone, ("bbox",)).metrics["bbox"]["AP"] == pytest.approx(1)
+    with refusal(EvaluationError, "no masks"):
+        evaluate(annotations, boxes_alone)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"images": []}', '{"annotations": [1], "images": [1]}'])
+def test_unusable_annotation_files(tmp_path, refusal, text):
+    path = tmp_path / "truth.json"
+    path.write_text(text)
+    with refusal(EvaluationError, path):
+        evaluate(path, [])
+
+
+def test_annotation_file_missing(tmp_path, refusal):
+    with refusal(EvaluationError, tmp_path / "none.json", "can't read"):
+        evaluate(tmp_path / "none.json", [])
+
+
+def test_an_annotation_without_a_mask_is_named(tmp_path, refusal):
+    data = truth_data()
+    del data["annotations"][2]["segmentation"]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    with refusal(EvaluationError, path, "annotation 3", "segmentation"):
+        evaluate(path, perfect())
+    assert evaluate(path, perfect(), ("bbox",)).metrics["bbox"]["AP"] == pytest.approx(1)
+
+
+# ---- results files
+
+
+def test_results_survive_the_file(annotations, tmp_path):
+    path = tmp_path / "deep" / "results.json"
+    save_results(path, perfect())
+    assert load_results(path) == perfect()
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+    assert evaluate(annotations, load_results(path)).metrics["segm"]["AP"] == pytest.approx(1)
+
+
+def test_empty_results_file(tmp_path):
+    save_results(tmp_path / "results.json", [])
+    assert load_results(tmp_path / "results.json") == []
+
+
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, refusal):
+    path = tmp_path / "results.json"
+    save_results(path, perfect())
+
+    def half(self, text, *_, **__):
+        with open(self, "w") as f:
+            f.write(text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with refusal(EvaluationError, path, "No space left on device"):
+        save_results(path, [])
+    assert load_results(path) == perfect()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_cannot_be(tmp_path, refusal):
+    (tmp_path / "file").write_text("")
+    with refusal(EvaluationError, "file/results.json", "can't write"):
+        save_results(tmp_path / "file" / "results.json", [])
+
+
+def test_truncated_results(tmp_path, refusal):
+    path = tmp_path / "results.json"
+    save_results(path, perfect())
+    path.write_bytes(path.read_bytes()[:-40])
+    with refusal(EvaluationError, path, "not whole JSON"):
+        load_results(path)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [1], [{"image_id": 1}], [{"image_id": 1, "category_id": 1, "bbox": [1, 2], "score": 1}]]
+)
+def test_json_that_is_not_results(tmp_path, refusal, content):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    with refusal(EvaluationError, path, "COCO result"):
+        load_results(path)
+
+
+def test_missing_results(tmp_path, refusal):
+    with refusal(EvaluationError, "none.json", "can't read"):
+        load_results(tmp_path / "none.json")
+
+
+def test_binary_results(tmp_path, refusal):
+    (tmp_path / "results.json").write_bytes(b"\xff\xfe\x00\x81")
+    with refusal(EvaluationError, "results.json"):
+        load_results(tmp_path / "results.json")
