@@ -143,17 +143,6 @@ def test_perfect_results(annotations):
         assert math.isnan(summary.per_class[kind]["unseen"])
 
 
-def test_both_tables_and_the_classes_are_in_the_text(annotations):
-    text = evaluate(annotations, perfect()).text
-    assert text.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 1.000") == 2
-    assert "bbox:" in text
-    assert "segm:" in text
-    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()[-4:]}
-    assert rows["class"] == ["bbox", "AP", "segm", "AP"]
-    assert rows["cat"] == rows["dog"] == ["1.000", "1.000"]
-    assert rows["unseen"] == ["-", "-"]
-
-
 def test_one_class_missed(annotations):
     summary = evaluate(annotations, [r for r in perfect() if r["category_id"] == 10])
     assert summary.metrics["bbox"]["AP"] == pytest.approx(0.5)
@@ -278,11 +267,6 @@ def test_results_survive_the_file(annotations, tmp_path):
     assert load_results(path) == perfect()
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
     assert evaluate(annotations, load_results(path)).metrics["segm"]["AP"] == pytest.approx(1)
-
-
-def test_empty_results_file(tmp_path):
-    save_results(tmp_path / "results.json", [])
-    assert load_results(tmp_path / "results.json") == []
 
 
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, refusal):
