@@ -5,7 +5,7 @@ import importlib.metadata
 import mindspore as ms
 
 from src.config import Config
-from src.errors import UserError
+from src.errors import UserError, quiet_logging
 
 __all__ = ["set_device"]
 
@@ -19,8 +19,9 @@ def set_device(config: Config) -> None:
     """Selects device and execution mode, and seeds MindSpore. Raises UserError where the device isn't there."""
     mode = ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE
     try:
-        ms.set_context(mode=mode)
-        ms.set_device(config.device_target, config.device_id if config.device_target != "CPU" else 0)
+        with quiet_logging():
+            ms.set_context(mode=mode)
+            ms.set_device(config.device_target, config.device_id if config.device_target != "CPU" else 0)
     except (RuntimeError, ValueError) as e:
         version = importlib.metadata.version("mindspore")
         reason = str(e).strip().splitlines()[0]

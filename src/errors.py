@@ -1,13 +1,26 @@
 """The one kind of error that a user can mend; entry scripts print its message as one line and exit with status 2."""
 
+import contextlib
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-__all__ = ["UserError", "run_command"]
+__all__ = ["UserError", "quiet_logging", "run_command"]
 
 
 class UserError(ValueError):
     """Names the file, key or line, and the remedy."""
+
+
+@contextlib.contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Keeps MindSpore from logging a fault that the caller tells in one line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def run_command(main: Callable[[], int | None]) -> None:

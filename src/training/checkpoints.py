@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, nn
 
-from src.errors import UserError
+from src.errors import UserError, quiet_logging
 
 __all__ = [
     "CheckpointError",
@@ -31,15 +31,17 @@ def save_checkpoint(net: nn.Cell, path: str | Path) -> None:
     beside = path.with_name(f"{path.stem}.writing.ckpt")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        ms.save_checkpoint(net, str(beside), crc_check=True)
+        with quiet_logging():
+            ms.save_checkpoint(net, str(beside), crc_check=True)
         # MindSpore swallows some write errors and leaves a short file
         with open(beside, "rb") as f:
             os.fsync(f.fileno())
         os.chmod(beside, 0o644)
         os.replace(beside, path)
     except (OSError, RuntimeError, ValueError) as e:
-        with contextlib.suppress(OSError):
-            beside.unlink()
+        for left in (beside, beside.with_suffix(".tmp")):  # MindSpore itself writes a .tmp first
+            with contextlib.suppress(OSError):
+                left.unlink()
         reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0]
         raise CheckpointError(
             f"{path}: can't write the checkpoint: {reason}; free space or set train_outputs"
@@ -54,7 +56,8 @@ def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix != ".ckpt":
         raise CheckpointError(f"{path}: not a .ckpt file; convert it with python -m src.convert_checkpoint")
     try:
-        loaded = ms.load_checkpoint(str(path), crc_check=True)
+        with quiet_logging():
+            loaded = ms.load_checkpoint(str(path), crc_check=True)
     except Exception:  # MindSpore raises several kinds, some of them protobuf's own
         raise CheckpointError(f"{path}: damaged, truncated or not a MindSpore checkpoint") from None
     return {name: p.asnumpy() for name, p in loaded.items() if isinstance(p, Parameter)}

@@ -1,0 +1,60 @@
+"""A user's mistakes at the command line: one line, status 2, no traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SHAPES = ["--config_path", "configs/shapes.yaml"]
+
+
+def run(script, *arguments, outputs):
+    command = [sys.executable, script, *SHAPES, *arguments, "--train_outputs", str(outputs)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def check_refused(done, *parts):
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_unknown_key(tmp_path):
+    done = run("train.py", "--lerning_rate", "0.1", "--momentom=0.5", outputs=tmp_path)
+    check_refused(done, "command line", "lerning_rate", "unknown key")
+
+
+def test_missing_data_set(tmp_path):
+    done = run("train.py", "--train_dataset", str(tmp_path / "nowhere"), outputs=tmp_path)
+    check_refused(done, str(tmp_path / "nowhere"), "instances_train2017.json")
+
+
+def test_missing_checkpoint(tmp_path, shapes_root):
+    arguments = ["--checkpoint_path", str(tmp_path / "none.ckpt"), "--val_dataset", str(shapes_root)]
+    done = run("eval.py", *arguments, outputs=tmp_path)
+    check_refused(done, str(tmp_path / "none.ckpt"), "no such checkpoint")
+
+
+def test_damaged_checkpoint(tmp_path, shapes_root):
+    (tmp_path / "half.ckpt").write_bytes(b"\x0a\xff\x01half of a file")
+    arguments = ["--checkpoint_path", str(tmp_path / "half.ckpt"), "--val_dataset", str(shapes_root)]
+    done = run("eval.py", *arguments, outputs=tmp_path)
+    check_refused(done, str(tmp_path / "half.ckpt"), "damaged")
+
+
+def test_no_gpu(tmp_path, shapes_root):
+    done = run("train.py", "--device_target", "GPU", "--train_dataset", str(shapes_root), outputs=tmp_path)
+    check_refused(done, "device_target GPU", "--device_target CPU")
+
+
+def test_output_folder_that_is_a_file(tmp_path, shapes_root):
+    (tmp_path / "taken").write_text("mine")
+    done = run("train.py", "--train_dataset", str(shapes_root), outputs=tmp_path / "taken")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "taken" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "taken").read_text() == "mine"
