@@ -121,6 +121,10 @@ def truncated_jpeg(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def jpeg_short_of_a_byte(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
 def truncated_jpeg_with_thumbnail(path):
     """The thumbnail in an EXIF segment ends with an end marker of its own."""
     whole = path.read_bytes()
@@ -145,8 +149,9 @@ def another_size(path):
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
-        (truncated_jpeg, "truncated"),
-        (truncated_jpeg_with_thumbnail, "truncated"),
+        (truncated_jpeg, "cut short"),
+        (jpeg_short_of_a_byte, "cut short"),
+        (truncated_jpeg_with_thumbnail, "cut short"),
         (not_an_image, "not an image"),
         (empty_file, "not an image"),
         (another_size, "60 x 40 as annotated"),
