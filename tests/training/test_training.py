@@ -1,0 +1,149 @@
+"""Training as a user sees it: losses fall, repeat bit for bit, and stop when they aren't finite."""
+
+import re
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.config import load_config
+from src.data.loader import TrainLoader
+from src.data.mindrecord import ensure_mindrecord
+from src.device import set_device
+from src.errors import UserError
+from src.evaluation.inference import Evaluator
+from src.models.two_stage import build_detector, build_loss
+from src.training.checkpoints import load_detector
+from src.training.loop import Trainer
+from src.training.step import build_optimizer
+
+SMALL = {
+    "img_width": 192,
+    "img_height": 128,
+    "batch_size": 2,
+    "epoch_size": 2,
+    "backbone.width_multiplier": 0.25,
+    "neck.fpn.in_channels": [32, 64, 128, 256],
+    "train_cfg.rcnn.mask_buckets": 2,
+    "warmup_step": 0,
+    "run_eval": False,
+    "save_every_epochs": 1,
+}
+
+
+def train(config, evaluate=False):
+    """Trains from scratch; the detector and the lines of the loss log."""
+    set_device(config)
+    loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True))
+    detector = build_detector(config)
+    evaluator = Evaluator(config, detector) if evaluate else None
+    Trainer(config, build_loss(config, detector), loader, evaluator and evaluator.after_epoch).run()
+    return detector, (config.output_dir / "loss_0.log").read_text().splitlines()
+
+
+def total(line: str) -> float:
+    return float(re.search(r"total_loss: (\S+)", line)[1])
+
+
+@pytest.fixture(scope="module")
+def make_config(shapes_root, tmp_path_factory):
+    """The shapes config, small, with outputs of its own and one conversion for all."""
+    records = tmp_path_factory.mktemp("records")
+
+    def make(**overrides):
+        places = {"train_dataset": str(shapes_root), "val_dataset": str(shapes_root), "mindrecord_dir": str(records)}
+        places["train_outputs"] = str(tmp_path_factory.mktemp("outputs"))
+        return load_config("configs/shapes.yaml", SMALL | places | overrides)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def first_run(make_config):
+    config = make_config()
+    return config, *train(config)
+
+
+def test_loss_log_has_the_documented_form(first_run):
+    _, _, lines = first_run
+    form = (
+        r"epoch: \d+ step: \d+, rpn_loss: \S+, rcnn_loss: \S+, rpn_cls_loss: \S+, rpn_reg_loss: \S+, "
+        r"rcnn_cls_loss: \S+, rcnn_reg_loss: \S+, rcnn_mask_loss: \S+, total_loss: \S+"
+    )
+    assert lines and all(re.fullmatch(form, line) for line in lines)
+    assert lines[0].startswith("epoch: 1 step: 1,") and lines[-1].startswith("epoch: 2 ")
+
+
+def test_losses_fall(first_run):
+    _, _, lines = first_run
+    losses = [total(line) for line in lines]
+    third = len(losses) // 3
+    assert np.mean(losses[-third:]) < 0.9 * np.mean(losses[:third])
+
+
+def test_same_seed_same_losses_and_weights_bit_for_bit(first_run, make_config):
+    _, detector, lines = first_run
+    again, repeated = train(make_config())
+    assert repeated == lines
+    for a, b in zip(detector.get_parameters(), again.get_parameters(), strict=True):
+        np.testing.assert_array_equal(a.asnumpy(), b.asnumpy(), err_msg=a.name)
+
+
+def test_other_seed_other_losses(first_run, make_config):
+    _, _, lines = first_run
+    _, other = train(make_config(seed=2, epoch_size=1))
+    assert other[0] != lines[0]
+
+
+def test_checkpoints_hold_what_was_trained(first_run):
+    config, detector, _ = first_run
+    saved = sorted((config.output_dir / "checkpoints").glob("*.ckpt"))
+    assert [p.name.split("-")[1].split("_")[0] for p in saved] == ["1", "2"]
+    fresh = build_detector(config)
+    assert load_detector(fresh, saved[-1]) == []
+    for a, b in zip(detector.get_parameters(), fresh.get_parameters(), strict=True):
+        np.testing.assert_array_equal(a.asnumpy(), b.asnumpy(), err_msg=a.name)
+
+
+def test_evaluation_in_training_leaves_training_as_it_was(first_run, make_config):
+    _, _, lines = first_run
+    config = make_config(**{"run_eval": True, "eval_every": 1})
+    _, with_evaluation = train(config, evaluate=True)
+    assert with_evaluation == lines
+    assert (config.output_dir / "results_epoch_1.json").is_file()
+
+
+def test_loss_that_is_not_finite_stops_and_names_step_images_and_losses(make_config):
+    config = make_config(**{"lr": 1e12, "grad_clip": 0.0})
+    with pytest.raises(UserError, match=r"epoch \d+ step \d+: a loss isn't finite, on images \[.*\]: total_loss") as e:
+        train(config)
+    assert "learning rate" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_weight_decay_spares_norms_and_biases_where_the_config_says(make_config):
+    config = make_config(weight_decay_norm=False, weight_decay_bias=False, weight_decay=0.1)
+    loss = build_loss(config, build_detector(config))
+    weights = loss.trainable_params()
+    for p in weights:
+        p.set_data(Tensor(np.ones(p.shape, np.float32)))
+    optimizer = build_optimizer(config, loss, np.full(4, 0.5, np.float32))
+    optimizer(tuple(Tensor(np.zeros(p.shape, np.float32)) for p in weights))
+    for p in weights:
+        spared = p.name.endswith((".gamma", ".beta", ".bias"))
+        # without a gradient, one step of 0.5 shrinks by 0.5 * 0.1
+        np.testing.assert_allclose(p.asnumpy(), 1.0 if spared else 0.95, rtol=1e-6, err_msg=p.name)
+
+
+def test_gradient_clipping_bounds_the_update(make_config):
+    config = make_config(grad_clip=1e-3, momentum=0.0, weight_decay=0.0, lr=1.0, base_batch_size=0, epoch_size=1)
+    before = {p.name: p.asnumpy().copy() for p in fresh(config).trainable_params()}
+    detector, lines = train(config)
+    moved = sum(float(((p.asnumpy() - before[p.name]) ** 2).sum()) for p in detector.trainable_params()) ** 0.5
+    # each step moves the weights by at most lr * grad_clip, and float32 rounding
+    assert 0 < moved <= len(lines) * 1e-3 * 1.01
+
+
+def fresh(config):
+    """The detector as training starts it."""
+    set_device(config)
+    return build_detector(config)
