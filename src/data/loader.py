@@ -110,8 +110,6 @@ def samples(folder: Path, order: np.ndarray, flips: np.ndarray, config: Config, 
         out,
         num_parallel_workers=workers,
         python_multiprocessing=config.python_multiprocessing and workers > 1,
-        # shared memory for a picture, and room for many masks
-        max_rowsize=[16, 64 + config.img_height * config.img_width * 12 // (1 << 20)],
     )
     data = data.project(out)
     try:
@@ -135,8 +133,10 @@ class BatchMaker:
             return True
         if self.config.on_bad_image == "stop":
             raise DataError(f"{fault} (or leave such images out: on_bad_image: skip)")
-        self.skipped.append(fault)
-        print(f"left out: {fault}")
+        # the same image is met again in every epoch
+        if fault not in self.skipped:
+            self.skipped.append(fault)
+            print(f"left out: {fault}")
         return False
 
     def train_batch(self, batch: list[tuple]) -> dict[str, np.ndarray]:
@@ -201,25 +201,36 @@ class TrainLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches of `epoch` (from 0) from `start_step` on. Raises DataError."""
-        b = self.config.batch_size
-        order, flips = (x[start_step * b :] for x in self.epoch_rows(epoch))
-        pending, first, batches = [], [], 0
-        for sample in samples(self.folder, order, flips, self.config, training=True):
-            if not self.maker.usable(sample):
-                continue
+        pending = []
+        for sample in self.usable_samples(epoch, start_step * self.config.batch_size):
             pending.append(sample)
-            if len(first) < b:
-                first.append(sample)
-            if len(pending) == b:
+            if len(pending) == self.config.batch_size:
                 yield self.maker.train_batch(pending)
-                pending, batches = [], batches + 1
-        # where faulty images were left out, the epoch's first images stand in, so that its length stays
-        if not first and batches < len(self) - start_step:
+                pending = []
+
+    def usable_samples(self, epoch: int, start: int) -> Iterator[tuple]:
+        """Samples for this rank's places of `epoch` from `start` on.
+
+        A faulty image's place goes to the next usable one, past the end to the epoch's first: so the epoch keeps its
+        length, and what a place holds doesn't depend on `start`.
+        """
+        order, flips = self.epoch_rows(epoch)
+        left, waiting = len(order) - start, 0
+        # the second round is read only where the epoch's last images are faulty
+        for part in (slice(start, None), slice(None)):
+            if not left:
+                return
+            for sample in samples(self.folder, order[part], flips[part], self.config, training=True):
+                waiting += 1
+                if not self.maker.usable(sample):
+                    continue
+                filled = min(waiting, left)
+                yield from [sample] * filled
+                left, waiting = left - filled, 0
+                if not left:
+                    return
+        if left:
             raise DataError(f"{self.folder}: no usable image in epoch {epoch}; {self.maker.skipped[-1]}")
-        while batches < len(self) - start_step:
-            pending = (pending + first * b)[:b]
-            yield self.maker.train_batch(pending)
-            pending, batches = [], batches + 1
 
 
 class EvalLoader:

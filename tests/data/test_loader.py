@@ -274,6 +274,26 @@ def test_damaged_record_is_left_out_by_option(damaged, capsys, batch_size):
         assert set(ids(batches)) == {1, 3, 4, 5, 6, 7}
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_starting_past_a_damaged_record_gives_the_epochs_tail(damaged, batch_size):
+    folder, make_config = damaged
+    spoil(folder, Path(make_config().train_dataset) / "train2017/000000000005.jpg")
+    config = make_config(batch_size=batch_size, on_bad_image="skip")
+    for epoch in range(6):
+        whole = list(TrainLoader(config, folder).epoch(epoch))
+        for step in range(1, len(whole)):
+            same(list(TrainLoader(config, folder).epoch(epoch, step)), whole[step:])
+
+
+def test_a_damaged_record_is_named_once(damaged, capsys):
+    folder, make_config = damaged
+    loader = TrainLoader(make_config(batch_size=1, on_bad_image="skip"), folder)
+    for epoch in range(3):
+        list(loader.epoch(epoch))
+    assert len(loader.maker.skipped) == 1
+    assert capsys.readouterr().out.count("image 2") == 1
+
+
 def test_damaged_record_is_left_out_of_evaluation(damaged):
     folder, make_config = damaged
     loader = EvalLoader(make_config(test_batch_size=4, on_bad_image="skip"), folder)
