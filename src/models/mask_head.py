@@ -2,7 +2,7 @@
 
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
-from mindspore.common.initializer import HeNormal, Normal
+from mindspore.common.initializer import HeNormal
 
 from src.models.losses import binary_cross_entropy
 from src.models.roi_extractor import RoIExtractor
@@ -31,9 +31,7 @@ class MaskHead(nn.Cell):
         self.upsample = nn.Conv2dTranspose(
             channels[-1], conv_out_channels, 2, 2, pad_mode="valid", has_bias=True, weight_init=he, bias_init="zeros"
         )
-        self.logits = nn.Conv2d(
-            conv_out_channels, num_classes, 1, has_bias=True, weight_init=Normal(0.001), bias_init="zeros"
-        )
+        self.logits = nn.Conv2d(conv_out_channels, num_classes, 1, has_bias=True, weight_init=he, bias_init="zeros")
         self.relu = nn.ReLU()
         self.bmm = ops.BatchMatMul()
 
