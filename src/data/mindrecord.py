@@ -1,6 +1,8 @@
 """COCO splits as MindRecord: converted once, whole or not at all, re-made when what shapes them changes."""
 
 import contextlib
+import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -80,19 +82,50 @@ def ensure_mindrecord(config: Config, split: str, training: bool) -> Path:
     """The folder of the converted `split` ("train" or "val"), converting it if there is none that fits.
 
     `training` picks train_dataset or val_dataset as the source. The conversion is written beside and renamed, so a
-    folder of that name is whole. Raises DataError.
+    folder of that name is whole. Of several processes that ask at once one converts, the others wait. Raises DataError.
     """
     source = config.train_dataset if training else config.val_dataset
+    if not training:
+        # evaluation makes no batches of objects, so their number is no fault there
+        config = dataclasses.replace(config, max_instance_count=1 << 31)
     where = resolve_split(source, split)
     print_of_source = fingerprint(where, config)
     folder = config.record_dir / f"{split}-{hashlib.sha256(str(where.annotations.resolve()).encode()).hexdigest()[:8]}"
+    if not is_current(folder, print_of_source):
+        with locked(folder.parent):
+            # another process may have converted it meanwhile
+            if not is_current(folder, print_of_source):
+                convert(where, folder, print_of_source, config)
+    report_skipped(read_index(folder)["skipped"])
+    return folder
+
+
+def is_current(folder: Path, print_of_source: str) -> bool:
+    """Whether `folder` holds a whole conversion of the source and options with that fingerprint."""
     with contextlib.suppress(DataError):
         index = read_index(folder)
-        if index.get("fingerprint") == print_of_source and len(record_files(folder)) == index.get("files"):
-            report_skipped(index["skipped"])
-            return folder
-    convert(where, folder, print_of_source, config)
-    return folder
+        return index.get("fingerprint") == print_of_source and len(record_files(folder)) == index.get("files")
+    return False
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes `folder` and keeps other processes out of this block; a process that dies frees the lock.
+
+    Raises DataError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        raise DataError(f"{folder}: can't write there: {e.strerror}; set mindrecord_dir to a folder that can") from None
+    try:
+        # some network file systems have no locks: there processes that start at once may both convert
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def convert(where: Split, folder: Path, print_of_source: str, config: Config) -> None:
@@ -121,7 +154,6 @@ def convert(where: Split, folder: Path, print_of_source: str, config: Config) ->
         ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    report_skipped(index["skipped"])
 
 
 def remove_leftovers(folder: Path) -> None:

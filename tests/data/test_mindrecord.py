@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -88,6 +90,16 @@ def test_remade_when_an_option_changes(coco_config):
     before = state(folder)
     assert convert(coco_config(max_instance_count=3)) == folder
     assert state(folder) != before
+
+
+def test_evaluation_takes_any_number_of_objects(coco_folder, coco_config):
+    coco_folder.add_object(2)
+    shutil.copytree(coco_folder.images, coco_folder.root / "val2017")
+    coco_folder.json = coco_folder.json.with_name("instances_val2017.json")
+    coco_folder.write()
+    config = coco_config(val_dataset=str(coco_folder.root), max_instance_count=1)
+    folder = ensure_mindrecord(config, "val", training=False)
+    assert read_index(folder)["objects"] == [1, 2, 0]
 
 
 def test_remade_when_a_file_is_gone(coco_config):
@@ -200,6 +212,26 @@ def test_no_usable_image(coco_folder, coco_config, refusal):
     with refusal(DataError, "no usable image among"):
         convert(config)
     assert contents(config.record_dir) == {}
+
+
+# Several at once
+
+
+def test_processes_that_start_together_convert_once(coco_config, monkeypatch):
+    def count(*arguments):
+        calls.append(arguments)
+        time.sleep(0.3)
+        return whole(*arguments)
+
+    calls, whole = [], mindrecord.convert
+    monkeypatch.setattr(mindrecord, "convert", count)
+    config = coco_config()
+    # each call takes a lock of its own, so threads stand for processes
+    with ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(lambda _: convert(config), range(3)))
+    assert len(calls) == 1
+    assert len(set(folders)) == 1
+    assert list(config.record_dir.iterdir()) == [folders[0]]
 
 
 # Interrupted
