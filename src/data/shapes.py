@@ -213,21 +213,43 @@ def make_split(folder: Path, split: str, count: int, seed: int) -> None:
             annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **a})
     categories = [{"id": i + 1, "name": n, "supercategory": "shape"} for i, n in enumerate(CLASSES)]
     (folder / "annotations").mkdir(exist_ok=True)
-    whole = {"info": {"description": f"shapes, seed {seed}"}, "images": images, "annotations": annotations}
+    whole = {"info": {"description": describe(count, seed)}, "images": images, "annotations": annotations}
     (folder / f"annotations/instances_{split}2017.json").write_text(json.dumps({**whole, "categories": categories}))
 
 
+def describe(count: int, seed: int) -> str:
+    """What a split is made of, as its file's info tells it."""
+    return f"shapes, {count} images, seed {seed}"
+
+
+def description(annotations: Path) -> str:
+    """What a split there is made of, in `describe`'s words; empty if it isn't a shapes data set."""
+    try:
+        return str(json.loads(annotations.read_bytes())["info"]["description"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def make_shapes(root: str | Path, train: int = 600, val: int = 100, seed: int = 0) -> Path:
-    """Writes the data set to `root` (beside, then renamed) unless it is there already. Raises DataError."""
+    """Writes the data set to `root` (beside, then renamed) unless it is there already with the same options.
+
+    Raises DataError, also where `root` holds anything else.
+    """
     root = Path(root)
-    if (root / "annotations/instances_val2017.json").is_file():
-        return root
+    counts = {"train": train, "val": val}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DataError(f"{root}: there already, and not a shapes data set; name another folder")
+        for split, count in counts.items():
+            found = description(root / f"annotations/instances_{split}2017.json")
+            if found != describe(count, seed):
+                raise DataError(
+                    f"{root}: there already, holding {found or 'no shapes data set'} ({split}), not"
+                    f" {describe(count, seed)}; name another folder, or remove it if you don't need it"
+                )
+        return root
     beside = root.with_name(root.name + ".writing")
     try:
         shutil.rmtree(beside, ignore_errors=True)
-        for split, count in (("train", train), ("val", val)):
+        for split, count in counts.items():
             make_split(beside, split, count, seed)
         if root.exists():
             root.rmdir()

@@ -95,8 +95,23 @@ def test_variety(truth):
 
 def test_what_is_there_stays(shapes_root):
     before = contents(shapes_root)
-    assert make_shapes(shapes_root, train=1, val=1, seed=99) == shapes_root
+    assert make_shapes(shapes_root, train=24, val=8, seed=5) == shapes_root
     assert contents(shapes_root) == before
+
+
+@pytest.mark.parametrize("options", [(23, 8, 5), (24, 9, 5), (24, 8, 6)], ids=["train", "val", "seed"])
+def test_a_data_set_of_other_options_is_refused(shapes_root, refusal, options):
+    before = contents(shapes_root)
+    with refusal(DataError, shapes_root, "images, seed 5", "remove it"):
+        make_shapes(shapes_root, *options)
+    assert contents(shapes_root) == before
+
+
+def test_another_coco_data_set_is_refused(coco_folder, refusal):
+    before = contents(coco_folder.root)
+    with refusal(DataError, coco_folder.root, "no shapes data set"):
+        make_shapes(coco_folder.root, 2, 1)
+    assert contents(coco_folder.root) == before
 
 
 def test_foreign_folder_is_refused(tmp_path, refusal):
