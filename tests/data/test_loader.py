@@ -1,6 +1,10 @@
 """Batches: the same however they are made, every image in its place, faults told."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -326,3 +330,61 @@ def test_size_that_differs_by_little(coco_folder, coco_config, refusal):
     assert read_index(folder)["image_ids"] == [1, 2, 3]
     with refusal(DataError, "image 2", "60 x 40", "60 x 38"):
         list(EvalLoader(coco_config(), folder))
+
+
+# Workers
+
+
+def living(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(pids, seconds=60):
+    end = time.monotonic() + seconds
+    while any(living(p) for p in pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not any(living(p) for p in pids)
+
+
+PROGRAM = """
+import sys
+from src.config import load_config
+from src.data.loader import TrainLoader
+overrides = {"python_multiprocessing": True, "num_parallel_workers": 2, "batch_size": 1}
+batches = TrainLoader(load_config("configs/shapes.yaml", overrides), sys.argv[1]).epoch(0)
+next(batches)
+print("running", flush=True)
+if sys.stdin.readline() == "close\\n":
+    batches.close()
+    print("closed", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("how", ["close", "end", "SIGINT", "SIGTERM", "SIGKILL"])
+def test_no_worker_is_left_behind(records, how):
+    """Neither by an iterator that is closed nor by a program that ends, however it does."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    command = [sys.executable, "-c", PROGRAM, str(records[0])]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) as program:
+        try:
+            assert program.stdout.readline() == "running\n"
+            threads = Path(f"/proc/{program.pid}/task").iterdir()
+            workers = [pid for t in threads for pid in (t / "children").read_text().split()]
+            assert len(workers) >= 2
+            if how.startswith("SIG"):
+                program.send_signal(getattr(signal, how))
+            else:
+                program.stdin.write(f"{how}\n")
+                program.stdin.flush()
+            if how == "close":
+                assert program.stdout.readline() == "closed\n"
+                assert gone(workers)
+                assert living(program.pid)
+            program.stdin.close()
+            assert gone([*workers, program.pid])
+        finally:
+            program.kill()
