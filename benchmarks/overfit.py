@@ -89,9 +89,10 @@ def main() -> int:
     from src.data.mindrecord import ensure_mindrecord
     from src.device import set_device
     from src.evaluation.inference import Evaluator
+    from src.evaluation.pictures import draw_results
     from src.models.two_stage import build_detector, build_loss
     from src.training.loop import Trainer
-    from src.visualize import draw_results, plot_losses
+    from src.visualize import plot_loss_curve
 
     set_device(config)
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True))
@@ -101,7 +102,7 @@ def main() -> int:
     minutes = (time.perf_counter() - start) / 60
     results = config.output_dir / "results.json"
     summary = Evaluator(config, detector).run(results)
-    plot_losses(config.output_dir / "loss_0.log", config.output_dir / "loss_curve.png", "16 photographs by heart")
+    plot_loss_curve(config.output_dir / "loss_0.log", config.output_dir / "loss_curve.png")
     annotations = root / "annotations/instances_val2017.json"
     draw_results(annotations, root / "val2017", results, config.output_dir / "pictures", count=8)
     ap = {kind: m["AP"] for kind, m in summary.metrics.items()}

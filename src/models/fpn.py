@@ -6,6 +6,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import XavierUniform
 
+from src.ops.conv import SameConv2d
+
 __all__ = ["FPN"]
 
 
@@ -46,16 +48,7 @@ class FPN(nn.Cell):
         )
         self.fpn_convs = nn.CellList(
             [
-                nn.Conv2d(
-                    out_channels,
-                    out_channels,
-                    3,
-                    pad_mode="pad",
-                    padding=1,
-                    has_bias=True,
-                    bias_init="zeros",
-                    weight_init=XavierUniform(),
-                )
+                SameConv2d(out_channels, out_channels, 3, has_bias=True, bias_init="zeros", weight_init=XavierUniform())
                 for _ in in_channels
             ]
         )

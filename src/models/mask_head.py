@@ -6,6 +6,7 @@ from mindspore.common.initializer import HeNormal
 
 from src.models.losses import binary_cross_entropy
 from src.models.roi_extractor import RoIExtractor
+from src.ops.conv import SameConv2d
 from src.ops.roi_align import MultiScaleRoIAlign
 
 __all__ = ["MaskHead", "MaskLoss", "MaskTargets"]
@@ -24,7 +25,7 @@ class MaskHead(nn.Cell):
         channels = [in_channels] + [conv_out_channels] * num_convs
         self.convs = nn.CellList(
             [
-                nn.Conv2d(i, o, 3, pad_mode="pad", padding=1, has_bias=True, weight_init=he, bias_init="zeros")
+                SameConv2d(i, o, 3, has_bias=True, weight_init=he, bias_init="zeros")
                 for i, o in zip(channels[:-1], channels[1:], strict=True)
             ]
         )

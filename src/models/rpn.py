@@ -114,8 +114,8 @@ class RPNLoss(nn.Cell):
     """Objectness (binary cross entropy) and box (smooth L1) losses over sampled anchors.
 
     Args:
-        sampled: the head at sampled anchors.  assigner_sampler, coder: of anchors.  cls_weight, box_weight: loss weights.
-        beta: of smooth L1.
+        sampled: the head at sampled anchors.  assigner_sampler, coder: of anchors.
+        cls_weight, box_weight: loss weights.  beta: of smooth L1.
 
     Inputs: features, a tuple of (B, C, H_l, W_l); anchors (N, 4); corners (N, 2), of their cells; anchor_valid (B, N);
     gt_boxes (B, G, 4); gt_valid (B, G); ignore_boxes (B, K, 4); keys (B, N) uniform in [0, 1). Output: two scalars,

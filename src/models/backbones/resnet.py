@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
+from src.ops.conv import SameConv2d
+
 __all__ = ["NormMaker", "RESNET_BLOCKS", "ResNet", "conv", "conv_norm", "freeze"]
 
 RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -19,6 +21,9 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, grou
     """A convolution without bias, padded to keep the size at stride 1."""
     # HeNormal's fan_out counts all output channels, which a depthwise filter doesn't feed
     fan = "fan_in" if groups > 1 else "fan_out"
+    init = HeNormal(mode=fan, nonlinearity="relu")
+    if kernel > 1 and stride == 1 and groups == 1:
+        return SameConv2d(in_channels, out_channels, kernel, weight_init=init)
     return nn.Conv2d(
         in_channels,
         out_channels,
@@ -28,7 +33,7 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, grou
         padding=kernel // 2,
         group=groups,
         has_bias=False,
-        weight_init=HeNormal(mode=fan, nonlinearity="relu"),
+        weight_init=init,
     )
 
 
