@@ -520,3 +520,17 @@ def describe_keys(obj: Any = None, prefix: str = "") -> list[tuple[str, str, Any
         else:
             rows.append((prefix + f.name, _type_name(hints[f.name]), value, f.metadata["doc"]))
     return rows
+
+
+def main() -> None:
+    """Prints every key: python -m src.config [CONFIG]; with a file, that file's values instead of the defaults."""
+    import sys
+
+    config = load_config(sys.argv[1]) if len(sys.argv) > 1 else None
+    for name, kind, value, doc in describe_keys(config):
+        shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
+        print(f"{name} ({kind}) = {shown}\n    {doc}")
+
+
+if __name__ == "__main__":
+    main()

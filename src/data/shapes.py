@@ -108,7 +108,9 @@ class Scene:
         """Tries a few places for one more shape; gives up where it would hide too much of another."""
         r = self.random
         name = CLASSES[r.integers(len(CLASSES))]
-        radius = np.exp(r.uniform(np.log(11), np.log(0.36 * self.height)))
+        # one in six is small by COCO's measure
+        low, high = (9, 15) if r.random() < 0.17 else (17, 0.4 * self.height)
+        radius = np.exp(r.uniform(np.log(low), np.log(high)))
         for _ in range(12):
             x, y = r.uniform(0.04, 0.96) * self.width, r.uniform(0.04, 0.96) * self.height
             fine = self.bitmap(name, radius, x, y, r.uniform(0, 2 * np.pi))

@@ -1,0 +1,96 @@
+"""Backbones: shapes, sizes, what is frozen, and folding."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from src.config import load_config
+from src.models.backbones.mobilenet_v1 import MobileNetV1
+from src.models.backbones.resnet import ResNet
+from src.models.two_stage import build_detector
+
+IMAGE = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
+
+
+def weights(cell: nn.Cell, with_norms: bool = True) -> int:
+    """Parameters as PyTorch counts them: without running statistics."""
+    left_out = ("moving_mean", "moving_variance") + (() if with_norms else (".gamma", ".beta"))
+    return sum(p.size for p in cell.get_parameters() if not p.name.endswith(left_out))
+
+
+def randomise_norms(cell: nn.Cell) -> None:
+    r = np.random.default_rng(1)
+    for p in cell.get_parameters():
+        if p.name.endswith(("gamma", "moving_variance")):
+            p.set_data(Tensor(r.uniform(0.5, 1.5, p.shape).astype(np.float32)))
+        elif p.name.endswith(("beta", "moving_mean")):
+            p.set_data(Tensor(r.normal(0, 0.1, p.shape).astype(np.float32)))
+
+
+@pytest.mark.parametrize(("depth", "count"), [(50, 23_508_032), (101, 42_500_160), (152, 58_143_808)])
+def test_resnet_has_the_published_number_of_weights(depth, count):
+    """torchvision's resnet50/101/152 without their classifier of 2,049,000."""
+    assert weights(ResNet(depth)) == count
+
+
+def test_mask_rcnn_has_the_published_number_of_weights():
+    """torchvision's maskrcnn_resnet50_fpn with 91 classes, whose frozen batch norms aren't counted."""
+    names = ["background", *(f"class {i}" for i in range(90))]
+    config = load_config("configs/mask_rcnn_r50_fpn.yaml", {"num_classes": 91, "coco_classes": names})
+    assert weights(build_detector(config), with_norms=False) == 44_401_393
+
+
+@pytest.mark.parametrize(
+    ("backbone", "channels"),
+    [
+        (lambda: ResNet(50), [256, 512, 1024, 2048]),
+        (lambda: ResNet(50, stride_in_1x1=True), [256, 512, 1024, 2048]),
+        (lambda: MobileNetV1(), [128, 256, 512, 1024]),
+        (lambda: MobileNetV1(0.25), [32, 64, 128, 256]),
+    ],
+)
+def test_outputs_have_strides_4_to_32(backbone, channels):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    shapes = [f.shape for f in backbone().set_train(False)(Tensor(IMAGE))]
+    assert shapes == [(1, c, 16 // 2**i, 24 // 2**i) for i, c in enumerate(channels)]
+
+
+def test_v1_and_v15_differ_only_in_where_they_stride():
+    """The same weights, other results: v1 skips pixels before its 3x3 convolutions, v1.5 in them."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    v15, v1 = ResNet(50), ResNet(50, stride_in_1x1=True)
+    ms.load_param_into_net(v1, {p.name: p for p in v15.get_parameters()})
+    a, b = v15.set_train(False)(Tensor(IMAGE)), v1.set_train(False)(Tensor(IMAGE))
+    np.testing.assert_allclose(a[0].asnumpy(), b[0].asnumpy(), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(a[1].asnumpy(), b[1].asnumpy(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("make", [lambda **k: ResNet(50, **k), lambda **k: MobileNetV1(0.25, **k)])
+def test_folded_norms_give_what_norms_give(make):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    apart, folded = make(norm_grad=True).set_train(), make(norm_grad=False).set_train()
+    randomise_norms(apart)
+    ms.load_param_into_net(folded, {p.name: p for p in apart.get_parameters()})
+    for a, b in zip(apart(Tensor(IMAGE)), folded(Tensor(IMAGE)), strict=True):
+        a, b = a.asnumpy(), b.asnumpy()
+        # weights are scaled before the sum instead of after it
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("make", [lambda **k: ResNet(50, **k), lambda **k: MobileNetV1(0.25, **k)])
+def test_frozen_stages_do_not_train(make):
+    trained = {p.name.split(".")[0] for p in make(frozen_stages=2).trainable_params()}
+    assert trained == {"layer3", "layer4"}
+    assert len(make(frozen_stages=-1).trainable_params()) > len(make(frozen_stages=0).trainable_params())
+
+
+def test_training_norms_follow_the_batch_and_keep_running_statistics():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    net = MobileNetV1(0.25, norm_eval=False).set_train()
+    before = net.bn1.moving_mean.asnumpy().copy()
+    net(Tensor(IMAGE + 3))
+    assert not np.array_equal(before, net.bn1.moving_mean.asnumpy())
+    still = MobileNetV1(0.25, norm_eval=True).set_train()
+    still(Tensor(IMAGE + 3))
+    np.testing.assert_array_equal(before, still.bn1.moving_mean.asnumpy())

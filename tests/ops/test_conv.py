@@ -1,0 +1,32 @@
+"""The 3x3 convolution is MindSpore's own, gradients included."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from src.ops.conv import SameConv2d
+
+
+@pytest.mark.parametrize(
+    ("channels", "filters", "kernel", "size"), [(3, 5, 3, (7, 9)), (8, 4, 3, (1, 6)), (2, 3, 5, (6, 6))]
+)
+def test_values_and_gradients_are_those_of_conv2d(channels, filters, kernel, size):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    r = np.random.default_rng(0)
+    ours = SameConv2d(channels, filters, kernel, has_bias=True)
+    theirs = nn.Conv2d(channels, filters, kernel, pad_mode="pad", padding=kernel // 2, has_bias=True)
+    assert {p.name: p.shape for p in ours.get_parameters()} == {p.name: p.shape for p in theirs.get_parameters()}
+    for p, q in zip(ours.get_parameters(), theirs.get_parameters(), strict=True):
+        value = Tensor(r.standard_normal(p.shape).astype(np.float32))
+        p.set_data(value)
+        q.set_data(value)
+    x = Tensor(r.standard_normal((2, channels, *size)).astype(np.float32))
+    sens = Tensor(r.standard_normal((2, filters, *size)).astype(np.float32))
+    both = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+    np.testing.assert_allclose(ours(x).asnumpy(), theirs(x).asnumpy(), rtol=1e-5, atol=1e-5)
+    got = both(ours, ms.ParameterTuple(ours.trainable_params()))(x, sens)
+    want = both(theirs, ms.ParameterTuple(theirs.trainable_params()))(x, sens)
+    for a, b in zip([*got[0], *got[1]], [*want[0], *want[1]], strict=True):
+        # the same products summed in another order, in float32
+        np.testing.assert_allclose(a.asnumpy(), b.asnumpy(), rtol=1e-4, atol=1e-4)
