@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
-from src.models.backbones.resnet import NormMaker, conv, conv_norm, freeze
+from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm
 
 __all__ = ["MobileNetV1"]
 
@@ -32,7 +32,7 @@ class SeparableBlock(nn.Cell):
         return self.relu(conv_norm(x, self.pointwise, self.bn2, folded))
 
 
-class MobileNetV1(nn.Cell):
+class MobileNetV1(StagedBackbone):
     """MobileNetV1 without its classifier.
 
     Args:
@@ -66,28 +66,10 @@ class MobileNetV1(nn.Cell):
                 blocks.append(SeparableBlock(channels, out_channels, stride, norm))
                 channels = out_channels
             stages.append(nn.SequentialCell(blocks))
-        for i, stage in enumerate(stages):
-            setattr(self, f"layer{i + 1}", stage)
-        self.stages = tuple(stages)
-        self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
-        if frozen_stages >= 0:
-            freeze(self.conv1)
-            freeze(self.bn1)
-        for stage in stages[: max(frozen_stages, 0)]:
-            freeze(stage)
+        self.add_stages(stages, out_indices, frozen_stages)
 
-    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.relu(conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training))
-        if self.frozen_stages == 0:
-            x = ops.stop_gradient(x)
-        outputs = ()
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i + 1 == self.frozen_stages:
-                x = ops.stop_gradient(x)
-            if i in self.out_indices:
-                outputs += (x,)
-        return outputs
+    def stem(self, x: Tensor) -> Tensor:
+        return self.relu(conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training))
 
 
 def scaled_channels(channels: int, width_multiplier: float) -> int:

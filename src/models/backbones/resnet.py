@@ -8,74 +8,12 @@ four named as MindSpore names them (gamma, beta, moving_mean, moving_variance).
 from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops
-from mindspore.common.initializer import HeNormal
 
-from src.ops.conv import SameConv2d
+from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm
 
-__all__ = ["NormMaker", "RESNET_BLOCKS", "ResNet", "conv", "conv_norm", "freeze"]
+__all__ = ["RESNET_BLOCKS", "ResNet"]
 
 RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-
-
-def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias, padded to keep the size at stride 1."""
-    # HeNormal's fan_out counts all output channels, which a depthwise filter doesn't feed
-    fan = "fan_in" if groups > 1 else "fan_out"
-    init = HeNormal(mode=fan, nonlinearity="relu")
-    if kernel > 1 and stride == 1 and groups == 1:
-        return SameConv2d(in_channels, out_channels, kernel, weight_init=init)
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel,
-        stride,
-        pad_mode="pad",
-        padding=kernel // 2,
-        group=groups,
-        has_bias=False,
-        weight_init=init,
-    )
-
-
-def freeze(cell: nn.Cell) -> None:
-    """Takes every parameter of `cell` out of training and lets its batch norms use their running statistics."""
-    for p in cell.get_parameters():
-        p.requires_grad = False
-    for _, c in cell.cells_and_names():
-        if isinstance(c, nn.BatchNorm2d):
-            c.use_batch_statistics = False
-        elif hasattr(c, "folded"):
-            c.folded = True
-
-
-def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, folded: bool) -> Tensor:
-    """norm(conv(x)); `folded`: as one convolution with scaled weights, for a norm that is a constant scale and shift.
-
-    Folding saves a pass over the map and, in training, keeping the map for the norm's gradient.
-    """
-    if not folded:
-        return norm(conv(x))
-    scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
-    y = conv.conv2d(x, conv.weight * scale.reshape(-1, 1, 1, 1))
-    return ops.bias_add(y, norm.beta - norm.moving_mean * scale)
-
-
-class NormMaker:
-    """Makes batch norms of one kind; a plain object, so that cells needn't hand five arguments down."""
-
-    def __init__(self, eps: float, momentum: float, use_running: bool, trained: bool):
-        self.eps, self.momentum, self.use_running, self.trained = eps, momentum, use_running, trained
-
-    def __call__(self, channels: int) -> nn.BatchNorm2d:
-        bn = nn.BatchNorm2d(channels, self.eps, self.momentum, use_batch_statistics=False if self.use_running else None)
-        if not self.trained:
-            bn.gamma.requires_grad = bn.beta.requires_grad = False
-        return bn
-
-    @property
-    def constant(self) -> bool:
-        """Whether these norms stay as they are in training."""
-        return self.use_running and not self.trained
 
 
 class Bottleneck(nn.Cell):
@@ -122,7 +60,7 @@ class StemPool(nn.Cell):
         return self.pool(x)
 
 
-class ResNet(nn.Cell):
+class ResNet(StagedBackbone):
     """ResNet or ResNeXt without its classifier.
 
     Args:
@@ -164,27 +102,8 @@ class ResNet(nn.Cell):
                 blocks.append(Bottleneck(in_channels, planes, width, stride, groups, stride_in_1x1, norm))
                 in_channels = 4 * planes
             stages.append(nn.SequentialCell(blocks))
-        # named one by one, not as a CellList: the names read layer1, layer2, ...
-        for i, stage in enumerate(stages):
-            setattr(self, f"layer{i + 1}", stage)
-        self.stages = tuple(stages)
-        self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
-        if frozen_stages >= 0:
-            freeze(self.conv1)
-            freeze(self.bn1)
-        for stage in stages[: max(frozen_stages, 0)]:
-            freeze(stage)
+        self.add_stages(stages, out_indices, frozen_stages)
 
-    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
+    def stem(self, x: Tensor) -> Tensor:
         folded = self.stem_folded or not self.training
-        x = self.maxpool(self.relu(conv_norm(x, self.conv1, self.bn1, folded)))
-        if self.frozen_stages == 0:
-            x = ops.stop_gradient(x)
-        outputs = ()
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i + 1 == self.frozen_stages:
-                x = ops.stop_gradient(x)
-            if i in self.out_indices:
-                outputs += (x,)
-        return outputs
+        return self.maxpool(self.relu(conv_norm(x, self.conv1, self.bn1, folded)))
