@@ -56,14 +56,19 @@ def outline(name: str, radius: float, angle: float) -> np.ndarray:
 
 
 def background(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A muted texture (H, W, 3) uint8: a gradient, blotches of two sizes, and grain."""
-    base = random.uniform(70, 180, 3)
+    """A muted texture (H, W, 3) uint8: a gradient, blotches of two sizes, and grain, near grey.
+
+    Shapes are strong in colour, so that a small network learns to tell them from it in minutes.
+    """
+    base = random.uniform(60, 190) + random.normal(0, 6, 3)
     y, x = np.mgrid[:height, :width] / max(height, width)
     slope = random.normal(0, 40, 2)
     image = base + (slope[0] * x + slope[1] * y)[..., None]
-    for cells, strength in ((4, 22), (24, 12)):
-        blotches = random.normal(0, strength, (cells, cells, 3)).astype(np.float32)
-        image = image + cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)
+    for cells, strength in ((4, 20), (24, 12)):
+        blotches = random.normal(0, strength, (cells, cells))
+        tint = random.normal(0, 0.15, 3) + 1
+        grown = cv2.resize(blotches.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+        image = image + grown[..., None] * tint
     return np.clip(image + random.normal(0, 5, image.shape), 0, 255).astype(np.uint8)
 
 
