@@ -107,21 +107,21 @@ def test_checkpoints_hold_what_was_trained(first_run):
 
 def test_evaluation_in_training_leaves_training_as_it_was(first_run, make_config):
     _, _, lines = first_run
-    config = make_config(**{"run_eval": True, "eval_every": 1})
+    config = make_config(run_eval=True, eval_every=1)
     _, with_evaluation = train(config, evaluate=True)
     assert with_evaluation == lines
     assert (config.output_dir / "results_epoch_1.json").is_file()
 
 
 def test_loss_that_is_not_finite_stops_and_names_step_images_and_losses(make_config):
-    config = make_config(**{"lr": 1e12, "grad_clip": 0.0})
+    config = make_config(opt_type="sgd", lr=1e12, grad_clip=0.0)
     with pytest.raises(UserError, match=r"epoch \d+ step \d+: a loss isn't finite, on images \[.*\]: total_loss") as e:
         train(config)
     assert "learning rate" in str(e.value) and "\n" not in str(e.value)
 
 
 def test_weight_decay_spares_norms_and_biases_where_the_config_says(make_config):
-    config = make_config(weight_decay_norm=False, weight_decay_bias=False, weight_decay=0.1)
+    config = make_config(opt_type="sgd", weight_decay_norm=False, weight_decay_bias=False, weight_decay=0.1)
     loss = build_loss(config, build_detector(config))
     weights = loss.trainable_params()
     for p in weights:
@@ -135,7 +135,8 @@ def test_weight_decay_spares_norms_and_biases_where_the_config_says(make_config)
 
 
 def test_gradient_clipping_bounds_the_update(make_config):
-    config = make_config(grad_clip=1e-3, momentum=0.0, weight_decay=0.0, lr=1.0, base_batch_size=0, epoch_size=1)
+    plain = {"opt_type": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr_type": "multistep"}
+    config = make_config(**plain, grad_clip=1e-3, lr=1.0, base_batch_size=0, epoch_size=1)
     before = {p.name: p.asnumpy().copy() for p in fresh(config).trainable_params()}
     detector, lines = train(config)
     moved = sum(float(((p.asnumpy() - before[p.name]) ** 2).sum()) for p in detector.trainable_params()) ** 0.5
