@@ -43,11 +43,14 @@ def draw_detections(
 ) -> np.ndarray:
     """A copy of `image` (H, W, 3) uint8 BGR, enlarged `zoom` times, with its detections.
 
-    boxes (N, 4) x1 y1 x2 y2 in the image's pixels; scores (N,), or None: no numbers, everything is drawn; labels (N,)
+    boxes (N, 4) x1 y1 x2 y2 in the image's pixels, finite, which may leave it; scores (N,), or None: no numbers, everything is drawn; labels (N,)
     int, named by class_names[label] where it has one; masks: N RLEs ({"size", "counts"}), (N, H, W) bitmaps, or None.
     Detections under score_thr are left out. A class has its hue, its instances have shades of it.
     """
     boxes, labels = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels, np.int64)
+    # OpenCV takes no coordinates past its integers
+    far = 2 * max(image.shape[:2])
+    boxes = np.clip(boxes, -far, far)
     order = range(len(boxes)) if scores is None else np.flatnonzero(np.asarray(scores) >= score_thr)
     # small ones over large ones
     order = sorted(order, key=lambda i: -np.prod(np.maximum(boxes[i, 2:] - boxes[i, :2], 0)))
@@ -151,7 +154,9 @@ def to_rle(segmentation: list | dict | None, height: int, width: int) -> dict | 
     if not segmentation:
         return None
     if isinstance(segmentation, list):
-        return rle.merge(rle.frPyObjects(segmentation, height, width))
+        # COCO holds stray polygons of one or two points, which pycocotools would take for boxes
+        whole = [p for p in segmentation if len(p) >= 6]
+        return rle.merge(rle.frPyObjects(whole, height, width)) if whole else None
     return rle.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
 
 
@@ -215,22 +220,26 @@ def draw_label(
 def read_loss_log(path: str | Path) -> list[dict]:
     """loss_{rank}.log as a dictionary a line: epoch, step, and each loss by name. Raises VisualizeError.
 
-    A line that training is still writing, or was killed in, is left out.
+    A last line that training is still writing, or was killed in, is left out.
     """
     try:
         text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        raise VisualizeError(f"{path}: can't read the loss log: {getattr(e, 'strerror', None) or e}") from None
+    except OSError as e:
+        raise VisualizeError(f"{path}: can't read the loss log: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise VisualizeError(f"{path}: not text, so no loss log") from None
     rows = []
-    for line in text.split("\n")[:-1]:
+    for number, line in enumerate(text.split("\n")[:-1], 1):
         head = re.match(r"epoch: (\d+) step: (\d+), ", line)
-        if head:
-            losses = re.findall(r"(\w+): ([-+\w.]+)", line[head.end() :])
-            try:
-                row = {name: float(value) for name, value in losses}
-            except ValueError:
-                continue
-            rows.append({"epoch": int(head[1]), "step": int(head[2]), **row})
+        try:
+            losses = dict(part.split(": ") for part in line[head.end() :].split(", ")) if head else {}
+            values = {name: float(value) for name, value in losses.items()}
+        except ValueError:
+            values = {}
+        if values:
+            rows.append({"epoch": int(head[1]), "step": int(head[2]), **values})
+        elif rows and line.strip():
+            raise VisualizeError(f"{path}, line {number}: damaged; remove the line: {line[:60]!r}")
     if not rows:
         raise VisualizeError(f"{path}: no line of losses (epoch: 1 step: 1, total_loss: ...)")
     return rows
@@ -296,7 +305,7 @@ def plot_loss_curve(
 
 
 def running_steps(rows: Sequence[dict]) -> tuple[np.ndarray, list[float]]:
-    """Steps since the start (rows,), and the step at the end of each epoch, from steps counted within epochs."""
+    """Steps since the start (rows,), and the step at the end of each whole epoch, from steps counted within epochs."""
     steps, ends, before, last = [], [], 0, (rows[0].get("epoch", 1), 0)
     for i, row in enumerate(rows):
         epoch, step = row.get("epoch", 1), row.get("step", i + 1)
@@ -306,7 +315,10 @@ def running_steps(rows: Sequence[dict]) -> tuple[np.ndarray, list[float]]:
             before = before + last[1] if step <= last[1] else 0
         last = (epoch, step)
         steps.append(before + step)
-    return np.array(steps, float), [*ends, float(steps[-1])]
+    # a log of a run that goes on, or was stopped, ends within an epoch
+    if not ends or steps[-1] - ends[-1] >= max(np.diff([0, *ends])):
+        ends.append(steps[-1])
+    return np.array(steps, float), [float(end) for end in ends]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

@@ -5,12 +5,14 @@ python -m src.evaluation.pictures --annotations JSON --images DIR --results RESU
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 
 import cv2
 from tqdm import tqdm
 
+from src.data.coco import check_segmentation
 from src.errors import UserError, run_command
 from src.evaluation.coco import load_results, read_annotations
 from src.visualize import draw_records, plot_loss_curve, side_by_side
@@ -32,26 +34,54 @@ def draw_results(
 
     `results` is a COCO results file of which detections of at least `score` are drawn. Raises UserError.
     """
-    truth, found = read_annotations(annotations), load_results(results)
-    names = {k: c["name"] for k, c in truth.cats.items()}
+    if count < 1:
+        raise UserError(f"count is {count}; at least one picture")
+    truth, found = read_annotations(annotations, with_masks=False), load_results(results)
+    names = {k: str(c.get("name", f"class {k}")) for k, c in truth.cats.items()}
+    by_image: dict[int, list[tuple[int, dict]]] = {i: [] for i in truth.imgs}
+    for i, r in enumerate(found):
+        if not isinstance(r["image_id"], int) or r["image_id"] not in by_image:
+            raise UserError(f"{annotations}: has no image {r['image_id']}, which {results} names; not its results?")
+        by_image[r["image_id"]].append((i, r))
     out, written = Path(out), []
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"{out}: can't write pictures there: {e.strerror}") from None
     for image_id in tqdm(sorted(truth.imgs)[:count], unit="picture", desc="drawing"):
-        path = Path(images) / truth.imgs[image_id]["file_name"]
+        name = truth.imgs[image_id].get("file_name")
+        if not isinstance(name, str):
+            raise UserError(f"{annotations}: image {image_id} lacks file_name")
+        path = Path(images) / name
         image = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
             raise UserError(f"{path}: no such image, or damaged")
         zoom = 2.0 if max(image.shape[:2]) < SMALL else 1.0
+        for a in truth.imgToAnns[image_id]:
+            check_record(a, *image.shape[:2], f"{annotations}: annotation {a.get('id')} of image {image_id}")
+        for i, r in by_image[image_id]:
+            check_record(r, *image.shape[:2], f"{results}: entry {i}, of image {image_id}")
         left = draw_records(image, truth.imgToAnns[image_id], names, zoom=zoom)
-        right = draw_records(image, [r for r in found if r["image_id"] == image_id], names, score, zoom)
+        right = draw_records(image, [r for _, r in by_image[image_id]], names, score, zoom)
         target = out / f"{path.stem}.png"
         if not cv2.imwrite(os.fspath(target), side_by_side(left, right)):
             raise UserError(f"{target}: can't write the picture; free space or name another folder")
         written.append(target)
     return written
+
+
+def check_record(record: dict, height: int, width: int, where: str) -> None:
+    """Raises UserError, which begins with `where`, for a result or annotation of a (height, width) image that can't be
+    drawn: a box or score that isn't a finite number, a category that isn't an integer, a damaged mask.
+    """
+    numbers = [*record["bbox"], record.get("score", 0.0)]
+    if len(numbers) != 5 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers):
+        raise UserError(f"{where}: bbox {record['bbox']} or score {record.get('score')} isn't finite numbers")
+    if not isinstance(record["category_id"], int):
+        raise UserError(f"{where}: category_id {record['category_id']!r} isn't an integer")
+    # a detector without masks leaves it out
+    if record.get("segmentation"):
+        check_segmentation(record["segmentation"], height, width, where)
 
 
 def main() -> int:
