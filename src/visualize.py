@@ -43,9 +43,10 @@ def draw_detections(
 ) -> np.ndarray:
     """A copy of `image` (H, W, 3) uint8 BGR, enlarged `zoom` times, with its detections.
 
-    boxes (N, 4) x1 y1 x2 y2 in the image's pixels, finite, which may leave it; scores (N,), or None: no numbers, everything is drawn; labels (N,)
-    int, named by class_names[label] where it has one; masks: N RLEs ({"size", "counts"}), (N, H, W) bitmaps, or None.
-    Detections under score_thr are left out. A class has its hue, its instances have shades of it.
+    boxes (N, 4) x1 y1 x2 y2 in the image's pixels, finite, which may leave it; scores (N,), or None: no numbers,
+    everything is drawn; labels (N,) int, named by class_names[label] where it has one; masks: N RLEs ({"size",
+    "counts"}), (N, H, W) bitmaps, or None. Detections under score_thr are left out. A class has its hue, its instances
+    have shades of it.
     """
     boxes, labels = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels, np.int64)
     # OpenCV takes no coordinates past its integers
@@ -238,7 +239,7 @@ def read_loss_log(path: str | Path) -> list[dict]:
             values = {}
         if values:
             rows.append({"epoch": int(head[1]), "step": int(head[2]), **values})
-        elif rows and line.strip():
+        elif head or (rows and line.strip()):
             raise VisualizeError(f"{path}, line {number}: damaged; remove the line: {line[:60]!r}")
     if not rows:
         raise VisualizeError(f"{path}: no line of losses (epoch: 1 step: 1, total_loss: ...)")

@@ -200,10 +200,22 @@ def test_a_line_cut_short_is_left_out(log):
     assert len(read_loss_log(log)) == 59
 
 
+@pytest.mark.parametrize("damaged", ["epoch: 1 step: 9, total_loss: banana", "epoch: 1 st", "\x00\x00\x00"])
+def test_a_damaged_line_is_named(log, refusal, damaged):
+    lines = log_text().splitlines()
+    lines[8] = damaged
+    log.write_text("\n".join(lines) + "\n")
+    with refusal(VisualizeError, "loss_0.log, line 9"):
+        read_loss_log(log)
+
+
 def test_steps_run_on_through_the_epochs(log):
     steps, ends = running_steps(read_loss_log(log))
     assert steps.tolist() == list(range(1, 61))
     assert ends == [20, 40, 60]
+    # a run that goes on: its last epoch isn't done
+    assert running_steps(read_loss_log(log)[:50])[1] == [20, 40]
+    assert running_steps(read_loss_log(log)[:5])[1] == [5]
     through = [{"epoch": e, "step": 10 * e + s} for e in (0, 1) for s in range(10)]
     assert running_steps(through)[0].tolist() == list(range(20))
 
@@ -234,6 +246,9 @@ def test_logs_and_places_that_cannot_be_used(log, tmp_path, refusal):
     (tmp_path / "empty.log").write_text("nothing here\n")
     with refusal(VisualizeError, "empty.log", "no line of losses"):
         plot_loss_curve(tmp_path / "empty.log", tmp_path / "a.png")
+    (tmp_path / "binary.log").write_bytes(b"epoch: 1 step: 1, \xff\xfe\n")
+    with refusal(VisualizeError, "binary.log", "not text"):
+        plot_loss_curve(tmp_path / "binary.log", tmp_path / "a.png")
     with refusal(VisualizeError, "loss_0.log/a.png", "can't write"):
         plot_loss_curve(log, log / "a.png")
     with refusal(VisualizeError, "no losses"):
