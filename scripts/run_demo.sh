@@ -26,11 +26,11 @@ begin=$SECONDS
 "$VENV_PYTHON" -m src.data.shapes --out "$data" --train 800 --val 100
 made=$SECONDS
 "$VENV_PYTHON" train.py --config_path configs/shapes.yaml --train_dataset "$data" --val_dataset "$data" \
-    --train_outputs "$out" "$@"
+    --train_outputs "$out" "$@" --brief shapes
 trained=$SECONDS
 newest=$(find "$out/shapes/checkpoints" -name 'mask_rcnn-*.ckpt' -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2-)
 "$VENV_PYTHON" eval.py --config_path configs/shapes.yaml --checkpoint_path "$newest" --val_dataset "$data" \
-    --train_outputs "$out" "$@"
+    --train_outputs "$out" "$@" --brief shapes
 evaluated=$SECONDS
 "$VENV_PYTHON" -m src.evaluation.pictures --annotations "$data/annotations/instances_val2017.json" \
     --images "$data/val2017" --results "$out/shapes/results.json" --loss_log "$out/shapes/loss_0.log" \

@@ -11,12 +11,15 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from src.data.shapes import make_shapes
 from src.evaluation.coco import METRICS, EvaluationError, coco_results, evaluate, load_results, save_results
 
 
 @pytest.fixture(scope="module")
-def annotations(shapes_root):
-    return shapes_root / "annotations/instances_val2017.json"
+def annotations(tmp_path_factory):
+    """Of 8 images with a crowd among them."""
+    root = make_shapes(tmp_path_factory.mktemp("evaluated") / "root", train=1, val=8, seed=0)
+    return root / "annotations/instances_val2017.json"
 
 
 @pytest.fixture
