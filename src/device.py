@@ -21,7 +21,9 @@ def set_device(config: Config) -> None:
     try:
         with quiet_logging():
             ms.set_context(mode=mode)
-            ms.set_device(config.device_target, config.device_id if config.device_target != "CPU" else 0)
+            # MindSpore refuses a second set_device once a kernel has run, even for the device it runs on.
+            if config.device_target != "CPU" or ms.get_context("device_target") != "CPU":
+                ms.set_device(config.device_target, config.device_id if config.device_target != "CPU" else 0)
     except (RuntimeError, ValueError) as e:
         version = importlib.metadata.version("mindspore")
         reason = str(e).strip().splitlines()[0]

@@ -120,7 +120,7 @@ def test_images_without_objects(records, shapes_config):
 
 
 def test_shapes_and_types(records, shapes_config):
-    c = shapes_config()
+    c = shapes_config(batch_size=8)
     batch = next(TrainLoader(c, records[0]).epoch(0))
     assert {name: (v.shape, v.dtype) for name, v in batch.items()} == {
         "image_id": ((8,), np.int64),
