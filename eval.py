@@ -7,7 +7,7 @@ from src.config import add_config_arguments, config_from_arguments
 from src.device import set_device
 from src.errors import run_command
 from src.evaluation.inference import Evaluator
-from src.models.two_stage import build_detector
+from src.models.build import build_detector
 from src.training.checkpoints import load_detector
 
 

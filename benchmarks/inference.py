@@ -25,7 +25,7 @@ def main() -> None:
     from mindspore import Tensor
 
     from src.device import set_device
-    from src.models.two_stage import build_detector
+    from src.models.build import build_detector
 
     config = read_config(a, rest)
     set_device(config)

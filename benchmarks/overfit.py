@@ -92,7 +92,7 @@ def main() -> int:
     from src.device import set_device
     from src.evaluation.inference import Evaluator
     from src.evaluation.pictures import draw_results
-    from src.models.two_stage import build_detector, build_loss
+    from src.models.build import build_detector, build_loss
     from src.training.loop import Trainer
     from src.visualize import plot_loss_curve
 

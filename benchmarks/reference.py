@@ -19,7 +19,8 @@ from mindspore import Tensor, nn, ops
 from src.config import Config, load_config
 from src.convert import torchvision
 from src.errors import UserError, run_command
-from src.models.two_stage import LOSS_NAMES, TwoStageDetector, TwoStageLoss, build_detector, build_loss
+from src.models.build import build_detector, build_loss
+from src.models.two_stage import LOSS_NAMES, TwoStageDetector, TwoStageLoss
 from tests.reference.reference_weights import reference_inputs, reference_state_dict
 
 __all__ = ["Row", "compare", "match_boxes"]

@@ -61,7 +61,8 @@ def main() -> None:
 
     from benchmarks.synthetic import synthetic_batch
     from src.device import set_device
-    from src.models.two_stage import LOSS_NAMES, build_detector, build_loss
+    from src.models.build import build_detector, build_loss
+    from src.models.two_stage import LOSS_NAMES
     from src.training.loop import step_inputs
     from src.training.step import SamplerKeys, TrainStep, build_optimizer
 

@@ -45,6 +45,17 @@ def group(cls: type, doc: str, **defaults: Any) -> Any:
     return field(default_factory=lambda: cls(**defaults), metadata={"doc": doc, "defaults": defaults})
 
 
+# The names that the launchers and older configs give backbones: `backbone: resnet_v1_50`.
+BACKBONES = {
+    "resnet_v1_50": {"type": "resnet", "depth": 50, "stride_in_1x1": True},
+    "resnet_v1.5_50": {"type": "resnet", "depth": 50, "stride_in_1x1": False},
+    "resnet_v1_101": {"type": "resnet", "depth": 101, "stride_in_1x1": True},
+    "resnet_v1_152": {"type": "resnet", "depth": 152, "stride_in_1x1": True},
+    "mobilenet_v1": {"type": "mobilenet_v1"},
+}
+BACKBONE_CHANNELS = {"resnet": [256, 512, 1024, 2048], "mobilenet_v1": [128, 256, 512, 1024]}
+
+
 @dataclass
 class Backbone:
     type: str = key("resnet", "backbone family", choices=("resnet", "resnext", "mobilenet_v1"))
@@ -99,6 +110,11 @@ class AnchorGenerator:
     ratios: list[float] = key([0.5, 1.0, 2.0], "anchor height / width", low=1e-3)
     strides: list[int] = key([4, 8, 16, 32, 64], "pixels between anchors, one per FPN level", low=1)
     rounded: bool = key(False, "base anchors rounded to whole pixels, as torchvision's")
+    legacy: str = key(
+        "",
+        "older anchors, centred on the cell: caffe2 (also maskrcnn-benchmark), mmdet1 (also MindSpore's model zoo)",
+        choices=("", "caffe2", "mmdet1"),
+    )
 
 
 @dataclass
@@ -123,6 +139,24 @@ class BboxHead:
 
 
 @dataclass
+class Cascade:
+    pos_iou_thr: list[float] = key([0.5, 0.6, 0.7], "IoU of a stage's positives; one a stage", low=0, high=1)
+    target_stds: list[list[float]] = key(
+        [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]],
+        "bbox_head.bbox_coder.target_stds of each stage",
+        low=1e-9,
+    )
+    loss_weights: list[float] = key([1.0, 0.5, 0.25], "weights of the stages' losses", low=0)
+    mask_head_per_stage: bool = key(True, "a mask head a stage, averaged; else one, trained on the first stage's boxes")
+    resample: bool = key(True, "each stage draws its own sample; else all train on the first one's, refined")
+    feature_gradient: float = key(1.0, "factor on the gradient from the box heads to the feature maps", low=0)
+    average_scores: str = key(
+        "logits", "what of the stages is averaged for the classes", choices=("logits", "probabilities")
+    )
+    average_masks: str = key("logits", "what of the stages is averaged for masks", choices=("logits", "probabilities"))
+
+
+@dataclass
 class MaskHead:
     num_convs: int = key(4, "number of 3x3 convolutions", low=0)
     in_channels: int = key(256, "input channels", low=1)
@@ -136,6 +170,7 @@ class RoiLayer:
     out_size: int = key(7, "side of the RoI features", low=1)
     sampling_ratio: int = key(2, "samples per bin and axis; 0: adaptive, ceil(RoI size / out_size)", low=0)
     aligned: bool = key(False, "half-pixel shift (Detectron2, mmdetection) or none (torchvision)")
+    last_pixel_end: bool = key(False, "a RoI ends at its last pixel, x2 - 1 (maskrcnn-benchmark)")
 
 
 @dataclass
@@ -234,12 +269,18 @@ class Config:
     device_id: int = key(0, "which device", low=0)
     mode: str = key("graph", "compile the network, or run it operator by operator", choices=("graph", "pynative"))
     seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0)
-    detector: str = key("mask_rcnn", "which detector", choices=("mask_rcnn", "faster_rcnn"))
+    detector: str = key(
+        "mask_rcnn", "which detector", choices=("mask_rcnn", "faster_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+    )
+    box_plus_one: bool = key(
+        False, "boxes were kept by their last pixel (width = x2 - x1 + 1) where the weights come from"
+    )
 
     backbone: Backbone = group(Backbone, "backbone")
     neck: Neck = group(Neck, "neck")
     rpn: Rpn = group(Rpn, "region proposal network")
     bbox_head: BboxHead = group(BboxHead, "box head")
+    cascade: Cascade = group(Cascade, "stages of cascade_rcnn and cascade_mask_rcnn")
     mask_head: MaskHead = group(MaskHead, "mask head")
     roi: Roi = group(Roi, "RoI features of the box head")
     mask_roi: Roi = field(
@@ -301,6 +342,16 @@ class Config:
     flip_ratio: float = key(0.5, "probability of a horizontal flip in training", low=0, high=1)
 
     @property
+    def with_mask(self) -> bool:
+        """Whether the detector predicts masks."""
+        return self.detector in ("mask_rcnn", "cascade_mask_rcnn")
+
+    @property
+    def is_cascade(self) -> bool:
+        """Whether the detector is a cascade."""
+        return self.detector.startswith("cascade")
+
+    @property
     def output_dir(self) -> Path:
         """Folder of this experiment."""
         return Path(self.train_outputs) / self.brief
@@ -342,13 +393,16 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def _check_bounds(value: Any, meta: types.MappingProxyType, where: str) -> None:
-    for v in value if isinstance(value, list) else [value]:
-        if meta.get("choices") and v not in meta["choices"]:
-            raise ConfigError(f"{where}: {v!r} is not one of {', '.join(map(str, meta['choices']))}")
-        for bound, wrong in (("low", lambda x, b: not x >= b), ("high", lambda x, b: not x <= b)):
-            b = meta.get(bound)
-            if b is not None and wrong(v, b):
-                raise ConfigError(f"{where}: {v!r} is {'below' if bound == 'low' else 'above'} {b}")
+    if isinstance(value, list):
+        for v in value:
+            _check_bounds(v, meta, where)
+        return
+    if meta.get("choices") and value not in meta["choices"]:
+        raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, filter(None, meta['choices'])))}")
+    for bound, wrong in (("low", lambda x, b: not x >= b), ("high", lambda x, b: not x <= b)):
+        b = meta.get(bound)
+        if b is not None and wrong(value, b):
+            raise ConfigError(f"{where}: {value!r} is {'below' if bound == 'low' else 'above'} {b}")
 
 
 def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
@@ -363,12 +417,23 @@ def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
             near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; keys here: {', '.join(fields)}"
             raise ConfigError(f"{where}: unknown key{hint}")
-        if dataclasses.is_dataclass(hints[name]):
+        if hints[name] is Backbone and isinstance(value, str):
+            _apply_backbone(obj, value, where, source)
+        elif dataclasses.is_dataclass(hints[name]):
             _apply(getattr(obj, name), value, source, f"{prefix}{name}.")
         else:
             converted = _convert(value, hints[name], where)
             _check_bounds(converted, fields[name].metadata, where)
             setattr(obj, name, converted)
+
+
+def _apply_backbone(config: Any, name: str, where: str, source: str) -> None:
+    """`backbone: NAME`: one of BACKBONES, and the neck that fits it."""
+    if name not in BACKBONES:
+        raise ConfigError(f"{where}: {name!r} is not one of {', '.join(BACKBONES)}")
+    values = BACKBONES[name]
+    _apply(config.backbone, values, source, "backbone.")
+    config.neck.fpn.in_channels = list(BACKBONE_CHANNELS[values["type"]])
 
 
 def _read_yaml(path: Path) -> dict:
@@ -450,6 +515,12 @@ def _check_together(c: Config, source: str) -> None:
         c.img_width % last == 0 and c.img_height % last == 0,
         f"img_width and img_height must be multiples of the last stride, {last}",
     )
+    stages = len(c.cascade.pos_iou_thr)
+    for name in ("target_stds", "loss_weights"):
+        got = len(getattr(c.cascade, name))
+        demand(got == stages, f"cascade.{name} has {got} entries, cascade.pos_iou_thr {stages}")
+    demand(stages > 0, "cascade.pos_iou_thr is empty")
+    demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
     for name in ("rpn", "rcnn"):
         a = getattr(c.train_cfg, name).assigner
         demand(a.neg_iou_thr <= a.pos_iou_thr, f"train_cfg.{name}.assigner: neg_iou_thr is above pos_iou_thr")

@@ -177,7 +177,7 @@ def make_record(
         boxes.append(clipped_box(a.get("bbox"), height, width, where))
         is_crowd = bool(a.get("iscrowd", 0))
         segmentation = a.get("segmentation")
-        if config.detector != "faster_rcnn" and not is_crowd:
+        if config.with_mask and not is_crowd:
             check_segmentation(segmentation, height, width, where)
         classes.append(0 if is_crowd else labels[a["category_id"]])
         crowd.append(is_crowd)

@@ -66,7 +66,7 @@ class Sample:
     def masks(self, a: dict, boxes: np.ndarray, crowd: np.ndarray, original: tuple[int, int], flip: bool) -> np.ndarray:
         """Crops (N, S, S) uint8 of the objects; none where nothing trains on them."""
         size = self.config.mask_crop_size
-        if not self.training or self.config.detector == "faster_rcnn":
+        if not self.training or not self.config.with_mask:
             return np.zeros((0, size, size), np.uint8)
         crops = np.zeros((int((~crowd).sum()), size, size), np.uint8)
         for row, i in enumerate(np.flatnonzero(~crowd)):

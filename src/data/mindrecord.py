@@ -70,7 +70,7 @@ def fingerprint(split: Split, config: Config) -> str:
         FORMAT,
         config.coco_classes,
         config.max_instance_count,
-        config.detector == "faster_rcnn",
+        not config.with_mask,
         config.on_bad_image,
         config.mindrecord_shards,
     ]

@@ -7,12 +7,18 @@ import numpy as np
 __all__ = ["base_anchors", "make_anchors"]
 
 
-def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float], rounded: bool) -> np.ndarray:
+def base_anchors(
+    stride: int, scales: Sequence[float], ratios: Sequence[float], rounded: bool, legacy: str = ""
+) -> np.ndarray:
     """Anchors centred at the origin, (len(ratios) * len(scales), 4) float32, x1 y1 x2 y2 in pixels.
 
     An anchor of scale s and ratio r has area (s * stride)^2 and height / width r. `rounded`: corners to whole
-    pixels, half to even (torchvision).
+    pixels, half to even (torchvision). `legacy`: "caffe2" (py-faster-rcnn, maskrcnn-benchmark) rounds the sides of
+    the anchor of scale 1, "mmdet1" (mmdetection 1.x, MindSpore's model zoo) the corners; both centre on the cell's
+    middle, and their anchors ended at the last pixel: x2 and y2 are one more here.
     """
+    if legacy:
+        return _legacy_base_anchors(stride, scales, ratios, legacy)
     # float32 throughout: rounding sits on halves, where one ulp decides
     h = np.sqrt(np.asarray(ratios, np.float32))[:, None]
     w = (np.float32(1) / h).astype(np.float32)
@@ -22,6 +28,23 @@ def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float], 
     return np.round(anchors) if rounded else anchors
 
 
+def _legacy_base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float], legacy: str) -> np.ndarray:
+    ratio, scale = np.asarray(ratios, np.float64)[:, None], np.asarray(scales, np.float64)[None]
+    if legacy == "caffe2":
+        w = np.round(np.sqrt(stride**2 / ratio))
+        w, h = (w * scale).ravel(), (np.round(w * ratio) * scale).ravel()
+    else:
+        h = np.sqrt(ratio)
+        w, h = (stride / h * scale).ravel(), (stride * h * scale).ravel()
+    middle = 0.5 * (stride - 1)
+    low = middle - 0.5 * (np.stack([w, h], 1) - 1)
+    high = middle + 0.5 * (np.stack([w, h], 1) - 1)
+    anchors = np.concatenate([low, high], 1)
+    if legacy == "mmdet1":
+        anchors = np.round(anchors)
+    return (anchors + [0, 0, 1, 1]).astype(np.float32)
+
+
 def make_anchors(
     height: int,
     width: int,
@@ -29,6 +52,7 @@ def make_anchors(
     scales: Sequence[float],
     ratios: Sequence[float],
     rounded: bool,
+    legacy: str = "",
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """All anchors of a canvas, level by level, row by row, cell by cell.
 
@@ -37,7 +61,7 @@ def make_anchors(
     """
     all_anchors, corners, counts = [], [], []
     for stride in strides:
-        base = base_anchors(stride, scales, ratios, rounded)
+        base = base_anchors(stride, scales, ratios, rounded, legacy)
         y, x = np.mgrid[: height // stride, : width // stride].astype(np.float32) * stride
         shifts = np.stack([x, y, x, y], -1).reshape(-1, 1, 4)
         anchors = (shifts + base).reshape(-1, 4)

@@ -8,7 +8,7 @@ from src.models.box_coder import BoxCoder, clip_boxes, take_rows
 from src.models.losses import cross_entropy, smooth_l1
 from src.ops.nms import BatchedNMS
 
-__all__ = ["BBoxHead", "BBoxLoss", "Detections"]
+__all__ = ["BBoxHead", "BBoxLoss", "Detections", "class_deltas"]
 
 
 class BBoxHead(nn.Cell):
@@ -42,6 +42,13 @@ class BBoxHead(nn.Cell):
         return self.cls(x), self.reg(x)
 
 
+def class_deltas(deltas: Tensor, labels: Tensor) -> Tensor:
+    """Each row's deltas of its label, (R, 4), of deltas (R, 4 * num_classes) or (R, 4) and labels (R,)."""
+    if deltas.shape[1] == 4:
+        return deltas
+    return take_rows(deltas.reshape(deltas.shape[0], -1, 4), labels.expand_dims(1)).reshape(-1, 4)
+
+
 class BBoxLoss(nn.Cell):
     """Classification (cross entropy) and box (smooth L1) losses over sampled RoIs.
 
@@ -65,11 +72,8 @@ class BBoxLoss(nn.Cell):
     ) -> tuple[Tensor, Tensor]:
         count = ops.maximum(valid.sum(), 1.0)
         cls_loss = (cross_entropy(logits, labels) * valid).sum() / count
-        deltas = deltas.reshape(deltas.shape[0], -1, 4)
-        if deltas.shape[1] > 1:
-            deltas = take_rows(deltas, labels.expand_dims(1))
         target = ops.stop_gradient(self.coder.encode(gt_boxes, rois))
-        box_loss = (smooth_l1(deltas.reshape(-1, 4), target, self.beta).sum(-1) * positive).sum() / count
+        box_loss = (smooth_l1(class_deltas(deltas, labels), target, self.beta).sum(-1) * positive).sum() / count
         return self.cls_weight * cls_loss, self.box_weight * box_loss
 
 
@@ -78,11 +82,11 @@ class Detections(nn.Cell):
 
     Args:
         coder: of the box head.  num_classes: with background.  score_thr, iou_threshold, max_per_img, nms_pre (pairs
-        that enter NMS, best first), min_bbox_size: as test_cfg.rcnn.
+        that enter NMS, best first), min_bbox_size: as test_cfg.rcnn.  plus_one: see clip_boxes.
 
-    Inputs: logits (B, P, num_classes), deltas (B, P, 4 * num_classes) or (B, P, 4), proposals (B, P, 4), valid
-    (B, P) bool, image_size (B, 2). Outputs, D = max_per_img rows an image, best first, all-zero where not valid:
-    boxes (B, D, 4) in canvas pixels, scores (B, D), labels (B, D) int32, valid (B, D) bool.
+    Inputs: scores (B, P, num_classes), class probabilities; deltas (B, P, 4 * num_classes) or (B, P, 4); the boxes that
+    they refer to (B, P, 4); valid (B, P) bool; image_size (B, 2). Outputs, D = max_per_img rows an image, best first,
+    all-zero where not valid: boxes (B, D, 4) in canvas pixels, scores (B, D), labels (B, D) int32, valid (B, D) bool.
     """
 
     def __init__(
@@ -94,26 +98,27 @@ class Detections(nn.Cell):
         max_per_img: int,
         nms_pre: int,
         min_bbox_size: float,
+        plus_one: bool = False,
         builtin_ops: bool = False,
     ):
         super().__init__()
-        self.coder, self.num_classes, self.nms_pre = coder, num_classes, nms_pre
+        self.coder, self.num_classes, self.nms_pre, self.plus_one = coder, num_classes, nms_pre, plus_one
         self.score_thr, self.min_bbox_size = score_thr, min_bbox_size
         self.nms = BatchedNMS(iou_threshold, max_per_img, builtin=builtin_ops)
         self.topk = ops.TopK(sorted=True)
 
     def construct(
-        self, logits: Tensor, deltas: Tensor, proposals: Tensor, valid: Tensor, image_size: Tensor
+        self, scores: Tensor, deltas: Tensor, references: Tensor, valid: Tensor, image_size: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        b, p, classes = proposals.shape[0], proposals.shape[1], self.num_classes - 1
-        score = ops.softmax(logits, -1)[..., 1:] * valid.astype(logits.dtype).expand_dims(-1)
+        b, p, classes = references.shape[0], references.shape[1], self.num_classes - 1
+        score = scores[..., 1:] * valid.astype(scores.dtype).expand_dims(-1)
         score, pair = self.topk(score.reshape(b, -1), min(self.nms_pre, p * classes))
         row, label = pair // classes, pair % classes + 1
         if deltas.shape[-1] == 4:
             delta = take_rows(deltas, row)
         else:
             delta = take_rows(deltas.reshape(b, -1, 4), row * self.num_classes + label)
-        boxes = clip_boxes(self.coder(delta, take_rows(proposals, row)), image_size)
+        boxes = clip_boxes(self.coder(delta, take_rows(references, row)), image_size, self.plus_one)
         size = boxes[..., 2:] - boxes[..., :2]
         usable = ops.logical_and(score > self.score_thr, size.min(-1) >= self.min_bbox_size)
         index, kept = self.nms(boxes, score, label.astype(mstype.int32), usable)

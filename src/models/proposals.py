@@ -17,6 +17,7 @@ class ProposalGenerator(nn.Cell):
     Args:
         coder: of the RPN.  counts: anchors a level.  nms_pre: boxes a level before NMS.  max_per_img: proposals an
         image.  iou_threshold: of NMS.  min_bbox_size: boxes with a smaller side (pixels) are dropped.
+        plus_one: see clip_boxes.
 
     Inputs: the head's logits and deltas (tuples by level), anchors (N, 4), anchor_valid (B, N), image_size (B, 2)
     (height, width). Outputs: proposals (B, max_per_img, 4), best first, all-zero where not valid; their scores
@@ -31,10 +32,11 @@ class ProposalGenerator(nn.Cell):
         max_per_img: int,
         iou_threshold: float,
         min_bbox_size: float,
+        plus_one: bool = False,
         builtin_ops: bool = False,
     ):
         super().__init__()
-        self.coder, self.min_bbox_size = coder, min_bbox_size
+        self.coder, self.min_bbox_size, self.plus_one = coder, min_bbox_size, plus_one
         self.starts = [0, *np.cumsum(counts)[:-1].tolist()]
         self.taken = [min(nms_pre, n) for n in counts]
         levels = np.repeat(np.arange(len(counts), dtype=np.int32), self.taken)
@@ -60,7 +62,7 @@ class ProposalGenerator(nn.Cell):
             all_index += (index + start,)
         logit = ops.concat(all_scores, 1)
         references = ops.gather(anchors, ops.concat(all_index, 1), 0)
-        boxes = clip_boxes(self.coder(ops.concat(all_deltas, 1), references), image_size)
+        boxes = clip_boxes(self.coder(ops.concat(all_deltas, 1), references), image_size, self.plus_one)
         size = boxes[..., 2:] - boxes[..., :2]
         valid = ops.logical_and(size.min(-1) >= self.min_bbox_size, logit > -1e29)
         scores = ops.sigmoid(logit)

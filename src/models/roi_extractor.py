@@ -16,7 +16,7 @@ class RoIExtractor(nn.Cell):
     Args:
         out_size: side of the features.  sampling_ratio, aligned: of RoIAlign.  strides: of the levels, finest first.
         finest_scale: RoIs whose sqrt(area) is below twice this (pixels) go to the finest level, below 4 times to
-        the next, and so on.
+        the next, and so on.  last_pixel_end: a RoI ends at its last pixel, x2 - 1, as where boxes were kept so.
 
     Inputs: features, a tuple of (B, C, H_l, W_l), of which the first len(strides) are used; boxes (B, N, 4) in canvas
     pixels; valid (B, N) bool. Output (B * N, C, out_size, out_size), zero for rows that aren't valid.
@@ -29,9 +29,11 @@ class RoIExtractor(nn.Cell):
         aligned: bool,
         strides: Sequence[int],
         finest_scale: float,
+        last_pixel_end: bool = False,
         builtin_ops: bool = False,
     ):
         super().__init__()
+        self.last_pixel_end = last_pixel_end
         self.finest_scale, self.num_levels = finest_scale, len(strides)
         self.roi_align = MultiScaleRoIAlign(out_size, sampling_ratio, aligned, tuple(strides), builtin=builtin_ops)
 
@@ -46,4 +48,6 @@ class RoIExtractor(nn.Cell):
         level = ops.floor(ops.log2(ops.maximum(side / self.finest_scale, 1e-6)) + 1e-6)
         level = ops.clamp(level, 0.0, self.num_levels - 1.0).astype(mstype.int32)
         level = ops.select(valid, level, -ops.ones_like(level))
+        if self.last_pixel_end:
+            rois = ops.concat((rois[:, :3], rois[:, 3:] - 1.0), 1)
         return self.roi_align(features[: self.num_levels], rois, level)

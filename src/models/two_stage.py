@@ -2,20 +2,15 @@
 
 from mindspore import Tensor, nn, ops
 
-from src.config import Config
-from src.models.anchors import make_anchors
 from src.models.assigner_sampler import AssignerSampler
-from src.models.backbones.mobilenet_v1 import MobileNetV1
-from src.models.backbones.resnet import ResNet
 from src.models.bbox_head import BBoxHead, BBoxLoss, Detections
-from src.models.box_coder import BoxCoder, take_rows
-from src.models.fpn import FPN
-from src.models.mask_head import MaskHead, MaskLoss, MaskTargets
+from src.models.box_coder import take_rows
+from src.models.mask_head import MaskHead, MaskLoss
 from src.models.proposals import ProposalGenerator
 from src.models.roi_extractor import RoIExtractor
-from src.models.rpn import RPNHead, RPNLoss, SampledRPN
+from src.models.rpn import RPNHead, RPNLoss
 
-__all__ = ["LOSS_NAMES", "TwoStageDetector", "TwoStageLoss", "build_detector", "build_loss", "sampler_key_sizes"]
+__all__ = ["LOSS_NAMES", "TwoStageDetector", "TwoStageLoss", "match_targets"]
 
 LOSS_NAMES = ("total_loss", "rpn_cls_loss", "rpn_reg_loss", "rcnn_cls_loss", "rcnn_reg_loss", "rcnn_mask_loss")
 
@@ -38,7 +33,7 @@ class TwoStageDetector(nn.Cell):
         anchor_corners: Tensor,
         proposals: ProposalGenerator,
         roi_extractor: RoIExtractor,
-        bbox_head: BBoxHead,
+        bbox_head: BBoxHead | None,
         detections: Detections,
         mask_roi_extractor: RoIExtractor | None = None,
         mask_head: MaskHead | None = None,
@@ -47,7 +42,9 @@ class TwoStageDetector(nn.Cell):
         self.backbone, self.neck, self.rpn = backbone, neck, rpn
         self.anchors, self.anchor_corners = anchors, anchor_corners
         self.proposals, self.roi_extractor = proposals, roi_extractor
-        self.bbox_head, self.detections = bbox_head, detections
+        self.detections = detections
+        if bbox_head is not None:
+            self.bbox_head = bbox_head
         self.with_mask = mask_head is not None
         if self.with_mask:
             self.mask_roi_extractor, self.mask_head = mask_roi_extractor, mask_head
@@ -62,15 +59,25 @@ class TwoStageDetector(nn.Cell):
         features = self.neck(self.backbone(image))
         logits, deltas = self.rpn(features)
         proposals, _, valid = self.proposals(logits, deltas, self.anchors, self.anchor_valid(image_size), image_size)
-        b, p = valid.shape
-        cls, reg = self.bbox_head(self.roi_extractor(features, proposals, valid))
-        boxes, scores, labels, kept = self.detections(
-            cls.reshape(b, p, -1), reg.reshape(b, p, -1), proposals, valid, image_size
-        )
+        scores, deltas, references = self.classify(features, proposals, valid, image_size)
+        boxes, scores, labels, kept = self.detections(scores, deltas, references, valid, image_size)
         if not self.with_mask:
             return boxes, scores, labels, kept
-        masks = ops.sigmoid(self.mask_head(self.mask_roi_extractor(features, boxes, kept), labels.reshape(-1)))
-        return boxes, scores, labels, kept, masks.reshape(kept.shape + masks.shape[1:])
+        return boxes, scores, labels, kept, self.masks(features, boxes, labels, kept)
+
+    def classify(
+        self, features: tuple[Tensor, ...], proposals: Tensor, valid: Tensor, image_size: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Class probabilities (B, P, num_classes), deltas (B, P, 4 * num_classes or 4), and the boxes (B, P, 4) that
+        the deltas refer to."""
+        b, p = valid.shape
+        logits, deltas = self.bbox_head(self.roi_extractor(features, proposals, valid))
+        return ops.softmax(logits, -1).reshape(b, p, -1), deltas.reshape(b, p, -1), proposals
+
+    def masks(self, features: tuple[Tensor, ...], boxes: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+        """Mask probabilities (B, D, 28, 28) of detections: boxes (B, D, 4), labels and valid (B, D)."""
+        masks = ops.sigmoid(self.mask_head(self.mask_roi_extractor(features, boxes, valid), labels.reshape(-1)))
+        return masks.reshape(valid.shape + masks.shape[1:])
 
 
 class TwoStageLoss(nn.Cell):
@@ -127,7 +134,7 @@ class TwoStageLoss(nn.Cell):
             rpn_keys,
         )
         rcnn = self.second_stage(
-            features, proposals, valid, gt_boxes, gt_labels, gt_valid, gt_masks, ignore_boxes, rcnn_keys
+            features, image_size, proposals, valid, gt_boxes, gt_labels, gt_valid, gt_masks, ignore_boxes, rcnn_keys
         )
         total = rpn_cls + rpn_reg + rcnn[0] + rcnn[1] + rcnn[2]
         return ops.stack((total, rpn_cls, rpn_reg) + rcnn)
@@ -135,6 +142,7 @@ class TwoStageLoss(nn.Cell):
     def second_stage(
         self,
         features: tuple[Tensor, ...],
+        image_size: Tensor,
         proposals: Tensor,
         valid: Tensor,
         gt_boxes: Tensor,
@@ -146,13 +154,10 @@ class TwoStageLoss(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Class, box and mask losses of proposals (B, P, 4), valid (B, P)."""
         d = self.detector
-        if self.add_gt:
-            proposals = ops.concat((proposals, gt_boxes), 1)
-            valid = ops.concat((valid, gt_valid), 1)
+        boxes, valid = self.candidates(proposals, valid, gt_boxes, gt_valid)
         keys = keys[:, : valid.shape[1]]
-        index, used, positive, gt_index = self.rcnn_sampler(proposals, valid, gt_boxes, gt_valid, ignore_boxes, keys)
-        rois, targets = take_rows(proposals, index), take_rows(gt_boxes, gt_index)
-        labels = take_rows(gt_labels, gt_index) * positive.astype(gt_labels.dtype)
+        index, used, positive, gt_index = self.rcnn_sampler(boxes, valid, gt_boxes, gt_valid, ignore_boxes, keys)
+        rois, targets, labels = match_targets(boxes, gt_boxes, gt_labels, index, positive, gt_index)
         cls, reg = d.bbox_head(d.roi_extractor(features, rois, used > 0))
         cls_loss, reg_loss = self.bbox_loss(
             cls,
@@ -173,6 +178,20 @@ class TwoStageLoss(nn.Cell):
         )
         return cls_loss, reg_loss, mask_loss
 
+    def candidates(self, boxes: Tensor, valid: Tensor, gt_boxes: Tensor, gt_valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes that a sampler draws from: these, and the ground truth if the config says so."""
+        if not self.add_gt:
+            return boxes, valid
+        return ops.concat((boxes, gt_boxes), 1), ops.concat((valid, gt_valid), 1)
+
+
+def match_targets(
+    boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, index: Tensor, positive: Tensor, gt_index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """RoIs (B, S, 4) of an AssignerSampler's draw, their objects' boxes (B, S, 4) and labels (B, S), 0 if negative."""
+    labels = take_rows(gt_labels, gt_index) * positive.astype(gt_labels.dtype)
+    return take_rows(boxes, index), take_rows(gt_boxes, gt_index), labels
+
 
 def frozen(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The same maps, without gradient."""
@@ -180,137 +199,3 @@ def frozen(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     for f in features:
         out += (ops.stop_gradient(f),)
     return out
-
-
-def build_backbone(config: Config) -> nn.Cell:
-    """The backbone that config.backbone names."""
-    c = config.backbone
-    shared = {
-        "num_stages": c.num_stages,
-        "out_indices": c.out_indices,
-        "frozen_stages": c.frozen_stages,
-        "norm_eval": c.norm_eval,
-        "norm_grad": c.norm_grad,
-        "norm_eps": c.norm_eps,
-        "norm_momentum": c.norm_momentum,
-    }
-    if c.type == "mobilenet_v1":
-        return MobileNetV1(c.width_multiplier, **shared)
-    groups, base_width = (c.groups, c.base_width) if c.type == "resnext" else (1, 64)
-    return ResNet(c.depth, c.stride_in_1x1, groups, base_width, **shared)
-
-
-def _coder(c) -> BoxCoder:
-    return BoxCoder(c.target_means, c.target_stds, c.wh_ratio_clip)
-
-
-def _proposals(c, coder: BoxCoder, counts: list[int], builtin_ops: bool) -> ProposalGenerator:
-    return ProposalGenerator(coder, counts, c.nms_pre, c.max_per_img, c.iou_threshold, c.min_bbox_size, builtin_ops)
-
-
-def _roi_extractor(c, builtin_ops: bool) -> RoIExtractor:
-    layer = c.roi_layer
-    return RoIExtractor(
-        layer.out_size, layer.sampling_ratio, layer.aligned, c.featmap_strides, c.finest_scale, builtin_ops
-    )
-
-
-def _sampler(c, builtin_ops: bool) -> AssignerSampler:
-    a, s = c.assigner, c.sampler
-    return AssignerSampler(
-        s.num,
-        s.pos_fraction,
-        a.pos_iou_thr,
-        a.neg_iou_thr,
-        a.min_pos_iou,
-        a.match_low_quality,
-        s.neg_pos_ub,
-        a.ignore_iof_thr,
-        builtin_ops,
-    )
-
-
-def _anchors(config: Config):
-    a = config.rpn.anchor_generator
-    return make_anchors(config.img_height, config.img_width, a.strides, a.scales, a.ratios, a.rounded)
-
-
-def build_detector(config: Config, builtin_ops: bool = False) -> TwoStageDetector:
-    """The detector that `config` describes, with random weights.
-
-    builtin_ops: only MindSpore's own operators, for export.
-    """
-    anchors, corners, counts = _anchors(config)
-    fpn, rpn, head, test = config.neck.fpn, config.rpn, config.bbox_head, config.test_cfg
-    with_mask = config.detector == "mask_rcnn"
-    r = test.rcnn
-    return TwoStageDetector(
-        backbone=build_backbone(config),
-        neck=FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs),
-        rpn=RPNHead(
-            rpn.in_channels, rpn.feat_channels, len(rpn.anchor_generator.scales) * len(rpn.anchor_generator.ratios)
-        ),
-        anchors=Tensor(anchors),
-        anchor_corners=Tensor(corners),
-        proposals=_proposals(test.rpn, _coder(rpn.bbox_coder), counts, builtin_ops),
-        roi_extractor=_roi_extractor(config.roi, builtin_ops),
-        bbox_head=BBoxHead(
-            head.in_channels, head.roi_feat_size, head.fc_out_channels, config.num_classes, head.reg_class_agnostic
-        ),
-        detections=Detections(
-            _coder(head.bbox_coder),
-            config.num_classes,
-            r.score_thr,
-            r.iou_threshold,
-            r.max_per_img,
-            r.nms_pre,
-            r.min_bbox_size,
-            builtin_ops,
-        ),
-        mask_roi_extractor=_roi_extractor(config.mask_roi, builtin_ops) if with_mask else None,
-        mask_head=MaskHead(
-            config.mask_head.num_convs,
-            config.mask_head.in_channels,
-            config.mask_head.conv_out_channels,
-            config.num_classes,
-        )
-        if with_mask
-        else None,
-    )
-
-
-def build_loss(config: Config, detector: TwoStageDetector) -> TwoStageLoss:
-    """The training losses of `detector`, which shares its parameters."""
-    counts = _anchors(config)[2]
-    train, rpn, head = config.train_cfg, config.rpn, config.bbox_head
-    return TwoStageLoss(
-        detector,
-        proposals=_proposals(train.rpn_proposal, _coder(rpn.bbox_coder), counts, False),
-        rpn_loss=RPNLoss(
-            SampledRPN(detector.rpn, counts, rpn.anchor_generator.strides, config.img_height, config.img_width),
-            _sampler(train.rpn, False),
-            _coder(rpn.bbox_coder),
-            rpn.loss_cls.loss_weight,
-            rpn.loss_bbox.loss_weight,
-            rpn.loss_bbox.beta,
-        ),
-        rcnn_sampler=_sampler(train.rcnn, False),
-        bbox_loss=BBoxLoss(
-            _coder(head.bbox_coder), head.loss_cls.loss_weight, head.loss_bbox.loss_weight, head.loss_bbox.beta
-        ),
-        add_gt_as_proposals=train.rcnn.sampler.add_gt_as_proposals,
-        mask_loss=_mask_loss(config, detector) if config.detector == "mask_rcnn" else None,
-    )
-
-
-def _mask_loss(config: Config, detector: TwoStageDetector) -> MaskLoss:
-    rcnn = config.train_cfg.rcnn
-    targets = MaskTargets(rcnn.mask_size, config.mask_roi.roi_layer.aligned)
-    weight = config.mask_head.loss_mask.loss_weight
-    return MaskLoss(detector.mask_head, detector.mask_roi_extractor, targets, weight, rcnn.mask_buckets)
-
-
-def sampler_key_sizes(config: Config) -> tuple[int, int]:
-    """Random keys an image that TwoStageLoss takes: for anchors, and for proposals with ground truth."""
-    counts = _anchors(config)[2]
-    return sum(counts), config.train_cfg.rpn_proposal.max_per_img + config.max_instance_count

@@ -4,7 +4,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import Config
-from src.models.two_stage import LOSS_NAMES, TwoStageLoss, sampler_key_sizes
+from src.models.build import sampler_key_sizes
+from src.models.two_stage import LOSS_NAMES, TwoStageLoss
 
 __all__ = ["TrainStep", "SamplerKeys", "build_optimizer"]
 

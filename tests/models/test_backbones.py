@@ -8,7 +8,7 @@ from mindspore import Tensor, nn
 from src.config import load_config
 from src.models.backbones.mobilenet_v1 import MobileNetV1
 from src.models.backbones.resnet import ResNet
-from src.models.two_stage import build_detector
+from src.models.build import build_detector
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
 

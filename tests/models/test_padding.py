@@ -7,7 +7,8 @@ from mindspore import Tensor, nn, ops
 
 from benchmarks.synthetic import synthetic_batch
 from src.config import load_config
-from src.models.two_stage import LOSS_NAMES, build_detector, build_loss
+from src.models.build import build_detector, build_loss
+from src.models.two_stage import LOSS_NAMES
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys
 

@@ -12,7 +12,7 @@ from src.data.mindrecord import ensure_mindrecord
 from src.device import set_device
 from src.errors import UserError
 from src.evaluation.inference import Evaluator
-from src.models.two_stage import build_detector, build_loss
+from src.models.build import build_detector, build_loss
 from src.training.checkpoints import load_detector
 from src.training.loop import Trainer
 from src.training.step import build_optimizer
