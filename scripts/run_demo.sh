@@ -19,8 +19,6 @@ fi
 
 set_up requirements.txt
 cd "$ROOT"
-# MindSpore's advice on Ascend and GPU set-ups would bury the progress bars
-export GLOG_v=${GLOG_v:-3}
 data=$out/shapes_data
 begin=$SECONDS
 "$VENV_PYTHON" -m src.data.shapes --out "$data" --train 800 --val 100

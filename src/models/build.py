@@ -212,9 +212,10 @@ def build_loss(config: Config, detector: TwoStageDetector) -> TwoStageLoss:
 
 def sampler_key_sizes(config: Config) -> tuple[int, int]:
     """Random keys an image that TwoStageLoss takes: for anchors, and for the boxes that the second stage draws from."""
-    proposals, objects = config.train_cfg.rpn_proposal.max_per_img, config.max_instance_count
-    size = proposals + objects
-    if config.is_cascade:
-        later = min(config.train_cfg.rcnn.sampler.num, size) + (objects if config.cascade.resample else 0)
-        size += later * (len(config.cascade.pos_iou_thr) - 1)
-    return sum(_anchors(config)[2]), size
+    objects, sampler = config.max_instance_count, config.train_cfg.rcnn.sampler
+    drawn_from = config.train_cfg.rpn_proposal.max_per_img + objects
+    total = drawn_from
+    for _ in config.cascade.pos_iou_thr[1:] if config.is_cascade else ():
+        drawn_from = min(sampler.num, drawn_from) + (objects if config.cascade.resample else 0)
+        total += drawn_from
+    return sum(_anchors(config)[2]), total

@@ -1,0 +1,63 @@
+"""Every detector and backbone: the published number of weights, and training that learns."""
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from benchmarks.family import DETECTORS, train_steps
+from src.config import load_config
+from src.models.backbones.resnet import ResNet
+from src.models.build import build_detector
+from tests.models.test_backbones import weights
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+@pytest.mark.parametrize(("base_width", "groups", "count"), [(4, 32, 42_128_704), (4, 64, 81_406_272)])
+def test_resnext_has_the_published_number_of_weights(base_width, groups, count):
+    """timm's resnext101_32x4d and torchvision's resnext101_64x4d without their classifier of 2,049,000."""
+    assert weights(ResNet(101, groups=groups, base_width=base_width)) == count
+
+
+def test_faster_rcnn_has_the_published_number_of_weights():
+    """torchvision's fasterrcnn_resnet50_fpn with 91 classes, whose frozen batch norms aren't counted."""
+    names = ["background", *(f"class {i}" for i in range(90))]
+    config = load_config("configs/faster_rcnn_r50_fpn.yaml", {"num_classes": 91, "coco_classes": names})
+    assert weights(build_detector(config), with_norms=False) == 41_755_286
+
+
+@pytest.mark.parametrize(
+    ("golden", "config", "mask_heads"),
+    [
+        ("d2_cascade_mask_rcnn_r50_fpn", "detectron2_cascade_mask_rcnn_r50_fpn", 1),
+        ("mmdet_cascade_mask_rcnn_r50_fpn", "mmdet_cascade_mask_rcnn_r50_fpn", 3),
+    ],
+)
+def test_cascade_has_the_published_number_of_weights(golden, config, mask_heads):
+    """Theirs, and a mask for the background in each mask head (256 weights and a bias)."""
+    with np.load(REFERENCE / f"{golden}.npz") as z:
+        sizes = {
+            str(n): np.prod([int(i) for i in str(s).split(",")]) for n, s in zip(z["names"], z["shapes"], strict=True)
+        }
+    theirs = sum(size for name, size in sizes.items() if "running" not in name)
+    assert weights(build_detector(load_config(f"configs/{config}.yaml"))) == theirs + 257 * mask_heads
+
+
+@pytest.mark.parametrize("name", ["resnet_v1_50", "resnet_v1.5_50", "resnet_v1_101", "resnet_v1_152", "mobilenet_v1"])
+def test_backbones_go_by_name(name):
+    config = load_config("configs/mask_rcnn_r50_fpn.yaml", {"backbone": name, "detector": "faster_rcnn"})
+    backbone = config.backbone
+    assert backbone.type == ("mobilenet_v1" if name == "mobilenet_v1" else "resnet")
+    if backbone.type == "resnet":
+        assert f"v1.5_{backbone.depth}" in name or (backbone.stride_in_1x1 and name.endswith(f"v1_{backbone.depth}"))
+    assert [p.name for p in build_detector(config).get_parameters() if p.name.startswith("neck.lateral_convs.3")]
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_ten_steps_lower_the_loss(detector):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    losses = train_steps(detector, "mobilenet_v1", 10)
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
