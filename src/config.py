@@ -268,6 +268,9 @@ class Config:
     device_target: str = key("CPU", "where to run", choices=("CPU", "GPU", "Ascend"))
     device_id: int = key(0, "which device", low=0)
     mode: str = key("graph", "compile the network, or run it operator by operator", choices=("graph", "pynative"))
+    compile_cache: bool = key(
+        False, "keep compiled graphs in train_outputs/compile_cache for the next start with this code and config"
+    )
     seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0)
     detector: str = key(
         "mask_rcnn", "which detector", choices=("mask_rcnn", "faster_rcnn", "cascade_rcnn", "cascade_mask_rcnn")

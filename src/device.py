@@ -1,13 +1,17 @@
 """Where the network runs."""
 
+import dataclasses
+import hashlib
 import importlib.metadata
+import sys
+from pathlib import Path
 
 import mindspore as ms
 
 from src.config import Config
 from src.errors import UserError, quiet_logging
 
-__all__ = ["set_device"]
+__all__ = ["compile_cache_folder", "set_device"]
 
 REMEDY = {
     "GPU": "install CUDA 11.6 and cuDNN 8 and put them on LD_LIBRARY_PATH",
@@ -15,12 +19,27 @@ REMEDY = {
 }
 
 
+def compile_cache_folder(config: Config) -> Path:
+    """Where the graphs of this program, code and config are kept.
+
+    MindSpore takes a kept graph by its number in the program, whatever the network: so no two programs or configs may
+    share a folder.
+    """
+    digest = hashlib.sha256(importlib.metadata.version("mindspore").encode())
+    digest.update(f"{Path(sys.argv[0]).name} {dataclasses.asdict(config)}".encode())
+    for source in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".cc", ".h")):
+        digest.update(source.read_bytes())
+    return (Path(config.train_outputs) / "compile_cache" / digest.hexdigest()[:16]).absolute()
+
+
 def set_device(config: Config) -> None:
     """Selects device and execution mode, and seeds MindSpore. Raises UserError where the device isn't there."""
     mode = ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE
     try:
         with quiet_logging():
-            ms.set_context(mode=mode)
+            ms.set_context(mode=mode, enable_compile_cache=config.compile_cache)
+            if config.compile_cache:
+                ms.set_context(compile_cache_path=str(compile_cache_folder(config)))
             # MindSpore refuses a second set_device once a kernel has run, even for the device it runs on.
             if config.device_target != "CPU" or ms.get_context("device_target") != "CPU":
                 ms.set_device(config.device_target, config.device_id if config.device_target != "CPU" else 0)
