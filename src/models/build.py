@@ -16,6 +16,7 @@ from src.models.proposals import ProposalGenerator
 from src.models.roi_extractor import RoIExtractor
 from src.models.rpn import RPNHead, RPNLoss, SampledRPN
 from src.models.two_stage import TwoStageDetector, TwoStageLoss
+from src.ops.library import standard_operators
 
 __all__ = ["build_detector", "build_loss", "sampler_key_sizes"]
 
@@ -122,6 +123,11 @@ def build_detector(config: Config, builtin_ops: bool = False) -> TwoStageDetecto
 
     builtin_ops: only MindSpore's own operators, for export.
     """
+    with standard_operators(builtin_ops):
+        return _detector(config, builtin_ops)
+
+
+def _detector(config: Config, builtin_ops: bool) -> TwoStageDetector:
     anchors, corners, counts = _anchors(config)
     fpn, rpn, cascade = config.neck.fpn, config.rpn, config.cascade
     shared = {

@@ -6,7 +6,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import XavierUniform
 
-from src.ops.conv import SameConv2d
+from src.ops.conv import Conv2d
 
 __all__ = ["FPN"]
 
@@ -48,7 +48,7 @@ class FPN(nn.Cell):
         )
         self.fpn_convs = nn.CellList(
             [
-                SameConv2d(out_channels, out_channels, 3, has_bias=True, bias_init="zeros", weight_init=XavierUniform())
+                Conv2d(out_channels, out_channels, 3, has_bias=True, bias_init="zeros", weight_init=XavierUniform())
                 for _ in in_channels
             ]
         )

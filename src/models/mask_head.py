@@ -6,7 +6,7 @@ from mindspore.common.initializer import HeNormal
 
 from src.models.losses import binary_cross_entropy
 from src.models.roi_extractor import RoIExtractor
-from src.ops.conv import SameConv2d
+from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
 
 __all__ = ["MaskHead", "MaskLoss", "MaskTargets"]
@@ -25,7 +25,7 @@ class MaskHead(nn.Cell):
         channels = [in_channels] + [conv_out_channels] * num_convs
         self.convs = nn.CellList(
             [
-                SameConv2d(i, o, 3, has_bias=True, weight_init=he, bias_init="zeros")
+                Conv2d(i, o, 3, relu=True, has_bias=True, weight_init=he, bias_init="zeros")
                 for i, o in zip(channels[:-1], channels[1:], strict=True)
             ]
         )
@@ -39,7 +39,7 @@ class MaskHead(nn.Cell):
     def features(self, x: Tensor) -> Tensor:
         """What the last convolution sees, (R, conv_out_channels, 2S, 2S)."""
         for conv in self.convs:
-            x = self.relu(conv(x))
+            x = conv(x)
         return self.relu(self.upsample(x))
 
     def construct(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from mindspore.common.initializer import Normal
 from src.models.assigner_sampler import AssignerSampler
 from src.models.box_coder import BoxCoder, take_rows
 from src.models.losses import binary_cross_entropy, smooth_l1
+from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
 
 __all__ = ["RPNHead", "RPNLoss", "SampledRPN"]
@@ -24,16 +25,7 @@ class RPNHead(nn.Cell):
     def __init__(self, in_channels: int, feat_channels: int, num_anchors: int):
         super().__init__()
         init = Normal(0.01)
-        self.conv = nn.Conv2d(
-            in_channels,
-            feat_channels,
-            3,
-            pad_mode="pad",
-            padding=1,
-            has_bias=True,
-            weight_init=init,
-            bias_init="zeros",
-        )
+        self.conv = Conv2d(in_channels, feat_channels, 3, relu=True, has_bias=True, weight_init=init, bias_init="zeros")
         self.cls = nn.Conv2d(feat_channels, num_anchors, 1, has_bias=True, weight_init=init, bias_init="zeros")
         self.reg = nn.Conv2d(feat_channels, num_anchors * 4, 1, has_bias=True, weight_init=init, bias_init="zeros")
         self.relu = nn.ReLU()
@@ -42,7 +34,7 @@ class RPNHead(nn.Cell):
         logits, deltas = (), ()
         for x in features:
             b = x.shape[0]
-            y = self.relu(self.conv(x))
+            y = self.conv(x)
             logits += (self.cls(y).transpose(0, 2, 3, 1).reshape(b, -1),)
             deltas += (self.reg(y).transpose(0, 2, 3, 1).reshape(b, -1, 4),)
         return logits, deltas

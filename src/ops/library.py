@@ -5,31 +5,47 @@ instructions, is simply not found: it is never loaded. Run as a program (no Mind
 ``scripts/build_custom.sh``: ``python src/ops/library.py {path,sources,flags}``.
 """
 
+import contextlib
+import contextvars
 import functools
 import hashlib
 import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["CXX_FLAGS", "SOURCES", "library_path", "find_library", "custom_operator_path"]
+__all__ = [
+    "CXX_FLAGS",
+    "SOURCES",
+    "custom_operator_path",
+    "find_library",
+    "library_path",
+    "standard_operators",
+    "standard_operators_only",
+]
 
 _OPS = Path(__file__).resolve().parent
 _ROOT = _OPS.parents[1]
 
 # Each source with its rule for fusing products and sums. Off: a box's IoU must be the same number in a vector loop,
-# in that loop's remainder and on another CPU. RoIAlign's sums may fuse; its sampling positions guard themselves.
+# in that loop's remainder and on another CPU. RoIAlign's sums may fuse; its sampling positions guard themselves. So
+# may the convolution's: one loop makes all of its numbers, without a remainder.
 SOURCES: tuple[tuple[Path, str], ...] = (
     (_OPS / "roi_align" / "csrc" / "roi_align_cpu.cc", "-ffp-contract=fast"),
     (_OPS / "csrc" / "nms.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "matching.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "winograd.cc", "-ffp-contract=fast"),
 )
 _HEADERS: tuple[Path, ...] = (
     _OPS / "roi_align" / "csrc" / "roi_align.h",
     _OPS / "roi_align" / "csrc" / "roi_align_geometry.h",
+    _OPS / "csrc" / "gemm_kernel.h",
     _OPS / "csrc" / "parallel.h",
+    _OPS / "csrc" / "simd.h",
     _OPS / "csrc" / "vector_width.h",
+    _OPS / "csrc" / "winograd_transform.h",
 )
 CXX_FLAGS: tuple[str, ...] = (
     "-std=c++17",
@@ -72,6 +88,24 @@ def find_library() -> Path | None:
     return path if path.is_file() else None
 
 
+_standard_only = contextvars.ContextVar("standard operators only", default=False)
+
+
+@contextlib.contextmanager
+def standard_operators(wanted: bool = True) -> Iterator[None]:
+    """Cells made within use MindSpore's own operators only, where `wanted`: a network to be exported."""
+    token = _standard_only.set(wanted or _standard_only.get())
+    try:
+        yield
+    finally:
+        _standard_only.reset(token)
+
+
+def standard_operators_only() -> bool:
+    """Whether this is within `standard_operators`."""
+    return _standard_only.get()
+
+
 @functools.lru_cache(maxsize=1)
 def _warn_once() -> None:
     warnings.warn(
@@ -87,14 +121,15 @@ def custom_operator_path(builtin: bool) -> str | None:
     Args:
         builtin: standard operators are asked for.
 
-    None also on devices other than the CPU, and, with one warning in all, where the library is not built.
+    None also within `standard_operators`, on devices other than the CPU, and, with one warning in all, where the
+    library is not built.
 
     The operators use as many threads as this process may use cores, lowered by RCNN_NUM_THREADS, or else by
     OMP_NUM_THREADS as it was given to this process.
     """
     import mindspore as ms  # not at the top: this file also runs without MindSpore
 
-    if builtin or ms.get_context("device_target") != "CPU":
+    if builtin or standard_operators_only() or ms.get_context("device_target") != "CPU":
         return None
     path = find_library()
     if path is None:

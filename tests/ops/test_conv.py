@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.ops.conv import SameConv2d
+from src.ops.conv import Conv2d
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from src.ops.conv import SameConv2d
 def test_values_and_gradients_are_those_of_conv2d(channels, filters, kernel, size):
     ms.set_context(mode=ms.GRAPH_MODE)
     r = np.random.default_rng(0)
-    ours = SameConv2d(channels, filters, kernel, has_bias=True)
+    ours = Conv2d(channels, filters, kernel, has_bias=True)
     theirs = nn.Conv2d(channels, filters, kernel, pad_mode="pad", padding=kernel // 2, has_bias=True)
     assert {p.name: p.shape for p in ours.get_parameters()} == {p.name: p.shape for p in theirs.get_parameters()}
     for p, q in zip(ours.get_parameters(), theirs.get_parameters(), strict=True):

@@ -24,12 +24,12 @@ class SeparableBlock(nn.Cell):
         super().__init__()
         self.depthwise, self.bn1 = conv(in_channels, in_channels, 3, stride, groups=in_channels), norm(in_channels)
         self.pointwise, self.bn2 = conv(in_channels, out_channels, 1), norm(out_channels)
-        self.relu, self.folded = nn.ReLU(), norm.constant
+        self.folded = norm.constant
 
     def construct(self, x: Tensor) -> Tensor:
         folded = self.folded or not self.training
-        x = self.relu(conv_norm(x, self.depthwise, self.bn1, folded))
-        return self.relu(conv_norm(x, self.pointwise, self.bn2, folded))
+        x = conv_norm(x, self.depthwise, self.bn1, folded, relu=True)
+        return conv_norm(x, self.pointwise, self.bn2, folded, relu=True)
 
 
 class MobileNetV1(StagedBackbone):
@@ -56,7 +56,7 @@ class MobileNetV1(StagedBackbone):
         super().__init__()
         norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad)
         channels = scaled_channels(32, width_multiplier)
-        self.conv1, self.bn1, self.relu = conv(3, channels, 3, 2), norm(channels), nn.ReLU()
+        self.conv1, self.bn1 = conv(3, channels, 3, 2), norm(channels)
         self.stem_folded = norm.constant or frozen_stages >= 0
         stages = []
         for plan in STAGES[:num_stages]:
@@ -69,7 +69,7 @@ class MobileNetV1(StagedBackbone):
         self.add_stages(stages, out_indices, frozen_stages)
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.relu(conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training))
+        return conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training, relu=True)
 
 
 def scaled_channels(channels: int, width_multiplier: float) -> int:

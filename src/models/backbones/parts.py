@@ -5,29 +5,17 @@ from collections.abc import Sequence
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
-from src.ops.conv import SameConv2d
+from src.ops.conv import Conv2d
 
 __all__ = ["NormMaker", "StagedBackbone", "conv", "conv_norm", "freeze"]
 
 
-def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> Conv2d:
     """A convolution without bias, padded to keep the size at stride 1."""
     # HeNormal's fan_out counts all output channels, which a depthwise filter doesn't feed
     fan = "fan_in" if groups > 1 else "fan_out"
     init = HeNormal(mode=fan, nonlinearity="relu")
-    if kernel > 1 and stride == 1 and groups == 1:
-        return SameConv2d(in_channels, out_channels, kernel, weight_init=init)
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel,
-        stride,
-        pad_mode="pad",
-        padding=kernel // 2,
-        group=groups,
-        has_bias=False,
-        weight_init=init,
-    )
+    return Conv2d(in_channels, out_channels, kernel, stride, group=groups, weight_init=init)
 
 
 def freeze(cell: nn.Cell) -> None:
@@ -41,16 +29,17 @@ def freeze(cell: nn.Cell) -> None:
             c.folded = True
 
 
-def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, folded: bool) -> Tensor:
-    """norm(conv(x)); `folded`: as one convolution with scaled weights, for a norm that is a constant scale and shift.
+def conv_norm(x: Tensor, conv: Conv2d, norm: nn.BatchNorm2d, folded: bool, relu: bool = False) -> Tensor:
+    """norm(conv(x)), then ReLU if `relu`.
 
-    Folding saves a pass over the map and, in training, keeping the map for the norm's gradient.
+    `folded`: as one convolution with scaled weights, for a norm that is a constant scale and shift. That saves a pass
+    over the map and, in training, keeping the map for the norm's gradient.
     """
     if not folded:
-        return norm(conv(x))
+        y = norm(conv(x))
+        return ops.relu(y) if relu else y
     scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
-    y = conv.conv2d(x, conv.weight * scale.reshape(-1, 1, 1, 1))
-    return ops.bias_add(y, norm.beta - norm.moving_mean * scale)
+    return conv.convolve(x, conv.weight * scale.reshape(-1, 1, 1, 1), norm.beta - norm.moving_mean * scale, relu)
 
 
 class NormMaker:

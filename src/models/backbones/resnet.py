@@ -35,8 +35,8 @@ class Bottleneck(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         folded = self.folded or not self.training
-        y = self.relu(conv_norm(x, self.conv1, self.bn1, folded))
-        y = self.relu(conv_norm(y, self.conv2, self.bn2, folded))
+        y = conv_norm(x, self.conv1, self.bn1, folded, relu=True)
+        y = conv_norm(y, self.conv2, self.bn2, folded, relu=True)
         y = conv_norm(y, self.conv3, self.bn3, folded)
         shortcut = conv_norm(x, self.downsample[0], self.downsample[1], folded) if self.has_projection else x
         return self.relu(y + shortcut)
@@ -90,7 +90,7 @@ class ResNet(StagedBackbone):
     ):
         super().__init__()
         norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad)
-        self.conv1, self.bn1, self.relu = conv(3, 64, 7, 2), norm(64), nn.ReLU()
+        self.conv1, self.bn1 = conv(3, 64, 7, 2), norm(64)
         self.maxpool, self.stem_folded = StemPool(), norm.constant or frozen_stages >= 0
         in_channels, stages = 64, []
         for i in range(num_stages):
@@ -106,4 +106,4 @@ class ResNet(StagedBackbone):
 
     def stem(self, x: Tensor) -> Tensor:
         folded = self.stem_folded or not self.training
-        return self.maxpool(self.relu(conv_norm(x, self.conv1, self.bn1, folded)))
+        return self.maxpool(conv_norm(x, self.conv1, self.bn1, folded, relu=True))

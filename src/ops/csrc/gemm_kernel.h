@@ -1,0 +1,52 @@
+// The innermost product of small matrices: a block of the result stays in registers.
+#ifndef RCNN_OPS_GEMM_KERNEL_H_
+#define RCNN_OPS_GEMM_KERNEL_H_
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace rcnn {
+
+// Rows and columns of the block: of 32 registers (AVX-512, NEON) or 16, two hold b and one a; the rest are sums.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int64_t kBlockRows = 14;
+#else
+constexpr int64_t kBlockRows = 6;
+#endif
+constexpr int64_t kBlockColumns = 2 * kLanes;
+
+// c[r][j] (+)= sum over i < depth of a[r][i] * b[i][j], in the order of i: a sum's value depends on nothing else.
+// a[r][i] is at a[r * a_row + i * a_depth], b[i][j] at b[i * kBlockColumns + j], c[r][j] at c[r * c_row + j].
+template <int64_t kRows, int64_t kVectors>
+__attribute__((noinline)) void MultiplyBlock(int64_t depth, const float *a, int64_t a_row, int64_t a_depth,
+                                             const float *b, float *c, int64_t c_row, bool add) {
+  Floats sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = add ? Load(c + r * c_row + v * kLanes) : Floats{};
+  }
+  for (int64_t i = 0; i < depth; ++i) {
+    Floats columns[kVectors];
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      const Floats factor = Floats{} + a[r * a_row];
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] += factor * columns[v];
+    }
+    a += a_depth;
+    b += kBlockColumns;
+  }
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) Store(c + r * c_row + v * kLanes, sums[r][v]);
+  }
+}
+
+}  // namespace rcnn
+
+#endif  // RCNN_OPS_GEMM_KERNEL_H_
