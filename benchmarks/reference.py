@@ -18,6 +18,7 @@ from mindspore import Tensor, nn, ops
 
 from src.config import Config, load_config
 from src.convert import torchvision
+from src.convert.conversion import convert, target_shapes
 from src.errors import UserError, run_command
 from src.models.build import build_detector, build_loss
 from src.models.two_stage import LOSS_NAMES, TwoStageDetector, TwoStageLoss
@@ -188,16 +189,16 @@ def reference_config(golden: np.lib.npyio.NpzFile, height: int, width: int) -> C
     return load_config(ROOT / "configs/torchvision_mask_rcnn_r50_fpn.yaml", overrides)
 
 
-def load_weights(detector: TwoStageDetector, golden: np.lib.npyio.NpzFile, salt: int) -> None:
+def load_weights(config: Config, detector: TwoStageDetector, golden: np.lib.npyio.NpzFile, salt: int) -> None:
     """Gives `detector` the golden weights; raises UserError if any parameter has no place or no value."""
     shapes = {
         str(n): tuple(int(i) for i in str(s).split(",") if i)
         for n, s in zip(golden["names"], golden["shapes"], strict=True)
     }
-    ours, unused = torchvision.convert(reference_state_dict(shapes, salt))
-    missing, extra = ms.load_param_into_net(detector, {n: ms.Parameter(v, name=n) for n, v in ours.items()})
-    if unused or missing or extra:
-        raise UserError(f"golden names don't fit: unused {unused + list(extra)}, not filled {list(missing)}")
+    out = convert(reference_state_dict(shapes, salt), "torchvision", config, target_shapes(detector))
+    if out.unused or out.unfilled or out.mismatched:
+        raise UserError(f"golden names don't fit: unused {out.unused}, not filled {out.unfilled + out.mismatched}")
+    ms.load_param_into_net(detector, {n: ms.Parameter(v, name=n) for n, v in out.params.items()})
 
 
 def compare_stages(detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
@@ -309,7 +310,7 @@ def compare(npz: str | Path, salt: int = 0, training: bool = True, builtin_ops: 
     inputs = reference_inputs(salt)
     config = reference_config(golden, *inputs["image"].shape[2:])
     detector = build_detector(config, builtin_ops)
-    load_weights(detector, golden, salt)
+    load_weights(config, detector, golden, salt)
     detector.set_train(False)
     rows = compare_stages(detector, inputs, golden) + compare_detections(detector, inputs, golden)
     return rows + (compare_training(config, detector, inputs, golden) if training else [])

@@ -1,17 +1,22 @@
-"""torchvision's detection models (`maskrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn`): names to ours."""
+"""torchvision: `maskrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn`, and the backbones of ResNet and ResNeXt classifiers.
 
-import re
-from collections.abc import Mapping
+Names: torchvision/models/detection/{faster_rcnn,mask_rcnn,rpn,backbone_utils}.py and models/resnet.py. The published
+detectors are of 2019, with the names of before their modules were wrapped (`mask_fcn1`, `inner_blocks.0.weight`), and
+`overwrite_eps(model, 0.0)` there says that their batch norms had no epsilon.
+"""
 
-import numpy as np
+from collections.abc import Collection
 
-__all__ = ["rename", "convert"]
+from src.convert.rules import NORM, Traits, has_all, rename_by
 
-NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+__all__ = ["FAMILY", "recognises", "rename", "traits"]
+
+FAMILY = "torchvision"
+BODY = r"(?:backbone\.body\.)?"
 PATTERNS = [
-    (r"backbone\.body\.((?:layer\d\.\d+\.)?)bn(\d)\.(\w+)", lambda m: f"backbone.{m[1]}bn{m[2]}.{NORM[m[3]]}"),
-    (r"backbone\.body\.(layer\d\.\d+\.downsample)\.1\.(\w+)", lambda m: f"backbone.{m[1]}.1.{NORM[m[2]]}"),
-    (r"backbone\.body\.(.+)", lambda m: f"backbone.{m[1]}"),
+    (BODY + r"((?:layer\d\.\d+\.)?)bn(\d)\.(\w+)", lambda m: f"backbone.{m[1]}bn{m[2]}.{NORM[m[3]]}"),
+    (BODY + r"(layer\d\.\d+\.downsample)\.1\.(\w+)", lambda m: f"backbone.{m[1]}.1.{NORM[m[2]]}"),
+    (BODY + r"((?:layer\d\.\d+\.)(?:conv\d|downsample\.0)\.weight|conv1\.weight)", lambda m: f"backbone.{m[1]}"),
     (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?(\w+)", lambda m: f"neck.lateral_convs.{m[1]}.{m[2]}"),
     (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?(\w+)", lambda m: f"neck.fpn_convs.{m[1]}.{m[2]}"),
     (r"rpn\.head\.conv\.(?:0\.0\.)?(\w+)", lambda m: f"rpn.conv.{m[1]}"),
@@ -21,31 +26,28 @@ PATTERNS = [
     (r"roi_heads\.box_predictor\.cls_score\.(\w+)", lambda m: f"bbox_head.cls.{m[1]}"),
     (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", lambda m: f"bbox_head.reg.{m[1]}"),
     (r"roi_heads\.mask_head\.(\d)\.0\.(\w+)", lambda m: f"mask_head.convs.{m[1]}.{m[2]}"),
+    (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", lambda m: f"mask_head.convs.{int(m[1]) - 1}.{m[2]}"),
     (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", lambda m: f"mask_head.upsample.{m[1]}"),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", lambda m: f"mask_head.logits.{m[1]}"),
 ]
 
 
+def recognises(names: Collection[str]) -> bool:
+    """Whether these are torchvision's names: of a detector, or of a ResNet classifier."""
+    detector = has_all(names, "backbone.body.conv1.weight", "rpn.head.cls_logits.weight")
+    classifier = has_all(
+        names, "conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer1.0.bn1.running_mean"
+    )
+    return detector or classifier
+
+
 def rename(name: str) -> str | None:
     """Our name for a torchvision parameter; None where we have no such thing."""
-    for pattern, ours in PATTERNS:
-        m = re.fullmatch(pattern, name)
-        if m:
-            return ours(m)
-    return None
+    return None if name.endswith("num_batches_tracked") else rename_by(PATTERNS, name)
 
 
-def convert(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Our parameters from a torchvision state dict, and the names that weren't used.
-
-    Layouts agree: convolutions (O, I, kH, kW), transposed ones (I, O, kH, kW), linear layers (O, I), and the box
-    head's input is flattened channels first in both.
-    """
-    ours, unused = {}, []
-    for name, value in state.items():
-        new = None if name.endswith("num_batches_tracked") else rename(name)
-        if new is None:
-            unused.append(name)
-        else:
-            ours[new] = value
-    return ours, unused
+def traits(names: Collection[str]) -> Traits:
+    """Of a state dict with these names."""
+    if "backbone.fpn.inner_blocks.0.weight" in names:
+        return Traits(norm_eps=0.0, notes=("names of the published checkpoints of 2019: batch norm without epsilon",))
+    return Traits()

@@ -3,10 +3,13 @@
 import contextlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+import safetensors
+import safetensors.numpy
 from mindspore import Parameter, nn
 
 from src.errors import UserError, quiet_logging
@@ -21,46 +24,88 @@ __all__ = [
 ]
 
 
+# bfloat16 is read as its bits: the upper half of a float32
+SAFETENSORS_TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I32": "i4", "I16": "i2"}
+SAFETENSORS_TYPES |= {"I8": "i1", "U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "BOOL": "?"}
+
+
 class CheckpointError(UserError):
     """A checkpoint that can't be read, written or used; the message names the file and the remedy."""
 
 
-def save_checkpoint(net: nn.Cell, path: str | Path) -> None:
-    """Writes the parameters of `net` with a checksum, beside, then renames. Raises CheckpointError."""
+def save_checkpoint(
+    net: nn.Cell | Mapping[str, np.ndarray], path: str | Path, remedy: str = "free space or set train_outputs"
+) -> None:
+    """Writes the parameters of `net`, or arrays by name, beside, then renames: .ckpt with a checksum, or .safetensors.
+
+    Raises CheckpointError, which ends in `remedy`.
+    """
     path = Path(path)
-    beside = path.with_name(f"{path.stem}.writing.ckpt")
+    beside = path.with_name(f"{path.stem}.writing{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with quiet_logging():
-            ms.save_checkpoint(net, str(beside), crc_check=True)
+        if path.suffix == ".safetensors":
+            arrays = net if isinstance(net, Mapping) else {p.name: p.asnumpy() for p in net.get_parameters()}
+            safetensors.numpy.save_file({n: np.ascontiguousarray(v) for n, v in arrays.items()}, beside)
+        else:
+            params = net if isinstance(net, nn.Cell) else [{"name": n, "data": ms.Tensor(v)} for n, v in net.items()]
+            with quiet_logging():
+                ms.save_checkpoint(params, str(beside), crc_check=True)
         # MindSpore swallows some write errors and leaves a short file
         with open(beside, "rb") as f:
             os.fsync(f.fileno())
         os.chmod(beside, 0o644)
         os.replace(beside, path)
-    except (OSError, RuntimeError, ValueError) as e:
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as e:
         for left in (beside, beside.with_suffix(".tmp")):  # MindSpore itself writes a .tmp first
             with contextlib.suppress(OSError):
                 left.unlink()
         reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{path}: can't write the checkpoint: {reason}; free space or set train_outputs"
-        ) from None
+        raise CheckpointError(f"{path}: can't write the checkpoint: {reason}; {remedy}") from None
 
 
 def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """Parameters by name of a MindSpore .ckpt. Raises CheckpointError for a missing, damaged or foreign file."""
+    """Parameters by name of a .ckpt (MindSpore's, with or without a checksum) or a .safetensors file.
+
+    Raises CheckpointError for a missing, damaged or foreign file.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
     if path.suffix != ".ckpt":
-        raise CheckpointError(f"{path}: not a .ckpt file; convert it with python -m src.convert_checkpoint")
+        raise CheckpointError(
+            f"{path}: not a .ckpt file (or .safetensors); convert it with python -m src.convert_checkpoint"
+        )
     try:
         with quiet_logging():
             loaded = ms.load_checkpoint(str(path), crc_check=True)
+        return {name: _values(p) for name, p in loaded.items() if isinstance(p, Parameter)}
     except Exception:  # MindSpore raises several kinds, some of them protobuf's own
         raise CheckpointError(f"{path}: damaged, truncated or not a MindSpore checkpoint") from None
-    return {name: p.asnumpy() for name, p in loaded.items() if isinstance(p, Parameter)}
+
+
+def _values(p: Parameter) -> np.ndarray:
+    # NumPy has no bfloat16
+    return (p.astype(ms.float32) if p.dtype == ms.bfloat16 else p).asnumpy()
+
+
+def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        records = safetensors.deserialize(path.read_bytes())
+    except (OSError, safetensors.SafetensorError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise CheckpointError(f"{path}: damaged, truncated or not a safetensors file: {reason}") from None
+    arrays = {}
+    for name, record in records:
+        if record["dtype"] not in SAFETENSORS_TYPES:
+            raise CheckpointError(f"{path}: {name} is of type {record['dtype']}, which isn't read")
+        flat = np.frombuffer(record["data"], SAFETENSORS_TYPES[record["dtype"]]) if record["data"] else np.zeros(0)
+        if record["dtype"] == "BF16":
+            flat = (flat.astype(np.uint32) << 16).view(np.float32)
+        arrays[name] = flat.reshape(record["shape"])
+    return arrays
 
 
 def _compare(net: nn.Cell, params: dict[str, np.ndarray], path: Path) -> tuple[list[str], list[str], list[str]]:

@@ -1,0 +1,280 @@
+"""A state dict of another project, as parameters of our detectors."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from mindspore import nn
+
+from src.config import COCO_CLASSES, Config
+from src.convert import detectron2, maskrcnn_benchmark, mindspore_zoo, mmdetection, native, torchvision
+from src.convert.pickles import ConversionError
+from src.convert.rules import Traits
+
+__all__ = ["LAYOUTS", "Conversion", "backbone_keys", "config_name", "convert", "recognise", "target_shapes"]
+
+LAYOUTS = {
+    "torchvision": torchvision,
+    "detectron2": detectron2,
+    "mmdetection": mmdetection,
+    "maskrcnn_benchmark": maskrcnn_benchmark,
+    "mindspore_zoo": mindspore_zoo,
+    "native": native,
+}
+# wrappers that leave their name in front: DistributedDataParallel, torch.compile, MindSpore's training cells
+WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "_backbone.", "net.")
+# COCO's category ids run to 90; these ten were never given an object
+UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+
+
+@dataclass
+class Conversion:
+    """What became of a state dict.
+
+    params: our parameters by name, float32.  used: their names in the source, by ours.  unused: the source's others.
+    unfilled: parameters of the target without a value.  mismatched: "name (source shape) for (target shape)".
+    broken: parameters that hold NaN or infinity.  notes: what was changed besides names, line by line.
+    """
+
+    params: dict[str, np.ndarray] = field(default_factory=dict)
+    used: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+    unfilled: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def backbone_only(self) -> bool:
+        return bool(self.params) and all(n.startswith("backbone.") for n in self.params)
+
+
+def unwrapped(name: str) -> str:
+    """A parameter's name without the names of wrappers in front."""
+    # model.0.weight and network.0.0.weight are layers, not wrappers
+    while name.startswith(WRAPPERS) and not name.split(".", 2)[1].isdigit():
+        name = name.split(".", 1)[1]
+    return name
+
+
+def recognise(names: Collection[str]) -> str:
+    """The layout of a state dict with these names. ConversionError where there is none, or more than one."""
+    plain = {unwrapped(n) for n in names}
+    found = [name for name, layout in LAYOUTS.items() if layout.recognises(plain)]
+    if len(found) == 1:
+        return found[0]
+    problem = f"could be {' or '.join(found)}" if found else f"is none of {', '.join(LAYOUTS)}"
+    some = ", ".join(sorted(n for n in names if not n.endswith("num_batches_tracked"))[:6])
+    raise ConversionError(f"its layout {problem} (pass --layout); it holds {len(names)} arrays: {some}, ...")
+
+
+def target_shapes(cell: nn.Cell, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """Shapes of a detector's parameters by name; of a backbone's with `prefix` "backbone."."""
+    return {prefix + p.name: tuple(p.shape) for p in cell.get_parameters()}
+
+
+def renamed(state: Mapping[str, np.ndarray], layout: str) -> Conversion:
+    """The state dict with our names: nothing but names changed. ConversionError for two arrays of one name."""
+    out = Conversion()
+    for name, value in state.items():
+        ours = LAYOUTS[layout].rename(unwrapped(name))
+        if ours is None:
+            out.unused.append(name)
+        elif ours not in out.params:
+            out.params[ours], out.used[ours] = value, name
+        elif np.array_equal(out.params[ours], value):
+            out.unused.append(name)
+        else:
+            raise ConversionError(f"{out.used[ours]} and {name} are both {ours}, and differ")
+    if any(n.startswith("bbox_heads.") for n in out.params):
+        for part in ("params", "used"):  # a cascade's only mask head
+            values = getattr(out, part)
+            setattr(out, part, {re.sub(r"^mask_head\.", "mask_heads.0.", n): v for n, v in values.items()})
+    return out
+
+
+def convert(
+    state: Mapping[str, np.ndarray],
+    layout: str,
+    config: Config,
+    targets: Mapping[str, tuple[int, ...]],
+    norm_eps: float | None = None,
+) -> Conversion:
+    """A state dict of `layout` (one of LAYOUTS) as parameters of the detector that `config` describes.
+
+    targets: shapes of its parameters (`target_shapes`).  norm_eps: batch norm's epsilon in the source, where it isn't
+    what the layout usually has. Raises ConversionError for arrays that can't be weights; what is left over, missing or
+    of another shape is in the result.
+    """
+    out = renamed(state, layout)
+    traits = LAYOUTS[layout].traits({unwrapped(n) for n in state})
+    out.notes += traits.notes
+    for name, value in out.params.items():
+        if value.dtype.kind != "f":
+            raise ConversionError(f"{out.used[name]} is of type {value.dtype}, not floating point")
+    arrange_norms(out, config, traits.norm_eps if norm_eps is None else norm_eps)
+    if layout == "mindspore_zoo":
+        transpose_dense(out, mindspore_zoo.TRANSPOSED)
+    arrange_anchors(out, config, traits)
+    arrange_classes(out, config, traits)
+    fit(out, targets)
+    return out
+
+
+def fit(out: Conversion, targets: Mapping[str, tuple[int, ...]]) -> None:
+    """Compares with the target's shapes; what fits becomes float32, contiguous."""
+    backbone_only = out.backbone_only
+    out.unfilled = [n for n in targets if n not in out.params and (n.startswith("backbone.") or not backbone_only)]
+    for name in [n for n in out.params if n not in targets]:
+        del out.params[name]
+        out.unused.append(out.used.pop(name, name))
+    for name, value in out.params.items():
+        if value.shape != targets[name]:
+            out.mismatched.append(f"{name} {value.shape} for {targets[name]}")
+            continue
+        value = np.ascontiguousarray(value, np.float32).reshape(value.shape)
+        out.params[name] = value
+        if not np.isfinite(value).all():
+            out.broken.append(name)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what differs besides names
+
+
+def arrange_norms(out: Conversion, config: Config, norm_eps: float) -> None:
+    """Statistics that give with our epsilon what the source's gave with its own; a folded norm gets some."""
+    ours = config.backbone.norm_eps
+    folded = [n.removesuffix("gamma") for n in out.params if n.endswith(".gamma")]
+    folded = [n for n in folded if n + "moving_mean" not in out.params and n + "moving_variance" not in out.params]
+    for norm in folded:
+        gamma = out.params[norm + "gamma"]
+        out.params[norm + "moving_mean"] = np.zeros(gamma.shape, np.float32)
+        out.params[norm + "moving_variance"] = np.full(gamma.shape, 1 - ours, np.float32)
+    if folded:
+        out.notes.append(f"{len(folded)} batch norms are scale and shift alone: mean 0, variance 1 - {ours:g} added")
+    if norm_eps == ours:
+        return
+    changed = [n for n in out.params if n.endswith(".moving_variance") and n in out.used]
+    for name in changed:
+        out.params[name] = (out.params[name].astype(np.float64) + (norm_eps - ours)).astype(np.float32)
+    if changed:
+        out.notes.append(f"{len(changed)} variances changed by {norm_eps - ours:g}: epsilon was {norm_eps:g}")
+
+
+def transpose_dense(out: Conversion, pattern: str) -> None:
+    """Fully connected layers stored (inputs, outputs): their biases' lengths tell."""
+    names = [n for n in out.params if re.fullmatch(pattern, n)]
+    stored = [
+        n
+        for n in names
+        if (bias := out.params.get(n.removesuffix("weight") + "bias")) is not None
+        and out.params[n].ndim == 2
+        and out.params[n].shape[1:] == bias.shape
+    ]
+    # a square layer tells nothing by itself
+    if names and len(stored) == len(names):
+        for name in names:
+            out.params[name] = out.params[name].T
+        out.notes.append(f"transposed: {', '.join(names)}")
+
+
+def arrange_anchors(out: Conversion, config: Config, traits: Traits) -> None:
+    """The RPN's rows in our order of a cell's anchors (scales within each ratio), one logit an anchor."""
+    anchors = config.rpn.anchor_generator
+    scales, ratios = len(anchors.scales), len(anchors.ratios)
+    for part in ("weight", "bias"):
+        cls, reg = out.params.get(f"rpn.cls.{part}"), out.params.get(f"rpn.reg.{part}")
+        if cls is None or reg is None or not cls.ndim or reg.shape[:1] != (4 * scales * ratios,):
+            continue
+        if len(cls) == 2 * scales * ratios:
+            pair = cls.reshape(-1, 2, *cls.shape[1:])
+            # softmax of two is the sigmoid of their difference
+            cls = pair[:, traits.foreground_row] - pair[:, 1 - traits.foreground_row]
+            out.notes.append(f"rpn.cls.{part}: two classes as one logit, their difference")
+        if traits.scales_first and scales > 1 and ratios > 1 and len(cls) == scales * ratios:
+            cls = cls.reshape(scales, ratios, *cls.shape[1:]).swapaxes(0, 1).reshape(cls.shape)
+            reg = reg.reshape(scales, ratios, 4, *reg.shape[1:]).swapaxes(0, 1).reshape(reg.shape)
+            out.notes.append(f"rpn.cls.{part}, rpn.reg.{part}: anchors from scales first to ratios first")
+        out.params[f"rpn.cls.{part}"], out.params[f"rpn.reg.{part}"] = cls, reg
+
+
+def arrange_classes(out: Conversion, config: Config, traits: Traits) -> None:
+    """Class rows in our order: background first, in regression and masks too; 80 of COCO's 90 ids if so many here."""
+    cls_names = [n for n in out.params if re.fullmatch(r"bbox_heads?\.(\d\.)?cls\.weight", n)]
+    if not cls_names or not out.params[cls_names[0]].ndim:
+        return
+    classes = len(out.params[cls_names[0]])
+    class_wise = not config.bbox_head.reg_class_agnostic
+    rows = None
+    if classes == 91 and config.num_classes == 81 and list(config.coco_classes) == list(COCO_CLASSES):
+        rows = [i for i in range(91) if i not in UNUSED_IDS]
+    moved, zeroed, selected = [], [], []
+    for name, value in out.params.items():
+        kind = re.fullmatch(r"(?:bbox_heads?|mask_heads?)\.(?:\d\.)?(cls|reg|logits)\.(?:weight|bias)", name)
+        if kind is None or not value.ndim:
+            continue
+        if kind[1] == "cls" and traits.background_last and len(value) == classes:
+            value = np.concatenate([value[-1:], value[:-1]])
+            moved.append(name)
+        each = 4 if kind[1] == "reg" else 1
+        has_classes = kind[1] == "logits" or (kind[1] == "reg" and class_wise)
+        if has_classes and len(value) == each * (classes - 1):
+            value = np.concatenate([np.zeros((each, *value.shape[1:]), value.dtype), value])
+            zeroed.append(name)
+        if rows is not None and len(value) == each * classes:
+            value = value.reshape(classes, each, *value.shape[1:])[rows].reshape(-1, *value.shape[1:])
+            selected.append(name)
+        out.params[name] = value
+    for done, names in (
+        ("background moved from last row to first", moved),
+        ("background rows zero", zeroed),
+        ("rows of the 80 categories in use, of 90 ids", selected),
+    ):
+        if names:
+            out.notes.append(f"{done}: {', '.join(names)}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# which config
+
+
+def backbone_keys(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
+    """Config keys of the backbone whose parameters have these names and shapes. ConversionError for no such one."""
+    if "backbone.layer1.0.depthwise.weight" in shapes:
+        width = shapes["backbone.conv1.weight"][0] / 32
+        channels = [max(8, int(c * width + 4) // 8 * 8) for c in (128, 256, 512, 1024)]
+        return {
+            "backbone.type": "mobilenet_v1",
+            "backbone.width_multiplier": width,
+            "neck.fpn.in_channels": channels,
+        }
+    found = {tuple(map(int, m.groups())) for n in shapes if (m := re.match(r"backbone\.layer(\d)\.(\d+)\.", n))}
+    blocks = tuple(sum(stage == s for s, _ in found) for stage in (1, 2, 3, 4))
+    conv2 = shapes.get("backbone.layer1.0.conv2.weight", ())
+    if blocks not in DEPTHS or len(conv2) != 4 or "backbone.layer1.0.conv3.weight" not in shapes:
+        raise ConversionError(
+            f"a backbone of {blocks} blocks; ResNets and ResNeXts of 50, 101 and 152 layers and MobileNetV1 are here"
+        )
+    groups, base_width = conv2[0] // conv2[1] if conv2[1] else 1, conv2[1]
+    keys: dict[str, object] = {"backbone.type": "resnet", "backbone.depth": DEPTHS[blocks]}
+    if (groups, base_width) != (1, 64):
+        keys |= {"backbone.type": "resnext", "backbone.groups": groups, "backbone.base_width": base_width}
+    return keys
+
+
+def config_name(layout: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """File name that a config with the conventions of such a detector's published checkpoints would have."""
+    heads = {n.split(".")[0] for n in shapes}
+    kind = "cascade_" if "bbox_heads" in heads else ""
+    kind += "mask_rcnn" if heads & {"mask_head", "mask_heads"} else "rcnn" if kind else "faster_rcnn"
+    keys = backbone_keys(shapes)
+    if keys["backbone.type"] == "mobilenet_v1":
+        body = "mobilenetv1"
+    elif keys["backbone.type"] == "resnext":
+        body = f"x{keys['backbone.depth']}_{keys['backbone.groups']}x{keys['backbone.base_width']}d"
+    else:
+        body = f"r{keys['backbone.depth']}"
+    return f"{LAYOUTS[layout].FAMILY}_{kind}_{body}_fpn.yaml"
