@@ -3,7 +3,9 @@
     python -m benchmarks.reference --npz tests/reference/maskrcnn_r50_fpn.npz --salt 0 [--json OUT]
 
 Weights and inputs are made from names and the salt (tests/reference/reference_weights.py); the file holds what
-torchvision gave for them. Exits with status 1 if a stage is past its tolerance.
+torchvision, Detectron2 or mmdetection gave for them, with that project's parameter names, which pass through the
+converter. What the file holds is compared: feature maps, proposals, detections and masks of every one; torchvision's
+also the stages between, losses and gradients. Exits with status 1 if a stage is past its tolerance.
 """
 
 import argparse
@@ -15,11 +17,13 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from pycocotools import mask as rle
 
 from src.config import Config, load_config
 from src.convert import torchvision
-from src.convert.conversion import convert, target_shapes
+from src.convert.conversion import config_name, convert, recognise, renamed, target_shapes
 from src.errors import UserError, run_command
+from src.evaluation.masks import paste_masks
 from src.models.build import build_detector, build_loss
 from src.models.two_stage import LOSS_NAMES, TwoStageDetector, TwoStageLoss
 from tests.reference.reference_weights import reference_inputs, reference_state_dict
@@ -30,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAPS = 1e-4  # float32 sums in another order: some 1e-6 measured; 1e-4 still tells any convention apart
 BOX, SCORE = 0.05, 1e-4  # pixels; probability
 MATCHED = 0.99  # a pair at a threshold may fall either way in float32
+PASTED = 0.98  # IoU of a bitmap: a pixel whose probability is the threshold may fall either way, a few an outline
 MASK_LOSS = 1e-2  # targets are cut from 112 x 112 crops, not from the image's bitmap
 GRAD, MASK_GRAD = 1e-2, 5e-2  # relative norms; the mask branch inherits the crops' difference
 LOSSES = {
@@ -55,8 +60,23 @@ class Row:
         return bool(self.value >= self.limit if self.share else self.value <= self.limit)
 
 
+class FirstStage(nn.Cell):
+    """The detector's feature maps and proposals."""
+
+    def __init__(self, detector: TwoStageDetector):
+        super().__init__(auto_prefix=False)
+        self.detector = detector
+
+    def construct(self, image: Tensor, image_size: Tensor) -> tuple:
+        d = self.detector
+        features = d.neck(d.backbone(image))
+        logits, deltas = d.rpn(features)
+        proposals, _, valid = d.proposals(logits, deltas, d.anchors, d.anchor_valid(image_size), image_size)
+        return features, proposals, valid
+
+
 class Stages(nn.Cell):
-    """The detector's intermediate results on given RoIs, and what it detects."""
+    """The detector's intermediate results on given RoIs, and its proposals."""
 
     def __init__(self, detector: TwoStageDetector):
         super().__init__(auto_prefix=False)
@@ -96,7 +116,9 @@ class GivenProposals(nn.Cell):
             rpn_keys,
         )
         given = ops.ones(rois.shape[:2], ms.bool_)
-        rcnn = self.loss.second_stage(features, rois, given, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rcnn_keys)
+        rcnn = self.loss.second_stage(
+            features, image_size, rois, given, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rcnn_keys
+        )
         parts = rpn + rcnn
         return ops.stack((parts[0] + parts[1] + parts[2] + parts[3] + parts[4],) + parts)
 
@@ -174,8 +196,16 @@ def crop_masks(masks: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def reference_config(golden: np.lib.npyio.NpzFile, height: int, width: int) -> Config:
-    """torchvision's conventions on the golden canvas, nothing frozen, samplers that take all there is."""
+def golden_shapes(golden: np.lib.npyio.NpzFile) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the project's parameters."""
+    return {
+        str(n): tuple(int(i) for i in str(s).split(",") if i)
+        for n, s in zip(golden["names"], golden["shapes"], strict=True)
+    }
+
+
+def reference_config(layout: str, shapes: dict, height: int, width: int) -> Config:
+    """The project's conventions on the golden canvas, nothing frozen, samplers that take all there is."""
     overrides = {
         "img_height": height,
         "img_width": width,
@@ -186,19 +216,40 @@ def reference_config(golden: np.lib.npyio.NpzFile, height: int, width: int) -> C
         "train_cfg.rcnn.sampler.num": 2_000_000,
         "train_cfg.rcnn.sampler.pos_fraction": 0.5,
     }
-    return load_config(ROOT / "configs/torchvision_mask_rcnn_r50_fpn.yaml", overrides)
+    # only shapes matter for the config's name
+    ours = renamed({n: np.broadcast_to(np.float32(0), s) for n, s in shapes.items()}, layout).params
+    name = config_name(layout, {n: v.shape for n, v in ours.items()})
+    return load_config(ROOT / "configs" / name, overrides)
 
 
-def load_weights(config: Config, detector: TwoStageDetector, golden: np.lib.npyio.NpzFile, salt: int) -> None:
+def load_weights(
+    config: Config, detector: TwoStageDetector, golden: np.lib.npyio.NpzFile, salt: int, layout: str = "torchvision"
+) -> None:
     """Gives `detector` the golden weights; raises UserError if any parameter has no place or no value."""
-    shapes = {
-        str(n): tuple(int(i) for i in str(s).split(",") if i)
-        for n, s in zip(golden["names"], golden["shapes"], strict=True)
-    }
-    out = convert(reference_state_dict(shapes, salt), "torchvision", config, target_shapes(detector))
+    out = convert(reference_state_dict(golden_shapes(golden), salt), layout, config, target_shapes(detector))
     if out.unused or out.unfilled or out.mismatched:
         raise UserError(f"golden names don't fit: unused {out.unused}, not filled {out.unfilled + out.mismatched}")
     ms.load_param_into_net(detector, {n: ms.Parameter(v, name=n) for n, v in out.params.items()})
+
+
+def compare_first_stage(detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
+    """Feature maps and proposals."""
+    image = inputs["image"]
+    size = Tensor(np.array([image.shape[2:]] * len(image), np.float32))
+    features, proposals, valid = FirstStage(detector)(Tensor(image), size)
+    rows = []
+    for i, f in enumerate(features):
+        rows.append(Row(f"fpn_p{i + 2}", relative(f.asnumpy()[:, ::16, ::2, ::2], golden[f"fpn_p{i + 2}"]), MAPS))
+    return rows + compare_proposals(proposals.asnumpy(), valid.asnumpy(), golden)
+
+
+def compare_proposals(proposals: np.ndarray, valid: np.ndarray, golden: np.lib.npyio.NpzFile) -> list[Row]:
+    """Proposals (B, P, 4), of which `valid` (B, P), one to one."""
+    rows = []
+    for i, own in enumerate(proposals):
+        ours, want = own[valid[i]], golden[f"proposals_{i}"]
+        rows.append(Row(f"proposals_{i} matched", matched_share(match_boxes(ours, want), ours, want), MATCHED, True))
+    return rows
 
 
 def compare_stages(detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
@@ -225,14 +276,13 @@ def compare_stages(detector: TwoStageDetector, inputs: dict, golden: np.lib.npyi
         ("mask_logits", masks.asnumpy()[:, ::10]),
     ):
         rows.append(Row(name, relative(ours, golden[name]), MAPS))
-    for i in range(b):
-        ours, want = proposals.asnumpy()[i][valid.asnumpy()[i]], golden[f"proposals_{i}"]
-        rows.append(Row(f"proposals_{i} matched", matched_share(match_boxes(ours, want), ours, want), MATCHED, True))
-    return rows
+    return rows + compare_proposals(proposals.asnumpy(), valid.asnumpy(), golden)
 
 
-def compare_detections(detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
-    """Final detections and their masks."""
+def compare_detections(
+    detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile, labels_from: int = 0
+) -> list[Row]:
+    """Final detections and their masks. labels_from: our label of the project's class 0."""
     image = inputs["image"]
     b, _, h, w = image.shape
     size = Tensor(np.array([[h, w]] * b, np.float32))
@@ -248,13 +298,32 @@ def compare_detections(detector: TwoStageDetector, inputs: dict, golden: np.lib.
             scores[i][v],
             golden[f"det_scores_{i}"],
             labels[i][v],
-            golden[f"det_labels_{i}"],
+            golden[f"det_labels_{i}"] + labels_from,
         )
         rows.append(Row(f"detections_{i} matched", matched_share(pairs, boxes[i][v], want), MATCHED, True))
-        ours_masks, want_masks = masks[i][v][pairs[:, 0]], golden[f"det_masks_{i}"][pairs[:, 1]]
-        # masks hang on boxes that differ by up to 0.05 px
-        rows.append(Row(f"det_masks_{i}", relative(ours_masks, want_masks), 1e-3))
+        if f"det_masks_{i}" in golden:
+            ours_masks, want_masks = masks[i][v][pairs[:, 0]], golden[f"det_masks_{i}"][pairs[:, 1]]
+            # masks hang on boxes that differ by up to 0.05 px
+            rows.append(Row(f"det_masks_{i}", relative(ours_masks, want_masks), 1e-3))
+        else:
+            want_masks = np.unpackbits(golden[f"det_masks_packed_{i}"], axis=-1)[pairs[:, 1], :, :w]
+            rows.append(
+                Row(
+                    f"det_masks_{i} pasted, worst IoU",
+                    worst_iou(masks[i][v], boxes[i][v], pairs, want_masks),
+                    PASTED,
+                    True,
+                )
+            )
     return rows
+
+
+def worst_iou(masks: np.ndarray, boxes: np.ndarray, pairs: np.ndarray, want: np.ndarray) -> float:
+    """Least IoU of pasted masks with the bitmaps (K, H, W) that they are paired with."""
+    encoded = paste_masks(masks[pairs[:, 0]], boxes[pairs[:, 0]], *want.shape[1:], convention="grid")
+    ours = np.stack([rle.decode(r) for r in encoded])
+    union = (ours | want).sum((1, 2))
+    return float(((ours & want).sum((1, 2)) / np.maximum(union, 1))[union > 0].min())
 
 
 def compare_training(
@@ -308,10 +377,14 @@ def compare(npz: str | Path, salt: int = 0, training: bool = True, builtin_ops: 
         raise UserError(f"{npz}: can't read the golden values: {e}") from None
     ms.set_context(mode=ms.GRAPH_MODE)
     inputs = reference_inputs(salt)
-    config = reference_config(golden, *inputs["image"].shape[2:])
+    shapes = golden_shapes(golden)
+    layout = recognise(shapes)
+    config = reference_config(layout, shapes, *inputs["image"].shape[2:])
     detector = build_detector(config, builtin_ops)
-    load_weights(config, detector, golden, salt)
+    load_weights(config, detector, golden, salt, layout)
     detector.set_train(False)
+    if "rpn_logits_p2" not in golden:
+        return compare_first_stage(detector, inputs, golden) + compare_detections(detector, inputs, golden, 1)
     rows = compare_stages(detector, inputs, golden) + compare_detections(detector, inputs, golden)
     return rows + (compare_training(config, detector, inputs, golden) if training else [])
 

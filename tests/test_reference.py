@@ -1,4 +1,4 @@
-"""The detector against torchvision's golden values: maps, proposals, detections, losses, gradients."""
+"""The detectors against other projects' golden values: maps, proposals, detections; torchvision's losses, gradients."""
 
 from pathlib import Path
 
@@ -27,6 +27,17 @@ def test_all_of_the_golden_file_is_compared(rows):
     for part in ("fpn_p6", "rpn_deltas_p6", "roi_feats_14", "mask_logits", "proposals_1", "detections_1", "loss_mask"):
         assert part in stages
     assert "gradients compared" in stages
+
+
+@pytest.mark.parametrize(
+    "name", ["d2_mask_rcnn_r50_fpn", "d2_cascade_mask_rcnn_r50_fpn", "mmdet_cascade_mask_rcnn_r50_fpn"]
+)
+def test_detectron2_and_mmdetection_through_the_converter(name):
+    rows = compare(GOLDEN.with_name(f"{name}.npz"))
+    assert failures(rows) == []
+    stages = " ".join(r.stage for r in rows)
+    for part in ("fpn_p6", "proposals_1 matched", "detections_1 matched", "det_masks_1"):
+        assert part in stages
 
 
 def test_mindspores_own_operators_give_the_same(rows):
