@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 
 from src.config import add_config_arguments, config_from_arguments
+from src.data.coco import resolve_split
 from src.device import set_device
 from src.errors import run_command
+from src.evaluation.coco import evaluate, saved_results
 from src.evaluation.inference import Evaluator
 from src.models.build import build_detector
 from src.training.checkpoints import load_detector
@@ -18,11 +20,20 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, help="COCO results file to write (default: results.json in the outputs)"
     )
+    parser.add_argument(
+        "--predictions", type=Path, help="as --results; if it is there and whole, it is evaluated without the network"
+    )
     config, arguments = config_from_arguments(parser)
+    if arguments.predictions and (results := saved_results(arguments.predictions)) is not None:
+        print(f"{arguments.predictions}: {len(results)} saved detections; the network isn't run")
+        kinds = ("bbox", "segm") if "mask" in config.detector else ("bbox",)
+        split = resolve_split(config.val_dataset, "val", config.val_annotations)
+        print(evaluate(split.annotations, results, kinds).text)
+        return 0
     set_device(config)
     detector = build_detector(config)
     load_detector(detector, arguments.checkpoint_path)
-    Evaluator(config, detector).run(arguments.results or config.output_dir / "results.json")
+    Evaluator(config, detector).run(arguments.predictions or arguments.results or config.output_dir / "results.json")
     return 0
 
 

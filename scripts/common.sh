@@ -37,8 +37,14 @@ set_up() {
         use_headless_opencv_if_needed
         echo "$wanted" >"$stamp"
     fi
-    if ! bash "$ROOT/scripts/build_custom.sh" "$VENV_PYTHON" >"$ROOT/.venv/build_custom.log" 2>&1; then
-        echo "warning: the C++ operators weren't built (.venv/build_custom.log); MindSpore's own, slower, serve" >&2
+    build_operators "$VENV_PYTHON" "$ROOT/.venv/build_custom.log"
+}
+
+# build_operators PYTHON LOG
+build_operators() {
+    mkdir -p "$(dirname "$2")"
+    if ! bash "$ROOT/scripts/build_custom.sh" "$1" >"$2" 2>&1; then
+        echo "warning: the C++ operators weren't built ($2); MindSpore's own, slower, serve" >&2
     fi
 }
 

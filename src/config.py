@@ -326,6 +326,7 @@ class Config:
     )
     train_dataset: str = key("", "training split: a COCO root, or a folder with labels.json and data/")
     val_dataset: str = key("", "validation split: a COCO root, or a folder with labels.json and data/")
+    val_annotations: str = key("", "annotation file of the validation split; empty: the one in val_dataset")
     mindrecord_dir: str = key("", "where MindRecord files go; empty: mindrecord/ in train_outputs")
     mindrecord_shards: int = key(1, "files a split is written to", low=1, high=1000)
     coco_classes: list[str] = key(COCO_CLASSES, "class names; the first is the background")

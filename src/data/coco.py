@@ -53,15 +53,19 @@ class CocoSplit:
     category_ids: dict[int, int]
 
 
-def resolve_split(path: str | Path, split: str) -> Split:
+def resolve_split(path: str | Path, split: str, annotations: str | Path = "") -> Split:
     """Finds `split` ("train" or "val") in either layout.
 
     `path` is a COCO root (annotations/instances_{split}2017.json with {split}2017/), a folder with labels.json and
-    data/, or the parent of such folders named train/ and validation/. Raises DataError.
+    data/, or the parent of such folders named train/ and validation/. `annotations` names another file than that
+    layout's: then the images are those of the folder that the file is called after (instances_NAME.json: NAME/) or
+    else of the first in that order. Raises DataError.
     """
     root = Path(path)
     if not str(path):
         raise DataError(f"no data set for {split}: set {split}_dataset (or --{split}_dataset DIR)")
+    if annotations:
+        return Split(Path(annotations), image_folder(root, split, Path(annotations)))
     candidates = [Split(root / f"annotations/instances_{split}2017.json", root / f"{split}2017")]
     candidates += [Split(root / "labels.json", root / "data")]
     candidates += [Split(root / n / "labels.json", root / n / "data") for n in FOLDER_NAMES[split]]
@@ -72,6 +76,16 @@ def resolve_split(path: str | Path, split: str) -> Split:
             return c
     wanted = " or ".join(str(c.annotations) for c in candidates[:2])
     raise DataError(f"{root}: no COCO annotations for {split}; expected {wanted}")
+
+
+def image_folder(root: Path, split: str, annotations: Path) -> Path:
+    """The folder in `root` with the images of an annotation file from anywhere. Raises DataError."""
+    named = annotations.stem.removeprefix("instances_")
+    folders = [root / named, root / f"{split}2017", root / "data", *(root / n / "data" for n in FOLDER_NAMES[split])]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise DataError(f"{root}: no folder with the images of {annotations}; expected {folders[0]}, {folders[1]} or data")
 
 
 def read_json(path: Path) -> dict:

@@ -88,7 +88,7 @@ def ensure_mindrecord(config: Config, split: str, training: bool) -> Path:
     if not training:
         # evaluation makes no batches of objects, so their number is no fault there
         config = dataclasses.replace(config, max_instance_count=1 << 31)
-    where = resolve_split(source, split)
+    where = resolve_split(source, split, "" if training else config.val_annotations)
     print_of_source = fingerprint(where, config)
     folder = config.record_dir / f"{split}-{hashlib.sha256(str(where.annotations.resolve()).encode()).hexdigest()[:8]}"
     if not is_current(folder, print_of_source):

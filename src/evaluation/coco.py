@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from src.errors import UserError
 from src.evaluation.masks import Convention, paste_masks
 
-__all__ = ["EvaluationError", "Summary", "coco_results", "evaluate", "load_results", "save_results"]
+__all__ = ["EvaluationError", "Summary", "coco_results", "evaluate", "load_results", "save_results", "saved_results"]
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -118,6 +118,24 @@ def load_results(path: str | Path) -> list[dict]:
         if not (isinstance(r, dict) and needed <= r.keys() and isinstance(r["bbox"], list) and len(r["bbox"]) == 4):
             raise EvaluationError(f"{path}: entry {i} isn't a COCO result (image_id, category_id, bbox of 4, score)")
     return results
+
+
+def saved_results(path: str | Path) -> list[dict] | None:
+    """The results in `path`, or None if it isn't there or was cut short, which one line tells: then write it anew.
+
+    Raises EvaluationError for anything else, which may not be overwritten.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        return load_results(path)
+    except EvaluationError as e:
+        # a results file that was cut short begins as one
+        if not path.is_file() or (path.read_bytes()[:1] or b"[") != b"[" or "not whole JSON" not in str(e):
+            raise
+        print(f"{path}: not whole; the network runs again and replaces it")
+        return None
 
 
 def read_annotations(path: str | Path, with_masks: bool = True) -> COCO:

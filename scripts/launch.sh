@@ -1,0 +1,704 @@
+# Shared by the launchers of this folder, which source it: arguments, checks, the commands, and how they are run.
+# shellcheck shell=bash
+#
+# Environment that all of them take:
+#   DRY_RUN=1       print the exact commands and their environment, start and write nothing
+#   PYTHON          an interpreter that has MindSpore; default: on CPU the checkout's .venv (made once), elsewhere python3
+#   EXTRA_ARGS      further '--KEY VALUE' for train.py or eval.py, quoted as in a shell; they win over the script's own
+#   TRAIN_OUTPUTS   folder of experiments (default: train_outputs in the checkout); config-first training names its own
+#   BRIEF           name of the experiment, a folder in it
+#   DETECTOR        mask_rcnn, faster_rcnn, ...; default: the config's
+# of distributed training, see distribute_train.
+
+HERE=$(pwd)
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+SCRIPT=scripts/$(basename "$0")
+FORWARD=forward      # what passes a signal on to what was started
+WEIGHTS_NAME=PRETRAINED_MODEL
+
+# ---------------------------------------------------------------------------------------------------------
+# arguments
+
+# Prints the forms that the script takes, and ends it.
+usage() {
+    local form word=usage:
+    for form in "$@"; do
+        echo "$word bash $SCRIPT $form" >&2
+        word="   or:"
+    done
+    exit 2
+}
+
+is_config() {
+    [[ $1 == *.yaml || $1 == *.yml ]]
+}
+
+# A path of the caller's as an absolute one: the project runs from its own folder. Links stay links: a virtual
+# environment's interpreter is one.
+absolute() {
+    (cd "$HERE" && realpath -ms -- "$1")
+}
+
+# check_file NAME PATH, check_folder NAME PATH: must be there. check_new_folder: may be missing, but nothing else.
+check_file() {
+    [ -n "$2" ] || die "$1 is empty"
+    [ -e "$(absolute "$2")" ] || die "$1: no such file: $2"
+    [ -f "$(absolute "$2")" ] || die "$1: not a file: $2"
+    [ -r "$(absolute "$2")" ] || die "$1: can't be read: $2"
+}
+
+check_folder() {
+    [ -n "$2" ] || die "$1 is empty"
+    [ -e "$(absolute "$2")" ] || die "$1: no such folder: $2"
+    [ -d "$(absolute "$2")" ] || die "$1: not a folder: $2"
+}
+
+check_new_folder() {
+    [ -n "$2" ] || die "$1 is empty"
+    if [ -e "$(absolute "$2")" ]; then check_folder "$1" "$2"; fi
+}
+
+check_new_file() {
+    [ -n "$2" ] || die "$1 is empty"
+    [ ! -d "$(absolute "$2")" ] || die "$1: a folder, not a file: $2"
+}
+
+# check_number NAME VALUE LEAST MOST
+check_number() {
+    if [[ ! $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || (($2 < $3 || $2 > $4)); then
+        die "$1: a whole number from $3 to $4, not '$2'"
+    fi
+}
+
+check_brief() {
+    [[ -n $1 && $1 != */* && $1 != . && $1 != .. ]] || die "BRIEF: the name of a folder, not '$1'"
+}
+
+# The one table of backbones: sets CONFIG and MODEL, its overrides.
+choose_backbone() {
+    CONFIG=configs/mask_rcnn_r50_fpn.yaml
+    case $1 in
+        resnet_v1_50) MODEL=(--backbone.depth 50 --backbone.stride_in_1x1 true) ;;
+        resnet_v1.5_50) MODEL=(--backbone.depth 50 --backbone.stride_in_1x1 false) ;;
+        resnet_v1_101) MODEL=(--backbone.depth 101 --backbone.stride_in_1x1 true) ;;
+        resnet_v1_152) MODEL=(--backbone.depth 152 --backbone.stride_in_1x1 true) ;;
+        mobilenet_v1) CONFIG=configs/mask_rcnn_mobilenetv1_fpn.yaml MODEL=() ;;
+        *) die "BACKBONE: '$1' is none of resnet_v1_50, resnet_v1.5_50, resnet_v1_101, resnet_v1_152, mobilenet_v1" ;;
+    esac
+    if [ -n "${DETECTOR:-}" ]; then MODEL+=(--detector "$DETECTOR"); fi
+    : "${BRIEF:=${DETECTOR:-mask_rcnn}_$1}"
+    check_brief "$BRIEF"
+}
+
+# choose_config PATH: a config of the user's instead of the table.
+choose_config() {
+    CONFIG=$(absolute "$1") MODEL=()
+    if [ -n "${DETECTOR:-}" ]; then MODEL+=(--detector "$DETECTOR"); fi
+    if [ -z "${BRIEF:-}" ]; then
+        BRIEF=$(basename "$1")
+        BRIEF=${BRIEF%.*}
+    fi
+    check_brief "$BRIEF"
+}
+
+# Sets WEIGHTS from a pretrained checkpoint: whole detectors have an RPN, anything else is taken for a backbone.
+choose_weights() {
+    WEIGHTS=()
+    if [ "$2" = none ]; then return; fi
+    [ -n "$2" ] || die "$1 is empty; say none to train from random weights"
+    check_file "$1" "$2"
+    # names stand in a checkpoint as plain text
+    if LC_ALL=C grep -qaF rpn.cls.weight -- "$(absolute "$2")"; then
+        WEIGHTS=(--pre_trained "$(absolute "$2")")
+    else
+        WEIGHTS=(--backbone.pretrained "$(absolute "$2")")
+    fi
+}
+
+# Sets EXTRA from EXTRA_ARGS, without evaluating anything.
+choose_extra() {
+    local words
+    EXTRA=()
+    if [ -z "${EXTRA_ARGS:-}" ]; then return; fi
+    words=$(xargs -r printf '%s\n' <<<"$EXTRA_ARGS" 2>/dev/null) || die "EXTRA_ARGS: quotes don't match: $EXTRA_ARGS"
+    if [ -n "$words" ]; then mapfile -t EXTRA <<<"$words"; fi
+}
+
+# Sets OUTPUTS, where everything is written, and PLACES, the options that say so.
+choose_outputs() {
+    check_new_folder "$1" "$2"
+    OUTPUTS=$(absolute "$2")/$BRIEF
+    PLACES=(--train_outputs "$(absolute "$2")" --brief "$BRIEF")
+}
+
+# ---------------------------------------------------------------------------------------------------------
+# the commands
+
+# standalone_train DEVICE ARGUMENT...
+standalone_train() {
+    local device=$1 device_id=${DEVICE_ID:-0} most=4 names="[PRETRAINED_MODEL] [BACKBONE] [COCO_ROOT]"
+    shift
+    if [ "$device" != CPU ]; then most=5 names+=" [DEVICE_ID]"; fi
+    if [ $# -gt 0 ] && is_config "$1"; then
+        (($# == 5 || $# == 6)) || train_usage "$names"
+        config_first_train "$@"
+    else
+        (($# == most - 1 || $# == most)) || train_usage "$names"
+        if [ "$device" = CPU ]; then
+            classic_train "$1" "$2" "$3" "${@:4}"
+        else
+            classic_train "$1" "$2" "$3" "${@:5}"
+            device_id=$4
+        fi
+    fi
+    run_train "$device" "$device_id"
+}
+
+train_usage() {
+    usage "$1 [MINDRECORD_DIR](optional)" \
+        "[CONFIG_PATH] [TRAIN_DATA] [VAL_DATA] [TRAIN_OUT] [BRIEF] [PRETRAINED_PATH](optional)"
+}
+
+# default_train PRETRAINED_CKPT, or the config-first form: Mask R-CNN on one Ascend, or DEVICE_TARGET; data: COCO_ROOT.
+default_train() {
+    local words="[CONFIG_PATH] [TRAIN_DATA] [VAL_DATA] [TRAIN_OUT] [BRIEF] [PRETRAINED_PATH](optional)"
+    choose_target
+    if [ $# -gt 0 ] && is_config "$1"; then
+        (($# == 5 || $# == 6)) || usage "[PRETRAINED_CKPT]" "$words"
+        config_first_train "$@"
+    else
+        (($# == 1)) || usage "[PRETRAINED_CKPT]" "$words"
+        WEIGHTS_NAME=PRETRAINED_CKPT
+        classic_train "$1" "${BACKBONE:-resnet_v1.5_50}" "${COCO_ROOT:-}"
+    fi
+    run_train "$TARGET" "${DEVICE_ID:-0}"
+}
+
+choose_target() {
+    TARGET=${DEVICE_TARGET:-Ascend}
+    [[ $TARGET =~ ^(CPU|GPU|Ascend)$ ]] || die "DEVICE_TARGET: '$TARGET' is none of CPU, GPU, Ascend"
+}
+
+# classic_train PRETRAINED BACKBONE COCO_ROOT [MINDRECORD_DIR]
+classic_train() {
+    choose_weights "$WEIGHTS_NAME" "$1"
+    DATA=()
+    # only the scripts without a COCO_ROOT argument may leave it to the config
+    if [ -n "$3" ] || [ "$WEIGHTS_NAME" = PRETRAINED_MODEL ]; then
+        check_folder COCO_ROOT "$3"
+        DATA=(--train_dataset "$(absolute "$3")" --val_dataset "$(absolute "$3")")
+    fi
+    if [ $# -gt 3 ]; then
+        check_new_folder MINDRECORD_DIR "$4"
+        DATA+=(--mindrecord_dir "$(absolute "$4")")
+    fi
+    choose_backbone "$2"
+    choose_outputs TRAIN_OUTPUTS "${TRAIN_OUTPUTS:-$ROOT/train_outputs}"
+}
+
+# config_first_train CONFIG_PATH TRAIN_DATA VAL_DATA TRAIN_OUT BRIEF [PRETRAINED_PATH]
+config_first_train() {
+    check_file CONFIG_PATH "$1"
+    check_folder TRAIN_DATA "$2"
+    check_folder VAL_DATA "$3"
+    BRIEF=$5
+    choose_config "$1"
+    choose_outputs TRAIN_OUT "$4"
+    choose_weights PRETRAINED_PATH "${6-none}"
+    DATA=(--train_dataset "$(absolute "$2")" --val_dataset "$(absolute "$3")")
+}
+
+# Sets TRAIN, the command after the interpreter.
+train_command() {
+    choose_extra
+    TRAIN=(train.py --config_path "$CONFIG" --device_target "$1" "${MODEL[@]}" "${DATA[@]}" "${PLACES[@]}"
+        "${WEIGHTS[@]}")
+}
+
+run_train() {
+    check_number DEVICE_ID "$2" 0 1023
+    train_command "$1"
+    choose_python "$1"
+    run "$OUTPUTS/train.log" "$PYTHON" "${TRAIN[@]}" --device_id "$2" "${EXTRA[@]}"
+}
+
+# distribute_train DEVICE ARGUMENT...
+#
+# Its environment: NODES hosts (1), each of which starts this script with its NODE_RANK and the MASTER_ADDR and
+# MASTER_PORT (8118) of host 0, and trains on DEVICE_NUM devices; RANK_TABLE_FILE (Ascend) starts one process a device
+# over HCCL instead of msrun, HCCL_CONNECT_TIMEOUT (600 s) for it; LAUNCHER=mpirun (GPU), HOSTFILE for several hosts;
+# BIND_CORES=false leaves the processes on all processors.
+distribute_train() {
+    local device=$1 first="[DEVICE_NUM]" rest="[PRETRAINED_MODEL] [BACKBONE] [COCO_ROOT]"
+    shift
+    if [ "$device" = Ascend ]; then first="[RANK_TABLE_FILE]"; fi
+    if [ $# -gt 0 ] && is_config "$1"; then
+        (($# == 6 || $# == 7)) || distribute_usage "$first $rest [MINDRECORD_DIR](optional)"
+        check_number DEVICE_NUM "$2" 1 1024
+        DEVICE_NUM=$2
+        config_first_train "$1" "${@:3}"
+        if [ -n "${RANK_TABLE_FILE:-}" ] && [ "$device" != Ascend ]; then die "RANK_TABLE_FILE is for Ascend alone"; fi
+    else
+        (($# == 4 || $# == 5)) || distribute_usage "$first $rest [MINDRECORD_DIR](optional)"
+        if [ "$device" = Ascend ]; then
+            check_file RANK_TABLE_FILE "$1"
+            RANK_TABLE_FILE=$1
+        else
+            check_number DEVICE_NUM "$1" 1 1024
+            DEVICE_NUM=$1 RANK_TABLE_FILE=
+        fi
+        classic_train "${@:2}"
+    fi
+    run_distributed "$device"
+}
+
+# default_distribute_train RANK_TABLE_FILE PRETRAINED_CKPT, or the config-first form.
+default_distribute_train() {
+    choose_target
+    if [ $# -gt 0 ] && is_config "$1"; then
+        (($# == 6 || $# == 7)) || distribute_usage "[RANK_TABLE_FILE] [PRETRAINED_CKPT]"
+        distribute_train "$TARGET" "$@"
+    else
+        (($# == 2)) || distribute_usage "[RANK_TABLE_FILE] [PRETRAINED_CKPT]"
+        [ "$TARGET" = Ascend ] || die "DEVICE_TARGET: a rank table is for Ascend alone, not $TARGET"
+        check_file RANK_TABLE_FILE "$1"
+        RANK_TABLE_FILE=$1
+        WEIGHTS_NAME=PRETRAINED_CKPT
+        classic_train "$2" "${BACKBONE:-resnet_v1.5_50}" "${COCO_ROOT:-}"
+        run_distributed Ascend
+    fi
+}
+
+distribute_usage() {
+    usage "$1" "[CONFIG_PATH] [DEVICE_NUM] [TRAIN_DATA] [VAL_DATA] [TRAIN_OUT] [BRIEF] [PRETRAINED_PATH](optional)"
+}
+
+run_distributed() {
+    local device=$1
+    NODES=${NODES:-1} NODE_RANK=${NODE_RANK:-0}
+    check_number NODES "$NODES" 1 1024
+    # a rank table has its own number of hosts
+    if [ -z "${RANK_TABLE_FILE:-}" ]; then check_number NODE_RANK "$NODE_RANK" 0 $((NODES - 1)); fi
+    train_command "$device"
+    TRAIN+=(--run_distribute true "${EXTRA[@]}")
+    # compiling the network takes longer than HCCL's own 120 s
+    if [ "$device" = Ascend ]; then give HCCL_CONNECT_TIMEOUT "${HCCL_CONNECT_TIMEOUT:-600}"; fi
+    case ${LAUNCHER:-} in
+        mpirun) [ "$device" = GPU ] || die "LAUNCHER: mpirun is for GPU alone, not $device" ;;
+        msrun | "") ;;
+        *) die "LAUNCHER: '$LAUNCHER' is neither msrun nor mpirun" ;;
+    esac
+    if [ -n "${RANK_TABLE_FILE:-}" ]; then
+        run_rank_table
+    elif [ "${LAUNCHER:-}" = mpirun ]; then
+        run_mpirun
+    else
+        run_msrun "$device"
+    fi
+}
+
+run_msrun() {
+    local bind=() address=${MASTER_ADDR:-127.0.0.1} port=${MASTER_PORT:-8118}
+    if ((NODES > 1)); then [ -n "${MASTER_ADDR:-}" ] || die "MASTER_ADDR: with NODES=$NODES, name host 0"; fi
+    check_number MASTER_PORT "$port" 1024 65535
+    # two jobs on one host each take a port of their own
+    while [ "${DRY_RUN:-}" != 1 ] && [ -z "${MASTER_PORT:-}" ] && ((NODES == 1 && port < 8218)) && is_open "$port"; do
+        port=$((port + 1))
+    done
+    choose_python "$1"
+    # msrun starts its workers with the first python on PATH
+    if [[ $PYTHON == */* ]]; then give PATH "$(dirname "$PYTHON"):$PATH"; fi
+    if [ "${DRY_RUN:-}" != 1 ] && ! command -v msrun >/dev/null; then
+        die "msrun isn't there; it comes with MindSpore: PYTHON=/path/to/python of its environment"
+    fi
+    share_processors "$DEVICE_NUM"
+    if ((${#CORES[@]})); then bind=(--bind_core "$(core_map)"); fi
+    FORWARD=forward_to_workers
+    # those of an earlier run with more workers would be taken for this one's
+    if [ "${DRY_RUN:-}" != 1 ] && ((NODES == 1)); then rm -f "$OUTPUTS"/workers/worker_*.log; fi
+    run "$OUTPUTS/train.log" msrun --worker_num=$((NODES * DEVICE_NUM)) --local_worker_num="$DEVICE_NUM" \
+        --master_addr="$address" --master_port="$port" --node_rank="$NODE_RANK" --log_dir="$OUTPUTS/workers" \
+        --join=True "${bind[@]}" "${TRAIN[@]}"
+}
+
+is_open() {
+    (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
+run_mpirun() {
+    local hosts=()
+    if ((NODES > 1)); then
+        check_file HOSTFILE "${HOSTFILE:-}"
+        hosts=(--hostfile "$(absolute "$HOSTFILE")")
+    fi
+    # OpenMPI wants to be told that root is meant
+    if [ "$(id -u)" = 0 ]; then hosts+=(--allow-run-as-root); fi
+    choose_python GPU
+    if [ "${DRY_RUN:-}" != 1 ] && ! command -v mpirun >/dev/null; then die "mpirun isn't there; install OpenMPI"; fi
+    run "$OUTPUTS/train.log" mpirun -n $((NODES * DEVICE_NUM)) "${hosts[@]}" "$PYTHON" "${TRAIN[@]}"
+}
+
+# One process for each device that the rank table gives this server (the NODE_RANK-th).
+run_rank_table() {
+    local table lines rank device size i bind
+    table=$(absolute "$RANK_TABLE_FILE")
+    check_file RANK_TABLE_FILE "$table"
+    choose_python Ascend
+    lines=$("$(plain_python)" "$ROOT/scripts/hccl_tools.py" --list "$table" --server "$NODE_RANK") || exit 2
+    mapfile -t lines <<<"$lines"
+    share_processors "${#lines[@]}"
+    give RANK_TABLE_FILE "$table"
+    COMMANDS=() LOGS=()
+    for i in "${!lines[@]}"; do
+        read -r rank device size <<<"${lines[i]}"
+        bind=()
+        if ((${#CORES[@]})); then bind=(taskset -c "${CORES[i]}"); fi
+        add_command "$OUTPUTS/workers/worker_$rank.log" env "RANK_ID=$rank" "RANK_SIZE=$size" "DEVICE_ID=$device" \
+            "${bind[@]}" "$PYTHON" "${TRAIN[@]}"
+    done
+    run_all "$OUTPUTS/train.log"
+}
+
+# evaluate DEVICE ARGUMENT...; on CPU DEVICE_ID may be left out.
+evaluate() {
+    local device=$1 device_id=${DEVICE_ID:-0} names="[VALIDATION_JSON_FILE] [CHECKPOINT_PATH] [BACKBONE] [COCO_ROOT]"
+    shift
+    if [ "$device" = CPU ]; then names+=" [DEVICE_ID](optional)"; else names+=" [DEVICE_ID]"; fi
+    if [ $# -gt 0 ] && is_config "$1"; then
+        config_first_evaluate "$names [MINDRECORD_DIR](optional)" "$@"
+    else
+        if [ "$device" = CPU ] && { (($# == 4)) || { (($# == 5)) && [[ ! $5 =~ ^[0-9]+$ ]]; }; }; then
+            set -- "${@:1:4}" 0 "${@:5}"
+        fi
+        (($# == 5 || $# == 6)) || evaluate_usage "$names [MINDRECORD_DIR](optional)"
+        classic_evaluate "$1" "$2" "$3" "$4" "${@:6}"
+        device_id=$5
+    fi
+    run_evaluate "$device" "$device_id"
+}
+
+evaluate_usage() {
+    usage "$1" "[CONFIG_PATH] [VAL_DATA] [CHECKPOINT_PATH] [PREDICTION_PATH](optional)"
+}
+
+# default_evaluate VALIDATION_JSON_FILE CHECKPOINT_PATH, or the config-first form; images: COCO_ROOT, or by the JSON.
+default_evaluate() {
+    local root=${COCO_ROOT:-}
+    choose_target
+    if [ $# -gt 0 ] && is_config "$1"; then
+        config_first_evaluate "[VALIDATION_JSON_FILE] [CHECKPOINT_PATH]" "$@"
+    else
+        (($# == 2)) || evaluate_usage "[VALIDATION_JSON_FILE] [CHECKPOINT_PATH]"
+        check_file VALIDATION_JSON_FILE "$1"
+        if [ -z "$root" ]; then
+            # ROOT/annotations/instances_val2017.json, or DIR/labels.json
+            root=$(dirname "$(absolute "$1")")
+            if [ "$(basename "$root")" = annotations ]; then root=$(dirname "$root"); fi
+        fi
+        classic_evaluate "$1" "$2" "${BACKBONE:-resnet_v1.5_50}" "$root"
+    fi
+    run_evaluate "$TARGET" "${DEVICE_ID:-0}"
+}
+
+# classic_evaluate VALIDATION_JSON_FILE CHECKPOINT_PATH BACKBONE COCO_ROOT [MINDRECORD_DIR]
+classic_evaluate() {
+    check_file VALIDATION_JSON_FILE "$1"
+    check_file CHECKPOINT_PATH "$2"
+    check_folder COCO_ROOT "$4"
+    DATA=(--val_dataset "$(absolute "$4")" --val_annotations "$(absolute "$1")")
+    if [ $# -gt 4 ]; then
+        check_new_folder MINDRECORD_DIR "$5"
+        DATA+=(--mindrecord_dir "$(absolute "$5")")
+    fi
+    choose_backbone "$3"
+    CHECKPOINT=(--checkpoint_path "$(absolute "$2")")
+}
+
+# config_first_evaluate USAGE CONFIG_PATH VAL_DATA CHECKPOINT_PATH [PREDICTION_PATH]
+config_first_evaluate() {
+    local names=$1
+    shift
+    (($# == 3 || $# == 4)) || evaluate_usage "$names"
+    check_file CONFIG_PATH "$1"
+    check_folder VAL_DATA "$2"
+    check_file CHECKPOINT_PATH "$3"
+    choose_config "$1"
+    DATA=(--val_dataset "$(absolute "$2")")
+    CHECKPOINT=(--checkpoint_path "$(absolute "$3")")
+    if [ $# -gt 3 ]; then
+        check_new_file PREDICTION_PATH "$4"
+        CHECKPOINT+=(--predictions "$(absolute "$4")")
+    fi
+}
+
+run_evaluate() {
+    check_number DEVICE_ID "$2" 0 1023
+    choose_outputs TRAIN_OUTPUTS "${TRAIN_OUTPUTS:-$ROOT/train_outputs}"
+    choose_extra
+    choose_python "$1"
+    run "$OUTPUTS/eval.log" "$PYTHON" eval.py --config_path "$CONFIG" --device_target "$1" "${MODEL[@]}" "${DATA[@]}" \
+        "${PLACES[@]}" "${CHECKPOINT[@]}" --device_id "$2" "${EXTRA[@]}"
+}
+
+# infer DEVICE CONFIG_PATH CHECKPOINT_PATH PRED_INPUT PRED_OUTPUT
+infer() {
+    local device=$1 output
+    shift
+    (($# == 4)) || usage "[CONFIG_PATH] [CHECKPOINT_PATH] [PRED_INPUT] [PRED_OUTPUT]"
+    check_file CONFIG_PATH "$1"
+    check_file CHECKPOINT_PATH "$2"
+    [ -n "$3" ] || die "PRED_INPUT is empty"
+    [ -e "$(absolute "$3")" ] || die "PRED_INPUT: no such image or folder: $3"
+    check_new_file PRED_OUTPUT "$4"
+    choose_config "$1"
+    choose_extra
+    choose_python "$device"
+    output=$(absolute "$4")
+    run "${output%.json}.log" "$PYTHON" infer.py --config_path "$CONFIG" --device_target "$device" "${MODEL[@]}" \
+        --ckpt_file "$(absolute "$2")" --input "$(absolute "$3")" --output "$output" "${EXTRA[@]}"
+}
+
+# ---------------------------------------------------------------------------------------------------------
+# running them
+
+# give NAME VALUE: environment of what is started.
+declare -A GIVEN=()
+give() {
+    GIVEN[$1]=$2
+    export "$1=$2"
+}
+
+# Sets PYTHON to an interpreter that has MindSpore. Ascend and GPU need a MindSpore that fits their driver, which the
+# user's environment has; for CPU the checkout has its own.
+choose_python() {
+    local device=$1
+    give GLOG_v "${GLOG_v:-3}" # MindSpore's advice would bury the progress bars
+    if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(absolute "$PYTHON"); fi
+    if [ "${DRY_RUN:-}" = 1 ]; then
+        if [ -z "${PYTHON:-}" ]; then
+            if [ "$device" = CPU ]; then PYTHON=$ROOT/.venv/bin/python; else PYTHON=python3; fi
+        fi
+    elif [ "$device" != CPU ]; then
+        PYTHON=${PYTHON:-python3}
+        has_mindspore "$PYTHON" ||
+            die "PYTHON: '$PYTHON' has no MindSpore; install it for $device and name its interpreter: PYTHON=/path/to/python"
+        PYTHON=$(command -v "$PYTHON")
+    elif [ -n "${PYTHON:-}" ] && has_mindspore "$PYTHON"; then
+        PYTHON=$(command -v "$PYTHON")
+        build_operators "$PYTHON" "$ROOT/build/build_custom.log"
+    else
+        set_up requirements.txt
+        PYTHON=$VENV_PYTHON
+    fi
+}
+
+has_mindspore() {
+    command -v "$1" >/dev/null &&
+        "$1" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("mindspore") is None)' 2>/dev/null
+}
+
+# Any Python, for tools that need no package.
+plain_python() {
+    command -v "$PYTHON" || command -v python3 || command -v python || die "PYTHON: no such interpreter: $PYTHON"
+}
+
+# Sets CORES to a list of processors for each of COUNT processes, out of those that this shell may use; to nothing where
+# there are fewer processors than processes.
+share_processors() {
+    local allowed part all=() each i
+    CORES=()
+    if [ "${BIND_CORES:-true}" = false ]; then return; fi
+    allowed=$(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' /proc/self/status 2>/dev/null) || return 0
+    for part in ${allowed//,/ }; do
+        mapfile -t -O "${#all[@]}" all < <(seq "${part%-*}" "${part#*-}")
+    done
+    each=$((${#all[@]} / $1))
+    if ((each == 0)); then return; fi
+    for ((i = 0; i < $1; i++)); do
+        CORES+=("$(IFS=,; echo "${all[*]:i*each:each}")")
+    done
+}
+
+# CORES as msrun's --bind_core takes it.
+core_map() {
+    local i out="" comma=""
+    for i in "${!CORES[@]}"; do
+        out+="$comma\"device$i\": [\"${CORES[i]//,/\", \"}\"]"
+        comma=", "
+    done
+    echo "{$out}"
+}
+
+# add_command LOG WORD...: one of several commands that run_all starts at once.
+add_command() {
+    LOGS+=("$1")
+    shift
+    COMMANDS+=("$(printf '%q ' "$@")")
+}
+
+# What would be run, one command or variable a line.
+print_dry() {
+    local name
+    for name in $(printf '%s\n' "${!GIVEN[@]}" | LC_ALL=C sort); do
+        printf 'export %s=%q\n' "$name" "${GIVEN[$name]}"
+    done
+    printf 'cd %q\n' "$ROOT"
+    printf '%s\n' "$@"
+}
+
+# run LOG WORD...: runs one command in the checkout, its output on the console and in LOG, and ends with its status.
+run() {
+    local log=$1
+    shift
+    if [ "${DRY_RUN:-}" = 1 ]; then
+        print_dry "$(printf '%q ' "$@" | sed 's/ $//')"
+        exit 0
+    fi
+    open_log "$log"
+    cd "$ROOT" || exit 2
+    LAUNCHED=$$-$RANDOM
+    export LAUNCHED
+    # with job control the command isn't deaf to Ctrl-C
+    set -m
+    "$@" >&3 2>&4 3>&- 4>&- &
+    CHILDREN=($!)
+    set +m
+    SIGNALLED=
+    trap '$FORWARD TERM' TERM
+    trap '$FORWARD INT' INT
+    wait_for "${CHILDREN[0]}"
+    # msrun's own status is 1 whatever ended its workers
+    if [ -n "$SIGNALLED" ] && ((STATUS == 1)); then STATUS=$((128 + $(kill -l "$SIGNALLED"))); fi
+    if [ "$FORWARD" = forward_to_workers ]; then finish_workers; fi
+    close_log "$log"
+    exit "$STATUS"
+}
+
+# run_all LOG: runs all of COMMANDS at once, each into its file of LOGS and the first on the console too. As soon as one
+# fails, the others are ended. Ends with the status of the first to fail.
+run_all() {
+    local log=$1 i status
+    local -a words running=()
+    if [ "${DRY_RUN:-}" = 1 ]; then
+        print_dry "${COMMANDS[@]% }"
+        exit 0
+    fi
+    open_log "$log"
+    cd "$ROOT" || exit 2
+    mkdir -p "$(dirname "${LOGS[0]}")" || die "can't write to $(dirname "${LOGS[0]}")"
+    CHILDREN=() SIGNALLED='' STATUS=0
+    set -m
+    for i in "${!COMMANDS[@]}"; do
+        declare -a words="(${COMMANDS[i]})"
+        if ((i == 0)); then
+            "${words[@]}" > >(trap '' TERM INT && exec tee "${LOGS[i]}" >&3) 2>&1 3>&- 4>&- &
+        else
+            "${words[@]}" >"${LOGS[i]}" 2>&1 3>&- 4>&- &
+        fi
+        CHILDREN+=($!)
+    done
+    set +m
+    trap 'forward TERM' TERM
+    trap 'forward INT' INT
+    running=("${!CHILDREN[@]}")
+    while ((${#running[@]})); do
+        sleep 0.2 || true
+        for i in "${running[@]}"; do
+            if kill -0 "${CHILDREN[i]}" 2>/dev/null; then continue; fi
+            wait "${CHILDREN[i]}" && status=0 || status=$?
+            if ((status != 0 && STATUS == 0)); then
+                STATUS=$status
+                echo "error: $(basename "${LOGS[i]}" .log) ended with status $status; the end of ${LOGS[i]}:" >&4
+                tail -n 20 "${LOGS[i]}" >&4
+                end_children
+            fi
+            unset "running[i]"
+        done
+    done
+    close_log "$log"
+    exit "$STATUS"
+}
+
+# The log, on descriptor 3 with the console's output and 4 with its errors. The writers outlive a Ctrl-C.
+open_log() {
+    { mkdir -p "$(dirname "$1")" && true >>"$1"; } 2>/dev/null || die "can't write the log $1"
+    exec 3> >(trap '' TERM INT && exec tee -a "$1")
+    WRITERS=($!)
+    exec 4> >(trap '' TERM INT && exec tee -a "$1" >&2)
+    WRITERS+=($!)
+    echo "log: $1" >&3
+}
+
+close_log() {
+    exec 3>&- 4>&-
+    wait "${WRITERS[@]}" || true
+}
+
+# wait_for PID: sets STATUS. A wait that a signal interrupts isn't the end of the process.
+wait_for() {
+    while true; do
+        wait "$1" && STATUS=0 || STATUS=$?
+        kill -0 "$1" 2>/dev/null || break
+    done
+}
+
+forward() {
+    SIGNALLED=$1
+    kill -s "$1" "${CHILDREN[@]}" 2>/dev/null || true
+}
+
+# Ends what is left of CHILDREN, first kindly.
+end_children() {
+    local i
+    kill -s TERM "${CHILDREN[@]}" 2>/dev/null || true
+    for ((i = 0; i < 100; i++)); do
+        kill -0 "${CHILDREN[@]}" 2>/dev/null || return 0
+        sleep 0.1
+    done
+    kill -s KILL "${CHILDREN[@]}" 2>/dev/null || true
+}
+
+# msrun's processes: it starts each in a session of its own, so they are known by the LAUNCHED in their environment.
+launched() {
+    local folder id pattern=$1
+    for folder in /proc/[0-9]*; do
+        id=${folder#/proc/}
+        if [ "$id" != "$$" ] && grep -qzx "LAUNCHED=$LAUNCHED" "$folder/environ" 2>/dev/null &&
+            tr '\0' ' ' <"$folder/cmdline" 2>/dev/null | grep -q -- "$pattern"; then
+            echo "$id"
+        fi
+    done
+}
+
+# msrun itself would end at once and leave its workers: they get the signal instead, and msrun ends when they have.
+forward_to_workers() {
+    local id
+    SIGNALLED=$1
+    for id in $(launched ' train\.py '); do
+        # not the scheduler, and not a worker's own helpers
+        if grep -qzx MS_ROLE=MS_WORKER "/proc/$id/environ" 2>/dev/null &&
+            [ "$(parent_of "$id")" = "${CHILDREN[0]}" ]; then
+            kill -s "$1" "$id" 2>/dev/null || true
+        fi
+    done
+}
+
+parent_of() {
+    sed -n 's/^PPid:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null
+}
+
+# After msrun: what each rank said last, if it failed, and no process left.
+finish_workers() {
+    local worker id
+    if ((STATUS != 0)) && [ -z "$SIGNALLED" ]; then
+        for worker in "$OUTPUTS"/workers/worker_*.log; do
+            [ -s "$worker" ] || continue
+            echo "--- the end of $worker:" >&4
+            tail -n 15 "$worker" >&4
+        done
+    fi
+    for id in $(launched .); do
+        if [ "$(parent_of "$id")" != "$$" ]; then kill -s KILL "$id" 2>/dev/null || true; fi
+    done
+}

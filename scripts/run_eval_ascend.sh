@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Evaluates a checkpoint on one Ascend.
+# usage: bash scripts/run_eval_ascend.sh [VALIDATION_JSON_FILE] [CHECKPOINT_PATH] [BACKBONE] [COCO_ROOT] [DEVICE_ID] [MINDRECORD_DIR](optional)
+# usage: bash scripts/run_eval_ascend.sh [CONFIG_PATH] [VAL_DATA] [CHECKPOINT_PATH] [PREDICTION_PATH](optional)
+set -euo pipefail
+# shellcheck source=scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+
+evaluate Ascend "$@"

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Predicts one image or a folder of them on one GPU.
+# usage: bash scripts/run_infer_gpu.sh [CONFIG_PATH] [CHECKPOINT_PATH] [PRED_INPUT] [PRED_OUTPUT]
+set -euo pipefail
+# shellcheck source=scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+
+infer GPU "$@"
