@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
-from src.config import add_config_arguments, config_from_arguments
+from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.coco import resolve_split
 from src.device import set_device
 from src.errors import run_command
 from src.evaluation.coco import evaluate, saved_results
 from src.evaluation.inference import Evaluator
+from src.modelarts import local_checkpoint, on_modelarts
 from src.models.build import build_detector
 from src.training.checkpoints import load_detector
 
@@ -24,17 +25,23 @@ def main() -> int:
         "--predictions", type=Path, help="as --results; if it is there and whole, it is evaluated without the network"
     )
     config, arguments = config_from_arguments(parser)
+    with on_modelarts(config) as config:
+        evaluate_checkpoint(config, arguments)
+    return 0
+
+
+def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
+    """Detections of the validation split and their AP, or the AP of saved ones."""
     if arguments.predictions and (results := saved_results(arguments.predictions)) is not None:
         print(f"{arguments.predictions}: {len(results)} saved detections; the network isn't run")
         kinds = ("bbox", "segm") if "mask" in config.detector else ("bbox",)
         split = resolve_split(config.val_dataset, "val", config.val_annotations)
         print(evaluate(split.annotations, results, kinds).text)
-        return 0
+        return
     set_device(config)
     detector = build_detector(config)
-    load_detector(detector, arguments.checkpoint_path)
+    load_detector(detector, local_checkpoint(config, arguments.checkpoint_path))
     Evaluator(config, detector).run(arguments.predictions or arguments.results or config.output_dir / "results.json")
-    return 0
 
 
 if __name__ == "__main__":

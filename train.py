@@ -2,12 +2,13 @@
 
 import argparse
 
-from src.config import add_config_arguments, config_from_arguments
+from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.device import set_device
 from src.errors import run_command
 from src.evaluation.inference import Evaluator
+from src.modelarts import on_modelarts
 from src.models.build import build_detector, build_loss
 from src.training.checkpoints import load_backbone, load_detector
 from src.training.loop import Trainer
@@ -17,6 +18,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train a detector.")
     add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
     config, _ = config_from_arguments(parser)
+    with on_modelarts(config) as config:
+        train(config)
+    return 0
+
+
+def train(config: Config) -> None:
+    """Trains as the config says."""
     set_device(config)
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True))
     detector = build_detector(config)
@@ -31,7 +39,6 @@ def main() -> int:
         f"training {config.detector}: {len(loader)} steps an epoch, {config.epoch_size} epochs -> {config.output_dir}"
     )
     trainer.run()
-    return 0
 
 
 if __name__ == "__main__":

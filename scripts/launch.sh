@@ -202,6 +202,7 @@ config_first_train() {
     check_file CONFIG_PATH "$1"
     check_folder TRAIN_DATA "$2"
     check_folder VAL_DATA "$3"
+    check_brief "$5"
     BRIEF=$5
     choose_config "$1"
     choose_outputs TRAIN_OUT "$4"
@@ -571,7 +572,7 @@ run() {
     # msrun's own status is 1 whatever ended its workers
     if [ -n "$SIGNALLED" ] && ((STATUS == 1)); then STATUS=$((128 + $(kill -l "$SIGNALLED"))); fi
     if [ "$FORWARD" = forward_to_workers ]; then finish_workers; fi
-    close_log "$log"
+    close_log
     exit "$STATUS"
 }
 
@@ -616,7 +617,7 @@ run_all() {
             unset "running[i]"
         done
     done
-    close_log "$log"
+    close_log
     exit "$STATUS"
 }
 
@@ -630,9 +631,15 @@ open_log() {
     echo "log: $1" >&3
 }
 
+# The writers end with the last process that writes; one that was left behind isn't waited for.
 close_log() {
+    local i
     exec 3>&- 4>&-
-    wait "${WRITERS[@]}" || true
+    for ((i = 0; i < 100; i++)); do
+        kill -0 "${WRITERS[@]}" 2>/dev/null || break
+        sleep 0.05
+    done
+    kill -s KILL "${WRITERS[@]}" 2>/dev/null || true
 }
 
 # wait_for PID: sets STATUS. A wait that a signal interrupts isn't the end of the process.

@@ -337,6 +337,16 @@ class Config:
     max_crowd_count: int = key(8, "most crowd regions in an image; the largest are kept", low=1)
     mask_crop_size: int = key(112, "side of a ground-truth mask's box-relative crop", low=7)
 
+    enable_modelarts: bool = key(False, "a job on ModelArts: data and checkpoints come from storage, outputs go there")
+    data_url: str = key("", "ModelArts: address of the data set")
+    train_url: str = key("", "ModelArts: address that the outputs go to")
+    checkpoint_url: str = key("", "ModelArts: address of a checkpoint, or of a folder of them")
+    data_path: str = key("/cache/data", "ModelArts: local folder of the data set")
+    load_path: str = key("/cache/checkpoint_path", "ModelArts: local folder of the checkpoints")
+    output_path: str = key("/cache/train", "ModelArts: local folder of the outputs")
+    need_modelarts_dataset_unzip: bool = key(False, "ModelArts: the data set is a zip file")
+    modelarts_dataset_unzip_name: str = key("", "ModelArts: the zip file's name; empty: there is only one")
+
     img_width: int = key(1280, "canvas width", low=64)
     img_height: int = key(768, "canvas height", low=64)
     keep_ratio: bool = key(True, "resize keeps the image's proportions, and pads")

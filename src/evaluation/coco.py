@@ -24,6 +24,10 @@ class EvaluationError(UserError):
     """Results or annotations that can't be used; the message names the file and the remedy."""
 
 
+class DamagedResultsError(EvaluationError):
+    """A results file that isn't whole JSON."""
+
+
 @dataclass
 class Summary:
     """COCO's twelve numbers of each IoU type ("bbox", "segm"), the AP of each class, and the printed tables."""
@@ -110,7 +114,7 @@ def load_results(path: str | Path) -> list[dict]:
         raise EvaluationError(f"{path}: can't read the results: {e.strerror}") from None
     except ValueError as e:
         at = f" (line {e.lineno} column {e.colno})" if isinstance(e, json.JSONDecodeError) else ""
-        raise EvaluationError(f"{path}: not whole JSON{at}; remove it and evaluate again") from None
+        raise DamagedResultsError(f"{path}: not whole JSON{at}; remove it and evaluate again") from None
     needed = {"image_id", "category_id", "bbox", "score"}
     if not isinstance(results, list):
         raise EvaluationError(f"{path}: not a list of COCO results")
@@ -130,9 +134,8 @@ def saved_results(path: str | Path) -> list[dict] | None:
         return None
     try:
         return load_results(path)
-    except EvaluationError as e:
-        # a results file that was cut short begins as one
-        if not path.is_file() or (path.read_bytes()[:1] or b"[") != b"[" or "not whole JSON" not in str(e):
+    except DamagedResultsError:
+        if path.read_bytes()[:1] not in (b"", b"["):
             raise
         print(f"{path}: not whole; the network runs again and replaces it")
         return None

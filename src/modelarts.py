@@ -1,0 +1,168 @@
+"""Jobs on Huawei Cloud's ModelArts: data and checkpoints from object storage before, outputs to it after.
+
+ModelArts gives a job two addresses, data_url and train_url, and a local disk, /cache. Its images bring the one package
+that reads and writes such addresses, moxing (https://support.huaweicloud.com/intl/en-us/develop-modelarts/
+develop-moxing-0002.html); nothing else here knows of it.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from src.config import Config
+from src.errors import UserError
+
+__all__ = ["ModelArtsError", "local_checkpoint", "on_modelarts"]
+
+FETCHED = ".fetched"  # in a folder that was fetched whole: from where, and what was unpacked
+
+
+class ModelArtsError(UserError):
+    """A transfer that failed; the message names the address and the remedy."""
+
+
+class Storage:
+    """Object storage, by moxing. Raises ModelArtsError where that isn't installed."""
+
+    def __init__(self) -> None:
+        try:
+            import moxing
+        except ImportError:
+            raise ModelArtsError(
+                "enable_modelarts: the moxing package isn't there; run in one of ModelArts' images, or set it to false"
+            ) from None
+        self.files = moxing.file
+
+    def copy(self, source: str, target: str) -> None:
+        """Copies a file (a name that ends in .ckpt) or a folder, to or from storage. Raises ModelArtsError."""
+        try:
+            if source.endswith(".ckpt"):
+                self.files.copy(source, target)
+            else:
+                self.files.copy_parallel(source, target)
+        except Exception as e:  # moxing raises several kinds, some of them its client's own
+            reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+            raise ModelArtsError(f"{source} -> {target}: the transfer failed: {reason[:200]}") from None
+
+
+@contextlib.contextmanager
+def on_modelarts(config: Config) -> Iterator[Config]:
+    """The config to work with. With enable_modelarts: fetches data_url to data_path and checkpoint_url to load_path,
+    unpacks the data set, and yields a config with those local paths; afterwards, also after an error, rank 0 sends
+    output_path to train_url. Without: yields the config as it is.
+
+    Of several processes on a server one fetches, the others wait. Raises ModelArtsError.
+    """
+    if not config.enable_modelarts:
+        yield config
+        return
+    storage = Storage()
+    if config.data_url:
+        fetch(storage, config.data_url, Path(config.data_path), archive_name(config))
+    if config.checkpoint_url:
+        fetch(storage, config.checkpoint_url, Path(config.load_path))
+    try:
+        yield localized(config)
+    finally:
+        if config.train_url and int(os.environ.get("RANK_ID") or 0) == 0:
+            deliver(storage, config)
+
+
+def archive_name(config: Config) -> str | None:
+    """Which zip file of the data is to be unpacked: "" the only one there, None none."""
+    return config.modelarts_dataset_unzip_name if config.need_modelarts_dataset_unzip else None
+
+
+def fetch(storage: Storage, url: str, folder: Path, archive: str | None = None) -> None:
+    """Copies `url` into `folder`, once, and unpacks `archive` there. Raises ModelArtsError."""
+    wanted = f"{url} {archive}"
+    marker = folder / FETCHED
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        raise ModelArtsError(f"{folder}: can't write there: {e.strerror}; set data_path and load_path") from None
+    try:
+        # a process that dies frees the lock
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if marker.is_file() and marker.read_text() == wanted:
+            return
+        print(f"fetching {url} -> {folder}")
+        storage.copy(url, str(folder / url.rpartition("/")[2]) if url.endswith(".ckpt") else str(folder))
+        if archive is not None:
+            unpack(find_archive(folder, archive), folder)
+        marker.write_text(wanted)
+    finally:
+        os.close(handle)
+
+
+def find_archive(folder: Path, name: str) -> Path:
+    """The zip file `name` (with or without .zip) of `folder`, or its only one. Raises ModelArtsError."""
+    if name:
+        path = folder / f"{name.removesuffix('.zip')}.zip"
+        if not path.is_file():
+            raise ModelArtsError(f"{path}: no such file in data_url; check modelarts_dataset_unzip_name")
+        return path
+    found = sorted(folder.glob("*.zip"))
+    if len(found) != 1:
+        raise ModelArtsError(f"{folder}: {len(found)} zip files; name the data set's: modelarts_dataset_unzip_name")
+    return found[0]
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Unpacks a zip file. Raises ModelArtsError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in tqdm(archive.namelist(), unit="file", desc=f"unpacking {path.name}"):
+                archive.extract(name, folder)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as e:
+        raise ModelArtsError(f"{path}: not a whole zip file ({e}); send it to data_url again") from None
+    except OSError as e:
+        raise ModelArtsError(f"{folder}: can't unpack {path.name}: {e.strerror or e}") from None
+
+
+def localized(config: Config) -> Config:
+    """The config with local paths: data in data_path, checkpoints in load_path, outputs in output_path."""
+    data = Path(config.data_path)
+    name = (archive_name(config) or "").removesuffix(".zip")
+    if name and (data / name).is_dir():
+        data = data / name
+    return dataclasses.replace(
+        config,
+        train_dataset=str(data / config.train_dataset),
+        val_dataset=str(data / config.val_dataset),
+        val_annotations=config.val_annotations and str(data / config.val_annotations),
+        pre_trained=str(local_checkpoint(config, config.pre_trained)),
+        backbone=dataclasses.replace(
+            config.backbone, pretrained=str(local_checkpoint(config, config.backbone.pretrained))
+        ),
+        train_outputs=config.output_path,
+    )
+
+
+def local_checkpoint(config: Config, path: str) -> str:
+    """A checkpoint that isn't here under that name is one of those that checkpoint_url brought to load_path."""
+    if not (config.enable_modelarts and path) or Path(path).is_file():
+        return path
+    return str(Path(config.load_path) / path)
+
+
+def deliver(storage: Storage, config: Config) -> None:
+    """Sends output_path to train_url. Raises ModelArtsError, or only tells it where another error is under way."""
+    if not Path(config.output_path).is_dir():
+        return
+    under_way = sys.exc_info()[0] is not None
+    print(f"sending {config.output_path} -> {config.train_url}")
+    try:
+        storage.copy(config.output_path, config.train_url)
+    except ModelArtsError as e:
+        if not under_way:
+            raise
+        print(f"error: {e}", file=sys.stderr)
