@@ -56,6 +56,18 @@ def test_missing_image_folder(coco_folder, refusal):
         resolve_split(coco_folder.root, "train")
 
 
+def test_annotations_from_elsewhere_find_their_images(coco_folder, tmp_path, refusal):
+    """By the file's name, else in the layout's folder."""
+    named = tmp_path / "instances_test.json"
+    assert resolve_split(coco_folder.root, "train", named) == Split(named, coco_folder.images)
+    (coco_folder.root / "test").mkdir()
+    assert resolve_split(coco_folder.root, "train", named) == Split(named, coco_folder.root / "test")
+    (tmp_path / "other/validation/data").mkdir(parents=True)
+    assert resolve_split(tmp_path / "other", "val", named).images == tmp_path / "other/validation/data"
+    with refusal(DataError, tmp_path / "none", named):
+        resolve_split(tmp_path / "none", "val", named)
+
+
 # The JSON
 
 
