@@ -10,7 +10,11 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # the launchers use this interpreter as it is, instead of making a virtual environment
 ENV PYTHON=python3
 
-# what changes seldom comes first
+# what changes seldom comes first; a compiler for the C++ operators
+# hadolint ignore=DL3008
+RUN if command -v apt-get; then \
+        apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY requirements.txt ./
 COPY scripts/common.sh scripts/docker_install.sh scripts/
 RUN bash scripts/docker_install.sh packages

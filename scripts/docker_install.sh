@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The Dockerfile's steps: into PYTHON's environment, which is the image's own. Run elsewhere, into a virtual environment.
 # usage: PYTHON=/path/to/python bash scripts/docker_install.sh packages | operators
-#   packages    the system's packages (as root, with apt-get), and those of requirements.txt that PYTHON lacks
+#   packages    those of requirements.txt that PYTHON lacks
 #   operators   the C++ operators; not where MindSpore is one for Ascend or GPU, which has its own
 set -euo pipefail
 # shellcheck source=scripts/common.sh
@@ -12,22 +12,16 @@ has_mindspore() {
 }
 
 packages() {
-    # the compiler for the C++ operators, and a library that MindSpore loads
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        apt-get update
-        apt-get install --yes --no-install-recommends g++ libgomp1
-        rm -rf /var/lib/apt/lists/*
-    fi
+    local requirements
     # an Ascend image's MindSpore and its numpy stay as they are
     if has_mindspore; then
-        sed '/^mindspore==/d; /^numpy==/d' "$ROOT/requirements.txt" >/tmp/requirements-image.txt
+        requirements=$(sed '/^mindspore==/d; /^numpy==/d' "$ROOT/requirements.txt")
     else
-        cp "$ROOT/requirements.txt" /tmp/requirements-image.txt
+        requirements=$(cat "$ROOT/requirements.txt")
     fi
-    "$VENV_PYTHON" -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements-image.txt
-    rm /tmp/requirements-image.txt
+    "$VENV_PYTHON" -m pip install --no-cache-dir --disable-pip-version-check -r /dev/stdin <<<"$requirements"
     use_headless_opencv_if_needed
-    "$VENV_PYTHON" -c 'import cv2, mindspore, pycocotools'
+    "$VENV_PYTHON" -c 'import cv2, mindspore, pycocotools.mask'
 }
 
 VENV_PYTHON=$(find_python)
