@@ -16,21 +16,21 @@ if [ -t 0 ] && [ -t 1 ]; then command+=(--interactive --tty); else command+=(--i
 
 # Ascend: its devices, what manages them, and the host's driver
 ascend=0
-for device in "${DEVICES:-/dev}"/davinci[0-9]*; do
+for device in "${DEV_ROOT:-/dev}"/davinci[0-9]*; do
     if [ -e "$device" ]; then
         command+=(--device="$device")
         ascend=1
     fi
 done
 if ((ascend)); then
-    for device in davinci_manager devmm_svm hisi_hdc; do command+=(--device="${DEVICES:-/dev}/$device"); done
+    for device in davinci_manager devmm_svm hisi_hdc; do command+=(--device="${DEV_ROOT:-/dev}/$device"); done
     for folder in /usr/local/Ascend/driver /usr/local/Ascend/add-ons /usr/local/dcmi; do
         if [ -e "$folder" ]; then command+=(--volume "$folder:$folder:ro"); fi
     done
     for file in /usr/local/bin/npu-smi /usr/local/sbin/npu-smi /etc/ascend_install.info /etc/hccn.conf; do
         if [ -e "$file" ]; then command+=(--volume "$file:$file:ro"); fi
     done
-elif [ -e "${DEVICES:-/dev}/nvidiactl" ]; then
+elif [ -e "${DEV_ROOT:-/dev}/nvidiactl" ]; then
     command+=(--gpus all)
 fi
 command+=(--volume "$data:$data" --volume "$model:$model" "$1" /bin/bash)

@@ -16,7 +16,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=scripts/processes.sh
 source "$(dirname "${BASH_SOURCE[0]}")/processes.sh"
 SCRIPT=scripts/$(basename "$0")
-FORWARD=forward      # what passes a signal on to what was started
 WEIGHTS_NAME=PRETRAINED_MODEL
 
 # ---------------------------------------------------------------------------------------------------------
@@ -317,10 +316,9 @@ run_msrun() {
     fi
     share_processors "$DEVICE_NUM"
     if ((${#CORES[@]})); then bind=(--bind_core "$(core_map)"); fi
-    FORWARD=forward_to_workers
     # those of an earlier run with more workers would be taken for this one's
     if [ "${DRY_RUN:-}" != 1 ] && ((NODES == 1)); then rm -f "$OUTPUTS"/workers/worker_*.log; fi
-    run "$OUTPUTS/train.log" msrun --worker_num=$((NODES * DEVICE_NUM)) --local_worker_num="$DEVICE_NUM" \
+    run "$OUTPUTS/train.log" "$PYTHON" -m src.training.launch msrun --worker_num=$((NODES * DEVICE_NUM)) --local_worker_num="$DEVICE_NUM" \
         --master_addr="$address" --master_port="$port" --node_rank="$NODE_RANK" --log_dir="$OUTPUTS/workers" \
         --join=True "${bind[@]}" "${TRAIN[@]}"
 }
@@ -339,7 +337,8 @@ run_mpirun() {
     if [ "$(id -u)" = 0 ]; then hosts+=(--allow-run-as-root); fi
     choose_python GPU
     if [ "${DRY_RUN:-}" != 1 ] && ! command -v mpirun >/dev/null; then die "mpirun isn't there; install OpenMPI"; fi
-    run "$OUTPUTS/train.log" mpirun -n $((NODES * DEVICE_NUM)) "${hosts[@]}" "$PYTHON" "${TRAIN[@]}"
+    run "$OUTPUTS/train.log" "$PYTHON" -m src.training.launch mpirun -n $((NODES * DEVICE_NUM)) "${hosts[@]}" \
+        "$PYTHON" "${TRAIN[@]}"
 }
 
 # One process for each device that the rank table gives this server (the NODE_RANK-th).

@@ -96,20 +96,14 @@ run() {
     fi
     open_log "$log"
     cd "$ROOT" || exit 2
-    LAUNCHED=$$-$RANDOM
-    export LAUNCHED
     # with job control the command isn't deaf to Ctrl-C
     set -m
     "$@" >&3 2>&4 3>&- 4>&- &
     CHILDREN=($!)
     set +m
-    SIGNALLED=
-    trap '$FORWARD TERM' TERM
-    trap '$FORWARD INT' INT
+    trap 'forward TERM' TERM HUP
+    trap 'forward INT' INT
     wait_for "${CHILDREN[0]}"
-    # msrun's own status is 1 whatever ended its workers
-    if [ -n "$SIGNALLED" ] && ((STATUS == 1)); then STATUS=$((128 + $(kill -l "$SIGNALLED"))); fi
-    if [ "$FORWARD" = forward_to_workers ]; then finish_workers; fi
     close_log
     exit "$STATUS"
 }
@@ -126,19 +120,19 @@ run_all() {
     open_log "$log"
     cd "$ROOT" || exit 2
     mkdir -p "$(dirname "${LOGS[0]}")" || die "can't write to $(dirname "${LOGS[0]}")"
-    CHILDREN=() SIGNALLED='' STATUS=0
+    CHILDREN=() STATUS=0 STOPPING=
     set -m
     for i in "${!COMMANDS[@]}"; do
         declare -a words="(${COMMANDS[i]})"
         if ((i == 0)); then
-            "${words[@]}" > >(trap '' TERM INT && exec tee "${LOGS[i]}" >&3) 2>&1 3>&- 4>&- &
+            "${words[@]}" > >(trap '' TERM INT HUP && exec tee "${LOGS[i]}" >&3) 2>&1 3>&- 4>&- &
         else
             "${words[@]}" >"${LOGS[i]}" 2>&1 3>&- 4>&- &
         fi
         CHILDREN+=($!)
     done
     set +m
-    trap 'forward TERM' TERM
+    trap 'forward TERM' TERM HUP
     trap 'forward INT' INT
     running=("${!CHILDREN[@]}")
     while ((${#running[@]})); do
@@ -148,8 +142,10 @@ run_all() {
             wait "${CHILDREN[i]}" && status=0 || status=$?
             if ((status != 0 && STATUS == 0)); then
                 STATUS=$status
-                echo "error: $(basename "${LOGS[i]}" .log) ended with status $status; the end of ${LOGS[i]}:" >&4
-                tail -n 20 "${LOGS[i]}" >&4
+                if [ -z "$STOPPING" ]; then
+                    echo "error: $(basename "${LOGS[i]}" .log) ended with status $status; the end of ${LOGS[i]}:" >&4
+                    tail -n 20 "${LOGS[i]}" >&4
+                fi
                 end_children
             fi
             unset "running[i]"
@@ -162,9 +158,9 @@ run_all() {
 # The log, on descriptor 3 with the console's output and 4 with its errors. The writers outlive a Ctrl-C.
 open_log() {
     { mkdir -p "$(dirname "$1")" && true >>"$1"; } 2>/dev/null || die "can't write the log $1"
-    exec 3> >(trap '' TERM INT && exec tee -a "$1")
+    exec 3> >(trap '' TERM INT HUP && exec tee -a "$1")
     WRITERS=($!)
-    exec 4> >(trap '' TERM INT && exec tee -a "$1" >&2)
+    exec 4> >(trap '' TERM INT HUP && exec tee -a "$1" >&2)
     WRITERS+=($!)
     echo "log: $1" >&3
 }
@@ -189,61 +185,17 @@ wait_for() {
 }
 
 forward() {
-    SIGNALLED=$1
+    STOPPING=1
     kill -s "$1" "${CHILDREN[@]}" 2>/dev/null || true
 }
 
-# Ends what is left of CHILDREN, first kindly.
+# Ends what is left of CHILDREN, first kindly: a rank that saves gets a minute, one that waits for a dead one 10 s.
 end_children() {
     local i
     kill -s TERM "${CHILDREN[@]}" 2>/dev/null || true
-    for ((i = 0; i < 100; i++)); do
+    for ((i = 0; i < ${STOPPING:+5}00 + 100; i++)); do
         kill -0 "${CHILDREN[@]}" 2>/dev/null || return 0
         sleep 0.1
     done
     kill -s KILL "${CHILDREN[@]}" 2>/dev/null || true
-}
-
-# msrun's processes: it starts each in a session of its own, so they are known by the LAUNCHED in their environment.
-launched() {
-    local folder id pattern=$1
-    for folder in /proc/[0-9]*; do
-        id=${folder#/proc/}
-        if [ "$id" != "$$" ] && grep -qzx "LAUNCHED=$LAUNCHED" "$folder/environ" 2>/dev/null &&
-            tr '\0' ' ' <"$folder/cmdline" 2>/dev/null | grep -q -- "$pattern"; then
-            echo "$id"
-        fi
-    done
-}
-
-# msrun itself would end at once and leave its workers: they get the signal instead, and msrun ends when they have.
-forward_to_workers() {
-    local id
-    SIGNALLED=$1
-    for id in $(launched ' train\.py '); do
-        # not the scheduler, and not a worker's own helpers
-        if grep -qzx MS_ROLE=MS_WORKER "/proc/$id/environ" 2>/dev/null &&
-            [ "$(parent_of "$id")" = "${CHILDREN[0]}" ]; then
-            kill -s "$1" "$id" 2>/dev/null || true
-        fi
-    done
-}
-
-parent_of() {
-    sed -n 's/^PPid:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null
-}
-
-# After msrun: what each rank said last, if it failed, and no process left.
-finish_workers() {
-    local worker id
-    if ((STATUS != 0)) && [ -z "$SIGNALLED" ]; then
-        for worker in "$OUTPUTS"/workers/worker_*.log; do
-            [ -s "$worker" ] || continue
-            echo "--- the end of $worker:" >&4
-            tail -n 15 "$worker" >&4
-        done
-    fi
-    for id in $(launched .); do
-        if [ "$(parent_of "$id")" != "$$" ]; then kill -s KILL "$id" 2>/dev/null || true; fi
-    done
 }

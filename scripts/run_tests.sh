@@ -13,4 +13,5 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/shellcheck -x scripts/*.sh
+.venv/bin/hadolint Dockerfile
 exec "$VENV_PYTHON" -m pytest -q --durations=10 "$@"

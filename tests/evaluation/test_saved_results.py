@@ -83,5 +83,3 @@ def test_files_that_are_no_predictions_stay_as_they_are(tmp_path, refusal, conte
 def test_a_folder_is_no_predictions(tmp_path, refusal):
     with refusal(EvaluationError, tmp_path):
         saved_results(tmp_path)
-
-

@@ -71,7 +71,9 @@ def test_tables_have_the_documented_format(tmp_path, servers, devices, name):
 
 
 def test_addresses_from_the_servers_own_file(tmp_path):
-    (tmp_path / "hccn.conf").write_text("".join(f"address_{d}={device_ip(0, d)}\nnetmask_{d}=255.0.0.0\n" for d in range(8)))
+    (tmp_path / "hccn.conf").write_text(
+        "".join(f"address_{d}={device_ip(0, d)}\nnetmask_{d}=255.0.0.0\n" for d in range(8))
+    )
     done = run("--server_ip", "10.155.111.140", "--hccn_conf", "hccn.conf", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(Path(done.stdout.strip()).read_text()) == table(1, 8)
@@ -140,7 +142,10 @@ FAULTS = {
     "missing address": (lambda t, d: d[0].pop("device_ip"), ["10.155.111.141, device 0", "no device_ip"]),
     "empty address": (lambda t, d: d[0].update(device_ip=""), ["no device_ip"]),
     "no address": (lambda t, d: d[0].update(device_ip="192.1.0"), ["192.1.0", "isn't an address"]),
-    "address twice": (lambda t, d: d[0].update(device_ip=device_ip(0, 0)), [device_ip(0, 0), "10.155.111.140, device 0"]),
+    "address twice": (
+        lambda t, d: d[0].update(device_ip=device_ip(0, 0)),
+        [device_ip(0, 0), "10.155.111.140, device 0"],
+    ),
     "other version": (lambda t, d: t.update(version="1.2"), ["version", "1.2"]),
     "not completed": (lambda t, d: t.update(status="initializing"), ["status", "initializing"]),
     "device that is text": (lambda t, d: d.__setitem__(0, "0"), ["device[0]"]),
