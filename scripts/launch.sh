@@ -7,7 +7,7 @@
 #   EXTRA_ARGS      further '--KEY VALUE' for train.py or eval.py, quoted as in a shell; they win over the script's own
 #   TRAIN_OUTPUTS   folder of experiments (default: train_outputs in the checkout); config-first training names its own
 #   BRIEF           name of the experiment, a folder in it
-#   DETECTOR        mask_rcnn, faster_rcnn, ...; default: the config's
+#   DETECTOR        mask_rcnn (default), faster_rcnn, cascade_rcnn, cascade_mask_rcnn; config-first: the config's
 # of distributed training, see distribute_train.
 
 HERE=$(pwd)
@@ -78,17 +78,23 @@ check_brief() {
 
 # The one table of backbones: sets CONFIG and MODEL, its overrides.
 choose_backbone() {
-    CONFIG=configs/mask_rcnn_r50_fpn.yaml
+    local detector=${DETECTOR:-mask_rcnn}
+    case $detector in
+        mask_rcnn | faster_rcnn | cascade_rcnn | cascade_mask_rcnn) ;;
+        *) die "DETECTOR: '$detector' is none of mask_rcnn, faster_rcnn, cascade_rcnn, cascade_mask_rcnn" ;;
+    esac
+    CONFIG=configs/${detector}_r50_fpn.yaml
     case $1 in
         resnet_v1_50) MODEL=(--backbone.depth 50 --backbone.stride_in_1x1 true) ;;
         resnet_v1.5_50) MODEL=(--backbone.depth 50 --backbone.stride_in_1x1 false) ;;
         resnet_v1_101) MODEL=(--backbone.depth 101 --backbone.stride_in_1x1 true) ;;
         resnet_v1_152) MODEL=(--backbone.depth 152 --backbone.stride_in_1x1 true) ;;
-        mobilenet_v1) CONFIG=configs/mask_rcnn_mobilenetv1_fpn.yaml MODEL=() ;;
+        mobilenet_v1) MODEL=(--backbone.type mobilenet_v1 --neck.fpn.in_channels '[128, 256, 512, 1024]') ;;
         *) die "BACKBONE: '$1' is none of resnet_v1_50, resnet_v1.5_50, resnet_v1_101, resnet_v1_152, mobilenet_v1" ;;
     esac
-    if [ -n "${DETECTOR:-}" ]; then MODEL+=(--detector "$DETECTOR"); fi
-    : "${BRIEF:=${DETECTOR:-mask_rcnn}_$1}"
+    # its own file says the same
+    if [ "$detector $1" = "mask_rcnn mobilenet_v1" ]; then CONFIG=configs/mask_rcnn_mobilenetv1_fpn.yaml MODEL=(); fi
+    : "${BRIEF:=${detector}_$1}"
     check_brief "$BRIEF"
 }
 

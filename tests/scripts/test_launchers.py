@@ -247,6 +247,25 @@ def test_backbones_give_usable_configs(given, backbone, depth, stride_in_1x1):
     assert config.backbone.pretrained == config.pre_trained == ""
 
 
+@pytest.mark.parametrize("detector", ["mask_rcnn", "faster_rcnn", "cascade_rcnn", "cascade_mask_rcnn"])
+@pytest.mark.parametrize("backbone", ["resnet_v1_101", "mobilenet_v1"])
+def test_detectors_give_usable_configs(given, detector, backbone):
+    _, [command] = dry(
+        "run_eval.sh", given["VALIDATION_JSON_FILE"], given["whole"], DETECTOR=detector, BACKBONE=backbone
+    )
+    wanted = options(command)
+    checkpoint, config = wanted.pop("checkpoint_path"), load_config(ROOT / wanted.pop("config_path"), wanted)
+    assert checkpoint == given["whole"]
+    assert config.detector == detector
+    assert config.brief == f"{detector}_{backbone}"
+    assert config.backbone.type == backbone.partition("_v1")[0] + ("_v1" if backbone == "mobilenet_v1" else "")
+
+
+@pytest.mark.parametrize("wrong", ["rcnn", "yolo", "cascade_faster_rcnn"])
+def test_unknown_detector(given, wrong):
+    refused(launch("run_standalone_train.sh", given["whole"], DETECTOR=wrong), f"DETECTOR: '{wrong}'")
+
+
 def test_pretrained_is_a_backbone_or_a_whole_detector(given):
     for file, key, other in (
         ("PRETRAINED_MODEL", "backbone.pretrained", "pre_trained"),
@@ -288,9 +307,8 @@ def test_extra_arguments_come_last_and_keep_their_quotes(given):
 def test_ascend_defaults_take_the_data_from_the_environment(given):
     _, [command] = dry("run_standalone_train.sh", given["whole"], COCO_ROOT=given["COCO_ROOT"], DETECTOR="faster_rcnn")
     wanted = options(command)
-    assert wanted["config_path"] == "configs/mask_rcnn_r50_fpn.yaml"
+    assert wanted["config_path"] == "configs/faster_rcnn_r50_fpn.yaml"
     assert wanted["train_dataset"] == given["COCO_ROOT"]
-    assert wanted["detector"] == "faster_rcnn"
     _, [command] = dry("run_standalone_train.sh", given["whole"])
     assert "train_dataset" not in options(command)
     refused(launch("run_standalone_train.sh", given["whole"], COCO_ROOT="/nowhere"), "COCO_ROOT", "/nowhere")
