@@ -254,7 +254,8 @@ distribute_train() {
             RANK_TABLE_FILE=$1
         else
             check_number DEVICE_NUM "$1" 1 1024
-            DEVICE_NUM=$1 RANK_TABLE_FILE=
+            DEVICE_NUM=$1
+            unset RANK_TABLE_FILE
         fi
         classic_train "${@:2}"
     fi

@@ -1,7 +1,9 @@
 """Jobs on ModelArts, with a stand-in for the one module that isn't here: folders are its storage."""
 
 import dataclasses
+import os
 import shutil
+import subprocess
 import sys
 import types
 import zipfile
@@ -207,3 +209,46 @@ def test_without_moxing_one_line_says_so(config, refusal, monkeypatch):
     monkeypatch.setitem(sys.modules, "moxing", None)
     with refusal(ModelArtsError, "enable_modelarts", "moxing"), on_modelarts(config):
         pass
+
+
+MODULE = """
+import shutil, types
+
+def copy_parallel(source, target):
+    shutil.copytree(source.replace("obs://", "{root}/"), target.replace("obs://", "{root}/"), dirs_exist_ok=True)
+
+file = types.SimpleNamespace(copy_parallel=copy_parallel)
+"""
+
+
+def test_a_whole_job(tmp_path, shapes_root):
+    """eval.py with the parameters that ModelArts gives: saved predictions, none of them, against data from storage."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/moxing.py").write_text(MODULE.format(root=tmp_path))
+    shutil.copytree(shapes_root, tmp_path / "bucket/shapes")
+    (tmp_path / "none.json").write_text("[]")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/kept.log").write_text("to be sent")
+    keys = {
+        "config_path": "configs/shapes.yaml",
+        "checkpoint_path": "none.ckpt",
+        "predictions": tmp_path / "none.json",
+        "enable_modelarts": True,
+        "data_url": "obs://bucket/shapes",
+        "train_url": "obs://bucket/out",
+        "data_path": tmp_path / "data",
+        "output_path": tmp_path / "train",
+    }
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "eval.py", *(f"--{name}={value}" for name, value in keys.items())],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "modules"), "RANK_ID": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "maxDets=100 ] = 0.000" in done.stdout
+    assert (tmp_path / "bucket/out/kept.log").read_text() == "to be sent"
