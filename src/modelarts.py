@@ -60,7 +60,8 @@ def on_modelarts(config: Config) -> Iterator[Config]:
 
     Of several processes on a server one fetches, the others wait. Raises ModelArtsError.
     """
-    if not config.enable_modelarts:
+    # msrun's scheduler runs the script too, only to wait for the workers
+    if not config.enable_modelarts or os.environ.get("MS_ROLE") == "MS_SCHED":
         yield config
         return
     storage = Storage()

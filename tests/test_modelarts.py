@@ -142,6 +142,14 @@ def test_of_several_processes_one_fetches(storage, config, monkeypatch):
     assert [call[0] for call in storage.calls] == ["obs://bucket/coco", config.output_path]
 
 
+def test_msruns_scheduler_transfers_nothing(storage, config, monkeypatch):
+    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    Path(config.output_path).mkdir(parents=True)
+    with on_modelarts(config):
+        pass
+    assert storage.calls == []
+
+
 def test_an_interrupted_or_another_fetch_is_done_again(storage, config):
     with on_modelarts(config):
         pass
