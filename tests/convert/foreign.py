@@ -53,7 +53,8 @@ def tensor(key: str, array: np.ndarray, shape=None, stride=None, offset=0, numel
     storage = name("torch", STORAGES[array.dtype.str[1:]])
     pid = Raw(op(("storage", storage, key, "cpu", array.size if numel is None else numel)) + b"Q")
     steps = tuple(s // array.itemsize for s in array.strides)
-    shape, stride = shape or array.shape, stride or steps
+    if shape is None:
+        shape, stride = array.shape, steps
     hooks = call(name("collections", "OrderedDict"))
     return call(name("torch._utils", "_rebuild_tensor_v2"), pid, offset, shape, stride, False, hooks)
 
@@ -68,7 +69,7 @@ def write_zip(path: Path, state: dict, wrap=lambda content: content) -> Path:
         z.writestr("archive/data.pkl", dump(wrap(state_opcodes(state))))
         z.writestr("archive/byteorder", "little")
         for i, v in enumerate(state.values()):
-            z.writestr(f"archive/data/{i}", np.ascontiguousarray(v).tobytes())
+            z.writestr(f"archive/data/{i}", v.ravel("K").tobytes())
         z.writestr("archive/version", "3\n")
     return path
 
@@ -86,7 +87,7 @@ def write_legacy(path: Path, state: dict, wrap=lambda content: content) -> Path:
     out.write(dump(wrap(legacy)))
     out.write(dump([str(i) for i in range(len(state))]))
     for v in state.values():
-        out.write(struct.pack("<q", v.size) + np.ascontiguousarray(v).tobytes())
+        out.write(struct.pack("<q", v.size) + v.ravel("K").tobytes())
     path.write_bytes(out.getvalue())
     return path
 

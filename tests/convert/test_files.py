@@ -1,0 +1,454 @@
+"""Files: read as they were written, or refused in one line with nothing run and nothing written."""
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from src.config import load_config
+from src.convert.pickles import ConversionError
+from src.convert.readers import read_state
+from src.convert_checkpoint import run
+from src.errors import UserError
+from src.models.build import build_backbone, build_detector
+from src.training.checkpoints import CheckpointError, load_backbone, load_checkpoint, load_detector, save_checkpoint
+from tests.convert import foreign
+from tests.convert.foreign import Raw, call, dump, name, op, tensor, write_legacy, write_pkl, write_zip
+
+ROOT = Path(__file__).parents[2]
+R = np.random.default_rng(0)
+STATE = {
+    "conv.weight": R.standard_normal((4, 3, 2, 2), np.float32),
+    "conv.bias": R.standard_normal(4),
+    "half": R.standard_normal(5).astype(np.float16),
+    "bn.num_batches_tracked": np.array(7, np.int64),
+    "transposed": R.standard_normal((3, 5), np.float32).T,
+    "none": np.zeros((0, 3), np.float32),
+}
+
+
+def same(arrays, state):
+    assert arrays.keys() == state.keys()
+    for n, v in state.items():
+        np.testing.assert_array_equal(arrays[n], v)
+        assert arrays[n].dtype == v.dtype
+
+
+# What is read
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_pytorch(write, tmp_path):
+    same(read_state(write(tmp_path / "a.pth", STATE)).arrays, STATE)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_nested(write, tmp_path):
+    """As mmdetection saves: other things beside the state dict, which are named."""
+    meta = {"epoch": 12, "time": "now", "CLASSES": ("person", "car"), "seed": None, "lr": 0.1}
+    file = write(tmp_path / "a.pth", STATE, lambda state: {"meta": meta, "state_dict": state, "optimizer": {}})
+    state = read_state(file)
+    same(state.arrays, STATE)
+    assert state.others == ["meta", "optimizer"]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickled_arrays(protocol, tmp_path):
+    """As Detectron2's model zoo: a dict with "model", and numpy's arrays and scalars."""
+    content = {"model": STATE, "__author__": "someone", "scale": np.float32(2), "order": np.asfortranarray(np.eye(3))}
+    same(read_state(write_pkl(tmp_path / "a.pkl", content, protocol)).arrays, STATE)
+
+
+def test_pickled_by_python_2(tmp_path):
+    """Texts and bytes were one: Caffe2's {"blobs": ...}."""
+    array = np.arange(6, dtype="<f4").reshape(2, 3) - 200
+    raw = array.tobytes()
+    text = b"T" + len(raw).to_bytes(4, "little") + raw  # BINSTRING
+    dtype = Raw(call(name("numpy", "dtype"), "f4", 0, 1) + op((3, "<", None, None, None, -1, -1, 0)) + b"b")
+    empty = call(name("numpy.core.multiarray", "_reconstruct"), name("numpy", "ndarray"), (0,), "b")
+    pickled = Raw(empty + b"(" + op(1) + op((2, 3)) + dtype + op(False) + text + b"t" + b"b")
+    file = tmp_path / "a.pkl"
+    file.write_bytes(dump({"blobs": {"conv1_w": pickled}}))
+    np.testing.assert_array_equal(read_state(file).arrays["conv1_w"], array)
+
+
+def test_views_of_one_storage(tmp_path):
+    """Tensors that share a storage, strided, offset, expanded."""
+    whole = np.arange(24, dtype=np.float32)
+    parts = {
+        "columns": tensor("0", whole, (6, 4), (1, 6)),
+        "window": tensor("0", whole, (2, 3), (6, 1), 8),
+        "expanded": tensor("0", whole, (5, 2), (0, 0), 3),
+        "scalar": tensor("0", whole, (), (), 23),
+    }
+    arrays = read_state(write_zip(tmp_path / "a.pth", {"x": whole}, lambda state: parts)).arrays
+    np.testing.assert_array_equal(arrays["columns"], whole.reshape(4, 6).T)
+    np.testing.assert_array_equal(arrays["window"], whole.reshape(4, 6)[1:3, 2:5])
+    np.testing.assert_array_equal(arrays["expanded"], np.full((5, 2), 3))
+    assert arrays["scalar"] == 23
+
+
+def test_bfloat16(tmp_path):
+    """The upper halves of float32, in PyTorch's files and in safetensors."""
+    values = np.array([1.0, -2.5, 3.140625, 2.0**100], np.float32)
+    bits = (values.view(np.uint32) >> 16).astype("<u2")
+    pid = Raw(op(("storage", name("torch", "BFloat16Storage"), "0", "cpu", 4)) + b"Q")
+    content = {"w": call(name("torch._utils", "_rebuild_tensor_v2"), pid, 0, (4,), (1,), False, {})}
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as z:
+        z.writestr("archive/data.pkl", dump(content))
+        z.writestr("archive/data/0", bits.tobytes())
+    np.testing.assert_array_equal(read_state(tmp_path / "a.pth").arrays["w"], values)
+
+    header = b'{"w":{"dtype":"BF16","shape":[4],"data_offsets":[0,8]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bits.tobytes())
+    np.testing.assert_array_equal(load_checkpoint(tmp_path / "a.safetensors")["w"], values)
+
+
+def test_mindspore_without_a_checksum(tmp_path):
+    import mindspore as ms
+
+    ms.save_checkpoint([{"name": "w", "data": ms.Tensor(STATE["conv.weight"])}], str(tmp_path / "a.ckpt"))
+    np.testing.assert_array_equal(read_state(tmp_path / "a.ckpt").arrays["w"], STATE["conv.weight"])
+
+
+# What is refused
+
+MARK = "ran.txt"
+COMMAND = f"echo ran > {MARK}"
+
+
+class Runs:
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+class Plain:
+    """Needs nothing but to be made."""
+
+
+def dumps(value, protocol):
+    # Python 2's names of modules would only hide what is asked for
+    return pickle.dumps(value, protocol, fix_imports=False)
+
+
+MALICIOUS = {
+    "os.system": (lambda p: dumps(Runs(os.system, COMMAND), p), f"{os.system.__module__}.system"),
+    "eval": (lambda p: dumps(Runs(eval, f"open('{MARK}', 'w')"), p), ".eval"),
+    "exec, nested": (lambda p: dumps({"model": {"a": [Runs(exec, "1")]}}, p), ".exec"),
+    "subprocess": (lambda p: dumps(Runs(subprocess.call, ["touch", MARK]), p), "subprocess.call"),
+    "a class": (lambda p: dumps({"model": STATE, "net": Plain()}, p), ""),
+    "a path": (lambda p: dumps({"meta": Path("x"), "state_dict": STATE}, p), "Path"),
+    "objects in an array": (lambda p: dumps({"model": {"a": np.array([{}, None])}}, p), "object"),
+    "getattr": (lambda p: dumps(Runs(getattr, "x", "join"), p), ".getattr"),
+}
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("what", MALICIOUS)
+def test_malicious_pickles(what, protocol, tmp_path, monkeypatch, refusal):
+    monkeypatch.chdir(tmp_path)
+    make, named = MALICIOUS[what]
+    (tmp_path / "a.pth").write_bytes(make(protocol))
+    if what == "a class":  # protocol 0 makes it by a function of its own
+        named = "Plain" if protocol else "copyreg._reconstructor"
+    with refusal(ConversionError, tmp_path / "a.pth", named):
+        read_state(tmp_path / "a.pth")
+    assert os.listdir(tmp_path) == ["a.pth"]
+
+
+OPCODES = {
+    "INST": (b"(S'echo'\nios\nsystem\n.", "os.system"),
+    "OBJ": (b"(cos\nsystem\nS'echo'\no.", "os.system"),
+    "NEWOBJ": (b"\x80\x02cos\nsystem\n)\x81.", "os.system"),
+    "STACK_GLOBAL": (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04echo\x85R.", "os.system"),
+    "an extension": (b"\x80\x02\x82\x01.", "EXT1"),
+    "attributes of a class": (b"\x80\x02ctorch\nSize\n}U\x01aK\x01sb.", "torch.Size"),
+    "a call of a text": (b"\x80\x02U\x06system)R.", "system"),
+    "a text as persistent id": (b"Pother\n.", "persistent id other"),
+    "attributes within": (b"\x80\x02ccollections\nOrderedDict.fromkeys\n.", "OrderedDict.fromkeys"),
+    "numpy's loader": (b"\x80\x02cnumpy\nload\nU\x01a\x85R.", "numpy.load"),
+    "torch's loader": (b"\x80\x02ctorch\nload\nU\x01a\x85R.", "torch.load"),
+    "an encoding": (b"\x80\x02c_codecs\nencode\nU\x01aU\x05rot13\x86R.", "rot13"),
+}
+
+
+@pytest.mark.parametrize("what", OPCODES)
+def test_other_opcodes(what, tmp_path, refusal):
+    data, named = OPCODES[what]
+    (tmp_path / "a.pkl").write_bytes(data)
+    with refusal(ConversionError, tmp_path / "a.pkl", named):
+        read_state(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_malicious_among_tensors(write, tmp_path, monkeypatch, refusal):
+    """In a file that is whole otherwise, where the state dict could have been read."""
+    monkeypatch.chdir(tmp_path)
+    bad = call(name("os", "system"), COMMAND)
+    file = write(tmp_path / "a.pth", STATE, lambda state: {"state_dict": state, "meta": {"hook": [bad]}})
+    with refusal(ConversionError, file, "os.system"):
+        read_state(file)
+    module = Raw(b"(" + op("module") + name("mmengine.logging.history_buffer", "HistoryBuffer") + b"t" + b"Q")
+    file = write(tmp_path / "a.pth", STATE, lambda state: {"state_dict": state, "hub": module})
+    with refusal(ConversionError, file, "mmengine.logging.history_buffer.HistoryBuffer"):
+        read_state(file)
+    other = Raw(op(("module", "x", "y", "cpu", 1)) + b"Q")
+    file = write(tmp_path / "a.pth", STATE, lambda state: {"state_dict": state, "hub": other})
+    with refusal(ConversionError, file, "persistent id", "module"):
+        read_state(file)
+    assert os.listdir(tmp_path) == ["a.pth"]
+
+
+# Sizes that would fill the memory
+
+
+def test_absurd_sizes(tmp_path, refusal):
+    whole = np.zeros(4, np.float32)
+    for wanted in ((2**40, 2**40), (2**31, 4), (5,), (-1,)):
+        strides = (0,) * len(wanted)
+        if wanted == (5,):
+            strides = (1,)
+        file = write_zip(
+            tmp_path / "a.pth", {"x": whole}, lambda s, w=wanted, t=strides: {"w": tensor("0", whole, w, t)}
+        )
+        with refusal(ConversionError, file, "w: damaged"):
+            read_state(file)
+
+
+def test_storage_of_another_size(tmp_path, refusal):
+    whole = np.zeros(4, np.float32)
+    for write in (write_zip, write_legacy):
+        file = write(tmp_path / "a.pth", {"x": whole}, lambda s: {"w": tensor("0", whole, numel=10**15)})
+        with refusal(ConversionError, file):
+            read_state(file)
+
+
+def test_zip_bomb(tmp_path, refusal):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("archive/data.pkl", dump({"w": tensor("0", np.zeros(2**24, np.float32))}))
+        z.writestr("archive/data/0", bytes(2**26))
+    with refusal(ConversionError, tmp_path / "a.pth", "archive/data/0", "67108864 bytes"):
+        read_state(tmp_path / "a.pth")
+
+
+def test_pickle_bombs(tmp_path, refusal):
+    """Small files that are large on paper: lengths, memo places, tuples of tuples as a key."""
+    for data in (
+        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x.",
+        b"\x80\x02Nr\xff\xff\xff\xff\x8b\xff\xff\xff\x7fx.",
+        b"\x80\x02}" + op(()) + b"2\x86" * 60 + b"Ns.",
+    ):
+        (tmp_path / "a.pkl").write_bytes(data)
+        with refusal(ConversionError, tmp_path / "a.pkl"):
+            read_state(tmp_path / "a.pkl")
+
+
+# Damaged files
+
+
+def files(folder: Path) -> list[Path]:
+    save_checkpoint({n: np.ascontiguousarray(v) for n, v in STATE.items() if v.size}, folder / "a.ckpt")
+    save_checkpoint({n: np.ascontiguousarray(v) for n, v in STATE.items()}, folder / "a.safetensors")
+    return [
+        write_zip(folder / "new.pth", STATE),
+        write_legacy(folder / "old.pth", STATE),
+        write_pkl(folder / "a.pkl", {"model": STATE}),
+        folder / "a.safetensors",
+        folder / "a.ckpt",
+    ]
+
+
+def one_line(file):
+    """Reads `file`, or checks that the refusal is one line that names it."""
+    try:
+        return read_state(file)
+    except UserError as e:
+        assert str(file) in str(e) and "\n" not in str(e)
+        return None
+
+
+def test_truncated_anywhere(tmp_path):
+    for file in files(tmp_path):
+        data = file.read_bytes()
+        for size in [*range(0, len(data), max(1, len(data) // 60)), len(data) - 1]:
+            file.write_bytes(data[:size])
+            read = one_line(file)
+            # a .ckpt that ends with a record can't be told from a smaller one, but by the parameters it lacks
+            assert read is None or file.suffix == ".ckpt", (file, size)
+        file.write_bytes(data)
+        assert one_line(file) is not None
+
+
+def test_flipped_anywhere(tmp_path):
+    """Whatever is read then, nothing but a refusal of one line is raised."""
+    for file in files(tmp_path):
+        data = file.read_bytes()
+        for _ in range(150):
+            place, mask = R.integers(len(data)), R.integers(1, 256)
+            spoilt = bytearray(data)
+            spoilt[place] ^= mask
+            file.write_bytes(bytes(spoilt))
+            one_line(file)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".ckpt", ".safetensors", ".txt"])
+@pytest.mark.parametrize("content", [b"", b"just some text\n", b"\x80\x02N.", b"PK\x03\x04 no zip", bytes(100)])
+def test_something_else(content, suffix, tmp_path, refusal):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    with refusal(UserError, tmp_path / f"a{suffix}"):
+        read_state(tmp_path / f"a{suffix}")
+
+
+def test_no_file(tmp_path, refusal):
+    with refusal(ConversionError, tmp_path / "none.pth", "No such file"):
+        read_state(tmp_path / "none.pth")
+    with refusal(ConversionError, tmp_path, "folder"):
+        read_state(tmp_path)
+
+
+def test_other_zip_files(tmp_path, refusal):
+    np.savez(tmp_path / "a.npz", **STATE)
+    with refusal(ConversionError, tmp_path / "a.npz", "data.pkl", "conv.weight.npy"):
+        read_state(tmp_path / "a.npz")
+
+
+def test_no_state_dict(tmp_path, refusal):
+    with refusal(ConversionError, "a.pkl", "epoch"):
+        read_state(write_pkl(tmp_path / "a.pkl", {"epoch": 3, "args": {"lr": 0.1}}))
+    with refusal(ConversionError, "a.pkl", "list"):
+        read_state(write_pkl(tmp_path / "a.pkl", [1, 2]))
+
+
+# The command
+
+
+@pytest.fixture
+def mobile_config(tmp_path):
+    """A config file of a detector on a narrow MobileNetV1."""
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        f"base: {ROOT / 'configs/shapes.yaml'}\nbackbone: {{width_multiplier: 0.25}}\n"
+        "neck: {fpn: {in_channels: [32, 64, 128, 256]}}\n"
+    )
+    return file
+
+
+def convert(source, target, layout="auto", config=None, **overrides):
+    run(source, target, layout, config and str(config), None, overrides)
+
+
+def test_own_checkpoints_both_ways(mobile_config, tmp_path, capsys):
+    detector = build_detector(load_config(mobile_config))
+    save_checkpoint(detector, tmp_path / "a.ckpt")
+    before = load_checkpoint(tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "new/b.safetensors", config=mobile_config)
+    assert "recognised as native: mask_rcnn" in capsys.readouterr().out
+    assert safetensors.numpy.load_file(tmp_path / "new/b.safetensors").keys() == before.keys()
+    convert(tmp_path / "new/b.safetensors", tmp_path / "c.ckpt", config=mobile_config)
+    after = load_checkpoint(tmp_path / "c.ckpt")
+    for n, v in before.items():
+        np.testing.assert_array_equal(after[n], v)
+    for p in detector.get_parameters():
+        p.set_data(p * 0)
+    assert load_detector(detector, tmp_path / "new/b.safetensors") == []
+    assert (detector.backbone.conv1.weight.asnumpy() == before["backbone.conv1.weight"]).all()
+
+
+def test_backbone_for_training(mobile_config, tmp_path, capsys):
+    """A classifier's file to one that backbone.pretrained takes, without a config."""
+    state = foreign.values(foreign.mindcv_mobilenet(0.25))
+    save_checkpoint(state, tmp_path / "source.ckpt")
+    convert(tmp_path / "source.ckpt", tmp_path / "out.ckpt")
+    told = capsys.readouterr().out
+    assert "recognised as mindspore_zoo: the backbone alone, backbone.type mobilenet_v1" in told
+    assert "unused: 2 arrays: classifier.weight, classifier.bias" in told
+    assert "not filled: 0" in told
+    detector = build_detector(load_config(mobile_config))
+    load_backbone(detector, tmp_path / "out.ckpt")
+    np.testing.assert_array_equal(detector.backbone.layer3[1].depthwise.weight.asnumpy(), state["features.9.0.weight"])
+
+
+def test_nothing_is_written_unless_all_fits(mobile_config, tmp_path, capsys, refusal):
+    detector = build_detector(load_config(mobile_config))
+    params = {p.name: p.asnumpy() for p in detector.get_parameters()}
+    target = tmp_path / "out.ckpt"
+    target.write_text("mine")
+    spoilt = {
+        "missing": ({n: v for n, v in params.items() if n != "rpn.cls.bias"}, "not filled: rpn.cls.bias"),
+        "shape": (params | {"rpn.cls.bias": np.zeros(7, np.float32)}, "rpn.cls.bias (7,) for (3,)"),
+        "nan": (params | {"rpn.cls.bias": np.full(3, np.nan, np.float32)}, "NaN or infinite: rpn.cls.bias"),
+    }
+    for values, message in spoilt.values():
+        save_checkpoint(values, tmp_path / "source.ckpt")
+        with refusal(ConversionError, tmp_path / "source.ckpt", message, "nothing is written"):
+            convert(tmp_path / "source.ckpt", target, config=mobile_config)
+        assert target.read_text() == "mine"
+    told = capsys.readouterr().out
+    assert "not filled: 1 parameters: rpn.cls.bias" in told
+    save_checkpoint(params, tmp_path / "source.ckpt")
+    convert(tmp_path / "source.ckpt", target, config=mobile_config)
+    assert load_checkpoint(target).keys() == params.keys()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.ckpt", "small.yaml", "source.ckpt"]
+
+
+def test_refused_targets(tmp_path, refusal):
+    source = write_zip(tmp_path / "a.ckpt", STATE)
+    for target in (tmp_path / "a.pth", tmp_path / "a", tmp_path):
+        with refusal(ConversionError, target, ".safetensors"):
+            convert(source, target)
+    with refusal(ConversionError, source, "--out"):
+        convert(source, source)
+
+
+def test_unknown_model(tmp_path, refusal):
+    source = write_zip(tmp_path / "a.pth", STATE)
+    with refusal(ConversionError, source, "torchvision, detectron2", "conv.weight"):
+        convert(source, tmp_path / "b.ckpt")
+    with refusal(ConversionError, source, "none of its 6 arrays", "conv.weight"):
+        convert(source, tmp_path / "b.ckpt", layout="mmdetection")
+    assert os.listdir(tmp_path) == ["a.pth"]
+
+
+def test_no_config_for_it(tmp_path, refusal):
+    shapes = foreign.torchvision_backbone("backbone.", depth=101) | {"rpn_head.rpn_conv.weight": (8, 8, 3, 3)}
+    shapes |= {"neck.lateral_convs.0.conv.weight": (8, 256, 1, 1), "roi_head.mask_head.0.upsample.bias": (8,)}
+    shapes |= {"roi_head.bbox_head.0.fc_cls.bias": (81,)}
+    shapes = {n: s for n, s in shapes.items() if ".layer3.22" not in n}
+    source = write_pkl(tmp_path / "a.pkl", {n: np.zeros(s, np.float32) for n, s in shapes.items()})
+    with refusal(ConversionError, source, "(3, 4, 22, 3) blocks"):
+        convert(source, tmp_path / "b.ckpt")
+
+
+def test_command_line(tmp_path):
+    """One line, status 2, and nothing else."""
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(Runs(os.system, "echo ran"), 2))
+    command = [sys.executable, "-m", "src.convert_checkpoint", "--ckpt_file", tmp_path / "a.pth"]
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "b.ckpt"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and ".system" in done.stderr
+    assert os.listdir(tmp_path) == ["a.pth"]
+
+
+def test_damaged_safetensors(tmp_path, refusal):
+    (tmp_path / "a.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+    with refusal(CheckpointError, tmp_path / "a.safetensors", "safetensors"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_backbones_have_the_published_sizes():
+    """Parameters of ResNet-50 without its classifier (torchvision: 25,557,032 with 2,049,000 of it)."""
+    backbone = build_backbone(load_config(ROOT / "configs/torchvision_faster_rcnn_r50_fpn.yaml"))
+    weights = sum(p.size for p in backbone.get_parameters() if "moving" not in p.name)
+    assert weights == 25_557_032 - 2_049_000
