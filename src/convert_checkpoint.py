@@ -85,6 +85,8 @@ def run(source: Path, target: Path, layout: str, config_path: str | None, norm_e
         raise ConversionError(f"{target}: --out names a .ckpt or a .safetensors file")
     if target.exists() and source.exists() and target.samefile(source):
         raise ConversionError(f"{target}: --out is the file to convert; name another")
+    if norm_eps is not None and not 0 <= norm_eps < 1:
+        raise ConversionError(f"--norm_eps {norm_eps}: a batch norm's epsilon is from 0 to 1")
     state = read_state(source)
     try:
         found = recognise(state.arrays) if layout == "auto" else layout

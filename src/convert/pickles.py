@@ -17,7 +17,17 @@ import numpy as np
 
 from src.errors import UserError
 
-__all__ = ["ConversionError", "Global", "LazyArray", "LazyTensor", "RefusedError", "STORAGES", "Storage", "load_pickle"]
+__all__ = [
+    "ConversionError",
+    "Global",
+    "LazyArray",
+    "LazyTensor",
+    "RefusedError",
+    "STORAGES",
+    "Storage",
+    "load_pickle",
+    "shown",
+]
 
 # torch.<name>Storage and torch.<name>; bfloat16 is read as its 16 bits
 STORAGES = {
@@ -431,8 +441,8 @@ def load_pickle(stream: BinaryIO, path: Any, persistent: Callable[[tuple], Any] 
         return Machine(persistent).run(stream)
     except RefusedError as e:
         raise ConversionError(
-            f"{path}: refused: its pickle wants {e}; only tensors, arrays and plain containers are read, and nothing"
-            " in it is run. Save the state dict alone"
+            f"{path}: refused: its pickle wants {shown(str(e))}; only tensors, arrays and plain containers are read, and"
+            " nothing in it is run. Save the state dict alone"
         ) from None
     except (ValueError, TypeError, LookupError, struct.error, ArithmeticError, MemoryError, EOFError) as e:
         raise ConversionError(f"{path}: damaged, truncated or not a checkpoint: {reason(e)}") from None
@@ -441,4 +451,9 @@ def load_pickle(stream: BinaryIO, path: Any, persistent: Callable[[tuple], Any] 
 def reason(error: Exception) -> str:
     """The first line of an error, shortened."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:120]
+    return shown(lines[0][:120])
+
+
+def shown(text: str) -> str:
+    """Text from a file, as it may stand in a message: short, without line ends or control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text[:200])

@@ -26,6 +26,7 @@ from src.convert.pickles import (
     load_pickle,
     natural,
     reason,
+    shown,
 )
 from src.training.checkpoints import load_checkpoint
 
@@ -49,6 +50,18 @@ class State:
 def read_state(path: str | Path) -> State:
     """The state dict of a checkpoint file, as it is named there. Raises ConversionError or CheckpointError."""
     path = Path(path)
+    state = read_any(path)
+    state.others = [shown(name) for name in state.others]
+    strange = [name for name in state.arrays if shown(name) != name]
+    if strange:
+        raise ConversionError(f"{path}: refused: an array's name isn't plain text: {shown(strange[0])}")
+    if not state.arrays:
+        raise ConversionError(f"{path}: holds no arrays")
+    return state
+
+
+def read_any(path: Path) -> State:
+    """By what the first bytes and the suffix say the file is."""
     try:
         with open(path, "rb") as f:
             head = f.read(16)
@@ -220,13 +233,13 @@ def state_of(content: Any, path: Path, kind: str) -> State:
         try:
             arrays[str(name)] = value.array()
         except RefusedError as e:
-            raise ConversionError(f"{path}: {name}: refused: {e}") from None
+            raise ConversionError(f"{path}: {shown(str(name))}: refused: {shown(str(e))}") from None
         except (ValueError, TypeError, MemoryError, *ZIP_FAULTS) as e:
-            raise ConversionError(f"{path}: {name}: damaged or truncated: {reason(e)}") from None
+            raise ConversionError(f"{path}: {shown(str(name))}: damaged or truncated: {reason(e)}") from None
     return State(arrays, kind, others)
 
 
 def some(names: Any) -> str:
     """The first of some names, for a message."""
-    names = [str(n)[:60] for n in names]
+    names = [shown(str(n)[:60]) for n in names]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"

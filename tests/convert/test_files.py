@@ -208,6 +208,14 @@ def test_malicious_among_tensors(write, tmp_path, monkeypatch, refusal):
     assert os.listdir(tmp_path) == ["a.pth"]
 
 
+def test_names_that_would_break_the_line(tmp_path, refusal):
+    with refusal(ConversionError, "a.pkl", "plain text"):
+        read_state(write_pkl(tmp_path / "a.pkl", {"conv\nweight": np.zeros(2), "b\x1b[2J": np.zeros(2)}))
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04\x8c\x02os\x8c\x07sys\ntem\x93.")
+    with refusal(ConversionError, "a.pkl", "os.sys?tem"):
+        read_state(tmp_path / "a.pkl")
+
+
 # Sizes that would fill the memory
 
 
@@ -418,7 +426,18 @@ def test_unknown_model(tmp_path, refusal):
     assert os.listdir(tmp_path) == ["a.pth"]
 
 
-def test_no_config_for_it(tmp_path, refusal):
+def test_source_epsilon(tmp_path, refusal):
+    """A detector fine-tuned from torchvision's published one keeps its batch norms without epsilon."""
+    state = foreign.values(foreign.mindcv_mobilenet(0.25))
+    save_checkpoint(state, tmp_path / "source.ckpt")
+    run(tmp_path / "source.ckpt", tmp_path / "out.ckpt", "auto", None, 0.0, {})
+    variance = load_checkpoint(tmp_path / "out.ckpt")["backbone.bn1.moving_variance"]
+    np.testing.assert_allclose(variance + 1e-5, state["features.1.moving_variance"], rtol=1e-6)
+    with refusal(ConversionError, "--norm_eps"):
+        run(tmp_path / "source.ckpt", tmp_path / "out.ckpt", "auto", None, -1.0, {})
+
+
+def test_other_blocks(tmp_path, refusal):
     shapes = foreign.torchvision_backbone("backbone.", depth=101) | {"rpn_head.rpn_conv.weight": (8, 8, 3, 3)}
     shapes |= {"neck.lateral_convs.0.conv.weight": (8, 256, 1, 1), "roi_head.mask_head.0.upsample.bias": (8,)}
     shapes |= {"roi_head.bbox_head.0.fc_cls.bias": (81,)}

@@ -39,10 +39,20 @@ def golden_state(file: str) -> dict:
     )
 
 
-def converted(state, layout, config_file, overrides=None, **options):
+@functools.cache
+def targets_of(config_file: str, small: bool) -> dict:
+    """Shapes of the parameters of a config's detector, with SMALL's widths or its own."""
+    return target_shapes(build_detector(load_config(ROOT / "configs" / config_file, SMALL if small else None)))
+
+
+def converted(state, layout, config_file, overrides=None):
     """The conversion, the config, after checking that all of the target is filled and nothing is of another shape."""
     config = load_config(ROOT / "configs" / config_file, overrides)
-    out = convert(state, layout, config, target_shapes(build_detector(config)), **options)
+    if overrides in (None, SMALL):
+        targets = targets_of(config_file, overrides is not None)
+    else:
+        targets = target_shapes(build_detector(config))
+    out = convert(state, layout, config, targets)
     assert out.unfilled == out.mismatched == out.broken == []
     assert len(out.params) + len(out.unused) >= len(state)
     return out, config
@@ -446,7 +456,7 @@ def test_ambiguous_layout():
 def test_wrong_shapes_say_both():
     state = foreign.values(foreign.maskrcnn_benchmark(classes=21))
     config = load_config(ROOT / "configs/maskrcnn_benchmark_mask_rcnn_r50_fpn.yaml", SMALL)
-    out = convert(state, "maskrcnn_benchmark", config, target_shapes(build_detector(config)))
+    out = convert(state, "maskrcnn_benchmark", config, targets_of("maskrcnn_benchmark_mask_rcnn_r50_fpn.yaml", True))
     assert "bbox_head.cls.weight (21, 16) for (81, 16)" in out.mismatched
     assert len(out.mismatched) == 6
 
