@@ -441,8 +441,8 @@ def load_pickle(stream: BinaryIO, path: Any, persistent: Callable[[tuple], Any] 
         return Machine(persistent).run(stream)
     except RefusedError as e:
         raise ConversionError(
-            f"{path}: refused: its pickle wants {shown(str(e))}; only tensors, arrays and plain containers are read, and"
-            " nothing in it is run. Save the state dict alone"
+            f"{path}: refused: its pickle wants {shown(str(e))}; only tensors, arrays and plain containers are read,"
+            " and nothing in it is run. Save the state dict alone"
         ) from None
     except (ValueError, TypeError, LookupError, struct.error, ArithmeticError, MemoryError, EOFError) as e:
         raise ConversionError(f"{path}: damaged, truncated or not a checkpoint: {reason(e)}") from None
