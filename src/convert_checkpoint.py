@@ -24,7 +24,7 @@ from src.errors import run_command
 from src.models.build import build_backbone, build_detector
 from src.training.checkpoints import save_checkpoint
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -79,7 +79,9 @@ def check(out: Conversion, config_called: str) -> None:
         raise ConversionError(f"doesn't fit {config_called} ({'; '.join(problems)}); nothing is written")
 
 
-def run(source: Path, target: Path, layout: str, config_path: str | None, norm_eps: float | None, overrides: dict):
+def run(
+    source: Path, target: Path, layout: str, config_path: str | None, norm_eps: float | None, overrides: dict
+) -> None:
     """Reads, converts, reports and writes. Raises UserError."""
     if target.suffix not in (".ckpt", ".safetensors") or target.is_dir():
         raise ConversionError(f"{target}: --out names a .ckpt or a .safetensors file")

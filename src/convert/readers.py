@@ -158,7 +158,7 @@ def read_pickled(path: Path) -> State:
             return state_of(first, path, "pickle")
         version, system = load_pickle(f, path), load_pickle(f, path)
         if version != 1001 or not isinstance(system, dict):
-            raise ConversionError(f"{path}: damaged, or of a PyTorch that isn't known (protocol {version!r})")
+            raise ConversionError(f"{path}: damaged, or of a PyTorch that isn't known (protocol {described(version)})")
 
         def persistent(pid: Any) -> Storage:
             storage = storage_of(pid)
