@@ -12,9 +12,10 @@ import pytest
 import safetensors.numpy
 
 from src.config import load_config
+from src.convert.conversion import renamed
 from src.convert.pickles import ConversionError
 from src.convert.readers import read_state
-from src.convert_checkpoint import run
+from src.convert_checkpoint import choose_config, run
 from src.errors import UserError
 from src.models.build import build_backbone, build_detector
 from src.training.checkpoints import CheckpointError, load_backbone, load_checkpoint, load_detector, save_checkpoint
@@ -435,6 +436,16 @@ def test_source_epsilon(tmp_path, refusal):
     np.testing.assert_allclose(variance + 1e-5, state["features.1.moving_variance"], rtol=1e-6)
     with refusal(ConversionError, "--norm_eps"):
         run(tmp_path / "source.ckpt", tmp_path / "out.ckpt", "auto", None, -1.0, {})
+
+
+def test_no_config_for_it(refusal):
+    """A detector that no config describes: which there are, is said."""
+    shapes = foreign.torchvision_of_2019() | foreign.torchvision_backbone("backbone.body.", depth=101)
+    named = renamed({n: np.broadcast_to(np.float32(0), s) for n, s in shapes.items()}, "torchvision")
+    with refusal(
+        ConversionError, "torchvision_mask_rcnn_r101_fpn.yaml", "--config_path", "torchvision_mask_rcnn_r50_fpn"
+    ):
+        choose_config("torchvision", named, None, {})
 
 
 def test_other_blocks(tmp_path, refusal):
