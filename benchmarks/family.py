@@ -33,8 +33,8 @@ BACKBONES = {
     "mobilenet_v1": {"backbone.width_multiplier": 0.25, "neck.fpn.in_channels": [32, 64, 128, 256]},
     "resnet_v1_50": RESNET | {"backbone.depth": 50, "backbone.stride_in_1x1": True},
     "resnet_v1.5_50": RESNET | {"backbone.depth": 50, "backbone.stride_in_1x1": False},
-    "resnet_v1_101": RESNET | {"backbone.depth": 101, "backbone.stride_in_1x1": True},
-    "resnet_v1_152": RESNET | {"backbone.depth": 152, "backbone.stride_in_1x1": True},
+    "resnet_v1_101": RESNET | {"backbone.depth": 101, "backbone.stride_in_1x1": False},
+    "resnet_v1_152": RESNET | {"backbone.depth": 152, "backbone.stride_in_1x1": False},
     "resnext_101_32x4d": RESNEXT | {"backbone.groups": 32, "backbone.base_width": 4},
     "resnext_101_64x4d": RESNEXT | {"backbone.groups": 64, "backbone.base_width": 4},
 }

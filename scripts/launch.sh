@@ -87,8 +87,8 @@ choose_backbone() {
     case $1 in
         resnet_v1_50) MODEL=(--backbone.depth 50 --backbone.stride_in_1x1 true) ;;
         resnet_v1.5_50) MODEL=(--backbone.depth 50 --backbone.stride_in_1x1 false) ;;
-        resnet_v1_101) MODEL=(--backbone.depth 101 --backbone.stride_in_1x1 true) ;;
-        resnet_v1_152) MODEL=(--backbone.depth 152 --backbone.stride_in_1x1 true) ;;
+        resnet_v1_101) MODEL=(--backbone.depth 101 --backbone.stride_in_1x1 false) ;;
+        resnet_v1_152) MODEL=(--backbone.depth 152 --backbone.stride_in_1x1 false) ;;
         mobilenet_v1) MODEL=(--backbone.type mobilenet_v1 --neck.fpn.in_channels '[128, 256, 512, 1024]') ;;
         *) die "BACKBONE: '$1' is none of resnet_v1_50, resnet_v1.5_50, resnet_v1_101, resnet_v1_152, mobilenet_v1" ;;
     esac

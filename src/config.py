@@ -45,12 +45,13 @@ def group(cls: type, doc: str, **defaults: Any) -> Any:
     return field(default_factory=lambda: cls(**defaults), metadata={"doc": doc, "defaults": defaults})
 
 
-# The names that the launchers and older configs give backbones: `backbone: resnet_v1_50`.
+# The names that the launchers and older configs give backbones: `backbone: resnet_v1_50`. Only resnet_v1_50 was ever
+# v1: the model zoo's 101 and 152, and the classifiers that they start from, stride in the 3x3 convolution.
 BACKBONES = {
     "resnet_v1_50": {"type": "resnet", "depth": 50, "stride_in_1x1": True},
     "resnet_v1.5_50": {"type": "resnet", "depth": 50, "stride_in_1x1": False},
-    "resnet_v1_101": {"type": "resnet", "depth": 101, "stride_in_1x1": True},
-    "resnet_v1_152": {"type": "resnet", "depth": 152, "stride_in_1x1": True},
+    "resnet_v1_101": {"type": "resnet", "depth": 101, "stride_in_1x1": False},
+    "resnet_v1_152": {"type": "resnet", "depth": 152, "stride_in_1x1": False},
     "mobilenet_v1": {"type": "mobilenet_v1"},
 }
 BACKBONE_CHANNELS = {"resnet": [256, 512, 1024, 2048], "mobilenet_v1": [128, 256, 512, 1024]}

@@ -51,7 +51,8 @@ def test_backbones_go_by_name(name):
     backbone = config.backbone
     assert backbone.type == ("mobilenet_v1" if name == "mobilenet_v1" else "resnet")
     if backbone.type == "resnet":
-        assert f"v1.5_{backbone.depth}" in name or (backbone.stride_in_1x1 and name.endswith(f"v1_{backbone.depth}"))
+        assert name.endswith(f"_{backbone.depth}")
+        assert backbone.stride_in_1x1 == (name == "resnet_v1_50")
     assert [p.name for p in build_detector(config).get_parameters() if p.name.startswith("neck.lateral_convs.3")]
 
 
