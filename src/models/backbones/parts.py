@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
 from src.ops.conv import Conv2d
 
-__all__ = ["NormMaker", "StagedBackbone", "conv", "conv_norm", "freeze"]
+__all__ = ["ChannelBias", "NormMaker", "StagedBackbone", "conv", "conv_norm", "freeze"]
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> Conv2d:
@@ -29,12 +29,22 @@ def freeze(cell: nn.Cell) -> None:
             c.folded = True
 
 
+class ChannelBias(nn.Cell):
+    """What is left of a batch norm whose scale has gone into its convolution's weights: bias (C,), for conv_norm."""
+
+    def __init__(self, bias: Parameter):
+        super().__init__()
+        self.bias = bias
+
+
 def conv_norm(x: Tensor, conv: Conv2d, norm: nn.BatchNorm2d, folded: bool, relu: bool = False) -> Tensor:
     """norm(conv(x)), then ReLU if `relu`.
 
     `folded`: as one convolution with scaled weights, for a norm that is a constant scale and shift. That saves a pass
     over the map and, in training, keeping the map for the norm's gradient.
     """
+    if isinstance(norm, ChannelBias):
+        return conv.convolve(x, conv.weight, norm.bias, relu)
     if not folded:
         y = norm(conv(x))
         return ops.relu(y) if relu else y

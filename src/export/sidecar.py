@@ -1,0 +1,255 @@
+"""The JSON beside an exported model: all that a consumer needs to feed it and to read its answer.
+
+Written as `<model file>.json`. Everything that isn't in the graph itself (how an image is prepared, what the classes
+are called) and, so that the split form's host code and its Python agree, everything that is.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.config import BoxCoder, Config, Proposals, Roi
+from src.errors import UserError
+
+__all__ = ["ExportError", "check_config", "check_file", "checksum", "describe", "file_entry", "read", "write"]
+
+FORMAT, VERSION = "rcnn-mindspore", 1
+NEEDED = ("form", "file_format", "detector", "files", "canvas", "batch_size", "classes", "mean", "std", "to_rgb")
+# what of a sidecar an evaluation's config must say too
+AGREED = ("detector", "canvas", "keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste")
+AGREED += ("rpn", "roi", "mask_roi", "rcnn")
+KEYS = {
+    "canvas": "img_width, img_height",
+    "mean": "img_mean",
+    "std": "img_std",
+    "classes": "coco_classes",
+    "with_mask": "detector",
+    "mask_paste": "mask_roi, test_cfg.rcnn.mask_thr_binary",
+    "rpn": "rpn, test_cfg.rpn",
+    "rcnn": "bbox_head, test_cfg.rcnn",
+}
+
+
+class ExportError(UserError):
+    """An exported model or its sidecar that can't be written, read or used; the message names file and remedy."""
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal. Raises ExportError."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    except OSError as e:
+        raise ExportError(f"{path}: can't read the model: {e.strerror}") from None
+    return digest.hexdigest()
+
+
+def file_entry(path: str | Path) -> dict[str, Any]:
+    """A file as `files` lists it: name, sha256, bytes. Raises ExportError."""
+    path = Path(path)
+    return {"name": path.name, "sha256": checksum(path), "bytes": path.stat().st_size}
+
+
+def check_file(path: str | Path, entry: dict[str, Any]) -> None:
+    """Raises ExportError unless the file is, byte for byte, the one that `entry` describes."""
+    path = Path(path)
+    if not path.is_file():
+        raise ExportError(f"{path}: no such model")
+    if path.stat().st_size != entry["bytes"]:
+        raise ExportError(f"{path}: {path.stat().st_size} bytes, its sidecar says {entry['bytes']}; export it again")
+    if checksum(path) != entry["sha256"]:
+        raise ExportError(f"{path}: not the model that its sidecar describes (checksum); export it again")
+
+
+def describe(
+    config: Config,
+    form: str,
+    file_format: str,
+    files: dict[str, Any],
+    batch_size: int = 1,
+    reference: dict[str, Any] | None = None,
+    sampling_ratio: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """The sidecar of an export of `config`'s detector.
+
+    form: "whole" or "split".  file_format: "MINDIR", "AIR" or "ONNX".  files: file_entry's by role.  reference: how
+    the file was compared with the detector, and the largest differences.  sampling_ratio: {"roi", "mask_roi"} as
+    exported, where they differ from the config's.
+    """
+    test, sampling = config.test_cfg, sampling_ratio or {}
+    anchors, head = config.rpn.anchor_generator, config.bbox_head
+    with_mask = config.detector != "faster_rcnn"
+    out = {
+        "format": FORMAT,
+        "version": VERSION,
+        "form": form,
+        "file_format": file_format,
+        "mindspore": importlib.metadata.version("mindspore"),
+        "detector": config.detector,
+        "files": files,
+        "canvas": {"width": config.img_width, "height": config.img_height},
+        "batch_size": batch_size,
+        "keep_ratio": config.keep_ratio,
+        "to_rgb": config.to_rgb,
+        "mean": list(config.img_mean),
+        "std": list(config.img_std),
+        "classes": list(config.coco_classes),
+        "with_mask": with_mask,
+        "rpn": {
+            "strides": list(anchors.strides),
+            "scales": list(anchors.scales),
+            "ratios": list(anchors.ratios),
+            "rounded": anchors.rounded,
+            **_coder(config.rpn.bbox_coder),
+            **_proposals(test.rpn),
+        },
+        "roi": _roi(config.roi, sampling.get("roi")),
+        "rcnn": {
+            **_coder(head.bbox_coder),
+            "reg_class_agnostic": head.reg_class_agnostic,
+            "score_thr": test.rcnn.score_thr,
+            **_proposals(test.rcnn),
+        },
+    }
+    if with_mask:
+        layer = config.mask_roi.roi_layer
+        out["mask_roi"] = _roi(config.mask_roi, sampling.get("mask_roi"))
+        out["mask_paste"] = {
+            "convention": "grid" if layer.aligned else "torchvision",
+            "size": 2 * layer.out_size,
+            "threshold": test.rcnn.mask_thr_binary,
+        }
+    if form == "whole":
+        out |= _interface(config, batch_size, with_mask)
+    return out | ({"reference": reference} if reference else {})
+
+
+def _coder(coder: BoxCoder) -> dict[str, Any]:
+    return {
+        "means": list(coder.target_means),
+        "stds": list(coder.target_stds),
+        "max_log": float(abs(np.log(coder.wh_ratio_clip))),
+    }
+
+
+def _proposals(c: Proposals) -> dict[str, Any]:
+    """Of test_cfg.rpn, or test_cfg.rcnn, which has the same four."""
+    return {
+        "nms_pre": c.nms_pre,
+        "max_per_img": c.max_per_img,
+        "iou_threshold": c.iou_threshold,
+        "min_bbox_size": c.min_bbox_size,
+    }
+
+
+def _roi(roi: Roi, sampling_ratio: int | None) -> dict[str, Any]:
+    layer = roi.roi_layer
+    return {
+        "out_size": layer.out_size,
+        "sampling_ratio": layer.sampling_ratio if sampling_ratio is None else sampling_ratio,
+        "aligned": layer.aligned,
+        "strides": list(roi.featmap_strides),
+        "finest_scale": roi.finest_scale,
+    }
+
+
+def _interface(config: Config, batch_size: int, with_mask: bool) -> dict[str, Any]:
+    """Inputs and outputs of the whole graph."""
+    n, d = batch_size, config.test_cfg.rcnn.max_per_img
+
+    def port(name: str, shape: list[int], dtype: str, meaning: str) -> dict[str, Any]:
+        return {"name": name, "shape": shape, "dtype": dtype, "meaning": meaning}
+
+    outputs = [
+        port("boxes", [n, d, 4], "float32", "x1 y1 x2 y2 in pixels of the original image, best score first"),
+        port("scores", [n, d], "float32", "score of each box, 0 where not valid"),
+        port("labels", [n, d], "int32", "index into classes, 0 where not valid"),
+        port("valid", [n, d], "bool", "whether the row is a detection; the others are zero"),
+    ]
+    if with_mask:
+        side = 2 * config.mask_roi.roi_layer.out_size
+        outputs.append(port("masks", [n, d, side, side], "float32", "probabilities over each box, of its class"))
+    return {
+        "inputs": [
+            port(
+                "image",
+                [n, 3, config.img_height, config.img_width],
+                "float32",
+                "resized as 8-bit image (bilinear), (value - mean) / std, top left on the canvas, zero elsewhere",
+            ),
+            port(
+                "image_shape",
+                [n, 4],
+                "float32",
+                "height and width that the resized picture takes of the canvas, height and width of the original image",
+            ),
+        ],
+        "outputs": outputs,
+    }
+
+
+def write(path: str | Path, sidecar: dict[str, Any]) -> None:
+    """Writes the sidecar beside, then renames. Raises ExportError."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".writing")
+    try:
+        beside.write_text(json.dumps(sidecar, indent=1) + "\n")
+        os.replace(beside, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise ExportError(f"{path}: can't write the sidecar: {e.strerror}; free space or name another file") from None
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The sidecar in file `path`. Raises ExportError for one that is missing, damaged, foreign or too old or new."""
+    try:
+        sidecar = json.loads(Path(path).read_bytes())
+    except OSError as e:
+        raise ExportError(f"{path}: can't read the model's sidecar: {e.strerror}; export.py writes both") from None
+    except ValueError:
+        raise ExportError(f"{path}: not whole JSON; export the model again") from None
+    if not isinstance(sidecar, dict) or sidecar.get("format") != FORMAT:
+        raise ExportError(f"{path}: not the sidecar of an exported model")
+    if sidecar.get("version") != VERSION:
+        raise ExportError(
+            f"{path}: version {sidecar.get('version')}, this code reads {VERSION}; export the model again"
+        )
+    missing = [k for k in NEEDED if k not in sidecar]
+    if missing:
+        raise ExportError(f"{path}: has no {missing[0]!r}; export the model again")
+    return sidecar
+
+
+def check_config(path: str | Path, sidecar: dict[str, Any], config: Config) -> None:
+    """Raises ExportError unless `config` describes the detector that was exported; `path` is the sidecar's."""
+    sampling = {k: sidecar[k]["sampling_ratio"] for k in ("roi", "mask_roi") if k in sidecar}
+    wanted = describe(config, sidecar["form"], sidecar["file_format"], {}, sampling_ratio=sampling)
+    for name in AGREED:
+        if not _equal(sidecar.get(name), wanted.get(name)):
+            raise ExportError(
+                f"{path}: exported with {_difference(name, sidecar.get(name), wanted.get(name))} in the config;"
+                f" give the config that it was exported with, or set {KEYS.get(name, name)}"
+            )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return json.dumps(a, sort_keys=True) == json.dumps(json.loads(json.dumps(b)), sort_keys=True)
+
+
+def _difference(name: str, ours: Any, wanted: Any) -> str:
+    """`name` and the first of its parts that differ, as text."""
+    if isinstance(ours, dict) and isinstance(wanted, dict):
+        part = next(k for k in [*ours, *wanted] if not _equal(ours.get(k), wanted.get(k)))
+        return f"{name}.{part} {ours.get(part)}, not {wanted.get(part)} as"
+    if isinstance(ours, list) and isinstance(wanted, list) and len(ours) != len(wanted):
+        return f"{len(ours)} {name}, not {len(wanted)} as"
+    return f"{name} {ours}, not {wanted} as"
