@@ -8,7 +8,7 @@ from mindspore import Tensor, nn, ops
 
 from src.ops.library import custom_operator_path
 
-__all__ = ["BatchedNMS"]
+__all__ = ["BatchedNMS", "float32_below"]
 
 
 class BatchedNMS(nn.Cell):
@@ -47,7 +47,7 @@ class BatchedNMS(nn.Cell):
         if library is not None:
             # The threshold, as often as there are output rows: shape inference must depend on input shapes alone,
             # since MindSpore caches it across operators of one name.
-            self.thresholds = Tensor(np.full((max_output,), _float32_below(iou_threshold), np.float32))
+            self.thresholds = Tensor(np.full((max_output,), float32_below(iou_threshold), np.float32))
             self.suppress = ops.Custom(f"{library}:BatchedNMS", _output_shapes, _output_dtypes, func_type="aot")
         else:
             self.suppress = _BuiltinNMS(iou_threshold, max_output)
@@ -61,7 +61,7 @@ class BatchedNMS(nn.Cell):
         return ops.stop_gradient(indices), ops.stop_gradient(kept)
 
 
-def _float32_below(value: float) -> float:
+def float32_below(value: float) -> float:
     """The largest float32 that is not above ``value``: a float32 IoU exceeds either or neither of the two."""
     rounded = np.float32(value)
     if float(rounded) > value:
@@ -84,7 +84,7 @@ class _BuiltinNMS(nn.Cell):
     def __init__(self, iou_threshold: float, max_output: int) -> None:
         super().__init__()
         self.max_output = max_output
-        self.nms = ops.NMSWithMask(_float32_below(iou_threshold))
+        self.nms = ops.NMSWithMask(float32_below(iou_threshold))
         self.top_k = ops.TopK(sorted=True)
 
     def construct(self, boxes, scores, groups, valid):

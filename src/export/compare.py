@@ -1,0 +1,78 @@
+"""What an export is compared with: a reference input, and pairs of detections."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from src.config import Config
+
+__all__ = ["BOX", "MATCHED", "SCORE", "SEED", "Agreement", "compare_detections", "reference_input"]
+
+SEED = 0
+BOX, SCORE = 0.5, 1e-3  # pixels of the original; probability
+MATCHED = 0.99  # a pair of boxes at a threshold may fall either way in float32
+
+
+@dataclass
+class Agreement:
+    """Of two lists of detections: how many match, of how many of the longer list, and the largest differences."""
+
+    matched: int
+    total: int
+    max_box_error: float
+    max_score_error: float
+    max_mask_error: float
+
+    @property
+    def passed(self) -> bool:
+        return self.matched >= MATCHED * self.total
+
+    def __str__(self) -> str:
+        text = f"{self.matched} of {self.total} detections within {BOX} px and {SCORE} in score"
+        if not self.matched:
+            return text
+        text += f", largest differences {self.max_box_error:.2g} px, {self.max_score_error:.2g} in score"
+        return text + (f", {self.max_mask_error:.2g} in mask" if self.max_mask_error == self.max_mask_error else "")
+
+
+def reference_input(config: Config, batch_size: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
+    """A batch as the exported graph takes it: image (N, 3, H, W) smooth noise of unit scale, zero outside the picture,
+    and image_shape (N, 4), where each picture takes another part of the canvas and was resized by other factors.
+    """
+    random = np.random.Generator(np.random.PCG64(seed))
+    h, w = config.img_height, config.img_width
+    image = np.zeros((batch_size, 3, h, w), np.float32)
+    shape = np.zeros((batch_size, 4), np.float32)
+    for i in range(batch_size):
+        coarse = random.normal(0.0, 1.0, (3, -(-h // 16), -(-w // 16)))
+        noise = coarse.repeat(16, 1).repeat(16, 2)[:, :h, :w] + random.normal(0.0, 0.3, (3, h, w))
+        rows, columns = (h, w - 16 * (i + 1)) if i % 2 == 0 else (h - 16 * i, w)
+        image[i, :, :rows, :columns] = noise[:, :rows, :columns]
+        shape[i] = rows, columns, round(rows * (1.5 + 0.25 * i)), round(columns * (1.5 + 0.25 * i))
+    return image, shape
+
+
+def compare_detections(ours: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> Agreement:
+    """Detections (boxes (N, D, 4), scores, labels, valid (N, D), masks (N, D, M, M) if there are any) of two programs.
+
+    One to one, nearest boxes first, within BOX and SCORE and of one label. The differences are those of matched pairs.
+    """
+    matched = total = 0
+    worst = np.zeros(3)
+    for i in range(len(ours[0])):
+        a, b = ([x[i][np.asarray(side[3][i], bool)] for x in side] for side in (ours, wanted))
+        total += max(len(a[0]), len(b[0]))
+        distance = np.abs(a[0][:, None].astype(np.float64) - b[0][None]).max(-1, initial=0)
+        allowed = (distance <= BOX) & (a[2][:, None] == b[2][None]) & (np.abs(a[1][:, None] - b[1][None]) <= SCORE)
+        rows, columns = np.nonzero(allowed)
+        free_a, free_b = set(range(len(a[0]))), set(range(len(b[0])))
+        for k in np.argsort(distance[rows, columns], kind="stable"):
+            r, c = int(rows[k]), int(columns[k])
+            if r in free_a and c in free_b:
+                free_a.remove(r)
+                free_b.remove(c)
+                matched += 1
+                mask = np.abs(a[4][r] - b[4][c]).max() if len(a) > 4 else np.nan
+                worst = np.maximum(worst, [distance[r, c], abs(float(a[1][r]) - float(b[1][c])), mask])
+    return Agreement(matched, total, *(float(v) for v in worst))

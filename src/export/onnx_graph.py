@@ -1,0 +1,362 @@
+"""The detector as an ONNX graph, of standard operators alone (opset 16).
+
+The graph is put together here, operator by operator, from the detector's parameters, and not by MindSpore's exporter:
+that one has no NonMaxSuppression but a fixed-size one of its own, reads transposed convolutions and small RoIs wrongly,
+and knows opset 11, whose RoiAlign isn't aligned. ONNX's own operators say exactly what the detector does: suppression
+class by class and level by level without moving boxes apart, RoiAlign aligned or not, with any sampling ratio. The
+numbers of RoIs at each level, and of detections whose masks are wanted, are free, so nothing is computed for padding.
+
+Opset 16 is the first with an aligned RoiAlign. Where RoIs are chosen, the first row of all always is, wanted or not: an
+image without a single detection gives no empty tensors to operators that might not bear them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from mindspore import nn
+from onnx import TensorProto, helper, numpy_helper
+
+from src.config import Config, Roi
+from src.export.sidecar import describe
+from src.models.backbones.mobilenet_v1 import MobileNetV1, SeparableBlock
+from src.models.backbones.parts import ChannelBias, StagedBackbone
+from src.models.backbones.resnet import Bottleneck
+from src.models.bbox_head import BBoxHead
+from src.models.box_coder import BoxCoder
+from src.models.fpn import FPN
+from src.models.mask_head import MaskHead
+from src.models.rpn import RPNHead
+from src.models.two_stage import TwoStageDetector
+from src.ops.nms import float32_below
+
+__all__ = ["OPSET", "onnx_model"]
+
+OPSET, IR_VERSION = 16, 8
+UNUSABLE = -1.0  # the score of a box that takes no part; scores are probabilities
+TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
+
+
+class Graph:
+    """Operators and constants; values are known by their names."""
+
+    def __init__(self):
+        self.nodes, self.constants, self.known = [], {}, {}
+
+    def constant(self, value: np.ndarray | Sequence | float | int, name: str = "") -> str:
+        """A constant's name. Python's numbers are float32 or int64; equal constants without a name are one."""
+        array = np.asarray(value)
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        name = name or self.known.setdefault((str(array.dtype), array.shape, array.tobytes()), f"c{len(self.known)}")
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def op(self, kind: str, *inputs: str | np.ndarray | Sequence | float | int, outputs: int = 1, **attributes):
+        """Adds an operator; an input that isn't a name is a constant. Returns the name of its output, or a list."""
+        names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
+        number = len(self.nodes)
+        out = [f"{kind}_{number}" + (f"_{i}" if i else "") for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, names, out, name=f"{kind}_{number}", **attributes))
+        return out[0] if outputs == 1 else out
+
+    def columns(self, x: str, which: Sequence[int]) -> str:
+        """Columns `which` of the last axis."""
+        return self.op("Gather", x, list(which), axis=-1)
+
+    def reshape(self, x: str, *shape: int) -> str:
+        return self.op("Reshape", x, list(shape))
+
+    def rows(self, x: str, index: str) -> str:
+        """x (N, M, ...) and index (N, K) int64 -> (N, K, ...): each image's own rows."""
+        return self.op("GatherND", x, self.op("Unsqueeze", index, [-1]), batch_dims=1)
+
+    def zeros(self, *shape: int) -> str:
+        return self.op("ConstantOfShape", list(shape), value=helper.make_tensor("value", TensorProto.FLOAT, [1], [0]))
+
+    def put(self, shape: Sequence[int], index: str, rows: str) -> str:
+        """Zeros of `shape`, but `rows` at places `index` (R,) of the first axis."""
+        return self.op("ScatterND", self.zeros(*shape), self.op("Unsqueeze", index, [-1]), rows)
+
+
+def onnx_model(config: Config, detector: TwoStageDetector, batch_size: int = 1) -> onnx.ModelProto:
+    """The model of `detector`, whose batch norms have been folded; inputs and outputs are those of the sidecar."""
+    g = DetectorGraph(config, detector, batch_size)
+    made = g.build("image", "image_shape")
+    ports = describe(config, "whole", "ONNX", {}, batch_size)
+    for port, name in zip(ports["outputs"], made, strict=True):
+        g.nodes.append(helper.make_node("Identity", [name], [port["name"]], name=port["name"]))
+    graph = helper.make_graph(g.nodes, config.detector, *(values(ports[k]) for k in ("inputs", "outputs")))
+    graph.initializer.extend(g.constants.values())
+    opsets = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rcnn-mindspore")
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def values(ports: list[dict]) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info(p["name"], TYPES[p["dtype"]], p["shape"]) for p in ports]
+
+
+class DetectorGraph(Graph):
+    """The detector's parts, each written as its cell's `construct`; N images, everything batched."""
+
+    def __init__(self, config: Config, detector: TwoStageDetector, batch_size: int):
+        super().__init__()
+        self.config, self.detector, self.n = config, detector, batch_size
+
+    def build(self, image: str, image_shape: str) -> list[str]:
+        """The names of the outputs."""
+        d, test = self.detector, self.config.test_cfg
+        # (height, width, original height, original width) of a picture to the limits of x1 y1 x2 y2
+        limit = self.op("Unsqueeze", self.columns(image_shape, [1, 0, 1, 0]), [1])
+        original = self.op("Unsqueeze", self.columns(image_shape, [3, 2, 3, 2]), [1])
+        maps = self.fpn(d.neck, self.backbone(d.backbone, image))
+        proposals, _, valid, _ = self.suppress(*self.rpn(d.rpn, maps, limit), sum(d.proposals.taken), test.rpn)
+        logits, deltas = self.box_head(d.bbox_head, maps, proposals, valid)
+        boxes, scores, labels, valid = self.detections(self.probabilities(logits, valid), deltas, proposals, limit)
+        outputs = [self.op("Div", boxes, self.op("Div", limit, original)), scores, labels, valid]
+        if d.with_mask:
+            outputs.append(self.masks(maps, boxes, labels, valid))
+        return outputs
+
+    # ---- convolutions
+
+    def weight(self, parameter) -> str:
+        return self.constant(parameter.asnumpy(), parameter.name)
+
+    def conv(self, x: str, cell: nn.Conv2d, bias: ChannelBias | None = None, relu: bool = False) -> str:
+        """The convolution, and the bias that its batch norm has left or its own."""
+        pad = list(cell.padding) if isinstance(cell.padding, tuple) else [cell.padding] * 4
+        if cell.pad_mode != "pad":
+            if cell.pad_mode == "same" and (max(cell.kernel_size) > 1 or max(cell.stride) > 1):
+                raise ValueError("a convolution of pad_mode 'same' that pads")
+            pad = [0] * 4
+        kind, transposed = "Conv", isinstance(cell, nn.Conv2dTranspose)
+        if transposed:
+            kind = "ConvTranspose"
+        inputs = [x, self.weight(cell.weight)]
+        if bias is not None or cell.has_bias:
+            inputs.append(self.weight(cell.bias if bias is None else bias.bias))
+        y = self.op(
+            kind,
+            *inputs,
+            kernel_shape=list(cell.kernel_size),
+            strides=list(cell.stride),
+            pads=[pad[0], pad[2], pad[1], pad[3]],  # MindSpore: top, bottom, left, right
+            dilations=list(cell.dilation),
+            group=cell.group,
+        )
+        return self.op("Relu", y) if relu else y
+
+    def backbone(self, net: StagedBackbone, x: str) -> list[str]:
+        x = self.conv(x, net.conv1, net.bn1, relu=True)
+        if not isinstance(net, MobileNetV1):
+            x = self.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+        outputs = []
+        for stage in net.stages:
+            for block in stage:
+                x = self.separable(block, x) if isinstance(block, SeparableBlock) else self.bottleneck(block, x)
+            outputs.append(x)
+        return [outputs[i] for i in net.out_indices]
+
+    def separable(self, block: SeparableBlock, x: str) -> str:
+        x = self.conv(x, block.depthwise, block.bn1, relu=True)
+        return self.conv(x, block.pointwise, block.bn2, relu=True)
+
+    def bottleneck(self, block: Bottleneck, x: str) -> str:
+        y = self.conv(x, block.conv1, block.bn1, relu=True)
+        y = self.conv(y, block.conv2, block.bn2, relu=True)
+        y = self.conv(y, block.conv3, block.bn3)
+        if block.has_projection:
+            x = self.conv(x, block.downsample[0], block.downsample[1])
+        return self.op("Relu", self.op("Add", y, x))
+
+    def fpn(self, neck: FPN, inputs: list[str]) -> list[str]:
+        x = self.conv(inputs[-1], neck.lateral_convs[-1])
+        outputs = [self.conv(x, neck.fpn_convs[-1])]
+        twice = np.array([1, 1, 2, 2], np.float32)
+        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        for i in range(len(inputs) - 2, -1, -1):
+            x = self.op("Add", self.conv(inputs[i], neck.lateral_convs[i]), self.op("Resize", x, "", twice, **how))
+            outputs.insert(0, self.conv(x, neck.fpn_convs[i]))
+        for _ in range(neck.extra):
+            outputs.append(self.op("MaxPool", outputs[-1], kernel_shape=[1, 1], strides=[2, 2]))
+        return outputs
+
+    # ---- boxes
+
+    def decode(self, coder: BoxCoder, deltas: str, references: str, limit: str) -> str:
+        """Boxes (N, K, 4), clipped to their pictures."""
+        d = self.op("Add", self.op("Mul", deltas, coder.stds.asnumpy()), coder.means.asnumpy())
+        low, high = self.columns(references, [0, 1]), self.columns(references, [2, 3])
+        size = self.op("Sub", high, low)
+        centre = self.op("Add", low, self.op("Mul", size, 0.5))
+        centre = self.op("Add", self.op("Mul", self.columns(d, [0, 1]), size), centre)
+        half = self.op("Mul", self.op("Exp", self.op("Min", self.columns(d, [2, 3]), coder.max_log)), size)
+        half = self.op("Mul", half, 0.5)
+        boxes = self.op("Concat", self.op("Sub", centre, half), self.op("Add", centre, half), axis=-1)
+        return self.op("Max", self.op("Min", boxes, limit), 0.0)
+
+    def large_enough(self, boxes: str, least: float) -> str:
+        """(N, K) bool: neither side is less than `least`."""
+        size = self.op("Sub", self.columns(boxes, [2, 3]), self.columns(boxes, [0, 1]))
+        return self.op("GreaterOrEqual", self.op("ReduceMin", size, axes=[-1], keepdims=0), float(least))
+
+    def rpn(self, head: RPNHead, maps: list[str], limit: str) -> tuple[str, str, str]:
+        """Decoded boxes (N, T, 4) of all levels, their scores (N, T), and which level each is of, (1, L, T) bool."""
+        c, d = self.config, self.detector
+        anchors = d.anchors.asnumpy()
+        logits, deltas, references, levels = [], [], [], []
+        for i, (x, stride) in enumerate(zip(maps, c.rpn.anchor_generator.strides, strict=True)):
+            h, w, a = c.img_height // stride, c.img_width // stride, head.cls.out_channels
+            y = self.conv(x, head.conv, relu=True)
+            logit = self.op("Transpose", self.conv(y, head.cls), perm=[0, 2, 3, 1])
+            logit = self.op("Where", self.inside(h, w, stride, limit), logit, -1e30)
+            best, index = self.op("TopK", self.reshape(logit, self.n, h * w * a), [d.proposals.taken[i]], outputs=2)
+            delta = self.op("Transpose", self.conv(y, head.reg), perm=[0, 2, 3, 1])
+            logits.append(best)
+            deltas.append(self.rows(self.reshape(delta, self.n, h * w * a, 4), index))
+            own = anchors[d.proposals.starts[i] : d.proposals.starts[i] + h * w * a]
+            references.append(self.op("Gather", self.constant(own, f"anchors_{i}"), index, axis=0))
+            levels += [i] * d.proposals.taken[i]
+        logit = self.op("Concat", *logits, axis=1)
+        deltas, references = self.op("Concat", *deltas, axis=1), self.op("Concat", *references, axis=1)
+        boxes = self.decode(d.proposals.coder, deltas, references, limit)
+        usable = self.op(
+            "And", self.large_enough(boxes, c.test_cfg.rpn.min_bbox_size), self.op("Greater", logit, -1e29)
+        )
+        scores = self.op("Where", usable, self.op("Sigmoid", logit), UNUSABLE)
+        return boxes, scores, self.constant(np.array(levels)[None, None] == np.arange(len(maps))[None, :, None])
+
+    def inside(self, h: int, w: int, stride: int, limit: str) -> str:
+        """(N, h, w, 1) bool: the cell begins inside the picture."""
+        x = (np.arange(w, dtype=np.float32) * stride).reshape(1, 1, w, 1)
+        y = (np.arange(h, dtype=np.float32) * stride).reshape(1, h, 1, 1)
+        right = self.op("Less", x, self.reshape(self.columns(limit, [0]), self.n, 1, 1, 1))
+        return self.op("And", self.op("Less", y, self.reshape(self.columns(limit, [1]), self.n, 1, 1, 1)), right)
+
+    def suppress(self, boxes: str, scores: str, members: str, total: int, c) -> tuple[str, str, str, str]:
+        """The best of `total` = T boxes that non-maximum suppression leaves, group by group.
+
+        boxes (N, T, 4); scores (N, T), UNUSABLE where a box takes no part; members (N or 1, groups, T) bool; c:
+        test_cfg.rpn or test_cfg.rcnn. Returns, D = max_per_img, boxes (N, D, 4) and scores (N, D), zero where not
+        valid, valid (N, D), and their index (N, D) into T.
+        """
+        most = c.max_per_img
+        grouped = self.op("Where", members, self.op("Unsqueeze", scores, [1]), UNUSABLE)
+        threshold = np.full(1, float32_below(c.iou_threshold), np.float32)
+        picked = self.op("NonMaxSuppression", boxes, grouped, [most], threshold, [UNUSABLE / 2])
+        picked = self.columns(picked, [0, 2])  # image and box; a box has but one group
+        left = self.op("ConstantOfShape", [self.n, total], value=helper.make_tensor("value", 1, [1], [UNUSABLE]))
+        left = self.op("ScatterND", left, picked, self.op("GatherND", scores, picked))
+        score, index = self.op("TopK", left, [min(most, total)], outputs=2)
+        if most > total:
+            score = self.op("Pad", score, [0, 0, 0, most - total], UNUSABLE)
+            index = self.op("Pad", index, [0, 0, 0, most - total], 0)
+        valid = self.op("Greater", score, UNUSABLE / 2)
+        boxes = self.op("Where", self.op("Unsqueeze", valid, [-1]), self.rows(boxes, index), 0.0)
+        return boxes, self.op("Where", valid, score, 0.0), valid, index
+
+    # ---- second stage
+
+    def roi_features(self, maps: list[str], boxes: str, valid: str, count: int, c: Roi) -> tuple[str, str]:
+        """Features (R, C, S, S) of the valid ones of `count` boxes an image, and their places (R,) among all N * count.
+
+        Level by level, as RoIAlign gives them; the first box is always among them.
+        """
+        total = self.n * count
+        boxes = self.reshape(boxes, total, 4)
+        wanted = self.op("Or", self.reshape(valid, total), np.arange(total) == 0)
+        image = self.constant(np.repeat(np.arange(self.n), count))
+        size = self.op("Sub", self.columns(boxes, [2, 3]), self.columns(boxes, [0, 1]))
+        side = self.op("Div", self.op("Sqrt", self.op("ReduceProd", size, axes=[-1], keepdims=0)), c.finest_scale)
+        # level k begins where floor(log2(side) + 1e-6) does: at side 2^(k - 1e-6)
+        above = [self.op("GreaterOrEqual", side, 2.0 ** (k - 1e-6)) for k in range(1, len(c.featmap_strides))]
+        features, places = [], []
+        for k, stride in enumerate(c.featmap_strides):
+            own = wanted
+            if k > 0:
+                own = self.op("And", own, above[k - 1])
+            if k < len(above):
+                own = self.op("And", own, self.op("Not", above[k]))
+            place = self.reshape(self.op("NonZero", own), -1)
+            places.append(place)
+            features.append(
+                self.op(
+                    "RoiAlign",
+                    maps[k],
+                    self.op("Gather", boxes, place),
+                    self.op("Gather", image, place),
+                    output_height=c.roi_layer.out_size,
+                    output_width=c.roi_layer.out_size,
+                    sampling_ratio=c.roi_layer.sampling_ratio,
+                    spatial_scale=1.0 / stride,
+                    coordinate_transformation_mode="half_pixel" if c.roi_layer.aligned else "output_half_pixel",
+                )
+            )
+        return self.op("Concat", *features, axis=0), self.op("Concat", *places, axis=0)
+
+    def dense(self, x: str, cell: nn.Dense, relu: bool = False) -> str:
+        y = self.op("Gemm", x, self.weight(cell.weight), self.weight(cell.bias), transB=1)
+        return self.op("Relu", y) if relu else y
+
+    def box_head(self, head: BBoxHead, maps: list[str], proposals: str, valid: str) -> tuple[str, str]:
+        """Logits (N, P, classes) and deltas (N, P, 4 * classes or 4) of P proposals an image; zero where not valid."""
+        count = self.config.test_cfg.rpn.max_per_img
+        x, places = self.roi_features(maps, proposals, valid, count, self.config.roi)
+        x = self.dense(self.dense(self.op("Flatten", x), head.fc1, relu=True), head.fc2, relu=True)
+        out = []
+        for cell in (head.cls, head.reg):
+            y = self.put([self.n * count, cell.out_channels], places, self.dense(x, cell))
+            out.append(self.reshape(y, self.n, count, cell.out_channels))
+        return out[0], out[1]
+
+    def probabilities(self, logits: str, valid: str) -> str:
+        """Scores (N, P, classes - 1) of all classes but the background; UNUSABLE where a proposal isn't valid."""
+        classes = self.config.num_classes
+        scores = self.columns(self.op("Softmax", logits, axis=-1), range(1, classes))
+        return self.op("Where", self.op("Unsqueeze", valid, [-1]), scores, UNUSABLE)
+
+    def detections(self, scores: str, deltas: str, proposals: str, limit: str) -> tuple[str, str, str, str]:
+        """Boxes (N, D, 4) in canvas pixels, scores, labels int32 and valid (N, D)."""
+        c, classes = self.config.test_cfg.rcnn, self.config.num_classes - 1
+        pairs = self.config.test_cfg.rpn.max_per_img * classes
+        kept = min(c.nms_pre, pairs)
+        score, pair = self.op("TopK", self.reshape(scores, self.n, pairs), [kept], outputs=2)
+        row, label = self.op("Div", pair, classes), self.op("Add", self.op("Mod", pair, classes), 1)
+        place = row
+        if not self.config.bbox_head.reg_class_agnostic:
+            place = self.op("Add", self.op("Mul", row, classes + 1), label)
+        delta = self.rows(self.reshape(deltas, self.n, -1, 4), place)
+        boxes = self.decode(self.detector.detections.coder, delta, self.rows(proposals, row), limit)
+        # named, as the one constant that a user may want to change in the file
+        usable = self.op("Greater", score, self.constant(np.float32(c.score_thr), "score_thr"))
+        usable = self.op("And", usable, self.large_enough(boxes, c.min_bbox_size))
+        score = self.op("Where", usable, score, UNUSABLE)
+        members = self.op("Equal", self.op("Unsqueeze", label, [1]), np.arange(1, classes + 1).reshape(1, -1, 1))
+        boxes, score, valid, index = self.suppress(boxes, score, members, kept, c)
+        label = self.op("Where", valid, self.op("GatherElements", label, index, axis=1), 0)
+        return boxes, score, self.op("Cast", label, to=TensorProto.INT32), valid
+
+    def masks(self, maps: list[str], boxes: str, labels: str, valid: str) -> str:
+        """Probabilities (N, D, M, M) of each detection's own class; zero where not valid."""
+        head, count = self.detector.mask_head, self.config.test_cfg.rcnn.max_per_img
+        x, places = self.roi_features(maps, boxes, valid, count, self.config.mask_roi)
+        x = self.mask_features(head, x)
+        side, channels = 2 * self.config.mask_roi.roi_layer.out_size, head.logits.in_channels
+        label = self.op("Gather", self.reshape(labels, self.n * count), places)
+        # only the filter of each detection's class
+        weight = self.constant(head.logits.weight.asnumpy()[:, None, :, 0, 0], head.logits.weight.name)
+        bias = self.constant(head.logits.bias.asnumpy()[:, None, None], head.logits.bias.name)
+        x = self.op("MatMul", self.op("Gather", weight, label), self.reshape(x, -1, channels, side * side))
+        x = self.op("Sigmoid", self.op("Add", x, self.op("Gather", bias, label)))
+        x = self.put([self.n * count, side, side], places, self.reshape(x, -1, side, side))
+        x = self.reshape(x, self.n, count, side, side)
+        return self.op("Where", self.op("Unsqueeze", valid, [-2, -1]), x, 0.0)
+
+    def mask_features(self, head: MaskHead, x: str) -> str:
+        for conv in head.convs:
+            x = self.conv(x, conv, relu=True)
+        return self.conv(x, head.upsample, relu=True)
