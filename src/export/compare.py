@@ -16,8 +16,12 @@ MATCHED = 0.99  # a pair of boxes at a threshold may fall either way in float32
 
 @dataclass
 class Agreement:
-    """Of two lists of detections: how many match, of how many of the longer list, and the largest differences."""
+    """Of two lists of detections: how many match within `box` pixels and `score`, of how many of the longer list, and
+    the largest differences of those that do.
+    """
 
+    box: float
+    score: float
     matched: int
     total: int
     max_box_error: float
@@ -29,7 +33,7 @@ class Agreement:
         return self.matched >= MATCHED * self.total
 
     def __str__(self) -> str:
-        text = f"{self.matched} of {self.total} detections within {BOX} px and {SCORE} in score"
+        text = f"{self.matched} of {self.total} detections within {self.box:g} px and {self.score:g} in score"
         if not self.matched:
             return text
         text += f", largest differences {self.max_box_error:.2g} px, {self.max_score_error:.2g} in score"
@@ -53,10 +57,13 @@ def reference_input(config: Config, batch_size: int, seed: int = SEED) -> tuple[
     return image, shape
 
 
-def compare_detections(ours: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> Agreement:
+def compare_detections(
+    ours: Sequence[np.ndarray], wanted: Sequence[np.ndarray], box: float = BOX, score: float = SCORE
+) -> Agreement:
     """Detections (boxes (N, D, 4), scores, labels, valid (N, D), masks (N, D, M, M) if there are any) of two programs.
 
-    One to one, nearest boxes first, within BOX and SCORE and of one label. The differences are those of matched pairs.
+    One to one, nearest boxes first, within `box` pixels and `score`, and of one label. The differences are those of
+    matched pairs.
     """
     matched = total = 0
     worst = np.zeros(3)
@@ -64,7 +71,7 @@ def compare_detections(ours: Sequence[np.ndarray], wanted: Sequence[np.ndarray])
         a, b = ([x[i][np.asarray(side[3][i], bool)] for x in side] for side in (ours, wanted))
         total += max(len(a[0]), len(b[0]))
         distance = np.abs(a[0][:, None].astype(np.float64) - b[0][None]).max(-1, initial=0)
-        allowed = (distance <= BOX) & (a[2][:, None] == b[2][None]) & (np.abs(a[1][:, None] - b[1][None]) <= SCORE)
+        allowed = (distance <= box) & (a[2][:, None] == b[2][None]) & (np.abs(a[1][:, None] - b[1][None]) <= score)
         rows, columns = np.nonzero(allowed)
         free_a, free_b = set(range(len(a[0]))), set(range(len(b[0])))
         for k in np.argsort(distance[rows, columns], kind="stable"):
@@ -75,4 +82,4 @@ def compare_detections(ours: Sequence[np.ndarray], wanted: Sequence[np.ndarray])
                 matched += 1
                 mask = np.abs(a[4][r] - b[4][c]).max() if len(a) > 4 else np.nan
                 worst = np.maximum(worst, [distance[r, c], abs(float(a[1][r]) - float(b[1][c])), mask])
-    return Agreement(matched, total, *(float(v) for v in worst))
+    return Agreement(box, score, matched, total, *(float(v) for v in worst))

@@ -155,6 +155,7 @@ def _roi(roi: Roi, sampling_ratio: int | None) -> dict[str, Any]:
     return {
         "out_size": layer.out_size,
         "sampling_ratio": layer.sampling_ratio if sampling_ratio is None else sampling_ratio,
+        "trained_sampling_ratio": layer.sampling_ratio,
         "aligned": layer.aligned,
         "strides": list(roi.featmap_strides),
         "finest_scale": roi.finest_scale,

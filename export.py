@@ -1,0 +1,52 @@
+"""Exports a checkpoint: python export.py --config_path CFG --ckpt_file CKPT --device_target CPU --file_format MINDIR"""
+
+import argparse
+
+from src.config import add_config_arguments, load_config, parse_overrides
+from src.device import set_device
+from src.errors import UserError, run_command
+from src.export.whole import SUFFIX, export_whole, model_path
+from src.models.two_stage import build_detector
+from src.training.checkpoints import load_detector
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Export a checkpoint for other runtimes.", allow_abbrev=False)
+    add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
+    parser.add_argument("--ckpt_file", required=True, help="checkpoint of the whole detector (.ckpt)")
+    parser.add_argument("--file_format", default="MINDIR", help=f"{', '.join(SUFFIX)} (default: %(default)s)")
+    parser.add_argument("--file_name", help="file to write; its suffix may be left out (default: the config's brief)")
+    parser.add_argument("--batch_size", default="1", help="images a call (default: %(default)s)")
+    parser.add_argument("--width", help="canvas width (default: the config's img_width)")
+    parser.add_argument("--height", help="canvas height (default: the config's img_height)")
+    parser.add_argument(
+        "--split", action="store_true", help="three graphs for MindSpore Lite, with RoIAlign and NMS left to the host"
+    )
+    known, rest = parser.parse_known_args()
+    given = {"test_batch_size": known.batch_size, "img_width": known.width, "img_height": known.height}
+    overrides = parse_overrides(rest) | {k: v for k, v in given.items() if v is not None}
+    config = load_config(known.config_path, overrides)
+    file_format = known.file_format.upper()
+    if file_format not in SUFFIX:
+        raise UserError(f"--file_format {known.file_format}: not one of {', '.join(SUFFIX)}")
+    if known.split and file_format != "MINDIR":
+        raise UserError(f"--split is a MINDIR's form, not {file_format}'s; leave --file_format out")
+    set_device(config)
+    detector = build_detector(config)
+    load_detector(detector, known.ckpt_file)
+    detector.set_train(False)
+    path = model_path(known.file_name or config.brief, file_format)
+    if known.split:
+        from src.export.split import export_split
+
+        export_split(config, detector, path)
+        return 0
+    agreement = export_whole(config, detector, path, file_format)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB), {path}.json")
+    if agreement:
+        print(f"compared with the checkpoint on the reference input: {agreement}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

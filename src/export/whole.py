@@ -1,0 +1,288 @@
+"""The whole detector in one file: image and its sizes in, detections in pixels of the original image out."""
+
+import contextlib
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.config import Config, Roi
+from src.errors import quiet_logging
+from src.export import sidecar
+from src.export.compare import SEED, Agreement, compare_detections, reference_input
+from src.export.folding import fold_batch_norms
+from src.export.sidecar import ExportError
+from src.models.roi_extractor import RoIExtractor
+from src.models.two_stage import TwoStageDetector, build_detector
+
+__all__ = ["WholeGraph", "export_whole", "model_path"]
+
+SUFFIX = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
+SAMPLES = (1, 2, 3, 4)  # candidates for the fixed number that is nearest to an adaptive one
+# detections of graphs that sample differently are still the same objects within this many pixels, and this score
+LOOSE_BOX, LOOSE_SCORE = 16.0, 0.2
+
+
+class WholeGraph(nn.Cell):
+    """A detector with the inputs and outputs of an exported file (`inputs` and `outputs` of its sidecar).
+
+    Inputs: image (N, 3, H, W) float32; image_shape (N, 4) float32, height and width that the picture takes of the
+    canvas, height and width of the original. Outputs: boxes (N, D, 4) in pixels of the original; scores, labels, valid
+    (N, D); masks (N, D, M, M) if there is a mask head. Rows that aren't valid are zero.
+    """
+
+    def __init__(self, detector: TwoStageDetector):
+        super().__init__(auto_prefix=False)
+        self.detector = detector
+
+    def construct(self, image: Tensor, image_shape: Tensor) -> tuple[Tensor, ...]:
+        out = self.detector(image, image_shape[:, :2])
+        scale = image_shape[:, :2] / image_shape[:, 2:]
+        scale = ops.concat((scale[:, 1:], scale[:, :1]), 1)
+        boxes = out[0] / ops.concat((scale, scale), 1).expand_dims(1)
+        if not self.detector.with_mask:
+            return boxes, out[1], out[2], out[3]
+        return boxes, out[1], out[2], out[3], out[4] * out[3].astype(boxes.dtype).expand_dims(-1).expand_dims(-1)
+
+
+def model_path(file_name: str, file_format: str) -> Path:
+    """`file_name` with the format's suffix, unless it has it already."""
+    suffix = SUFFIX[file_format]
+    return Path(file_name if file_name.endswith(suffix) else file_name + suffix)
+
+
+def export_whole(config: Config, detector: TwoStageDetector, path: Path, file_format: str) -> Agreement | None:
+    """Writes `detector` as `path` and `path`.json: beside, compared with the detector, then renamed.
+
+    config: the detector's, with the batch size in test_batch_size. file_format: MINDIR, AIR or ONNX. Returns how the
+    file agrees with `detector` on the reference input (None for AIR, which only Ascend can load). Raises ExportError,
+    also where they don't agree.
+    """
+    if file_format == "AIR" and ms.get_context("device_target") != "Ascend":
+        raise ExportError(
+            "AIR needs an Ascend backend: run with --device_target Ascend where there is one, or export MINDIR"
+        )
+    inputs = reference_input(config, config.test_batch_size)
+    wanted = every_detection(config, detector, inputs)
+    exported, nearest = config, None
+    if file_format != "ONNX" and adaptive(config):
+        exported, nearest = nearest_sampling(config, detector, inputs, wanted, file_format)
+    with folder_beside(path) as folder:
+        made = folder / path.name
+        if file_format == "ONNX":
+            agreement = write_onnx(exported, standard(exported, detector), made, inputs, wanted)
+        else:
+            # what the file is compared with samples as it does; how far that is from the config has been told
+            if exported is not config:
+                wanted = every_detection(exported, standard(exported, detector), inputs)
+            agreement = write_mindspore(exported, standard(exported, detector), made, file_format, inputs, wanted)
+        reference = {"seed": SEED} | (reference_of(agreement) if agreement else {})
+        if nearest:
+            reference["adaptive_sampling"] = reference_of(nearest)
+        sampling = {k: getattr(exported, k).roi_layer.sampling_ratio for k in ("roi", "mask_roi")}
+        files = {"model": sidecar.file_entry(made)}
+        about = sidecar.describe(config, "whole", file_format, files, config.test_batch_size, reference, sampling)
+        put_in_place(made, path)
+        sidecar.write(path.with_name(path.name + ".json"), about)
+    return agreement
+
+
+# ---- what an export is compared with
+
+
+def standard(config: Config, detector: TwoStageDetector) -> TwoStageDetector:
+    """The detector made of MindSpore's own operators, batch norms folded, with the same weights."""
+    out = build_detector(config, builtin_ops=True)
+    ms.load_param_into_net(out, {p.name: p for p in detector.get_parameters()})
+    out.set_train(False)
+    fold_batch_norms(out)
+    return out
+
+
+def every_detection(config: Config, detector: TwoStageDetector, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+    """WholeGraph's outputs without a score threshold.
+
+    Suppression goes from the best score down, so those above a threshold are what a detector with it gives: there is
+    something to compare whatever the weights.
+    """
+    detector.set_train(False)
+    threshold = detector.detections.score_thr
+    try:
+        detector.detections.score_thr = 0.0
+        return [x.asnumpy() for x in WholeGraph(detector)(*(Tensor(x) for x in inputs))]
+    finally:
+        detector.detections.score_thr = threshold
+        detector.compile_cache.clear()
+
+
+def above(outputs: list[np.ndarray], threshold: float) -> list[np.ndarray]:
+    """The same outputs of a detector with this score threshold."""
+    return [*outputs[:3], outputs[3] & (outputs[1] > np.float32(threshold)), *outputs[4:]]
+
+
+def reference_of(agreement: Agreement) -> dict:
+    """What the sidecar says of a comparison."""
+    a = agreement
+    masks = {} if np.isnan(a.max_mask_error) else {"max_mask_error": a.max_mask_error}
+    return {
+        "detections": a.total,
+        "matched": a.matched,
+        "max_error": a.max_box_error,
+        "max_score_error": a.max_score_error,
+        **masks,
+    }
+
+
+def demand(agreement: Agreement, path: Path, runtime: str) -> Agreement:
+    if not agreement.passed:
+        raise ExportError(
+            f"{path.name}: {runtime} gives other detections than the checkpoint ({agreement}); not written"
+        )
+    return agreement
+
+
+# ---- writing
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path):
+    """A folder on the same disk as `path`, gone afterwards. Raises ExportError if there can be none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise ExportError(f"{path}: is a folder; give another --file_name")
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as e:
+        raise ExportError(f"{path}: can't write there: {e.strerror}; give another --file_name") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(made: Path, path: Path) -> None:
+    try:
+        # MindSpore lets only the owner read what it exports
+        os.chmod(made, 0o644)
+        os.replace(made, path)
+    except OSError as e:
+        raise ExportError(f"{path}: can't write the model: {e.strerror}; give another --file_name") from None
+
+
+def write_mindspore(
+    config: Config,
+    detector: TwoStageDetector,
+    path: Path,
+    file_format: str,
+    inputs: tuple[np.ndarray, ...],
+    wanted: list[np.ndarray],
+) -> Agreement | None:
+    """MINDIR or AIR; a MINDIR is loaded again and run."""
+    net = WholeGraph(detector).set_train(False)
+    tensors = [Tensor(x) for x in inputs]
+    try:
+        with quiet_logging():
+            ms.export(net, *tensors, file_name=str(path.with_suffix("")), file_format=file_format)
+            if file_format == "AIR":
+                return None
+            got = nn.GraphCell(ms.load(str(path)))(*tensors)
+    except (OSError, RuntimeError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0][:200]
+        raise ExportError(f"{path.name}: MindSpore can't export the model: {reason}; is the disk full?") from None
+    got = [x.asnumpy() for x in got]
+    return demand(compare_detections(got, above(wanted, config.test_cfg.rcnn.score_thr)), path, "MindSpore")
+
+
+def write_onnx(
+    config: Config, detector: TwoStageDetector, path: Path, inputs: tuple[np.ndarray, ...], wanted: list[np.ndarray]
+) -> Agreement:
+    """ONNX, checked by onnx.checker, and run in ONNX Runtime."""
+    onnx_model, run_model = import_onnx()
+    model = onnx_model(config, detector, config.test_batch_size)
+    data = model.SerializeToString()
+    threshold = next(c for c in model.graph.initializer if c.name == "score_thr")
+    threshold.raw_data = np.float32(0).tobytes()
+    agreement = demand(compare_detections(run_model(model.SerializeToString(), inputs), wanted), path, "ONNX Runtime")
+    try:
+        path.write_bytes(data)
+    except OSError as e:
+        raise ExportError(f"{path.name}: can't write the model: {e.strerror}; give another --file_name") from None
+    return agreement
+
+
+def import_onnx() -> tuple[Callable, Callable]:
+    """(onnx_model, run_model), from modules that need packages which only users of ONNX have."""
+    try:
+        from src.export.onnx_graph import onnx_model
+        from src.export.onnx_runtime import run_model
+    except ImportError as e:
+        raise ExportError(f"ONNX needs the package {e.name}: pip install -r requirements-onnx.txt") from None
+    return onnx_model, run_model
+
+
+# ---- adaptive sampling, which MINDIR's and AIR's RoIAlign doesn't have
+
+
+def rois(config: Config) -> dict[str, Roi]:
+    return {"roi": config.roi} | ({"mask_roi": config.mask_roi} if config.detector != "faster_rcnn" else {})
+
+
+def adaptive(config: Config) -> bool:
+    return any(r.roi_layer.sampling_ratio == 0 for r in rois(config).values())
+
+
+class Sampled(nn.Cell):
+    """The feature maps, and the boxes that each head sees."""
+
+    def __init__(self, detector: TwoStageDetector):
+        super().__init__(auto_prefix=False)
+        self.detector = detector
+
+    def construct(self, image: Tensor, image_size: Tensor) -> tuple:
+        d = self.detector
+        maps = d.neck(d.backbone(image))
+        logits, deltas = d.rpn(maps)
+        proposals, _, valid = d.proposals(logits, deltas, d.anchors, d.anchor_valid(image_size), image_size)
+        return maps, proposals, valid
+
+
+def nearest_sampling(
+    config: Config,
+    detector: TwoStageDetector,
+    inputs: tuple[np.ndarray, ...],
+    wanted: list[np.ndarray],
+    file_format: str,
+) -> tuple[Config, Agreement]:
+    """The config with, for each adaptive RoIAlign, the fixed number of samples whose features differ least on the
+    reference input's proposals; and how the detections then agree with the checkpoint's. Prints both.
+    """
+    image, shape = Tensor(inputs[0]), Tensor(inputs[1][:, :2])
+    maps, boxes, valid = Sampled(detector)(image, shape)
+    exported = copy.deepcopy(config)
+    for name, roi in rois(exported).items():
+        if roi.roi_layer.sampling_ratio:
+            continue
+        features = {n: roi_features(roi, n, maps, boxes, valid) for n in (0, *SAMPLES)}
+        size = max(float(np.linalg.norm(features[0])), 1e-30)
+        errors = {n: float(np.linalg.norm(features[n] - features[0])) / size for n in SAMPLES}
+        roi.roi_layer.sampling_ratio = min(errors, key=errors.get)
+        print(
+            f"{name}.roi_layer.sampling_ratio 0 (adaptive) can't be said in {file_format}'s RoIAlign; exported with the"
+            f" nearest, {roi.roi_layer.sampling_ratio}: RoI features differ by {min(errors.values()):.2g} (relative)"
+        )
+    got = every_detection(exported, standard(exported, detector), inputs)
+    agreement = compare_detections(got, wanted, LOOSE_BOX, LOOSE_SCORE)
+    print(f"adaptive against exported sampling on the reference input: {agreement}")
+    return exported, agreement
+
+
+def roi_features(roi: Roi, samples: int, maps: tuple, boxes: Tensor, valid: Tensor) -> np.ndarray:
+    layer = roi.roi_layer
+    cell = RoIExtractor(layer.out_size, samples, layer.aligned, roi.featmap_strides, roi.finest_scale)
+    return cell(maps, boxes, valid).asnumpy()
