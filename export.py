@@ -6,7 +6,7 @@ from src.config import add_config_arguments, load_config, parse_overrides
 from src.device import set_device
 from src.errors import UserError, run_command
 from src.export.whole import SUFFIX, export_whole, model_path
-from src.models.two_stage import build_detector
+from src.models.build import build_detector
 from src.training.checkpoints import load_detector
 
 

@@ -24,6 +24,7 @@ from src.models.backbones.parts import ChannelBias, StagedBackbone
 from src.models.backbones.resnet import Bottleneck
 from src.models.bbox_head import BBoxHead
 from src.models.box_coder import BoxCoder
+from src.models.cascade import CascadeDetector
 from src.models.fpn import FPN
 from src.models.mask_head import MaskHead
 from src.models.rpn import RPNHead
@@ -114,8 +115,8 @@ class DetectorGraph(Graph):
         original = self.op("Unsqueeze", self.columns(image_shape, [3, 2, 3, 2]), [1])
         maps = self.fpn(d.neck, self.backbone(d.backbone, image))
         proposals, _, valid, _ = self.suppress(*self.rpn(d.rpn, maps, limit), sum(d.proposals.taken), test.rpn)
-        logits, deltas = self.box_head(d.bbox_head, maps, proposals, valid)
-        boxes, scores, labels, valid = self.detections(self.probabilities(logits, valid), deltas, proposals, limit)
+        scores, deltas, references = self.classify(maps, proposals, valid, limit)
+        boxes, scores, labels, valid = self.detections(scores, deltas, references, valid, limit)
         outputs = [self.op("Div", boxes, self.op("Div", limit, original)), scores, labels, valid]
         if d.with_mask:
             outputs.append(self.masks(maps, boxes, labels, valid))
@@ -196,8 +197,11 @@ class DetectorGraph(Graph):
         centre = self.op("Add", self.op("Mul", self.columns(d, [0, 1]), size), centre)
         half = self.op("Mul", self.op("Exp", self.op("Min", self.columns(d, [2, 3]), coder.max_log)), size)
         half = self.op("Mul", half, 0.5)
+        least = np.zeros(4, np.float32)
+        if self.config.box_plus_one:
+            least, limit = np.array([0, 0, 1, 1], np.float32), self.op("Sub", limit, np.array([1, 1, 0, 0], np.float32))
         boxes = self.op("Concat", self.op("Sub", centre, half), self.op("Add", centre, half), axis=-1)
-        return self.op("Max", self.op("Min", boxes, limit), 0.0)
+        return self.op("Max", self.op("Min", boxes, limit), least)
 
     def large_enough(self, boxes: str, least: float) -> str:
         """(N, K) bool: neither side is less than `least`."""
@@ -274,6 +278,8 @@ class DetectorGraph(Graph):
         side = self.op("Div", self.op("Sqrt", self.op("ReduceProd", size, axes=[-1], keepdims=0)), c.finest_scale)
         # level k begins where floor(log2(side) + 1e-6) does: at side 2^(k - 1e-6)
         above = [self.op("GreaterOrEqual", side, 2.0 ** (k - 1e-6)) for k in range(1, len(c.featmap_strides))]
+        if c.roi_layer.last_pixel_end:
+            boxes = self.op("Sub", boxes, np.array([0, 0, 1, 1], np.float32))
         features, places = [], []
         for k, stride in enumerate(c.featmap_strides):
             own = wanted
@@ -313,15 +319,46 @@ class DetectorGraph(Graph):
             out.append(self.reshape(y, self.n, count, cell.out_channels))
         return out[0], out[1]
 
-    def probabilities(self, logits: str, valid: str) -> str:
-        """Scores (N, P, classes - 1) of all classes but the background; UNUSABLE where a proposal isn't valid."""
-        classes = self.config.num_classes
-        scores = self.columns(self.op("Softmax", logits, axis=-1), range(1, classes))
-        return self.op("Where", self.op("Unsqueeze", valid, [-1]), scores, UNUSABLE)
+    def classify(self, maps: list[str], proposals: str, valid: str, limit: str) -> tuple[str, str, str]:
+        """Class probabilities (N, P, classes), deltas, and the boxes (N, P, 4) that these refer to."""
+        d = self.detector
+        if not isinstance(d, CascadeDetector):
+            logits, deltas = self.box_head(d.bbox_head, maps, proposals, valid)
+            return self.op("Softmax", logits, axis=-1), deltas, proposals
+        boxes, stages = proposals, []
+        for stage, head in enumerate(d.bbox_heads):
+            if stage > 0:
+                boxes = self.refine(d.coders[stage - 1], logits, deltas, boxes, limit)
+            logits, deltas = self.box_head(head, maps, boxes, valid)
+            stages.append(logits)
+        return self.mean(stages, d.average_probabilities, "Softmax", axis=-1), deltas, boxes
 
-    def detections(self, scores: str, deltas: str, proposals: str, limit: str) -> tuple[str, str, str, str]:
+    def refine(self, coder: BoxCoder, logits: str, deltas: str, boxes: str, limit: str) -> str:
+        """The boxes that follow by a stage's deltas, those of the likeliest class but the background if class-wise."""
+        if not self.config.bbox_head.reg_class_agnostic:
+            classes = self.config.num_classes
+            label = self.op("ArgMax", self.columns(logits, range(1, classes)), axis=-1, keepdims=0)
+            label = self.op("Unsqueeze", self.op("Add", label, 1), [-1])
+            deltas = self.op("GatherND", self.reshape(deltas, self.n, -1, classes, 4), label, batch_dims=2)
+        return self.decode(coder, deltas, boxes, limit)
+
+    def mean(self, stages: list[str], after: bool, function: str, **attributes) -> str:
+        """`function` of the mean of the stages' logits; `after`: the mean of its values."""
+        if after:
+            stages = [self.op(function, x, **attributes) for x in stages]
+        total = stages[0]
+        for x in stages[1:]:
+            total = self.op("Add", total, x)
+        mean = self.op("Div", total, float(len(stages)))
+        return mean if after else self.op(function, mean, **attributes)
+
+    def detections(
+        self, scores: str, deltas: str, references: str, valid: str, limit: str
+    ) -> tuple[str, str, str, str]:
         """Boxes (N, D, 4) in canvas pixels, scores, labels int32 and valid (N, D)."""
         c, classes = self.config.test_cfg.rcnn, self.config.num_classes - 1
+        scores = self.columns(scores, range(1, classes + 1))
+        scores = self.op("Where", self.op("Unsqueeze", valid, [-1]), scores, UNUSABLE)
         pairs = self.config.test_cfg.rpn.max_per_img * classes
         kept = min(c.nms_pre, pairs)
         score, pair = self.op("TopK", self.reshape(scores, self.n, pairs), [kept], outputs=2)
@@ -330,7 +367,7 @@ class DetectorGraph(Graph):
         if not self.config.bbox_head.reg_class_agnostic:
             place = self.op("Add", self.op("Mul", row, classes + 1), label)
         delta = self.rows(self.reshape(deltas, self.n, -1, 4), place)
-        boxes = self.decode(self.detector.detections.coder, delta, self.rows(proposals, row), limit)
+        boxes = self.decode(self.detector.detections.coder, delta, self.rows(references, row), limit)
         # named, as the one constant that a user may want to change in the file
         usable = self.op("Greater", score, self.constant(np.float32(c.score_thr), "score_thr"))
         usable = self.op("And", usable, self.large_enough(boxes, c.min_bbox_size))
@@ -342,21 +379,26 @@ class DetectorGraph(Graph):
 
     def masks(self, maps: list[str], boxes: str, labels: str, valid: str) -> str:
         """Probabilities (N, D, M, M) of each detection's own class; zero where not valid."""
-        head, count = self.detector.mask_head, self.config.test_cfg.rcnn.max_per_img
+        d, count = self.detector, self.config.test_cfg.rcnn.max_per_img
         x, places = self.roi_features(maps, boxes, valid, count, self.config.mask_roi)
-        x = self.mask_features(head, x)
-        side, channels = 2 * self.config.mask_roi.roi_layer.out_size, head.logits.in_channels
         label = self.op("Gather", self.reshape(labels, self.n * count), places)
-        # only the filter of each detection's class
-        weight = self.constant(head.logits.weight.asnumpy()[:, None, :, 0, 0], head.logits.weight.name)
-        bias = self.constant(head.logits.bias.asnumpy()[:, None, None], head.logits.bias.name)
-        x = self.op("MatMul", self.op("Gather", weight, label), self.reshape(x, -1, channels, side * side))
-        x = self.op("Sigmoid", self.op("Add", x, self.op("Gather", bias, label)))
-        x = self.put([self.n * count, side, side], places, self.reshape(x, -1, side, side))
-        x = self.reshape(x, self.n, count, side, side)
-        return self.op("Where", self.op("Unsqueeze", valid, [-2, -1]), x, 0.0)
+        if isinstance(d, CascadeDetector):
+            heads, after = d.mask_heads, d.average_mask_probabilities
+        else:
+            heads, after = [d.mask_head], False
+        masks = self.mean([self.mask_head(head, x, label) for head in heads], after, "Sigmoid")
+        side = 2 * self.config.mask_roi.roi_layer.out_size
+        masks = self.put([self.n * count, side, side], places, self.reshape(masks, -1, side, side))
+        masks = self.reshape(masks, self.n, count, side, side)
+        return self.op("Where", self.op("Unsqueeze", valid, [-2, -1]), masks, 0.0)
 
-    def mask_features(self, head: MaskHead, x: str) -> str:
+    def mask_head(self, head: MaskHead, x: str, label: str) -> str:
+        """Logits (R, 1, M * M) of features (R, C, S, S), by the filter of each one's class alone."""
         for conv in head.convs:
             x = self.conv(x, conv, relu=True)
-        return self.conv(x, head.upsample, relu=True)
+        x = self.conv(x, head.upsample, relu=True)
+        cells = (2 * self.config.mask_roi.roi_layer.out_size) ** 2
+        weight = self.constant(head.logits.weight.asnumpy()[:, None, :, 0, 0], head.logits.weight.name)
+        bias = self.constant(head.logits.bias.asnumpy()[:, None, None], head.logits.bias.name)
+        x = self.op("MatMul", self.op("Gather", weight, label), self.reshape(x, -1, head.logits.in_channels, cells))
+        return self.op("Add", x, self.op("Gather", bias, label))

@@ -23,7 +23,7 @@ FORMAT, VERSION = "rcnn-mindspore", 1
 NEEDED = ("form", "file_format", "detector", "files", "canvas", "batch_size", "classes", "mean", "std", "to_rgb")
 # what of a sidecar an evaluation's config must say too
 AGREED = ("detector", "canvas", "keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste")
-AGREED += ("rpn", "roi", "mask_roi", "rcnn")
+AGREED += ("rpn", "roi", "mask_roi", "rcnn", "cascade", "box_plus_one")
 KEYS = {
     "canvas": "img_width, img_height",
     "mean": "img_mean",
@@ -85,8 +85,8 @@ def describe(
     exported, where they differ from the config's.
     """
     test, sampling = config.test_cfg, sampling_ratio or {}
-    anchors, head = config.rpn.anchor_generator, config.bbox_head
-    with_mask = config.detector != "faster_rcnn"
+    anchors, head, cascade = config.rpn.anchor_generator, config.bbox_head, config.cascade
+    with_mask = config.with_mask
     out = {
         "format": FORMAT,
         "version": VERSION,
@@ -103,11 +103,13 @@ def describe(
         "std": list(config.img_std),
         "classes": list(config.coco_classes),
         "with_mask": with_mask,
+        "box_plus_one": config.box_plus_one,
         "rpn": {
             "strides": list(anchors.strides),
             "scales": list(anchors.scales),
             "ratios": list(anchors.ratios),
             "rounded": anchors.rounded,
+            "legacy": anchors.legacy,
             **_coder(config.rpn.bbox_coder),
             **_proposals(test.rpn),
         },
@@ -119,6 +121,15 @@ def describe(
             **_proposals(test.rcnn),
         },
     }
+    if config.is_cascade:
+        out["rcnn"]["means"] = [list(head.bbox_coder.target_means) for _ in cascade.target_stds]
+        out["rcnn"]["stds"] = [list(v) for v in cascade.target_stds]
+        out["cascade"] = {
+            "stages": len(cascade.target_stds),
+            "mask_heads": (len(cascade.target_stds) if cascade.mask_head_per_stage else 1) if with_mask else 0,
+            "average_scores": cascade.average_scores,
+            "average_masks": cascade.average_masks,
+        }
     if with_mask:
         layer = config.mask_roi.roi_layer
         out["mask_roi"] = _roi(config.mask_roi, sampling.get("mask_roi"))
@@ -157,6 +168,7 @@ def _roi(roi: Roi, sampling_ratio: int | None) -> dict[str, Any]:
         "sampling_ratio": layer.sampling_ratio if sampling_ratio is None else sampling_ratio,
         "trained_sampling_ratio": layer.sampling_ratio,
         "aligned": layer.aligned,
+        "last_pixel_end": layer.last_pixel_end,
         "strides": list(roi.featmap_strides),
         "finest_scale": roi.finest_scale,
     }
@@ -232,6 +244,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def check_config(path: str | Path, sidecar: dict[str, Any], config: Config) -> None:
     """Raises ExportError unless `config` describes the detector that was exported; `path` is the sidecar's."""
+    # as exported: the config's own are compared as trained_sampling_ratio
     sampling = {k: sidecar[k]["sampling_ratio"] for k in ("roi", "mask_roi") if k in sidecar}
     wanted = describe(config, sidecar["form"], sidecar["file_format"], {}, sampling_ratio=sampling)
     for name in AGREED:

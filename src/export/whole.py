@@ -18,8 +18,9 @@ from src.export import sidecar
 from src.export.compare import SEED, Agreement, compare_detections, reference_input
 from src.export.folding import fold_batch_norms
 from src.export.sidecar import ExportError
+from src.models.build import build_detector
 from src.models.roi_extractor import RoIExtractor
-from src.models.two_stage import TwoStageDetector, build_detector
+from src.models.two_stage import TwoStageDetector
 
 __all__ = ["WholeGraph", "export_whole", "model_path"]
 
@@ -230,7 +231,7 @@ def import_onnx() -> tuple[Callable, Callable]:
 
 
 def rois(config: Config) -> dict[str, Roi]:
-    return {"roi": config.roi} | ({"mask_roi": config.mask_roi} if config.detector != "faster_rcnn" else {})
+    return {"roi": config.roi} | ({"mask_roi": config.mask_roi} if config.with_mask else {})
 
 
 def adaptive(config: Config) -> bool:
@@ -284,5 +285,7 @@ def nearest_sampling(
 
 def roi_features(roi: Roi, samples: int, maps: tuple, boxes: Tensor, valid: Tensor) -> np.ndarray:
     layer = roi.roi_layer
-    cell = RoIExtractor(layer.out_size, samples, layer.aligned, roi.featmap_strides, roi.finest_scale)
+    cell = RoIExtractor(
+        layer.out_size, samples, layer.aligned, roi.featmap_strides, roi.finest_scale, layer.last_pixel_end
+    )
     return cell(maps, boxes, valid).asnumpy()
