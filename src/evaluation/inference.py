@@ -1,5 +1,6 @@
 """A detector over a split: detections of every image, and their AP."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,23 +14,49 @@ from src.data.mindrecord import ensure_mindrecord
 from src.evaluation.coco import Summary, coco_results, evaluate, save_results
 from src.models.two_stage import TwoStageDetector
 
-__all__ = ["Evaluator", "detect_split"]
+__all__ = ["Evaluator", "collect_results", "detect_split", "report"]
 
 
 def detect_split(config: Config, detector: TwoStageDetector, loader: EvalLoader) -> list[dict]:
-    """COCO results of every image of `loader`. Masks are pasted by threads while the network goes on."""
-    categories = {int(k): v for k, v in loader.index["category_ids"].items()}
+    """COCO results of every image of `loader`."""
     detector.set_train(False)
+
+    def run(batch: dict) -> list[np.ndarray]:
+        return [x.asnumpy() for x in detector(Tensor(batch["image"]), Tensor(batch["image_size"]))]
+
+    return collect_results(config, run, loader)
+
+
+def collect_results(
+    config: Config, run: Callable[[dict], list[np.ndarray]], loader: EvalLoader, original: bool = False
+) -> list[dict]:
+    """COCO results of every image of `loader`, from what `run` detects in a batch: boxes, scores, labels, valid, and
+    masks if there are any. Boxes are in canvas pixels, or `original`: in the image file's.
+
+    Masks are pasted by threads while the network goes on.
+    """
+    categories = {int(k): v for k, v in loader.index["category_ids"].items()}
     pending: list[Future] = []
     results: list[dict] = []
     with ThreadPoolExecutor(max(1, config.num_parallel_workers)) as pool:
         for batch in tqdm(loader, total=len(loader), unit="batch", desc="detecting"):
-            out = [x.asnumpy() for x in detector(Tensor(batch["image"]), Tensor(batch["image_size"]))]
+            out = run(batch)
+            if original:
+                batch["scale"] = np.ones_like(batch["scale"])
             for i in np.flatnonzero(batch["valid"]):
                 pending.append(pool.submit(image_results, config, out, int(i), batch, categories))
         for future in pending:
             results += future.result()
     return results
+
+
+def report(config: Config, loader: EvalLoader, results: list[dict], path: Path) -> Summary:
+    """Saves the results, prints both tables and the classes', and returns the numbers."""
+    save_results(path, results)
+    summary = evaluate(loader.index["annotations"], results, ("bbox", "segm") if config.with_mask else ("bbox",))
+    print(f"\n{len(results)} detections in {len(loader.index['image_ids'])} images -> {path}")
+    print(summary.text)
+    return summary
 
 
 def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, categories: dict[int, int]) -> list[dict]:
@@ -60,12 +87,7 @@ class Evaluator:
     def run(self, results_path: Path) -> Summary:
         """Detects, saves the results, prints both tables and the classes', and returns the numbers."""
         results = detect_split(self.config, self.detector, self.loader)
-        save_results(results_path, results)
-        kinds = ("bbox", "segm") if self.detector.with_mask else ("bbox",)
-        summary = evaluate(self.loader.index["annotations"], results, kinds)
-        print(f"\n{len(results)} detections in {len(self.loader.index['image_ids'])} images -> {results_path}")
-        print(summary.text)
-        return summary
+        return report(self.config, self.loader, results, results_path)
 
     def after_epoch(self, epoch: int) -> Summary:
         """During training: evaluates, and leaves the detector in training mode."""

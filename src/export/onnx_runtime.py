@@ -7,7 +7,7 @@ import onnxruntime
 
 from src.export.sidecar import ExportError
 
-__all__ = ["OnnxModel", "run_model"]
+__all__ = ["OnnxModel"]
 
 
 class OnnxModel:
@@ -34,8 +34,3 @@ class OnnxModel:
 
     def __call__(self, image: np.ndarray, image_shape: np.ndarray) -> list[np.ndarray]:
         return self.session.run(None, {"image": image, "image_shape": image_shape})
-
-
-def run_model(model: bytes, inputs: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-    """The outputs of a model that is thrown away afterwards."""
-    return OnnxModel(model)(*inputs)

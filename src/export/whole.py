@@ -22,7 +22,7 @@ from src.models.build import build_detector
 from src.models.roi_extractor import RoIExtractor
 from src.models.two_stage import TwoStageDetector
 
-__all__ = ["WholeGraph", "export_whole", "model_path"]
+__all__ = ["WholeGraph", "export_whole", "import_onnx_runtime", "model_path"]
 
 SUFFIX = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
 SAMPLES = (1, 2, 3, 4)  # candidates for the fixed number that is nearest to an adaptive one
@@ -204,12 +204,13 @@ def write_onnx(
     config: Config, detector: TwoStageDetector, path: Path, inputs: tuple[np.ndarray, ...], wanted: list[np.ndarray]
 ) -> Agreement:
     """ONNX, checked by onnx.checker, and run in ONNX Runtime."""
-    onnx_model, run_model = import_onnx()
-    model = onnx_model(config, detector, config.test_batch_size)
+    runtime = import_onnx_runtime()
+    model = import_onnx()(config, detector, config.test_batch_size)
     data = model.SerializeToString()
     threshold = next(c for c in model.graph.initializer if c.name == "score_thr")
     threshold.raw_data = np.float32(0).tobytes()
-    agreement = demand(compare_detections(run_model(model.SerializeToString(), inputs), wanted), path, "ONNX Runtime")
+    got = runtime(model.SerializeToString())(*inputs)
+    agreement = demand(compare_detections(got, wanted), path, "ONNX Runtime")
     try:
         path.write_bytes(data)
     except OSError as e:
@@ -217,14 +218,26 @@ def write_onnx(
     return agreement
 
 
-def import_onnx() -> tuple[Callable, Callable]:
-    """(onnx_model, run_model), from modules that need packages which only users of ONNX have."""
+def import_onnx() -> Callable:
+    """onnx_model, from a module that needs a package which only users of ONNX have. Raises ExportError."""
     try:
         from src.export.onnx_graph import onnx_model
-        from src.export.onnx_runtime import run_model
     except ImportError as e:
-        raise ExportError(f"ONNX needs the package {e.name}: pip install -r requirements-onnx.txt") from None
-    return onnx_model, run_model
+        raise missing_package(e) from None
+    return onnx_model
+
+
+def import_onnx_runtime() -> type:
+    """OnnxModel; as import_onnx."""
+    try:
+        from src.export.onnx_runtime import OnnxModel
+    except ImportError as e:
+        raise missing_package(e) from None
+    return OnnxModel
+
+
+def missing_package(e: ImportError) -> ExportError:
+    return ExportError(f"ONNX needs the package {e.name}: pip install -r requirements-onnx.txt")
 
 
 # ---- adaptive sampling, which MINDIR's and AIR's RoIAlign doesn't have

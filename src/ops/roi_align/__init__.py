@@ -157,8 +157,8 @@ class _FixedRoIAlign(nn.Cell):
         result = 0.0
         for i, align in enumerate(self.aligners):
             crops = align(features[i], self._moved(rois, self.strides[i]))
-            chosen = ops.broadcast_to(levels == i, crops.shape)
-            result = result + ops.select(chosen, crops, ops.zeros_like(crops))
+            # not a selection: its zeros would be kept, as large as the crops, in every exported file
+            result = result + crops * (levels == i).astype(ms.float32)
         return result
 
 

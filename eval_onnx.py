@@ -1,0 +1,61 @@
+"""Evaluates an exported ONNX model: python eval_onnx.py --config_path CFG --onnx_file F --val_dataset COCO_ROOT ..."""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from src.config import Config, add_config_arguments, load_config, parse_overrides
+from src.data.loader import EvalLoader
+from src.data.mindrecord import ensure_mindrecord
+from src.errors import UserError, run_command
+from src.evaluation.inference import collect_results, report
+from src.export import sidecar
+from src.export.whole import import_onnx_runtime
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Evaluate an ONNX model in ONNX Runtime.", allow_abbrev=False)
+    add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
+    parser.add_argument("--onnx_file", required=True, help="what export.py wrote; its sidecar lies beside it")
+    parser.add_argument("--results", type=Path, help="COCO results file (default: results_onnx.json in the outputs)")
+    parser.add_argument("--threads", default="0", help="threads of ONNX Runtime; 0: one a core (default: %(default)s)")
+    known, rest = parser.parse_known_args()
+    config = load_config(known.config_path, parse_overrides(rest))
+    if not known.threads.isdecimal():
+        raise UserError(f"--threads {known.threads}: not a number of threads")
+    check(config, Path(known.onnx_file))
+    model = import_onnx_runtime()(known.onnx_file, int(known.threads))
+    loader = EvalLoader(config, ensure_mindrecord(config, "val", training=False))
+    seconds = []
+
+    def run(batch: dict) -> list[np.ndarray]:
+        shape = np.concatenate([batch["image_size"], batch["original_size"].astype(np.float32)], 1)
+        begin = time.perf_counter()
+        out = model(batch["image"], shape)
+        seconds.append((time.perf_counter() - begin) / config.test_batch_size)
+        return out
+
+    results = collect_results(config, run, loader, original=True)
+    report(config, loader, results, known.results or config.output_dir / "results_onnx.json")
+    if seconds:
+        print(f"ONNX Runtime: {1000 * np.median(seconds):.1f} ms an image (median of {len(seconds)} batches)")
+    return 0
+
+
+def check(config: Config, path: Path) -> None:
+    """Refuses a model that its sidecar or `config` doesn't describe; takes the batch size that it was exported with."""
+    about_path = path.with_name(path.name + ".json")
+    if not path.is_file():
+        raise UserError(f"{path}: no such model; export.py --file_format ONNX makes one")
+    about = sidecar.read(about_path)
+    if about["file_format"] != "ONNX" or about["form"] != "whole":
+        raise UserError(f"{about_path}: of {about['form']} {about['file_format']}, not of an ONNX model")
+    sidecar.check_file(path, about["files"]["model"])
+    sidecar.check_config(about_path, about, config)
+    config.test_batch_size = about["batch_size"]
+
+
+if __name__ == "__main__":
+    run_command(main)
