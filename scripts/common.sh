@@ -27,7 +27,8 @@ set_up() {
     local requirements=$1 stamp wanted python
     VENV_PYTHON=$ROOT/.venv/bin/python
     stamp=$ROOT/.venv/installed-$requirements
-    wanted=$(cat "$ROOT/requirements.txt" "$ROOT/$requirements" | cksum)
+    # all of them: one may include another
+    wanted=$(cat "$ROOT"/requirements*.txt | cksum)
     if [ ! -x "$VENV_PYTHON" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         python=$(find_python) || exit 2
         echo "installing $requirements into .venv (some minutes, once)"
