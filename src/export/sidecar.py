@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from src.config import BoxCoder, Config, Proposals, Roi
+from src.config import Backbone, BoxCoder, Config, Proposals, Roi
 from src.errors import UserError
 
 __all__ = ["ExportError", "check_config", "check_file", "checksum", "describe", "file_entry", "read", "write"]
@@ -22,7 +22,7 @@ __all__ = ["ExportError", "check_config", "check_file", "checksum", "describe", 
 FORMAT, VERSION = "rcnn-mindspore", 1
 NEEDED = ("form", "file_format", "detector", "files", "canvas", "batch_size", "classes", "mean", "std", "to_rgb")
 # what of a sidecar an evaluation's config must say too
-AGREED = ("detector", "canvas", "keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste")
+AGREED = ("detector", "backbone", "canvas", "keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste")
 AGREED += ("rpn", "roi", "mask_roi", "rcnn", "cascade", "box_plus_one")
 KEYS = {
     "canvas": "img_width, img_height",
@@ -94,6 +94,7 @@ def describe(
         "file_format": file_format,
         "mindspore": importlib.metadata.version("mindspore"),
         "detector": config.detector,
+        "backbone": _backbone(config.backbone),
         "files": files,
         "canvas": {"width": config.img_width, "height": config.img_height},
         "batch_size": batch_size,
@@ -141,6 +142,13 @@ def describe(
     if form == "whole":
         out |= _interface(config, batch_size, with_mask)
     return out | ({"reference": reference} if reference else {})
+
+
+def _backbone(c: Backbone) -> dict[str, Any]:
+    if c.type == "mobilenet_v1":
+        return {"type": c.type, "width_multiplier": c.width_multiplier}
+    names = ("type", "depth", "stride_in_1x1") + (("groups", "base_width") if c.type == "resnext" else ())
+    return {name: getattr(c, name) for name in names}
 
 
 def _coder(coder: BoxCoder) -> dict[str, Any]:

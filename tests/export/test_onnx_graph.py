@@ -1,0 +1,145 @@
+"""The ONNX graph against the MindSpore detector, and against torchvision's golden values."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from mindspore import Tensor
+from onnx import numpy_helper
+
+from benchmarks.reference import load_weights, reference_config
+from src.export.compare import compare_detections, reference_input
+from src.export.folding import fold_batch_norms
+from src.export.onnx_graph import DetectorGraph, onnx_model
+from src.export.onnx_runtime import OnnxModel
+from src.export.whole import WholeGraph
+from src.models.build import build_backbone, build_detector
+from tests.reference.reference_weights import reference_inputs
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/reference/maskrcnn_r50_fpn.npz"
+
+# what the conventions of other projects switch on, all at once
+OTHERS = {
+    "detector": "cascade_mask_rcnn",
+    "num_classes": 2,
+    "coco_classes": ["background", "thing"],
+    "box_plus_one": True,
+    "rpn__anchor_generator__legacy": "caffe2",
+    "roi__roi_layer__aligned": True,
+    "roi__roi_layer__sampling_ratio": 0,
+    "mask_roi__roi_layer__aligned": True,
+    "mask_roi__roi_layer__last_pixel_end": True,
+    "cascade__average_masks": "probabilities",
+}
+AGNOSTIC = {
+    "detector": "cascade_rcnn",
+    "bbox_head__reg_class_agnostic": True,
+    "cascade__average_scores": "probabilities",
+}
+
+
+def without_threshold(model, value=0.0):
+    """The model's bytes with another score threshold."""
+    threshold = next(c for c in model.graph.initializer if c.name == "score_thr")
+    threshold.CopyFrom(numpy_helper.from_array(np.float32(value), "score_thr"))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"detector": "faster_rcnn", "test_cfg__rpn__max_per_img": 7}, OTHERS, AGNOSTIC],
+    ids=["mask", "faster", "conventions", "agnostic"],
+)
+def test_detects_what_the_detector_detects(small_config, make_detector, options):
+    config = small_config(**options)
+    detector = make_detector(config)
+    image, shape = reference_input(config, 2)
+    shape[1] = 1, 1, 300, 2  # boxes of a picture of one pixel, spread over a tall original
+    wanted = [x.asnumpy() for x in WholeGraph(detector)(Tensor(image), Tensor(shape))]
+    fold_batch_norms(detector)
+    model = onnx_model(config, detector, 2)
+    got = OnnxModel(model.SerializeToString())(image, shape)
+    assert [x.shape for x in got] == [x.shape for x in wanted]
+    assert [x.dtype for x in got] == [x.dtype for x in wanted]
+    agreement = compare_detections(got, wanted)
+    assert agreement.total >= 10
+    assert agreement.passed, str(agreement)
+    for x in got:
+        assert not x[~got[3]].any()
+
+    nothing = OnnxModel(without_threshold(model, 2.0))(image, shape)
+    assert [x.shape for x in nothing] == [x.shape for x in wanted]
+    assert not any(x.any() for x in nothing)
+
+
+def test_only_standard_operators_and_no_batch_norm(small_config, make_detector):
+    config = small_config()
+    detector = make_detector(config)
+    folded = fold_batch_norms(detector)
+    model = onnx_model(config, detector)
+    assert folded == 27  # MobileNetV1's
+    assert {n.domain for n in model.graph.node} == {""}
+    assert [(o.domain, o.version >= 11) for o in model.opset_import] == [("", True)]
+    assert "BatchNormalization" not in {n.op_type for n in model.graph.node}
+
+
+def test_a_detector_whose_norms_are_not_folded_is_refused(small_config, make_detector):
+    config = small_config()
+    with pytest.raises(AttributeError):
+        onnx_model(config, make_detector(config))
+
+
+@pytest.mark.parametrize("backbone", ["resnext", "resnet"])
+def test_backbones(small_config, backbone):
+    channels = [256, 512, 1024, 2048]
+    options = {"backbone__type": backbone, "backbone__stride_in_1x1": True, "neck__fpn__in_channels": channels}
+    config = small_config(**options, backbone__groups=32, backbone__base_width=4)
+    net = build_backbone(config).set_train(False)
+    image = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    wanted = [x.asnumpy() for x in net(Tensor(image))]
+    fold_batch_norms(net)
+    graph = DetectorGraph(config, None, 1)
+    names = graph.backbone(net, "image")
+    for got, want in zip(run(graph, image, names), wanted, strict=True):
+        # float32 sums of 50 layers in another order; a wrong stride or group is an error of 1
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+def run(graph, image, names):
+    from onnx import TensorProto, helper
+
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names]
+    given = helper.make_tensor_value_info("image", TensorProto.FLOAT, image.shape)
+    made = helper.make_graph(graph.nodes, "part", [given], ports, list(graph.constants.values()))
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 16)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": image})
+
+
+def test_golden_weights_give_torchvisions_detections():
+    golden, inputs = np.load(GOLDEN), reference_inputs(0)
+    config = reference_config(golden, *inputs["image"].shape[2:])
+    detector = build_detector(config)
+    load_weights(detector, golden, 0)
+    fold_batch_norms(detector)
+    model = OnnxModel(onnx_model(config, detector, 2).SerializeToString())
+    got = model(inputs["image"], np.array([[256, 320, 256, 320]] * 2, np.float32))
+    for i in range(2):
+        wanted = [golden[f"det_{name}_{i}"][None] for name in ("boxes", "scores", "labels")]
+        wanted += [np.ones(wanted[1].shape, bool), golden[f"det_masks_{i}"].reshape(1, -1, 28, 28)]
+        agreement = compare_detections([x[i : i + 1] for x in got], wanted)
+        assert agreement.total >= 90
+        assert agreement.passed, str(agreement)
+        assert agreement.max_mask_error < 1e-3  # masks hang on boxes that differ in the fourth decimal
+
+
+def test_the_same_detector_gives_the_same_file(small_config, make_detector):
+    config = small_config()
+    files = []
+    for _ in range(2):
+        detector = make_detector(config)
+        fold_batch_norms(detector)
+        files.append(onnx_model(config, detector).SerializeToString())
+    assert files[0] == files[1]

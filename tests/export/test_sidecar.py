@@ -1,0 +1,101 @@
+"""The sidecar of an exported model."""
+
+import json
+import os
+
+import pytest
+
+from src.export import sidecar
+from src.export.sidecar import ExportError
+
+
+@pytest.fixture
+def written(shapes_config, tmp_path):
+    """A sidecar of the shapes config's ONNX export, beside a file of some bytes."""
+    model = tmp_path / "m.onnx"
+    model.write_bytes(b"weights" * 1000)
+    about = sidecar.describe(shapes_config(), "whole", "ONNX", {"model": sidecar.file_entry(model)}, 2)
+    sidecar.write(tmp_path / "m.onnx.json", about)
+    return tmp_path / "m.onnx.json"
+
+
+def test_says_what_a_consumer_needs(shapes_config, written):
+    config, about = shapes_config(), sidecar.read(written)
+    assert about["canvas"] == {"width": 256, "height": 192}
+    assert about["classes"][0] == "background"
+    assert (about["mean"], about["std"], about["to_rgb"]) == (config.img_mean, config.img_std, True)
+    assert about["rcnn"]["score_thr"] == config.test_cfg.rcnn.score_thr
+    assert about["rcnn"]["max_log"] == pytest.approx(4.135, abs=1e-3)  # ln(1000 / 16)
+    assert about["mask_paste"] == {"convention": "torchvision", "size": 28, "threshold": 0.5}
+    assert [p["name"] for p in about["outputs"]] == ["boxes", "scores", "labels", "valid", "masks"]
+    sidecar.check_config(written, about, config)
+
+
+def test_stages_of_a_cascade(shapes_config):
+    about = sidecar.describe(shapes_config(detector="cascade_rcnn"), "split", "MINDIR", {})
+    assert about["rcnn"]["stds"] == [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
+    assert about["cascade"]["stages"] == 3
+    assert not about["with_mask"]
+    assert "mask_roi" not in about
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"img_width": 320}, "canvas.width 256, not 320"),
+        ({"test_cfg__rcnn__score_thr": 0.1}, "rcnn.score_thr 0.05, not 0.1"),
+        ({"detector": "faster_rcnn"}, "detector mask_rcnn, not faster_rcnn"),
+        ({"num_classes": 2, "coco_classes": ["background", "x"]}, "6 classes, not 2"),
+        ({"img_mean": [0, 0, 0]}, "mean [123.675, 116.28, 103.53]"),
+        ({"roi__roi_layer__sampling_ratio": 0}, "roi.trained_sampling_ratio 2, not 0"),
+        ({"backbone__width_multiplier": 1.0}, "backbone.width_multiplier 0.5, not 1.0"),
+    ],
+)
+def test_a_config_of_another_detector_is_refused(shapes_config, written, refusal, change, told):
+    with refusal(ExportError, written, told):
+        sidecar.check_config(written, sidecar.read(written), shapes_config(**change))
+
+
+def test_a_changed_model_is_refused(written, refusal):
+    model, entry = written.with_suffix(""), sidecar.read(written)["files"]["model"]
+    sidecar.check_file(model, entry)
+    data = model.read_bytes()
+    model.write_bytes(b"W" + data[1:])
+    with refusal(ExportError, model, "checksum"):
+        sidecar.check_file(model, entry)
+    model.write_bytes(data[:-1])
+    with refusal(ExportError, model, f"{len(data) - 1} bytes", str(len(data))):
+        sidecar.check_file(model, entry)
+    model.unlink()
+    with refusal(ExportError, model, "no such model"):
+        sidecar.check_file(model, entry)
+
+
+def test_damaged_and_foreign_sidecars(written, refusal):
+    text = written.read_text()
+    for content, told in (
+        (text[: len(text) // 2], "not whole JSON"),
+        ("[1, 2]", "not the sidecar"),
+        ('{"format": "other"}', "not the sidecar"),
+        (json.dumps(json.loads(text) | {"version": 99}), "version 99"),
+        (json.dumps({k: v for k, v in json.loads(text).items() if k != "canvas"}), "canvas"),
+    ):
+        written.write_text(content)
+        with refusal(ExportError, written, told):
+            sidecar.read(written)
+    written.unlink()
+    with refusal(ExportError, written, "can't read"):
+        sidecar.read(written)
+
+
+def test_a_full_disk_leaves_the_old_sidecar(written, monkeypatch, refusal):
+    before = written.read_text()
+
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("src.export.sidecar.os.replace", full)
+    with refusal(ExportError, written, "No space left"):
+        sidecar.write(written, {"new": True})
+    assert written.read_text() == before
+    assert sorted(p.name for p in written.parent.iterdir() if p.is_file()) == ["m.onnx", "m.onnx.json"]

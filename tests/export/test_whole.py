@@ -1,0 +1,173 @@
+"""export.py: files of the whole detector, their sidecars, and what is refused."""
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from mindspore.train.mind_ir_pb2 import ModelProto
+
+import export
+from src.errors import UserError
+from src.export import sidecar
+from src.export.compare import compare_detections, reference_input
+from src.export.sidecar import ExportError
+from src.export.whole import WholeGraph, export_whole, model_path
+from src.training.checkpoints import save_checkpoint
+
+
+def test_mindir_detects_what_the_detector_detects(small_config, make_detector, tmp_path):
+    config = small_config(test_batch_size=2, test_cfg__rcnn__max_per_img=20)
+    detector = make_detector(config)
+    path = tmp_path / "new" / "model.mindir"
+    agreement = export_whole(config, detector, path, "MINDIR")
+    assert (agreement.matched, agreement.total) == (40, 40)
+
+    inputs = [Tensor(x) for x in reference_input(config, 2, seed=3)]
+    got = nn.GraphCell(ms.load(str(path)))(*inputs)
+    wanted = WholeGraph(detector)(*inputs)
+    other = compare_detections([x.asnumpy() for x in got], [x.asnumpy() for x in wanted])
+    assert other.total == 40
+    assert other.passed, str(other)
+
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.mindir", "model.mindir.json"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    model = ModelProto()
+    model.ParseFromString(path.read_bytes())
+    operators = {n.op_type for n in model.graph.node} | {p.op_type for p in model.primitives}
+    assert not [o for o in operators if "BatchNorm" in o or "Custom" in o]
+    about = sidecar.read(f"{path}.json")
+    sidecar.check_file(path, about["files"]["model"])
+    sidecar.check_config(f"{path}.json", about, config)
+    assert about["outputs"][0]["shape"] == [2, 20, 4]
+    assert about["reference"]["matched"] == 40
+
+
+def test_adaptive_sampling_in_mindir_is_the_nearest_fixed_one(small_config, make_detector, tmp_path, capsys):
+    config = small_config(roi__roi_layer__sampling_ratio=0, detector="faster_rcnn")
+    path = tmp_path / "model.mindir"
+    export_whole(config, make_detector(config), path, "MINDIR")
+    told = capsys.readouterr().out
+    assert "roi.roi_layer.sampling_ratio 0 (adaptive)" in told
+    assert "largest differences" in told
+    about = sidecar.read(f"{path}.json")
+    assert about["roi"]["sampling_ratio"] in (1, 2, 3, 4)
+    assert about["roi"]["trained_sampling_ratio"] == 0
+    measured = about["reference"]["adaptive_sampling"]
+    assert measured["matched"] > 0
+    # another sampling isn't the same, or nothing was measured
+    assert measured["max_error"] > 1e-3
+    sidecar.check_config(f"{path}.json", about, config)
+
+
+def test_onnx_file_and_a_full_disk(small_config, make_detector, tmp_path, monkeypatch, refusal):
+    config = small_config(test_cfg__rcnn__score_thr=0.3)
+    detector = make_detector(config)
+    path = tmp_path / "model.onnx"
+    agreement = export_whole(config, detector, path, "ONNX")
+    # compared without the threshold, which nothing here reaches, but written with it
+    assert agreement.total == config.test_cfg.rcnn.max_per_img
+    assert detector.detections.score_thr == 0.3
+    assert json.loads(path.with_name("model.onnx.json").read_text())["rcnn"]["score_thr"] == 0.3
+    from src.export.onnx_runtime import OnnxModel
+
+    scores = OnnxModel(path)(*reference_input(config, 1))[1]
+    assert ((scores == 0) | (scores > np.float32(0.3))).all()
+
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("src.export.whole.os.replace", full)
+    with refusal(ExportError, path, "No space left"):
+        export_whole(config, detector, path, "ONNX")
+    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".model")]
+
+
+def test_an_export_that_disagrees_is_not_written(small_config, make_detector, tmp_path, monkeypatch, refusal):
+    config = small_config()
+    detector = make_detector(config)
+    monkeypatch.setattr("src.export.onnx_runtime.OnnxModel.__call__", lambda *_: wrong_outputs(config))
+    with refusal(ExportError, "model.onnx", "other detections", "not written"):
+        export_whole(config, detector, tmp_path / "model.onnx", "ONNX")
+    assert not list(tmp_path.glob("*model.onnx*"))
+
+
+def wrong_outputs(config):
+    shapes = [p["shape"] for p in sidecar.describe(config, "whole", "ONNX", {})["outputs"]]
+    return [np.ones(s, bool if len(s) == 2 else np.float32) for s in shapes]
+
+
+@pytest.fixture
+def command(small_config, make_detector, tmp_path, monkeypatch):
+    """Runs export.py's main on a checkpoint of the small detector."""
+    config = small_config()
+    checkpoint = tmp_path / "small.ckpt"
+    save_checkpoint(make_detector(config), checkpoint)
+    options = ["--config_path", "configs/shapes.yaml", "--backbone.width_multiplier", "0.25"]
+    options += ["--neck.fpn.in_channels", "[32, 64, 128, 256]", "--ckpt_file", str(checkpoint)]
+    monkeypatch.chdir(Path(export.__file__).parent)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["export.py", *options, *map(str, arguments)])
+        return export.main()
+
+    return run
+
+
+def test_command(command, tmp_path, capsys):
+    name = tmp_path / "out" / "model"
+    arguments = ("--file_format", "onnx", "--file_name", name, "--batch_size", 2, "--width", 128, "--height", 64)
+    assert command("--device_target", "CPU", *arguments) == 0
+    told = capsys.readouterr().out
+    assert f"{name}.onnx" in told
+    assert "detections within" in told
+    about = sidecar.read(f"{name}.onnx.json")
+    assert about["canvas"] == {"width": 128, "height": 64}
+    assert about["inputs"][0]["shape"] == [2, 3, 64, 128]
+
+
+def test_refusals(command, tmp_path, refusal):
+    with refusal(UserError, tmp_path / "none.ckpt", "no such checkpoint"):
+        command("--ckpt_file", tmp_path / "none.ckpt")
+    with refusal(UserError, "small.ckpt", "another model"):
+        command("--detector", "faster_rcnn")
+    with refusal(UserError, "AIR", "--device_target Ascend"):
+        command("--file_format", "AIR", "--file_name", tmp_path / "m")
+    with refusal(UserError, "--file_format TFLITE", "MINDIR, AIR, ONNX"):
+        command("--file_format", "TFLITE")
+    with refusal(UserError, "img_width", "multiples", "64"):
+        command("--width", "100")
+    with refusal(UserError, "img_height", "expected integer"):
+        command("--height", "tall")
+    with refusal(UserError, "batch_size", "0 is below 1"):
+        command("--batch_size", "0")
+    (tmp_path / "taken").write_text("mine")
+    with refusal(UserError, tmp_path / "taken/m.onnx", "--file_name"):
+        command("--file_format", "ONNX", "--file_name", tmp_path / "taken" / "m")
+    assert (tmp_path / "taken").read_text() == "mine"
+    (tmp_path / "folder.onnx").mkdir()
+    with refusal(UserError, "folder.onnx", "is a folder"):
+        command("--file_format", "ONNX", "--file_name", tmp_path / "folder")
+
+
+def test_missing_packages_are_named(command, tmp_path, monkeypatch, refusal):
+    for package, module in (("onnx", "onnx_graph"), ("onnxruntime", "onnx_runtime")):
+        with monkeypatch.context() as m:
+            m.delitem(sys.modules, f"src.export.{module}", raising=False)
+            m.setitem(sys.modules, package, None)
+            with refusal(UserError, package, "pip install -r requirements-onnx.txt"):
+                command("--file_format", "ONNX", "--file_name", tmp_path / "m")
+
+
+def test_the_suffix_is_added_once():
+    assert str(model_path("a/b", "ONNX")) == "a/b.onnx"
+    assert str(model_path("a/b.v1", "MINDIR")) == "a/b.v1.mindir"
+    assert str(model_path("b.air", "AIR")) == "b.air"
