@@ -69,19 +69,19 @@ def export_whole(config: Config, detector: TwoStageDetector, path: Path, file_fo
         raise ExportError(
             "AIR needs an Ascend backend: run with --device_target Ascend where there is one, or export MINDIR"
         )
+    if file_format == "ONNX":
+        import_onnx(), import_onnx_runtime()  # told before any work is done
     inputs = reference_input(config, config.test_batch_size)
-    wanted = every_detection(config, detector, inputs)
     exported, nearest = config, None
-    if file_format != "ONNX" and adaptive(config):
-        exported, nearest = nearest_sampling(config, detector, inputs, wanted, file_format)
     with folder_beside(path) as folder:
         made = folder / path.name
+        wanted = every_detection(config, detector, inputs)
         if file_format == "ONNX":
-            agreement = write_onnx(exported, standard(exported, detector), made, inputs, wanted)
+            agreement = write_onnx(config, standard(config, detector), made, inputs, wanted)
         else:
-            # what the file is compared with samples as it does; how far that is from the config has been told
-            if exported is not config:
-                wanted = every_detection(exported, standard(exported, detector), inputs)
+            if adaptive(config):
+                # what the file is compared with samples as it does; how far that is from the config is told
+                exported, nearest, wanted = nearest_sampling(config, detector, inputs, wanted, file_format)
             agreement = write_mindspore(exported, standard(exported, detector), made, file_format, inputs, wanted)
         reference = {"seed": SEED} | (reference_of(agreement) if agreement else {})
         if nearest:
@@ -272,9 +272,9 @@ def nearest_sampling(
     inputs: tuple[np.ndarray, ...],
     wanted: list[np.ndarray],
     file_format: str,
-) -> tuple[Config, Agreement]:
+) -> tuple[Config, Agreement, list[np.ndarray]]:
     """The config with, for each adaptive RoIAlign, the fixed number of samples whose features differ least on the
-    reference input's proposals; and how the detections then agree with the checkpoint's. Prints both.
+    reference input's proposals; how the detections then agree with the checkpoint's; and these detections. Prints both.
     """
     image, shape = Tensor(inputs[0]), Tensor(inputs[1][:, :2])
     maps, boxes, valid = Sampled(detector)(image, shape)
@@ -293,7 +293,7 @@ def nearest_sampling(
     got = every_detection(exported, standard(exported, detector), inputs)
     agreement = compare_detections(got, wanted, LOOSE_BOX, LOOSE_SCORE)
     print(f"adaptive against exported sampling on the reference input: {agreement}")
-    return exported, agreement
+    return exported, agreement, got
 
 
 def roi_features(roi: Roi, samples: int, maps: tuple, boxes: Tensor, valid: Tensor) -> np.ndarray:

@@ -34,7 +34,7 @@ def small_config(shapes_config):
     """Makes the shapes config with the smallest backbone; without a threshold, so that every image has detections."""
 
     def make(**overrides):
-        return shapes_config(**{"test_cfg__rcnn__score_thr": 0.0, **SMALL, **overrides})
+        return shapes_config(**{"test_cfg__rcnn__score_thr": 0.0, "test_batch_size": 1, **SMALL, **overrides})
 
     return make
 

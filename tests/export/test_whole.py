@@ -1,6 +1,5 @@
 """export.py: files of the whole detector, their sidecars, and what is refused."""
 
-import json
 import os
 import stat
 import sys
@@ -14,10 +13,11 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 
 import export
 from src.errors import UserError
-from src.export import sidecar
+from src.export import sidecar, whole
 from src.export.compare import compare_detections, reference_input
+from src.export.onnx_runtime import OnnxModel
 from src.export.sidecar import ExportError
-from src.export.whole import WholeGraph, export_whole, model_path
+from src.export.whole import WholeGraph, every_detection, export_whole, model_path
 from src.training.checkpoints import save_checkpoint
 
 
@@ -65,44 +65,41 @@ def test_adaptive_sampling_in_mindir_is_the_nearest_fixed_one(small_config, make
     sidecar.check_config(f"{path}.json", about, config)
 
 
-def test_onnx_file_and_a_full_disk(small_config, make_detector, tmp_path, monkeypatch, refusal):
+def test_onnx_file(small_config, make_detector, tmp_path, monkeypatch, refusal):
     config = small_config(test_cfg__rcnn__score_thr=0.3)
     detector = make_detector(config)
     path = tmp_path / "model.onnx"
+    given = []
+    monkeypatch.setattr(whole, "every_detection", lambda *a: given.append(every_detection(*a)) or given[-1])
     agreement = export_whole(config, detector, path, "ONNX")
-    # compared without the threshold, which nothing here reaches, but written with it
+    # compared without the threshold, which little here reaches, but written with it
     assert agreement.total == config.test_cfg.rcnn.max_per_img
     assert detector.detections.score_thr == 0.3
-    assert json.loads(path.with_name("model.onnx.json").read_text())["rcnn"]["score_thr"] == 0.3
-    from src.export.onnx_runtime import OnnxModel
-
+    assert sidecar.read(f"{path}.json")["rcnn"]["score_thr"] == 0.3
     scores = OnnxModel(path)(*reference_input(config, 1))[1]
     assert ((scores == 0) | (scores > np.float32(0.3))).all()
 
-    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
-
-    def full(*_):
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr("src.export.whole.os.replace", full)
-    with refusal(ExportError, path, "No space left"):
+    before = contents(tmp_path)
+    monkeypatch.setattr(whole, "every_detection", lambda *_: given[0])
+    with monkeypatch.context() as m, refusal(ExportError, path, "No space left"):
+        m.setattr("src.export.whole.os.replace", full_disk)
         export_whole(config, detector, path, "ONNX")
-    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".model")]
+    assert contents(tmp_path) == before
 
-
-def test_an_export_that_disagrees_is_not_written(small_config, make_detector, tmp_path, monkeypatch, refusal):
-    config = small_config()
-    detector = make_detector(config)
-    monkeypatch.setattr("src.export.onnx_runtime.OnnxModel.__call__", lambda *_: wrong_outputs(config))
+    moved = [given[0][0] + 1.0, *given[0][1:]]
+    monkeypatch.setattr(whole, "every_detection", lambda *_: moved)
     with refusal(ExportError, "model.onnx", "other detections", "not written"):
-        export_whole(config, detector, tmp_path / "model.onnx", "ONNX")
-    assert not list(tmp_path.glob("*model.onnx*"))
+        export_whole(config, detector, path, "ONNX")
+    assert contents(tmp_path) == before
 
 
-def wrong_outputs(config):
-    shapes = [p["shape"] for p in sidecar.describe(config, "whole", "ONNX", {})["outputs"]]
-    return [np.ones(s, bool if len(s) == 2 else np.float32) for s in shapes]
+def contents(folder):
+    """Every file below."""
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def full_disk(*_):
+    raise OSError(28, os.strerror(28))
 
 
 @pytest.fixture

@@ -1,0 +1,138 @@
+"""eval_onnx.py and its launcher: the detections of eval.py, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import eval_onnx
+from src.errors import UserError
+from src.evaluation.inference import Evaluator
+from src.export import sidecar
+from src.export.compare import compare_detections
+from src.export.folding import fold_batch_norms
+from src.export.onnx_graph import onnx_model
+
+ROOT = Path(eval_onnx.__file__).parent
+CONFIG = """base: {root}/configs/shapes.yaml
+backbone: {{width_multiplier: 0.25}}
+neck: {{fpn: {{in_channels: [32, 64, 128, 256]}}}}
+test_cfg: {{rcnn: {{score_thr: 0.0, max_per_img: 20}}}}
+"""
+
+
+@pytest.fixture
+def exported(small_config, make_detector, tmp_path):
+    """The small detector, its config, and its export with three images a call."""
+    config = small_config(test_cfg__rcnn__max_per_img=20, test_batch_size=4)
+    detector, graph = make_detector(config), make_detector(config)
+    fold_batch_norms(graph)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_model(config, graph, 3).SerializeToString())
+    sidecar.write(f"{path}.json", sidecar.describe(config, "whole", "ONNX", {"model": sidecar.file_entry(path)}, 3))
+    (tmp_path / "model.yaml").write_text(CONFIG.format(root=ROOT))
+    return config, detector, path
+
+
+@pytest.fixture
+def command(exported, shapes_root, tmp_path, monkeypatch):
+    """Runs eval_onnx.py's main."""
+    options = ["--config_path", tmp_path / "model.yaml", "--onnx_file", exported[2], "--val_dataset", shapes_root]
+    options += ["--train_outputs", tmp_path / "outputs"]
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["eval_onnx.py", *map(str, [*options, *arguments])])
+        return eval_onnx.main()
+
+    return run
+
+
+def by_image(results, ids):
+    """COCO results as arrays of one row an image, without masks."""
+    out = [np.zeros((len(ids), 20, 4)), np.zeros((len(ids), 20)), np.zeros((len(ids), 20), int)]
+    valid = np.zeros((len(ids), 20), bool)
+    for i, image in enumerate(ids):
+        for k, r in enumerate(r for r in results if r["image_id"] == image):
+            x, y, w, h = r["bbox"]
+            out[0][i, k], out[1][i, k], out[2][i, k] = (x, y, x + w, y + h), r["score"], r["category_id"]
+            valid[i, k] = True
+    return [*out, valid]
+
+
+def test_the_detections_of_eval_py(exported, command, tmp_path, capsys):
+    config, detector, path = exported
+    assert command("--results", tmp_path / "onnx.json", "--threads", 1) == 0
+    told = capsys.readouterr().out
+    assert told.count("IoU=0.50:0.95 | area=   all | maxDets=100") == 4  # AP and AR of boxes and of masks
+    assert "ms an image" in told
+    Evaluator(config, detector).run(tmp_path / "python.json")
+    results = [json.loads((tmp_path / f"{n}.json").read_text()) for n in ("onnx", "python")]
+    ids = sorted({r["image_id"] for r in results[1]})
+    agreement = compare_detections(*(by_image(r, ids) for r in results))
+    assert agreement.total == 20 * 8
+    assert agreement.passed, str(agreement)
+    assert all(r["segmentation"] for r in results[0])
+
+
+def test_refusals(exported, command, tmp_path, refusal):
+    path = exported[2]
+    with refusal(UserError, f"{path}.json", "canvas.width 256, not 320"):
+        command("--img_width", "320")
+    with refusal(UserError, "--threads many"):
+        command("--threads", "many")
+    with refusal(UserError, tmp_path / "none.onnx", "no such model"):
+        command("--onnx_file", tmp_path / "none.onnx")
+    about = sidecar.read(f"{path}.json")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with refusal(UserError, path, "bytes"):
+        command()
+    # of the right checksum, yet nothing that ONNX Runtime knows
+    path.write_bytes(b"not a model")
+    sidecar.write(f"{path}.json", about | {"files": {"model": sidecar.file_entry(path)}})
+    with refusal(UserError, path, "ONNX Runtime can't load it"):
+        command()
+    sidecar.write(f"{path}.json", about | {"file_format": "MINDIR"})
+    with refusal(UserError, f"{path}.json", "MINDIR"):
+        command()
+    Path(f"{path}.json").unlink()
+    with refusal(UserError, f"{path}.json", "export.py"):
+        command()
+
+
+def launch(*arguments, outputs):
+    env = {**os.environ, "PYTHON": sys.executable, "TRAIN_OUTPUTS": str(outputs)}
+    script = ["bash", str(ROOT / "scripts/run_eval_onnx.sh"), *map(str, arguments)]
+    return subprocess.run(script, capture_output=True, text=True, timeout=300, check=False, env=env)
+
+
+def test_launcher(exported, shapes_root, tmp_path):
+    annotations, model = shapes_root / "annotations/instances_val2017.json", exported[2]
+    arguments = [annotations, model, tmp_path / "model.yaml", shapes_root, tmp_path / "records"]
+    done = launch(*arguments, outputs=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "out/onnx_model/eval_onnx.log").read_text()
+    assert log.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 2
+    assert list((tmp_path / "records").iterdir())
+    for changed, told in (
+        ([], "usage"),
+        (arguments + ["more"], "usage"),
+        ([tmp_path / "none.json", *arguments[1:]], "ANNO_PATH"),
+        ([annotations, tmp_path / "none.onnx", *arguments[2:]], "ONNX_MODEL"),
+        ([annotations, model, "resnet_v9", *arguments[3:]], "BACKBONE"),
+        ([*arguments[:3], tmp_path / "nowhere"], "COCO_ROOT"),
+        ([*arguments[:4], model], "MINDRECORD_DIR"),
+    ):
+        done = launch(*changed, outputs=tmp_path / "other")
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert told in done.stderr
+    assert not (tmp_path / "other").exists()
+    # what eval_onnx.py refuses, the launcher does
+    done = launch(annotations, model, "resnet_v1_50", shapes_root, outputs=tmp_path / "other")
+    assert done.returncode == 2
+    assert "config" in done.stdout + done.stderr
