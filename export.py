@@ -31,6 +31,8 @@ def main() -> int:
         raise UserError(f"--file_format {known.file_format}: not one of {', '.join(SUFFIX)}")
     if known.split and file_format != "MINDIR":
         raise UserError(f"--split is a MINDIR's form, not {file_format}'s; leave --file_format out")
+    # kept graphs are found by program and config, which don't tell one export from another
+    config.compile_cache = False
     set_device(config)
     detector = build_detector(config)
     load_detector(detector, known.ckpt_file)

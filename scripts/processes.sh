@@ -9,9 +9,9 @@ give() {
 }
 
 # Sets PYTHON to an interpreter that has MindSpore. Ascend and GPU need a MindSpore that fits their driver, which the
-# user's environment has; for CPU the checkout has its own.
+# user's environment has; for CPU the checkout has its own, made from the requirements file that the second argument names.
 choose_python() {
-    local device=$1
+    local device=$1 requirements=${2:-requirements.txt}
     give GLOG_v "${GLOG_v:-3}" # MindSpore's advice would bury the progress bars
     if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(absolute "$PYTHON"); fi
     if [ "${DRY_RUN:-}" = 1 ]; then
@@ -27,7 +27,7 @@ choose_python() {
         PYTHON=$(command -v "$PYTHON")
         build_operators "$PYTHON" "$ROOT/build/build_custom.log"
     else
-        set_up requirements.txt
+        set_up "$requirements"
         PYTHON=$VENV_PYTHON
     fi
 }

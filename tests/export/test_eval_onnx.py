@@ -115,7 +115,7 @@ def test_launcher(exported, shapes_root, tmp_path):
     arguments = [annotations, model, tmp_path / "model.yaml", shapes_root, tmp_path / "records"]
     done = launch(*arguments, outputs=tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    log = (tmp_path / "out/onnx_model/eval_onnx.log").read_text()
+    log = (tmp_path / "out/model/eval_onnx.log").read_text()
     assert log.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 2
     assert list((tmp_path / "records").iterdir())
     for changed, told in (

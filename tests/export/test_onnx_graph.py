@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor
 from onnx import numpy_helper
 
-from benchmarks.reference import load_weights, reference_config
+from benchmarks.reference import golden_shapes, load_weights, reference_config
 from src.export.compare import compare_detections, reference_input
 from src.export.folding import fold_batch_norms
 from src.export.onnx_graph import DetectorGraph, onnx_model
@@ -120,9 +120,9 @@ def run(graph, image, names):
 
 def test_golden_weights_give_torchvisions_detections():
     golden, inputs = np.load(GOLDEN), reference_inputs(0)
-    config = reference_config(golden, *inputs["image"].shape[2:])
+    config = reference_config("torchvision", golden_shapes(golden), *inputs["image"].shape[2:])
     detector = build_detector(config)
-    load_weights(detector, golden, 0)
+    load_weights(config, detector, golden, 0)
     fold_batch_norms(detector)
     model = OnnxModel(onnx_model(config, detector, 2).SerializeToString())
     got = model(inputs["image"], np.array([[256, 320, 256, 320]] * 2, np.float32))
