@@ -9,7 +9,7 @@ give() {
 }
 
 # Sets PYTHON to an interpreter that has MindSpore. Ascend and GPU need a MindSpore that fits their driver, which the
-# user's environment has; for CPU the checkout has its own, made from the requirements file that the second argument names.
+# user's environment has; for CPU the checkout has its own, made from the requirements file that is named second.
 choose_python() {
     local device=$1 requirements=${2:-requirements.txt}
     give GLOG_v "${GLOG_v:-3}" # MindSpore's advice would bury the progress bars
