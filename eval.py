@@ -12,6 +12,7 @@ from src.evaluation.inference import Evaluator
 from src.modelarts import local_checkpoint, on_modelarts
 from src.models.build import build_detector
 from src.training.checkpoints import load_detector
+from src.training.distributed import join_group, use_local_device
 
 
 def main() -> int:
@@ -38,10 +39,13 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
         split = resolve_split(config.val_dataset, "val", config.val_annotations)
         print(evaluate(split.annotations, results, kinds).text)
         return
+    config = use_local_device(config)
     set_device(config)
+    group = join_group(config)
     detector = build_detector(config)
     load_detector(detector, local_checkpoint(config, arguments.checkpoint_path))
-    Evaluator(config, detector).run(arguments.predictions or arguments.results or config.output_dir / "results.json")
+    results = arguments.predictions or arguments.results or config.output_dir / "results.json"
+    Evaluator(config, detector, group).run(results)
 
 
 if __name__ == "__main__":

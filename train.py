@@ -1,6 +1,9 @@
 """Trains a detector: python train.py --config_path configs/mask_rcnn_r50_fpn.yaml --train_dataset COCO_ROOT ..."""
 
 import argparse
+import dataclasses
+import sys
+from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.loader import TrainLoader
@@ -11,34 +14,56 @@ from src.evaluation.inference import Evaluator
 from src.modelarts import on_modelarts
 from src.models.build import build_detector, build_loss
 from src.training.checkpoints import load_backbone, load_detector
+from src.training.distributed import join_group, use_local_device
 from src.training.loop import Trainer
+from src.training.resume import has_checkpoint, run_folder
+
+
+def read_arguments(words: list[str]) -> tuple[Config, Path | None]:
+    """The config, and the folder of the run to resume, whose own config is then the default."""
+    parser = argparse.ArgumentParser(description="Train a detector.")
+    add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, its output folder or checkpoints/")
+    given, _ = parser.parse_known_args(words)
+    folder = run_folder(given.resume) if given.resume else None
+    if folder and (folder / "config.yaml").is_file():
+        parser.set_defaults(config_path=str(folder / "config.yaml"))
+    return config_from_arguments(parser, words)[0], folder
+
+
+def in_folder(config: Config, folder: Path) -> Config:
+    """The config with outputs in `folder`, and its MindRecord files where they were."""
+    places = {"train_outputs": str(folder.parent), "brief": folder.name, "mindrecord_dir": str(config.record_dir)}
+    # MindSpore takes a kept graph by its number in the program, and a resumed one may begin with an evaluation
+    return dataclasses.replace(config, **places, compile_cache=False)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train a detector.")
-    add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
-    config, _ = config_from_arguments(parser)
+    config, folder = read_arguments(sys.argv[1:])
     with on_modelarts(config) as config:
-        train(config)
-    return 0
+        return train(in_folder(config, folder) if folder else config, folder is not None)
 
 
-def train(config: Config) -> None:
-    """Trains as the config says."""
+def train(config: Config, resume: bool) -> int:
+    """Trains as the config says; returns the exit status."""
+    config = use_local_device(config)
     set_device(config)
-    loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True))
+    group = join_group(config)
+    loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True), group.rank, group.size)
     detector = build_detector(config)
-    if config.backbone.pretrained:
-        load_backbone(detector, config.backbone.pretrained)
-    if config.pre_trained:
-        left = load_detector(detector, config.pre_trained, config.finetune)
-        print(f"{config.pre_trained}: loaded; {len(left)} parameters keep their random values: {left[:8]}")
-    evaluator = Evaluator(config, detector) if config.run_eval else None
-    trainer = Trainer(config, build_loss(config, detector), loader, evaluator and evaluator.after_epoch)
+    if not (resume and has_checkpoint(config)):
+        if config.backbone.pretrained:
+            load_backbone(detector, config.backbone.pretrained)
+        if config.pre_trained:
+            left = load_detector(detector, config.pre_trained, config.finetune)
+            print(f"{config.pre_trained}: loaded; {len(left)} parameters keep their random values: {left[:8]}")
+    evaluator = Evaluator(config, detector, group) if config.run_eval else None
+    loss = build_loss(config, detector, group.size)
+    trainer = Trainer(config, loss, loader, evaluator and evaluator.after_epoch, group, resume)
     print(
         f"training {config.detector}: {len(loader)} steps an epoch, {config.epoch_size} epochs -> {config.output_dir}"
     )
-    trainer.run()
+    return trainer.run()
 
 
 if __name__ == "__main__":

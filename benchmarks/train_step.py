@@ -64,22 +64,19 @@ def main() -> None:
     from src.models.build import build_detector, build_loss
     from src.models.two_stage import LOSS_NAMES
     from src.training.loop import step_inputs
-    from src.training.step import SamplerKeys, TrainStep, build_optimizer
+    from src.training.step import SamplerKeys, build_step
 
     config = read_config(a, rest)
     set_device(config)
     detector = build_detector(config)
     load_golden_weights(detector)
     loss = build_loss(config, detector)
-    step = TrainStep(
-        loss, build_optimizer(config, loss, np.zeros(1000, np.float32)), config.loss_scale, config.grad_clip
-    )
-    step.set_train()
+    step = build_step(config, loss, np.zeros(1000, np.float32))
     batch = synthetic_batch(config, a.objects)
     keys = SamplerKeys(config)
 
     def call():
-        return step(*step_inputs(batch, keys(0, batch["image_id"]))).asnumpy()
+        return step(*step_inputs(batch, keys(0, batch["image_id"])))[0].asnumpy()
 
     start = time.perf_counter()
     losses = call()

@@ -8,6 +8,7 @@ overrides and returns a `Config`. A key that the schema doesn't know, or a value
 import argparse
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "load_config",
+    "save_config",
     "add_config_arguments",
     "config_from_arguments",
     "describe_keys",
@@ -272,6 +274,12 @@ class Config:
     compile_cache: bool = key(
         False, "keep compiled graphs in train_outputs/compile_cache for the next start with this code and config"
     )
+    run_distribute: bool = key(False, "train and evaluate on several devices; started by msrun or mpirun")
+    compute_type: str = key(
+        "auto",
+        "precision of backbone, neck and heads; auto: float16 on Ascend, else float32",
+        choices=("auto", "float32", "float16"),
+    )
     seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0)
     detector: str = key(
         "mask_rcnn", "which detector", choices=("mask_rcnn", "faster_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
@@ -308,6 +316,13 @@ class Config:
     weight_decay_bias: bool = key(True, "weight decay on biases")
     grad_clip: float = key(0.0, "largest global gradient norm; 0: no clipping", low=0)
     loss_scale: float = key(1.0, "the loss is multiplied by this before the gradient, the gradient divided", low=1e-9)
+    loss_scale_type: str = key(
+        "auto",
+        "loss scale fixed, or halved where gradients overflow; auto: dynamic in float16, else fixed",
+        choices=("auto", "fixed", "dynamic"),
+    )
+    loss_scale_start: float = key(65536.0, "a dynamic loss scale's first value", low=1)
+    loss_scale_window: int = key(1000, "steps without overflow after which a dynamic loss scale is doubled", low=1)
 
     batch_size: int = key(2, "images a step and device in training", low=1)
     test_batch_size: int = key(1, "images a step at inference", low=1)
@@ -319,7 +334,11 @@ class Config:
     save_every: int = key(0, "steps between checkpoints; 0: none by steps", low=0)
     save_every_epochs: int = key(1, "epochs between checkpoints; 0: none by epochs", low=0)
     keep_checkpoint_max: int = key(5, "checkpoints kept", low=1)
-    log_every: int = key(1, "steps between lines of loss_{rank}.log", low=1)
+    keep_best_checkpoints_max: int = key(1, "checkpoints of best AP kept as well, in checkpoints/best", low=0)
+    log_every: int = key(1, "steps between lines of loss_0.log and metrics.jsonl", low=1)
+    tensorboard: bool = key(False, "TensorBoard event files in tensorboard/ of the experiment")
+    mlflow: bool = key(False, "log to MLflow")
+    mlflow_tracking_uri: str = key("", "MLflow server; empty: the folder mlruns in train_outputs")
 
     num_parallel_workers: int = key(2, "workers that decode and resize images", low=1)
     python_multiprocessing: bool = key(
@@ -365,6 +384,15 @@ class Config:
     def is_cascade(self) -> bool:
         """Whether the detector is a cascade."""
         return self.detector.startswith("cascade")
+
+    @property
+    def is_half(self) -> bool:
+        """Whether backbone, neck and heads compute in float16."""
+        return self.compute_type == "float16" or (self.compute_type == "auto" and self.device_target == "Ascend")
+
+    @property
+    def has_dynamic_loss_scale(self) -> bool:
+        return self.loss_scale_type == "dynamic" or (self.loss_scale_type == "auto" and self.is_half)
 
     @property
     def output_dir(self) -> Path:
@@ -579,6 +607,18 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
         _apply(config, _nested(name, "" if value is None else value), source)
     _check_together(config, source if not overrides else f"{path} and command line")
     return config
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Writes every key as YAML that load_config reads; beside, then renamed. Raises ConfigError."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        os.replace(beside, path)
+    except OSError as e:
+        raise ConfigError(f"{path}: can't write: {e.strerror}; set train_outputs to a folder that can") from None
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:

@@ -234,23 +234,24 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every image of a split once, in the data set's order.
+    """Every image of a split once, in the data set's order; with several ranks, each every `ranks`-th.
 
     Iterating yields dicts of arrays, B = test_batch_size: image and image_size as TrainLoader's; original_size (B, 2)
     int32, (height, width) of the image file; scale (B, 2) float32, canvas = original * scale, (y, x); image_id (B,)
     int64; valid (B,) bool: False for rows that fill up the last batch.
     """
 
-    def __init__(self, config: Config, folder: Path):
+    def __init__(self, config: Config, folder: Path, rank: int = 0, ranks: int = 1):
         self.config, self.folder = config, Path(folder)
         self.index = read_index(self.folder)
+        self.rows = np.arange(len(self.index["image_ids"]))[rank::ranks]
         self.maker = BatchMaker(config)
 
     def __len__(self) -> int:
-        return -(-len(self.index["image_ids"]) // self.config.test_batch_size)
+        return -(-len(self.rows) // self.config.test_batch_size)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        order = np.arange(len(self.index["image_ids"]))
+        order = self.rows
         flips = np.zeros(len(order), bool)
         pending = []
         for sample in samples(self.folder, order, flips, self.config, training=False):

@@ -13,22 +13,27 @@ from src.data.loader import EvalLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.evaluation.coco import Summary, coco_results, evaluate, save_results
 from src.models.two_stage import TwoStageDetector
+from src.training.distributed import Group
 
 __all__ = ["Evaluator", "collect_results", "detect_split", "report"]
 
 
-def detect_split(config: Config, detector: TwoStageDetector, loader: EvalLoader) -> list[dict]:
-    """COCO results of every image of `loader`."""
+def detect_split(config: Config, detector: TwoStageDetector, loader: EvalLoader, quiet: bool = False) -> list[dict]:
+    """COCO results of every image of `loader`; `quiet`: without a progress bar."""
     detector.set_train(False)
 
     def run(batch: dict) -> list[np.ndarray]:
         return [x.asnumpy() for x in detector(Tensor(batch["image"]), Tensor(batch["image_size"]))]
 
-    return collect_results(config, run, loader)
+    return collect_results(config, run, loader, quiet=quiet)
 
 
 def collect_results(
-    config: Config, run: Callable[[dict], list[np.ndarray]], loader: EvalLoader, original: bool = False
+    config: Config,
+    run: Callable[[dict], list[np.ndarray]],
+    loader: EvalLoader,
+    original: bool = False,
+    quiet: bool = False,
 ) -> list[dict]:
     """COCO results of every image of `loader`, from what `run` detects in a batch: boxes, scores, labels, valid, and
     masks if there are any. Boxes are in canvas pixels, or `original`: in the image file's.
@@ -39,7 +44,7 @@ def collect_results(
     pending: list[Future] = []
     results: list[dict] = []
     with ThreadPoolExecutor(max(1, config.num_parallel_workers)) as pool:
-        for batch in tqdm(loader, total=len(loader), unit="batch", desc="detecting"):
+        for batch in tqdm(loader, total=len(loader), unit="batch", desc="detecting", disable=quiet):
             out = run(batch)
             if original:
                 batch["scale"] = np.ones_like(batch["scale"])
@@ -78,18 +83,31 @@ def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, ca
 
 
 class Evaluator:
-    """Evaluates one detector on the validation split, as often as asked."""
+    """Evaluates one detector on the validation split, as often as asked.
 
-    def __init__(self, config: Config, detector: TwoStageDetector):
-        self.config, self.detector = config, detector
-        self.loader = EvalLoader(config, ensure_mindrecord(config, "val", training=False))
+    group: ranks among which the images are shared; rank 0 collects the results.
+    """
 
-    def run(self, results_path: Path) -> Summary:
-        """Detects, saves the results, prints both tables and the classes', and returns the numbers."""
-        results = detect_split(self.config, self.detector, self.loader)
+    def __init__(self, config: Config, detector: TwoStageDetector, group: Group | None = None):
+        self.config, self.detector, self.group = config, detector, group or Group()
+        folder = ensure_mindrecord(config, "val", training=False)
+        self.loader = EvalLoader(config, folder, self.group.rank, self.group.size)
+
+    def run(self, results_path: Path) -> Summary | None:
+        """Detects, saves the results, prints both tables and the classes', and returns the numbers.
+
+        On rank 0; the others, which do their share of detecting, return None.
+        """
+        mine = detect_split(self.config, self.detector, self.loader, quiet=not self.group.is_first)
+        shares = self.group.gather(mine)
+        if not self.group.is_first:
+            return None
+        # in the data set's order, as one rank alone gives them
+        place = {image: i for i, image in enumerate(self.loader.index["image_ids"])}
+        results = sorted((r for share in shares for r in share), key=lambda r: place[r["image_id"]])
         return report(self.config, self.loader, results, results_path)
 
-    def after_epoch(self, epoch: int) -> Summary:
+    def after_epoch(self, epoch: int) -> Summary | None:
         """During training: evaluates, and leaves the detector in training mode."""
         summary = self.run(self.config.output_dir / f"results_epoch_{epoch}.json")
         self.detector.set_train(True)

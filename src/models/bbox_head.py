@@ -5,7 +5,7 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal, XavierUniform
 
 from src.models.box_coder import BoxCoder, clip_boxes, take_rows
-from src.models.losses import cross_entropy, smooth_l1
+from src.models.losses import Normaliser, cross_entropy, smooth_l1
 from src.ops.nms import BatchedNMS
 
 __all__ = ["BBoxHead", "BBoxLoss", "Detections", "class_deltas"]
@@ -56,8 +56,16 @@ class BBoxLoss(nn.Cell):
     negatives), gt_boxes (R, 4), valid (R,) and positive (R,) float32. Output: two scalars, means over valid RoIs.
     """
 
-    def __init__(self, coder: BoxCoder, cls_weight: float = 1.0, box_weight: float = 1.0, beta: float = 1 / 9):
+    def __init__(
+        self,
+        coder: BoxCoder,
+        cls_weight: float = 1.0,
+        box_weight: float = 1.0,
+        beta: float = 1 / 9,
+        ranks: int = 1,
+    ):
         super().__init__()
+        self.normaliser = Normaliser(ranks)
         self.coder, self.cls_weight, self.box_weight, self.beta = coder, cls_weight, box_weight, beta
 
     def construct(
@@ -70,7 +78,7 @@ class BBoxLoss(nn.Cell):
         valid: Tensor,
         positive: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        count = ops.maximum(valid.sum(), 1.0)
+        count = self.normaliser(valid.sum())
         cls_loss = (cross_entropy(logits, labels) * valid).sum() / count
         target = ops.stop_gradient(self.coder.encode(gt_boxes, rois))
         box_loss = (smooth_l1(class_deltas(deltas, labels), target, self.beta).sum(-1) * positive).sum() / count
@@ -120,7 +128,7 @@ class Detections(nn.Cell):
             delta = take_rows(deltas.reshape(b, -1, 4), row * self.num_classes + label)
         boxes = clip_boxes(self.coder(delta, take_rows(references, row)), image_size, self.plus_one)
         size = boxes[..., 2:] - boxes[..., :2]
-        usable = ops.logical_and(score > self.score_thr, size.min(-1) >= self.min_bbox_size)
+        usable = ops.logical_and(score > self.score_thr, size.min(axis=-1) >= self.min_bbox_size)
         index, kept = self.nms(boxes, score, label.astype(mstype.int32), usable)
         mask = kept.astype(boxes.dtype)
         label = take_rows(label, index).astype(mstype.int32) * kept.astype(mstype.int32)

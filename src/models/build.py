@@ -162,20 +162,20 @@ def _detector(config: Config, builtin_ops: bool) -> TwoStageDetector:
     )
 
 
-def _bbox_loss(config: Config, coder: BoxCoder) -> BBoxLoss:
+def _bbox_loss(config: Config, coder: BoxCoder, ranks: int) -> BBoxLoss:
     c = config.bbox_head
-    return BBoxLoss(coder, c.loss_cls.loss_weight, c.loss_bbox.loss_weight, c.loss_bbox.beta)
+    return BBoxLoss(coder, c.loss_cls.loss_weight, c.loss_bbox.loss_weight, c.loss_bbox.beta, ranks)
 
 
-def _mask_loss(config: Config, detector: TwoStageDetector, head: MaskHead) -> MaskLoss:
+def _mask_loss(config: Config, detector: TwoStageDetector, head: MaskHead, ranks: int) -> MaskLoss:
     rcnn = config.train_cfg.rcnn
     targets = MaskTargets(rcnn.mask_size, config.mask_roi.roi_layer.aligned)
     weight = config.mask_head.loss_mask.loss_weight
-    return MaskLoss(head, detector.mask_roi_extractor, targets, weight, rcnn.mask_buckets)
+    return MaskLoss(head, detector.mask_roi_extractor, targets, weight, rcnn.mask_buckets, ranks)
 
 
-def build_loss(config: Config, detector: TwoStageDetector) -> TwoStageLoss:
-    """The training losses of `detector`, which shares its parameters."""
+def build_loss(config: Config, detector: TwoStageDetector, ranks: int = 1) -> TwoStageLoss:
+    """The training losses of `detector`, which shares its parameters; `ranks`: processes that train together."""
     counts = _anchors(config)[2]
     train, rpn, cascade = config.train_cfg, config.rpn, config.cascade
     shared = {
@@ -187,6 +187,7 @@ def build_loss(config: Config, detector: TwoStageDetector) -> TwoStageLoss:
             rpn.loss_cls.loss_weight,
             rpn.loss_bbox.loss_weight,
             rpn.loss_bbox.beta,
+            ranks,
         ),
         "add_gt_as_proposals": train.rcnn.sampler.add_gt_as_proposals,
     }
@@ -195,8 +196,8 @@ def build_loss(config: Config, detector: TwoStageDetector) -> TwoStageLoss:
         return TwoStageLoss(
             detector,
             rcnn_sampler=_sampler(assigner, sampler),
-            bbox_loss=_bbox_loss(config, _coder(config.bbox_head.bbox_coder)),
-            mask_loss=_mask_loss(config, detector, detector.mask_head) if config.with_mask else None,
+            bbox_loss=_bbox_loss(config, _coder(config.bbox_head.bbox_coder), ranks),
+            mask_loss=_mask_loss(config, detector, detector.mask_head, ranks) if config.with_mask else None,
             **shared,
         )
     # a later stage that doesn't resample takes every box of the first one's sample
@@ -207,11 +208,13 @@ def build_loss(config: Config, detector: TwoStageDetector) -> TwoStageLoss:
             _sampler(assigner, sampler, pos_iou_thr=iou, neg_iou_thr=iou, **(everything if stage else {}))
             for stage, iou in enumerate(cascade.pos_iou_thr)
         ],
-        bbox_losses=[_bbox_loss(config, coder) for coder in detector.coders],
+        bbox_losses=[_bbox_loss(config, coder, ranks) for coder in detector.coders],
         stage_weights=cascade.loss_weights,
         resample=cascade.resample,
         feature_gradient=cascade.feature_gradient,
-        mask_losses=[_mask_loss(config, detector, head) for head in detector.mask_heads] if config.with_mask else [],
+        mask_losses=[_mask_loss(config, detector, head, ranks) for head in detector.mask_heads]
+        if config.with_mask
+        else [],
         **shared,
     )
 

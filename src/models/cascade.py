@@ -152,7 +152,7 @@ class CascadeLoss(TwoStageLoss):
                 mask_total = mask_total + mask_weight * mask_loss
             if stage + 1 < len(self.bbox_losses):
                 boxes = d.refine(stage, logits, deltas, rois, image_size)
-                valid = ops.logical_and(used > 0, (boxes[..., 2:] - boxes[..., :2]).min(-1) > 0)
+                valid = ops.logical_and(used > 0, (boxes[..., 2:] - boxes[..., :2]).min(axis=-1) > 0)
                 if self.resample:
                     # ground truth that was drawn as a box comes back whole, not refined
                     boxes, valid = self.candidates(boxes, ops.logical_and(valid, index < own), gt_boxes, gt_valid)

@@ -1,8 +1,8 @@
 """The detector's losses as plain functions; every row has a weight, so that padding adds nothing."""
 
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
-__all__ = ["binary_cross_entropy", "cross_entropy", "smooth_l1"]
+__all__ = ["Normaliser", "binary_cross_entropy", "cross_entropy", "smooth_l1"]
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -22,3 +22,24 @@ def smooth_l1(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
     if beta <= 0:
         return d
     return ops.select(d < beta, 0.5 / beta * d * d, d - 0.5 * beta)
+
+
+class Normaliser(nn.Cell):
+    """What a batch's sum of losses is divided by: its number of samples, at least 1.
+
+    With several ranks, the mean over ranks of a sample count, so that the mean over ranks of the quotients, and of
+    their gradients, is that of all ranks' images in one batch. A mean of each rank's own means isn't: it weighs a
+    sample more where there are fewer.
+    """
+
+    def __init__(self, ranks: int = 1):
+        super().__init__()
+        self.ranks = ranks
+        if ranks > 1:
+            self.sum = ops.AllReduce()
+
+    def construct(self, count: Tensor) -> Tensor:
+        """Of this rank's count (), float32; without gradient."""
+        if self.ranks > 1:
+            count = self.sum(ops.stop_gradient(count).reshape(1)).reshape(())
+        return ops.maximum(count, 1.0) / self.ranks

@@ -4,7 +4,7 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import HeNormal
 
-from src.models.losses import binary_cross_entropy
+from src.models.losses import Normaliser, binary_cross_entropy
 from src.models.roi_extractor import RoIExtractor
 from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
@@ -98,9 +98,16 @@ class MaskLoss(nn.Cell):
     """
 
     def __init__(
-        self, head: MaskHead, roi_extractor: RoIExtractor, targets: MaskTargets, weight: float = 1.0, buckets: int = 1
+        self,
+        head: MaskHead,
+        roi_extractor: RoIExtractor,
+        targets: MaskTargets,
+        weight: float = 1.0,
+        buckets: int = 1,
+        ranks: int = 1,
     ):
         super().__init__(auto_prefix=False)
+        self.normaliser = Normaliser(ranks)
         self.head, self.roi_extractor, self.targets, self.weight = head, roi_extractor, targets, weight
         self.buckets = buckets
         self.topk = ops.TopK(sorted=True)
@@ -129,7 +136,7 @@ class MaskLoss(nn.Cell):
             ops.gather(flat, order, 0),
         )
         total = self.bucket(features, rows, masks.reshape((b * g,) + masks.shape[2:]), flat.sum(), self.buckets - 1)
-        return self.weight * total / ops.maximum(flat.sum(), 1.0)
+        return self.weight * total / self.normaliser(flat.sum())
 
     def bucket(self, features: tuple, rows: tuple, masks: Tensor, count: Tensor, halvings: int) -> Tensor:
         """Sum of the losses of the first rows, on 1 / 2^halvings of them if that holds all `count` positives."""

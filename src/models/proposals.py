@@ -64,7 +64,7 @@ class ProposalGenerator(nn.Cell):
         references = ops.gather(anchors, ops.concat(all_index, 1), 0)
         boxes = clip_boxes(self.coder(ops.concat(all_deltas, 1), references), image_size, self.plus_one)
         size = boxes[..., 2:] - boxes[..., :2]
-        valid = ops.logical_and(size.min(-1) >= self.min_bbox_size, logit > -1e29)
+        valid = ops.logical_and(size.min(axis=-1) >= self.min_bbox_size, logit > -1e29)
         scores = ops.sigmoid(logit)
         index, kept = self.nms(boxes, scores, self.levels.broadcast_to(scores.shape), valid)
         mask = kept.astype(boxes.dtype)

@@ -8,7 +8,7 @@ from mindspore.common.initializer import Normal
 
 from src.models.assigner_sampler import AssignerSampler
 from src.models.box_coder import BoxCoder, take_rows
-from src.models.losses import binary_cross_entropy, smooth_l1
+from src.models.losses import Normaliser, binary_cross_entropy, smooth_l1
 from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
 
@@ -107,7 +107,7 @@ class RPNLoss(nn.Cell):
 
     Args:
         sampled: the head at sampled anchors.  assigner_sampler, coder: of anchors.
-        cls_weight, box_weight: loss weights.  beta: of smooth L1.
+        cls_weight, box_weight: loss weights.  beta: of smooth L1.  ranks: that train together.
 
     Inputs: features, a tuple of (B, C, H_l, W_l); anchors (N, 4); corners (N, 2), of their cells; anchor_valid (B, N);
     gt_boxes (B, G, 4); gt_valid (B, G); ignore_boxes (B, K, 4); keys (B, N) uniform in [0, 1). Output: two scalars,
@@ -122,8 +122,10 @@ class RPNLoss(nn.Cell):
         cls_weight: float = 1.0,
         box_weight: float = 1.0,
         beta: float = 1 / 9,
+        ranks: int = 1,
     ):
         super().__init__(auto_prefix=False)
+        self.normaliser = Normaliser(ranks)
         self.sampled, self.assigner_sampler, self.coder = sampled, assigner_sampler, coder
         self.cls_weight, self.box_weight, self.beta = cls_weight, box_weight, beta
 
@@ -142,7 +144,7 @@ class RPNLoss(nn.Cell):
             anchors, anchor_valid, gt_boxes, gt_valid, ignore_boxes, keys
         )
         logits, deltas = self.sampled(features, index, corners)
-        count = ops.maximum(valid.sum(), 1.0)
+        count = self.normaliser(valid.sum())
         cls_loss = (binary_cross_entropy(logits, positive) * valid).sum() / count
         target = ops.stop_gradient(self.coder.encode(take_rows(gt_boxes, gt_index), ops.gather(anchors, index, 0)))
         box_loss = (smooth_l1(deltas, target, self.beta).sum(-1) * positive).sum() / count

@@ -3,23 +3,25 @@
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import safetensors
 import safetensors.numpy
-from mindspore import Parameter, nn
+from mindspore import Parameter, Tensor, nn
 
 from src.errors import UserError, quiet_logging
 
 __all__ = [
     "CheckpointError",
     "CheckpointFolder",
+    "assign_parameters",
     "load_backbone",
     "load_checkpoint",
     "load_detector",
+    "position_of",
     "save_checkpoint",
 ]
 
@@ -125,6 +127,17 @@ def _assign(net: nn.Cell, params: dict[str, np.ndarray]) -> None:
     ms.load_param_into_net(net, {n: Parameter(np.asarray(v), name=n) for n, v in params.items()})
 
 
+def assign_parameters(parameters: Iterable[Parameter], values: dict[str, np.ndarray]) -> None:
+    """Gives each parameter its value by name. Raises CheckpointError unless both hold the same names and shapes."""
+    parameters = {p.name: p for p in parameters}
+    differ = sorted(parameters.keys() ^ values.keys())
+    differ += [n for n, p in parameters.items() if n in values and tuple(p.shape) != values[n].shape]
+    if differ:
+        raise CheckpointError(f"names or shapes differ: {_some(differ)}")
+    for name, p in parameters.items():
+        p.set_data(Tensor(values[name]).astype(p.dtype))
+
+
 def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -> list[str]:
     """Loads a whole checkpoint. With `finetune`, parameters of another shape (other classes) keep their random values.
 
@@ -180,25 +193,34 @@ def load_backbone(detector: nn.Cell, path: str | Path) -> None:
     _assign(detector, found)
 
 
+def position_of(path: Path) -> tuple[int, int]:
+    """(epoch, step) of a checkpoint's name `{detector}-{epoch}_{step}.ckpt`."""
+    epoch, _, step = path.stem.rpartition("-")[2].partition("_")
+    return int(epoch), int(step)
+
+
 class CheckpointFolder:
     """Checkpoints `{detector}-{epoch}_{step}.ckpt` of one run, of which the newest `keep` stay."""
 
     def __init__(self, folder: str | Path, prefix: str, keep: int):
         self.folder, self.prefix, self.keep = Path(folder), prefix, keep
 
+    def path(self, epoch: int, step: int) -> Path:
+        return self.folder / f"{self.prefix}-{epoch}_{step}.ckpt"
+
     def list(self) -> list[Path]:
         """Checkpoints there are, oldest first."""
-        found = []
-        for p in self.folder.glob(f"{self.prefix}-*.ckpt"):
-            m = re.fullmatch(re.escape(self.prefix) + r"-(\d+)_(\d+)\.ckpt", p.name)
-            if m:
-                found.append((int(m[1]), int(m[2]), p))
-        return [p for _, _, p in sorted(found)]
+        form = re.escape(self.prefix) + r"-\d+_\d+\.ckpt"
+        return sorted((p for p in self.folder.glob("*.ckpt") if re.fullmatch(form, p.name)), key=position_of)
+
+    def drop_old(self) -> None:
+        """Removes the oldest past `keep`."""
+        for old in self.list()[: -self.keep]:
+            old.unlink()
 
     def save(self, net: nn.Cell, epoch: int, step: int) -> Path:
         """Saves after `step` steps of `epoch` (both counted from 1) and drops the oldest past `keep`."""
-        path = self.folder / f"{self.prefix}-{epoch}_{step}.ckpt"
+        path = self.path(epoch, step)
         save_checkpoint(net, path)
-        for old in self.list()[: -self.keep]:
-            old.unlink()
+        self.drop_old()
         return path

@@ -1,24 +1,31 @@
 """The training loop: batches in, losses logged, checkpoints and evaluations at their times."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 from tqdm import tqdm
 
-from src.config import Config
+from src.config import Config, save_config
 from src.data.loader import TrainLoader
 from src.errors import UserError
+from src.evaluation.coco import Summary
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
-from src.training.checkpoints import CheckpointFolder
+from src.training.checkpoints import CheckpointError, assign_parameters
+from src.training.distributed import Group
 from src.training.lr_schedule import learning_rates
-from src.training.step import SamplerKeys, TrainStep, build_optimizer
+from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside
+from src.training.signals import Stopped, StopRequest
+from src.training.step import SamplerKeys, build_step
+from src.training.tracking import Interval, demand_packages, evaluations, make_trackers
 
-__all__ = ["LossLog", "Trainer", "format_losses", "step_inputs"]
+__all__ = ["Trainer", "step_inputs"]
 
 BATCH_KEYS = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", "gt_masks", "ignore_boxes")
+SKIPPED_IN_A_ROW = 30  # a loss scale falls from 65536 to 1 in 16 steps
 
 
 def step_inputs(batch: dict[str, np.ndarray], keys: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
@@ -26,51 +33,16 @@ def step_inputs(batch: dict[str, np.ndarray], keys: tuple[np.ndarray, np.ndarray
     return [Tensor(batch[k]) for k in BATCH_KEYS] + [Tensor(k) for k in keys]
 
 
-def format_losses(epoch: int, step: int, losses: dict[str, float]) -> str:
-    """One line of loss_{rank}.log."""
-    rpn = losses["rpn_cls_loss"] + losses["rpn_reg_loss"]
-    rcnn = losses["rcnn_cls_loss"] + losses["rcnn_reg_loss"] + losses["rcnn_mask_loss"]
-    rows = {"rpn_loss": rpn, "rcnn_loss": rcnn, **{k: losses[k] for k in LOSS_NAMES[1:]}}
-    rows["total_loss"] = losses["total_loss"]
-    return f"epoch: {epoch} step: {step}, " + ", ".join(f"{k}: {v:.5f}" for k, v in rows.items())
-
-
-class LossLog:
-    """loss_{rank}.log: one line an interval, each the mean over the interval's steps."""
-
-    def __init__(self, folder: Path, rank: int, every: int):
-        self.path, self.every, self.pending = folder / f"loss_{rank}.log", every, []
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "w", buffering=1)  # noqa: SIM115 - closed by close()
-        except OSError as e:
-            raise UserError(f"{self.path}: can't write: {e.strerror}; set train_outputs to a folder that can") from None
-
-    def add(self, epoch: int, step: int, losses: dict[str, float]) -> None:
-        self.pending.append(losses)
-        if len(self.pending) == self.every:
-            self.flush(epoch, step)
-
-    def flush(self, epoch: int, step: int) -> None:
-        if not self.pending:
-            return
-        mean = {k: float(np.mean([row[k] for row in self.pending])) for k in LOSS_NAMES}
-        self.pending = []
-        try:
-            self.file.write(format_losses(epoch, step, mean) + "\n")
-        except OSError as e:
-            raise UserError(f"{self.path}: can't write: {e.strerror}; free space") from None
-
-    def close(self) -> None:
-        self.file.close()
-
-
 class Trainer:
     """Trains a detector as `config` says.
 
     Args:
         loss: the network with its losses.  loader: batches.  evaluate: called with the epoch (from 1) after every
-        `eval_every` epochs if config.run_eval.
+        `eval_every` epochs if config.run_eval; its Summary decides which checkpoints are best.  group: the ranks that
+        train together.  resume: go on from the newest whole checkpoint in config.output_dir; without one, from the
+        start.
+
+    Raises UserError, also where there is nothing to resume from but damaged checkpoints.
     """
 
     def __init__(
@@ -78,60 +50,201 @@ class Trainer:
         config: Config,
         loss: TwoStageLoss,
         loader: TrainLoader,
-        evaluate: Callable[[int], None] | None = None,
-        rank: int = 0,
-        ranks: int = 1,
+        evaluate: Callable[[int], Summary | None] | None = None,
+        group: Group | None = None,
+        resume: bool = False,
     ):
-        self.config, self.loader, self.evaluate, self.rank = config, loader, evaluate, rank
-        self.rates = learning_rates(config, len(loader), ranks)
-        self.detector = loss.detector
-        self.step = TrainStep(loss, build_optimizer(config, loss, self.rates), config.loss_scale, config.grad_clip)
-        self.step.set_train()
-        self.keys = SamplerKeys(config)
-        self.folder = CheckpointFolder(config.output_dir / "checkpoints", config.detector, config.keep_checkpoint_max)
+        self.config, self.loader, self.group = config, loader, group or Group()
+        self.evaluate = evaluate if config.run_eval else None
+        self.rates = learning_rates(config, len(loader), self.group.size)
+        self.detector, self.keys = loss.detector, SamplerKeys(config)
+        self.step = build_step(config, loss, self.rates, self.group.size)
+        checkpoints = config.output_dir / "checkpoints"
+        self.folder = ResumeFolder(checkpoints, config.detector, config.keep_checkpoint_max)
+        self.best = BestCheckpoints(checkpoints / "best", config.keep_best_checkpoints_max)
+        self.state = TrainingState(steps_per_epoch=len(loader), config=dataclasses.asdict(config))
+        self.saved, self.skipped_in_a_row, self.checked_first, self.stop = None, 0, False, StopRequest()
+        self.resumed = resume
+        demand_packages(config)
+        if resume:
+            self.resume()
+        self.interval = Interval(config.log_every, self.state.pending)
+        self.trackers, self.evaluated = [], {}
 
-    def run(self) -> None:
-        """All epochs. Raises UserError at the first loss that isn't finite, naming step, images and losses."""
-        log = LossLog(self.config.output_dir, self.rank, self.config.log_every)
-        total = self.config.epoch_size * len(self.loader)
-        try:
-            with tqdm(total=total, unit="step", disable=self.rank != 0, dynamic_ncols=True) as bar:
-                for epoch in range(self.config.epoch_size):
-                    self.run_epoch(epoch, log, bar)
-        finally:
-            log.close()
+    def state_parameters(self) -> list[Parameter]:
+        """What is trained with besides the weights: the optimizer's moments and count of steps, the loss scale."""
+        weights = {p.name for p in self.detector.get_parameters()} | {"learning_rate"}
+        return [p for p in self.step.get_parameters() if p.name not in weights]
 
-    def run_epoch(self, epoch: int, log: LossLog, bar: tqdm) -> None:
-        """Epoch `epoch`, counted from 0."""
-        c, steps = self.config, len(self.loader)
-        started = time.perf_counter()
-        for i, batch in enumerate(self.loader.epoch(epoch)):
-            values = self.step(*step_inputs(batch, self.keys(epoch, batch["image_id"]))).asnumpy()
-            losses = dict(zip(LOSS_NAMES, values.tolist(), strict=True))
-            if not np.isfinite(values).all():
+    def resume(self) -> None:
+        """Takes weights, optimizer and place from the newest whole checkpoint, which rank 0 reads for all."""
+        found = self.group.from_first(self.folder.newest)
+        if found is None:
+            print(f"{self.config.output_dir}: no checkpoint yet; training from the start")
+        else:
+            state, weights, parameters, source = found
+            state.check(self.config, len(self.loader), source)
+            try:
+                assign_parameters(self.detector.get_parameters(), weights)
+                assign_parameters(self.state_parameters(), parameters)
+            except CheckpointError as e:
                 raise UserError(
-                    f"epoch {epoch + 1} step {i + 1}: a loss isn't finite, on images {batch['image_id'].tolist()}: "
-                    + ", ".join(f"{k} {v:.5g}" for k, v in losses.items())
-                    + f"; learning rate {self.rates[epoch * steps + i]:.3g}: lower lr or set grad_clip"
-                )
-            log.add(epoch + 1, i + 1, losses)
-            now = time.perf_counter()
-            bar.set_postfix_str(
-                f"loss {losses['total_loss']:.4f}, {now - started:.2f} s/step, "
-                f"{len(batch['image_id']) / (now - started):.2f} img/s",
-                refresh=False,
-            )
-            started = now
-            bar.update()
-            if c.save_every and (epoch * steps + i + 1) % c.save_every == 0:
-                self.save(epoch + 1, i + 1)
-        log.flush(epoch + 1, steps)
-        last = epoch + 1 == c.epoch_size
-        if last or (c.save_every_epochs and (epoch + 1) % c.save_every_epochs == 0):
-            self.save(epoch + 1, steps)
-        if self.evaluate and c.run_eval and (last or (epoch + 1) % c.eval_every == 0):
-            self.evaluate(epoch + 1)
+                    f"{source}: of another model or optimizer ({e}); resume with the run's own config"
+                ) from None
+            self.state = dataclasses.replace(state, config=self.state.config)
+            self.saved = state.position
+            print(f"resuming after step {state.step} of epoch {state.epoch}, from {source}")
 
-    def save(self, epoch: int, step: int) -> None:
-        if self.rank == 0:
-            self.folder.save(self.detector, epoch, step)
+    def open_folder(self) -> None:
+        """Makes the run's folder ready for what this run writes."""
+        c, position = self.config, self.state.position if self.resumed else None
+        if self.resumed:
+            self.folder.forget_after(position)
+            self.best.forget_after(position)
+        else:
+            for left in ("checkpoints", "tensorboard"):
+                if (c.output_dir / left).exists():
+                    set_aside(c.output_dir / left)
+        self.trackers = make_trackers(c, len(self.loader), position)
+        self.evaluated = evaluations(c.output_dir / "metrics.jsonl")
+        save_config(c, c.output_dir / "config.yaml")
+
+    def run(self) -> int:
+        """The epochs that are left. Returns 0, or 128 + the signal that stopped it, after saving.
+
+        Raises UserError at the first loss that isn't finite, naming step, images and losses.
+        """
+        steps, epochs = len(self.loader), self.config.epoch_size
+        done = (self.state.epoch - 1) * steps + self.state.step
+        self.group.check_same(self.detector, "before the first step")
+        self.group.from_first(self.open_folder)
+        try:
+            with (
+                self.stop,
+                tqdm(
+                    total=epochs * steps, initial=done, unit="step", disable=not self.group.is_first, dynamic_ncols=True
+                ) as bar,
+            ):
+                for epoch in range(self.state.epoch, epochs + 1):
+                    if not self.run_epoch(epoch, bar):
+                        break
+                    self.finish_epoch(epoch)
+        except Stopped:
+            pass  # between saving an epoch's end and the next step
+        finally:
+            for t in self.trackers:
+                t.close()
+        return 128 + self.stop.signum if self.stop.signum else 0
+
+    def run_epoch(self, epoch: int, bar: tqdm) -> bool:
+        """The steps of `epoch` (from 1) that are left; False if a signal ended it, after saving."""
+        first = self.state.step if self.state.epoch == epoch else 0
+        self.state.epoch, self.state.step = epoch, first
+        started = time.perf_counter()
+        for i, batch in enumerate(self.loader.epoch(epoch - 1, first), first + 1):
+            losses, other = self.one_step(epoch, i, batch)
+            now = time.perf_counter()
+            other["images_per_second"] = len(batch["image_id"]) * self.group.size / (now - started)
+            self.show(bar, losses, other, now - started)
+            started = now
+            if self.interval.add(losses):
+                self.log(other)
+            # ranks stop together: one that went on would wait for the others for ever
+            self.stop.signum = max(self.group.exchange(self.stop.signum))
+            # an epoch's last step is saved by finish_epoch, after the log's last line
+            if self.stop.signum or (i < len(self.loader) and self.is_due(i)):
+                self.save()
+            if self.stop.signum:
+                return False
+        return True
+
+    def one_step(self, epoch: int, i: int, batch: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, float]]:
+        """One update; its losses, and learning rate, loss scale and count of skipped steps."""
+        inputs = step_inputs(batch, self.keys(epoch - 1, batch["image_id"]))
+        if self.group.size > 1:
+            self.wait_for_all(inputs)
+        values, more = (x.asnumpy() for x in self.step(*inputs))
+        skipped, scale = more.tolist()
+        if self.group.size > 1 and not self.checked_first:
+            self.group.check_same(self.step, "after the first step")
+            self.checked_first = True
+        losses = dict(zip(LOSS_NAMES, values.tolist(), strict=True))
+        rate = float(self.rates[(epoch - 1) * len(self.loader) + i - 1])
+        self.state.step = i
+        self.state.skipped += int(skipped)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        bad = not np.isfinite(values).all() and not skipped
+        if bad or self.skipped_in_a_row == SKIPPED_IN_A_ROW:
+            why = "a loss isn't finite" if bad else f"{SKIPPED_IN_A_ROW} steps in a row overflowed"
+            raise UserError(
+                f"epoch {epoch} step {i}: {why}, on images {batch['image_id'].tolist()}: "
+                + ", ".join(f"{k} {v:.5g}" for k, v in losses.items())
+                + f"; learning rate {rate:.3g}: lower lr or set grad_clip"
+            )
+        other = {"learning_rate": rate}
+        if self.step.checked:
+            other |= {"loss_scale": scale, "skipped_steps": self.state.skipped}
+        return losses, other
+
+    def wait_for_all(self, inputs: list[Tensor]) -> None:
+        """Lets ranks that read or compile faster wait here, where they may, not in a collective."""
+        if not self.checked_first and self.config.mode == "graph":
+            self.step.compile(*inputs)
+        self.group.barrier()
+
+    def show(self, bar: tqdm, losses: dict[str, float], other: dict[str, float], seconds: float) -> None:
+        text = f"loss {losses['total_loss']:.4f}, {seconds:.2f} s/step, {other['images_per_second']:.2f} img/s"
+        if self.step.checked:
+            text += f", scale {other['loss_scale']:g}, {self.state.skipped} skipped"
+        bar.set_postfix_str(text, refresh=False)
+        bar.update()
+
+    def log(self, other: dict[str, float]) -> None:
+        means = self.interval.mean()
+        for t in self.trackers:
+            t.losses(*self.state.position, means, other)
+
+    def finish_epoch(self, epoch: int) -> None:
+        """What is due at an epoch's end and not done yet: the log's last line, a checkpoint, an evaluation."""
+        c = self.config
+        if self.interval.pending:
+            self.log({"learning_rate": float(self.rates[epoch * len(self.loader) - 1])})
+        last = epoch == c.epoch_size
+        if last or self.is_due(len(self.loader)) or (c.save_every_epochs and epoch % c.save_every_epochs == 0):
+            self.save()
+        if self.evaluate and (last or epoch % c.eval_every == 0):
+            with self.stop.interruptible():
+                self.run_evaluation(epoch)
+        for t in self.trackers:
+            t.epoch_end(epoch)
+
+    def run_evaluation(self, epoch: int) -> None:
+        if self.group.from_first(lambda: epoch in self.evaluated):
+            return
+        self.save()
+        summary = self.evaluate(epoch)
+        if not (self.group.is_first and summary):
+            return
+        metrics = {f"{kind} {name}": v for kind, values in summary.metrics.items() for name, v in values.items()}
+        ap = summary.metrics.get("segm", summary.metrics.get("bbox", {})).get("AP", math.nan)
+        if self.config.keep_best_checkpoints_max and math.isfinite(ap):
+            self.best.add(self.folder.weights.path(*self.state.position), *self.state.position, ap)
+        # the record that this evaluation is done comes last
+        for t in self.trackers:
+            t.evaluation(*self.state.position, metrics)
+
+    def is_due(self, step: int) -> bool:
+        """Whether save_every asks for a checkpoint after `step` of this epoch."""
+        return self.config.save_every > 0 and (
+            ((self.state.epoch - 1) * len(self.loader) + step) % self.config.save_every == 0
+        )
+
+    def save(self) -> None:
+        """A checkpoint of where training stands, by rank 0, once."""
+        if self.saved == self.state.position:
+            return
+        self.state.pending = self.interval.pending
+        if self.group.is_first:
+            self.folder.save(self.detector, self.state_parameters(), self.state)
+        self.group.barrier()
+        self.saved = self.state.position

@@ -1,13 +1,15 @@
 """One training step: losses, gradients, update; and the random keys that it is given."""
 
+import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.amp import all_finite
 
 from src.config import Config
 from src.models.build import sampler_key_sizes
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
 
-__all__ = ["TrainStep", "SamplerKeys", "build_optimizer"]
+__all__ = ["LossScale", "TrainStep", "SamplerKeys", "build_optimizer", "build_step"]
 
 # what each parameter group is told apart by
 NORM_SUFFIXES, BIAS_SUFFIXES = (".gamma", ".beta"), (".bias",)
@@ -30,30 +32,109 @@ def build_optimizer(config: Config, loss: nn.Cell, rates: np.ndarray) -> nn.Opti
     return nn.Momentum(groups, rate, config.momentum, weight_decay=config.weight_decay)
 
 
+class LossScale(nn.Cell):
+    """What the loss is multiplied by, that small gradients survive float16 (Micikevicius et al., arXiv:1710.03740).
+
+    Args:
+        value: at the start.  dynamic: halved (to at least 1) at an overflow, doubled after `window` steps without one.
+    """
+
+    def __init__(self, value: float, dynamic: bool = False, window: int = 1000):
+        super().__init__()
+        self.dynamic, self.window = dynamic, window
+        self.value = Parameter(Tensor(value, ms.float32), name="loss_scale.value", requires_grad=False)
+        self.clean = Parameter(Tensor(0, ms.int32), name="loss_scale.clean_steps", requires_grad=False)
+
+    def construct(self, finite: Tensor) -> Tensor:
+        """Adapts to a step whose gradients were `finite`, a bool (); returns the scale from the next step on."""
+        if not self.dynamic:
+            return self.value
+        clean = ops.select(finite, self.clean + 1, ops.zeros_like(self.clean))
+        full = clean >= self.window
+        grown = ops.select(full, self.value * 2.0, self.value * 1.0)
+        value = ops.select(finite, grown, ops.maximum(self.value * 0.5, 1.0))
+        clean = ops.select(full, ops.zeros_like(clean), clean)
+        return ops.depend(value, (ops.assign(self.value, value), ops.assign(self.clean, clean)))
+
+
 class TrainStep(nn.Cell):
     """Losses, gradients, update, in one graph.
 
-    Inputs: as TwoStageLoss. Output: the losses, in the order of LOSS_NAMES, before the update.
+    Args:
+        loss: the network with its losses.  optimizer: of its trainable parameters.  loss_scale: a number, or a
+        LossScale, with which a step whose gradients overflow is left out.  grad_clip: largest global norm of the
+        gradients; 0: none.  ranks: processes that train together, over whose gradients the mean is taken.
+
+    Inputs: as TwoStageLoss. Outputs: the losses in the order of LOSS_NAMES, before the update, means over ranks;
+    (2,): 1 if the step was left out, and the loss scale from the next step on.
     """
 
-    def __init__(self, loss: TwoStageLoss, optimizer: nn.Optimizer, loss_scale: float = 1.0, grad_clip: float = 0.0):
+    def __init__(
+        self,
+        loss: TwoStageLoss,
+        optimizer: nn.Optimizer,
+        loss_scale: float | LossScale = 1.0,
+        grad_clip: float = 0.0,
+        ranks: int = 1,
+    ):
         super().__init__(auto_prefix=False)
         self.loss, self.optimizer = loss, optimizer
         self.weights = optimizer.parameters
         self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
-        sens = np.zeros(len(LOSS_NAMES), np.float32)
-        sens[0] = loss_scale
-        self.sens, self.scale, self.grad_clip = Tensor(sens), 1.0 / loss_scale, grad_clip
+        self.sens = Tensor(np.eye(1, len(LOSS_NAMES), dtype=np.float32)[0])
+        self.checked = isinstance(loss_scale, LossScale)
+        if self.checked:
+            self.loss_scale = loss_scale
+        else:
+            self.sens, self.scale = self.sens * loss_scale, 1.0 / loss_scale
+            self.unchecked = Tensor(np.array([0.0, loss_scale], np.float32))
+        self.grad_clip, self.ranks = grad_clip, ranks
         self.map = ops.HyperMap()
+        if ranks > 1:
+            self.reducer = nn.DistributedGradReducer(self.weights, True, ranks)
+            self.sum = ops.AllReduce()
 
-    def construct(self, *batch: Tensor) -> Tensor:
+    def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         losses = self.loss(*batch)
-        grads = self.grad(self.loss, self.weights)(*batch, self.sens)
+        if self.ranks > 1:
+            losses = self.sum(losses) / self.ranks
+        if self.checked:
+            return losses, self.checked_update(batch)
+        grads = self.reduced(self.grad(self.loss, self.weights)(*batch, self.sens))
         if self.scale != 1.0:
             grads = self.map(ops.partial(_times, self.scale), grads)
+        return losses, ops.depend(self.unchecked, self.update(grads))
+
+    def checked_update(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Updates the weights unless gradients overflowed, on any rank."""
+        scale = self.loss_scale.value * 1.0
+        grads = self.reduced(self.grad(self.loss, self.weights)(*batch, self.sens * scale))
+        finite = all_finite(grads)
+        if finite:
+            done = self.update(self.map(ops.partial(_times, 1.0 / scale), grads))
+        else:
+            done = False
+        new_scale = ops.depend(self.loss_scale(finite), done)
+        return ops.stack((1.0 - finite.astype(ms.float32), new_scale))
+
+    def reduced(self, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self.reducer(grads) if self.ranks > 1 else grads
+
+    def update(self, grads: tuple[Tensor, ...]) -> bool:
         if self.grad_clip > 0:
             grads = ops.clip_by_global_norm(grads, self.grad_clip)
-        return ops.depend(losses, self.optimizer(grads))
+        return self.optimizer(grads)
+
+
+def build_step(config: Config, loss: TwoStageLoss, rates: np.ndarray, ranks: int = 1) -> TrainStep:
+    """The step that `config` describes; `rates`: one learning rate a step."""
+    scale = config.loss_scale
+    if config.has_dynamic_loss_scale:
+        scale = LossScale(config.loss_scale_start, True, config.loss_scale_window)
+    elif config.is_half:
+        scale = LossScale(scale)
+    step = TrainStep(loss, build_optimizer(config, loss, rates), scale, config.grad_clip, ranks)
+    return step.set_train()
 
 
 def _times(factor: float, gradient: Tensor) -> Tensor:

@@ -1,0 +1,269 @@
+"""What training needs to go on as if it had never stopped, and which checkpoints were best."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from mindspore import Parameter, nn
+
+from src.config import Config
+from src.errors import UserError
+from src.training.checkpoints import (
+    CheckpointError,
+    CheckpointFolder,
+    load_checkpoint,
+    position_of,
+    save_checkpoint,
+)
+
+__all__ = [
+    "BestCheckpoints",
+    "ResumeFolder",
+    "TrainingState",
+    "has_checkpoint",
+    "run_folder",
+    "set_aside",
+    "write_whole",
+]
+
+STATES_KEPT = 2  # one to fall back on where the newest is damaged
+RECORD = "training.json"  # the parameter of a state file that holds the rest, as JSON
+# keys that don't change what is computed
+FREE_KEYS = {
+    "train_outputs",
+    "brief",
+    "mindrecord_dir",
+    "device_id",
+    "num_parallel_workers",
+    "python_multiprocessing",
+    "keep_checkpoint_max",
+    "keep_best_checkpoints_max",
+    "save_every",
+    "save_every_epochs",
+    "log_every",
+    "tensorboard",
+    "mlflow",
+    "mlflow_tracking_uri",
+    "compile_cache",
+    "pre_trained",
+    "finetune",
+}
+
+
+@dataclass
+class TrainingState:
+    """Where training stands: `step` steps of `epoch` (both from 1) are done, of `steps_per_epoch`.
+
+    pending: losses of the log interval under way.  skipped: steps left out since gradients overflowed.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    steps_per_epoch: int = 0
+    pending: list[dict[str, float]] = field(default_factory=list)
+    skipped: int = 0
+    config: dict = field(default_factory=dict)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return self.epoch, self.step
+
+    def check(self, config: Config, steps_per_epoch: int, source: Path) -> None:
+        """Tells which keys differ from those of the run so far. Raises UserError if it can't go on with these."""
+        if self.steps_per_epoch != steps_per_epoch:
+            raise UserError(
+                f"{source}: had {self.steps_per_epoch} steps an epoch, here are {steps_per_epoch}; resume with the same"
+                " data set, batch_size and number of devices, or start anew with --pre_trained"
+            )
+        now = flat(dataclasses.asdict(config))
+        changed = [f"{k} {v!r} -> {now[k]!r}" for k, v in flat(self.config).items() if k in now and now[k] != v]
+        changed = [c for c in changed if c.split(" ")[0] not in FREE_KEYS]
+        if changed:
+            print(f"resuming with other settings than before: {', '.join(changed)}")
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    """Nested mappings as one, keys joined by dots."""
+    out = {}
+    for k, v in values.items():
+        out |= flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
+    return out
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes `text` beside `path` and renames. Raises UserError."""
+    beside = path.with_name(path.name + ".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text)
+        os.replace(beside, path)
+    except OSError as e:
+        raise UserError(f"{path}: can't write: {e.strerror}; free space or set train_outputs") from None
+
+
+def set_aside(path: Path) -> None:
+    """Moves what a former run left at `path` to `path`.1, .2, ..., and says so."""
+    n = 1
+    while (moved := path.with_name(f"{path.name}.{n}")).exists():
+        n += 1
+    try:
+        os.replace(path, moved)
+    except OSError as e:
+        raise UserError(
+            f"{path}: left by another run, can't be moved: {e.strerror}; set brief to another name"
+        ) from None
+    print(f"{path}: left by another run, moved to {moved.name}; --resume would have continued it")
+
+
+def run_folder(path: str | Path) -> Path:
+    """The run's output folder that `path`, it or its checkpoints/, names. Raises UserError."""
+    path = Path(path).absolute()
+    if path.name == "checkpoints":
+        path = path.parent
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder to resume from; it is train_outputs/brief of a run, or start one")
+    return path
+
+
+def has_checkpoint(config: Config) -> bool:
+    """Whether a run in config.output_dir has saved something to resume from, whole or not."""
+    folder = ResumeFolder(config.output_dir / "checkpoints", config.detector, 1)
+    return bool(folder.states.list() or folder.weights.list())
+
+
+def file_crc(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as f:
+        while block := f.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+class ResumeFolder:
+    """Checkpoints of one run, each of weights and, for the newest, of training state: `state/` beside them.
+
+    A state file names its weights' file and checksum and is renamed into place last. So whatever moment a run is killed
+    at, the newest state that reads whole, and whose weights are those it names, is a whole checkpoint.
+    """
+
+    def __init__(self, folder: str | Path, prefix: str, keep: int):
+        self.weights = CheckpointFolder(folder, prefix, keep)
+        self.states = CheckpointFolder(Path(folder) / "state", prefix, min(STATES_KEPT, keep))
+        self.damaged: list[Path] = []
+
+    def save(self, detector: nn.Cell, parameters: list[Parameter], state: TrainingState) -> None:
+        """Weights of `detector`, then `parameters` (the optimizer's, the loss scale's) with `state`; drops old ones."""
+        path = self.weights.path(*state.position)
+        save_checkpoint(detector, path)
+        record = dataclasses.asdict(state) | {"weights": {"file": path.name, "crc32": file_crc(path)}}
+        text = np.frombuffer(json.dumps(record).encode(), np.uint8)
+        arrays = {p.name: p.asnumpy() for p in parameters}
+        save_checkpoint(arrays | {RECORD: text}, self.states.path(*state.position))
+        # a state first, so that none is left without its weights
+        self.states.drop_old()
+        self.weights.drop_old()
+
+    def read(self, path: Path) -> tuple[TrainingState, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """State, weights and other parameters of one state file. Raises CheckpointError if either file isn't whole."""
+        parameters = load_checkpoint(path)
+        if RECORD not in parameters:
+            raise CheckpointError(f"{path}: not a training state")
+        record = json.loads(parameters.pop(RECORD).tobytes())
+        named = record.pop("weights")
+        weights = self.weights.folder / named["file"]
+        values = load_checkpoint(weights)
+        if file_crc(weights) != named["crc32"]:
+            raise CheckpointError(f"{weights}: not the weights that {path} was saved with; damaged or replaced")
+        return TrainingState(**record), values, parameters
+
+    def newest(self) -> tuple[TrainingState, dict[str, np.ndarray], dict[str, np.ndarray], Path] | None:
+        """The newest whole checkpoint; None if the run had saved none.
+
+        Damaged ones are named and passed over. Raises UserError if all are damaged.
+        """
+        damaged = []
+        for path in reversed(self.states.list()):
+            try:
+                found = *self.read(path), path
+            except CheckpointError as e:
+                damaged.append(str(e))
+                self.damaged += [path, self.weights.folder / path.name]
+                continue
+            for message in damaged:
+                print(f"passed over: {message}")
+            return found
+        if damaged:
+            raise UserError(f"{self.weights.folder}: no checkpoint reads whole: {'; '.join(damaged)}")
+        if self.weights.list():
+            raise UserError(
+                f"{self.weights.folder}: has weights but no training state to resume from (state/); start from them"
+                f" with --pre_trained {self.weights.list()[-1]}"
+            )
+        return None
+
+    def forget_after(self, position: tuple[int, int]) -> None:
+        """Removes what a killed run left half written, and what is newer than `position`, which comes anew.
+
+        Damaged checkpoints stay, as *.damaged.
+        """
+        for path in self.damaged:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, path.with_name(path.name + ".damaged"))
+        for folder in (self.states, self.weights):
+            for left in folder.folder.glob("*.writing*"):
+                with contextlib.suppress(OSError):
+                    left.unlink()
+            for path in folder.list():
+                if position_of(path) > position:
+                    path.unlink()
+
+
+class BestCheckpoints:
+    """Copies of the `keep` checkpoints of best AP, in `folder`, and best.json, which says what AP each has."""
+
+    def __init__(self, folder: str | Path, keep: int):
+        self.folder, self.keep = Path(folder), keep
+        self.record = self.folder / "best.json"
+
+    def read(self) -> list[dict]:
+        """[{"file", "epoch", "step", "ap"}], best first."""
+        try:
+            rows = json.loads(self.record.read_text())
+            return [r for r in rows if (self.folder / r["file"]).is_file() and float(r["ap"]) == r["ap"]]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            raise UserError(f"{self.record}: can't be read ({type(e).__name__}); remove it") from None
+
+    def add(self, checkpoint: Path, epoch: int, step: int, ap: float) -> None:
+        """Keeps a copy of `checkpoint` if its AP is among the best; of equals, the earlier stays."""
+        rows = [r for r in self.read() if r["file"] != checkpoint.name]
+        rows.append({"file": checkpoint.name, "epoch": epoch, "step": step, "ap": ap})
+        rows = sorted(rows, key=lambda r: (-r["ap"], r["epoch"], r["step"]))[: self.keep]
+        if any(r["file"] == checkpoint.name for r in rows):
+            beside = self.folder / f"{checkpoint.stem}.writing.ckpt"
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(checkpoint, beside)
+                os.replace(beside, self.folder / checkpoint.name)
+            except OSError as e:
+                raise UserError(f"{self.folder}: can't write: {e.strerror}; free space or set train_outputs") from None
+        self.write(rows)
+
+    def forget_after(self, position: tuple[int, int]) -> None:
+        """Removes those newer than `position`, which come anew."""
+        if self.folder.is_dir():
+            self.write([r for r in self.read() if (r["epoch"], r["step"]) <= position])
+
+    def write(self, rows: list[dict]) -> None:
+        write_whole(self.record, json.dumps(rows, indent=1))
+        named = {r["file"] for r in rows}
+        for path in self.folder.glob("*.ckpt"):
+            if path.name not in named:
+                path.unlink()
