@@ -150,16 +150,17 @@ def match_boxes(
     golden_scores: np.ndarray | None = None,
     our_labels: np.ndarray | None = None,
     golden_labels: np.ndarray | None = None,
+    score_tolerance: float = SCORE,
 ) -> np.ndarray:
     """One-to-one pairs of boxes (N, 4) and (M, 4) whose corners differ by at most `box_tolerance` pixels, scores by
-    at most SCORE, labels not at all: (K, 2) indices, nearest pairs first.
+    at most `score_tolerance`, labels not at all: (K, 2) indices, nearest pairs first.
     """
     if not len(ours) or not len(golden):
         return np.zeros((0, 2), np.int64)
     distance = np.abs(ours[:, None].astype(np.float64) - golden[None]).max(-1)
     allowed = distance <= box_tolerance
     if our_scores is not None:
-        allowed &= np.abs(our_scores[:, None].astype(np.float64) - golden_scores[None]) <= SCORE
+        allowed &= np.abs(our_scores[:, None].astype(np.float64) - golden_scores[None]) <= score_tolerance
     if our_labels is not None:
         allowed &= our_labels[:, None] == golden_labels[None]
     i, j = np.nonzero(allowed)

@@ -12,6 +12,7 @@ from src.models.box_coder import BoxCoder
 from src.models.cascade import CascadeDetector, CascadeLoss
 from src.models.fpn import FPN
 from src.models.mask_head import MaskHead, MaskLoss, MaskTargets
+from src.models.precision import use_float16
 from src.models.proposals import ProposalGenerator
 from src.models.roi_extractor import RoIExtractor
 from src.models.rpn import RPNHead, RPNLoss, SampledRPN
@@ -124,7 +125,10 @@ def build_detector(config: Config, builtin_ops: bool = False) -> TwoStageDetecto
     builtin_ops: only MindSpore's own operators, for export.
     """
     with standard_operators(builtin_ops):
-        return _detector(config, builtin_ops)
+        detector = _detector(config, builtin_ops)
+    if config.is_half:
+        use_float16(detector)
+    return detector
 
 
 def _detector(config: Config, builtin_ops: bool) -> TwoStageDetector:

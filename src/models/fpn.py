@@ -6,6 +6,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import XavierUniform
 
+from src.models.precision import float32
 from src.ops.conv import Conv2d
 
 __all__ = ["FPN"]
@@ -24,7 +25,7 @@ class UpsampleAdd(nn.Cell):
         self.upsample = ops.Conv2DTranspose(channels, 2, pad_mode="valid", stride=2, group=channels)
 
     def construct(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        return fine + self.upsample(coarse, self.ones, fine.shape)
+        return float32(fine) + self.upsample(float32(coarse), self.ones, fine.shape)
 
 
 class FPN(nn.Cell):
@@ -58,10 +59,10 @@ class FPN(nn.Cell):
 
     def construct(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = self.lateral_convs[-1](inputs[-1])
-        outputs = (self.fpn_convs[-1](x),)
+        outputs = (float32(self.fpn_convs[-1](x)),)
         for i in range(self.num_ins - 2, -1, -1):
             x = self.upsample_add(self.lateral_convs[i](inputs[i]), x)
-            outputs = (self.fpn_convs[i](x), *outputs)
+            outputs = (float32(self.fpn_convs[i](x)), *outputs)
         for _ in range(self.extra):
             outputs += (self.subsample(outputs[-1]),)
         return outputs

@@ -5,6 +5,7 @@ from mindspore import dtype as mstype
 from mindspore.common.initializer import HeNormal
 
 from src.models.losses import Normaliser, binary_cross_entropy
+from src.models.precision import float32
 from src.models.roi_extractor import RoIExtractor
 from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
@@ -43,7 +44,7 @@ class MaskHead(nn.Cell):
         return self.relu(self.upsample(x))
 
     def construct(self, x: Tensor, labels: Tensor) -> Tensor:
-        x = self.features(x)
+        x = float32(self.features(x))
         r, c, h, w = x.shape
         weight = ops.gather(self.logits.weight.reshape(-1, c), labels, 0).reshape(r, 1, c)
         bias = ops.gather(self.logits.bias, labels, 0).reshape(r, 1, 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
@@ -9,6 +10,7 @@ from mindspore.common.initializer import Normal
 from src.models.assigner_sampler import AssignerSampler
 from src.models.box_coder import BoxCoder, take_rows
 from src.models.losses import Normaliser, binary_cross_entropy, smooth_l1
+from src.models.precision import float32
 from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
 
@@ -71,10 +73,8 @@ class SampledRPN(nn.Cell):
         for end in self.ends:
             level = level + (flat >= end).astype(flat.dtype)
         x = self.relu_conv(features, self.neighbourhood(features, flat, level, corners, b))
-        weight, bias = self.head.cls.weight, self.head.cls.bias
-        logits = self.matmul(x, weight.reshape(weight.shape[0], -1)) + bias
-        weight, bias = self.head.reg.weight, self.head.reg.bias
-        deltas = self.matmul(x, weight.reshape(weight.shape[0], -1)) + bias
+        logits = self.dense(x, self.head.cls.weight, self.head.cls.bias)
+        deltas = self.dense(x, self.head.reg.weight, self.head.reg.bias)
         anchor = (flat % self.num_anchors).expand_dims(1)
         return (
             take_rows(logits, anchor).reshape(b, s),
@@ -97,9 +97,14 @@ class SampledRPN(nn.Cell):
 
     def relu_conv(self, features: tuple, cells: Tensor) -> Tensor:
         """The hidden layer (B * S, feat_channels)."""
-        weight = self.head.conv.weight
-        hidden = self.matmul(cells.reshape(cells.shape[0], -1), weight.reshape(weight.shape[0], -1))
-        return self.head.relu(hidden + self.head.conv.bias)
+        conv = self.head.conv
+        if conv.half:
+            cells = cells.astype(ms.float16)
+        return float32(self.head.relu(self.dense(cells.reshape(cells.shape[0], -1), conv.weight, conv.bias)))
+
+    def dense(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """x (R, C) by a convolution's filters, in the type of x."""
+        return self.matmul(x, weight.reshape(weight.shape[0], -1).astype(x.dtype)) + bias.astype(x.dtype)
 
 
 class RPNLoss(nn.Cell):

@@ -21,7 +21,8 @@ class Conv2d(nn.Conv2d):
     Args:
         relu: apply ReLU.  options: nn.Conv2d's further arguments (has_bias, group, weight_init, ...).
 
-    Input (B, in_channels, H, W) float32 or float16. Output (B, out_channels, ceil(H / stride), ceil(W / stride)) for
+    Input (B, in_channels, H, W) float32 or float16; with `half` set, computes and returns float16 whatever it is given.
+    Output (B, out_channels, ceil(H / stride), ceil(W / stride)) for
     an odd kernel.
     """
 
@@ -31,7 +32,7 @@ class Conv2d(nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2, **options
         )
-        self.rectified = relu
+        self.rectified, self.half = relu, False
         plain = stride == 1 and options.get("group", 1) == 1 and options.get("dilation", 1) == 1
         library = custom_operator_path(False) if plain and kernel_size == 3 else None
         self.custom = library is not None
@@ -46,11 +47,16 @@ class Conv2d(nn.Conv2d):
             return self.convolve(x, self.weight, self.no_bias, self.rectified)
         if self.has_bias:
             return self.convolve(x, self.weight, self.bias, self.rectified)
-        y = self.conv2d(x, self.weight)
+        if self.half:
+            y = self.conv2d(x.astype(ms.float16), self.weight.astype(ms.float16))
+        else:
+            y = self.conv2d(x, self.weight)
         return ops.relu(y) if self.rectified else y
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
         """The convolution with other weights (O, C, k, k) and bias (O,) than its own, and ReLU as this call says."""
+        if self.half:
+            x, weight, bias = x.astype(ms.float16), weight.astype(ms.float16), bias.astype(ms.float16)
         if self.custom and x.dtype == ms.float32:
             return self.with_relu(x, weight, bias) if relu else self.linear(x, weight, bias)
         y = ops.bias_add(self.conv2d(x, weight), bias)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
@@ -47,6 +48,8 @@ def conv_norm(x: Tensor, conv: Conv2d, norm: nn.BatchNorm2d, folded: bool, relu:
         return conv.convolve(x, conv.weight, norm.bias, relu)
     if not folded:
         y = norm(conv(x))
+        if conv.half:
+            y = y.astype(ms.float16)
         return ops.relu(y) if relu else y
     scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
     return conv.convolve(x, conv.weight * scale.reshape(-1, 1, 1, 1), norm.beta - norm.moving_mean * scale, relu)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from mindspore import Tensor, nn, ops
 
 from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm
+from src.models.precision import float32
 
 __all__ = ["RESNET_BLOCKS", "ResNet"]
 
@@ -39,7 +40,7 @@ class Bottleneck(nn.Cell):
         y = conv_norm(y, self.conv2, self.bn2, folded, relu=True)
         y = conv_norm(y, self.conv3, self.bn3, folded)
         shortcut = conv_norm(x, self.downsample[0], self.downsample[1], folded) if self.has_projection else x
-        return self.relu(y + shortcut)
+        return self.relu(float32(y) + float32(shortcut))
 
 
 class StemPool(nn.Cell):

@@ -1,0 +1,36 @@
+"""Mixed precision (Micikevicius et al., 2017, arXiv:1710.03740): which parts of a detector compute in float16."""
+
+import mindspore as ms
+from mindspore import Tensor, nn
+
+from src.ops.conv import Conv2d
+
+__all__ = ["float32", "use_float16"]
+
+
+LAST_LAYERS = ("cls", "reg", "logits")
+
+
+def float32(x: Tensor) -> Tensor:
+    """x in float32; the same x, without an operator, where it is."""
+    return x if x.dtype == ms.float32 else x.astype(ms.float32)
+
+
+def use_float16(detector: nn.Cell) -> None:
+    """Lets a detector's convolutions and dense layers compute in float16.
+
+    Parameters stay float32 and are rounded for each use. The layers that give logits and deltas, batch norms that
+    aren't folded, and the sums of residual blocks and of the neck's top-down path stay float32: with them in float16,
+    golden weights lose twice as many detections. Backbone, neck and heads take float32 and return float32, so that
+    boxes, RoIAlign, losses and NMS know nothing of it.
+    """
+    for name, cell in detector.cells_and_names():
+        if name.rpartition(".")[2] in LAST_LAYERS:
+            cell.to_float(ms.float32)
+            continue
+        if isinstance(cell, Conv2d):
+            cell.half = True
+        elif isinstance(cell, (nn.Conv2d, nn.Conv2dTranspose, nn.Dense)):
+            cell.to_float(ms.float16)
+        elif isinstance(cell, nn.BatchNorm2d):
+            cell.to_float(ms.float32)

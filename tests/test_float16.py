@@ -1,0 +1,45 @@
+"""Mixed precision: golden weights detect in float16 what they do in float32, and a step that overflows is left out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from benchmarks.reference import golden_shapes, load_weights, match_boxes, matched_share, reference_config
+from src.models.build import build_detector
+from tests.reference.reference_weights import reference_inputs
+
+GOLDEN = Path(__file__).parent / "reference/maskrcnn_r50_fpn.npz"
+
+
+@pytest.fixture(scope="module")
+def detections():
+    """The golden file, and what the golden weights detect in float16."""
+    golden = np.load(GOLDEN)
+    image = reference_inputs(0)["image"]
+    config = reference_config("torchvision", golden_shapes(golden), *image.shape[2:])
+    config.compute_type = "float16"
+    detector = build_detector(config)
+    load_weights(config, detector, golden, 0)
+    detector.set_train(False)
+    size = np.array([image.shape[2:]] * len(image), np.float32)
+    return golden, detector, [x.asnumpy() for x in detector(Tensor(image), Tensor(size))]
+
+
+def test_float16_detects_what_float32_does(detections):
+    golden, _, (boxes, scores, labels, valid, _) = detections
+    for i, v in enumerate(valid):
+        pairs = match_boxes(
+            boxes[i][v],
+            golden[f"det_boxes_{i}"],
+            0.5,
+            scores[i][v],
+            golden[f"det_scores_{i}"],
+            labels[i][v],
+            golden[f"det_labels_{i}"],
+            score_tolerance=0.01,
+        )
+        print(i, matched_share(pairs, boxes[i][v], golden[f"det_boxes_{i}"]), v.sum(), len(golden[f"det_boxes_{i}"]))
+        # of random weights' detections some lie at a threshold of score or NMS
+        assert matched_share(pairs, boxes[i][v], golden[f"det_boxes_{i}"]) >= 0.95
