@@ -1,0 +1,74 @@
+// From prepared images to detections, in either form of the model.
+#ifndef RCNN_INFER_DETECTOR_H_
+#define RCNN_INFER_DETECTOR_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "graph.h"
+#include "image.h"
+#include "sidecar.h"
+
+namespace rcnn {
+
+// Of one image, best score first.
+struct Detections {
+  std::vector<Box> boxes;  // pixels of the image file
+  std::vector<float> scores;
+  std::vector<int32_t> labels;  // indices into the sidecar's classes
+  std::vector<uint8_t> masks;   // mask_size^2 each, over the box; 255: certain
+};
+
+// Milliseconds by stage of the work.
+using StageTimes = std::map<std::string, double>;
+
+class Detector {
+ public:
+  virtual ~Detector() = default;
+  // One result for each image, at most `batch` of them.
+  virtual std::vector<Detections> Detect(const std::vector<Prepared> &images, StageTimes *times) = 0;
+  // Compares every graph with what Python gave for the same input; prints the differences. Throws UserError where one
+  // is too large.
+  virtual void SelfCheck() = 0;
+};
+
+// Canvas of width x height and batches of up to `batch`, which the whole form must have been exported for. Loads the
+// model. Throws UserError.
+std::unique_ptr<Detector> MakeDetector(const Sidecar &sidecar, const Device &device);
+
+// --- the split form's work between its graphs (proposals.cc) --------------------------------------------
+
+// One level of the RPN's outputs for one image.
+struct RpnLevel {
+  const float *logits, *deltas;  // (A, height, width), (4 A, height, width)
+  int64_t height, width, stride;
+  const std::vector<Box> *base_anchors;
+};
+
+// src/models/proposals.py. picture_height, picture_width: of the picture on the canvas.
+std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,
+                               int64_t picture_height, int64_t picture_width);
+
+// src/models/bbox_head.py's Detections. scores: (N, classes) probabilities; deltas: (N, 4 classes) or (N, 4). Boxes in
+// canvas pixels.
+Detections MakeDetections(const std::vector<float> &scores, const float *deltas, bool class_agnostic, int64_t classes,
+                          const std::vector<Box> &proposals, const BoxCoder &coder, const NmsSettings &settings,
+                          float score_thr, int64_t picture_height, int64_t picture_width);
+
+// The boxes that the next stage of a cascade classifies.
+std::vector<Box> RefineBoxes(const float *logits, const float *deltas, bool class_agnostic, int64_t classes,
+                             const std::vector<Box> &boxes, const BoxCoder &coder, int64_t picture_height,
+                             int64_t picture_width);
+
+// (rows, columns) logits to probabilities, row by row.
+void Softmax(const float *logits, int64_t rows, int64_t columns, float *probabilities);
+
+// FPN's level of each box (src/models/roi_extractor.py).
+std::vector<int32_t> RoiLevels(const std::vector<Box> &boxes, const RoiSettings &settings);
+
+}  // namespace rcnn
+
+#endif  // RCNN_INFER_DETECTOR_H_

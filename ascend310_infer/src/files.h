@@ -1,0 +1,33 @@
+// Files: read whole, written beside and renamed, checked by SHA-256; and the one kind of error that a user can mend.
+#ifndef RCNN_INFER_FILES_H_
+#define RCNN_INFER_FILES_H_
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace rcnn {
+
+// Its message is one line that names the file or option, and the remedy. The program prints it and exits with status 2.
+class UserError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// The text of errno.
+std::string SystemReason();
+
+// Throws UserError: "PATH: can't read the WHAT: reason".
+std::vector<uint8_t> ReadFile(const std::string &path, const std::string &what);
+
+// Beside, then renamed: the file is whole or not there. Throws UserError.
+void WriteFile(const std::string &path, const void *data, size_t bytes);
+void WriteFile(const std::string &path, const std::string &text);
+
+// Hexadecimal (FIPS 180-4).
+std::string Sha256(const uint8_t *data, size_t bytes);
+
+}  // namespace rcnn
+
+#endif  // RCNN_INFER_FILES_H_

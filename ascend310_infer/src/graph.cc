@@ -1,0 +1,178 @@
+#include "graph.h"
+
+#include <fcntl.h>
+#include <malloc.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+
+#include "files.h"
+
+namespace rcnn {
+
+namespace {
+
+// Catches what the runtime says on standard error: its Status holds no reason.
+class CaughtLog {
+ public:
+  CaughtLog() : log_(std::tmpfile()), saved_(dup(STDERR_FILENO)) {
+    std::fflush(stderr);
+    if (log_ != nullptr && saved_ >= 0) dup2(fileno(log_), STDERR_FILENO);
+  }
+  ~CaughtLog() {
+    Stop();
+    if (log_ != nullptr) std::fclose(log_);
+  }
+
+  // The last error that it told, without its place in the runtime's source.
+  std::string Reason() {
+    Stop();
+    std::string last;
+    if (log_ == nullptr) return last;
+    std::rewind(log_);
+    char line[4096];
+    while (std::fgets(line, sizeof(line), log_) != nullptr) {
+      const std::string text(line);
+      if (text.find("[ERROR]") != std::string::npos || text.find("[CRITICAL]") != std::string::npos) last = text;
+    }
+    const size_t end = last.find_last_not_of("\r\n ");
+    last.resize(end == std::string::npos ? 0 : end + 1);
+    const size_t place = last.rfind("] ");
+    if (place != std::string::npos) last = last.substr(place + 2);
+    return last.size() > 200 ? last.substr(0, 200) + "..." : last;
+  }
+
+ private:
+  void Stop() {
+    if (saved_ < 0) return;
+    std::fflush(stderr);
+    dup2(saved_, STDERR_FILENO);
+    close(saved_);
+    saved_ = -1;
+  }
+
+  std::FILE *log_;
+  int saved_;
+};
+
+std::shared_ptr<mindspore::Context> MakeContext(const Device &device) {
+  auto context = std::make_shared<mindspore::Context>();
+  context->SetThreadNum(device.threads);
+  if (device.ascend) {
+    auto ascend = std::make_shared<mindspore::AscendDeviceInfo>();
+    ascend->SetDeviceID(static_cast<uint32_t>(device.id));
+    if (!device.aipp.empty()) ascend->SetInsertOpConfigPath(device.aipp);
+    context->MutableDeviceInfo().push_back(ascend);
+  } else {
+    context->MutableDeviceInfo().push_back(std::make_shared<mindspore::CPUDeviceInfo>());
+  }
+  return context;
+}
+
+size_t ElementSize(mindspore::DataType type) {
+  switch (type) {
+    case mindspore::DataType::kNumberTypeBool:
+    case mindspore::DataType::kNumberTypeUInt8:
+    case mindspore::DataType::kNumberTypeInt8:
+      return 1;
+    case mindspore::DataType::kNumberTypeFloat32:
+    case mindspore::DataType::kNumberTypeInt32:
+      return 4;
+    default:
+      return 0;
+  }
+}
+
+std::string Because(const std::string &reason) { return reason.empty() ? "" : " (" + reason + ")"; }
+
+}  // namespace
+
+std::string ShapeText(const Shape &shape) {
+  std::string out = "(";
+  for (const int64_t side : shape) out += (out.size() > 1 ? ", " : "") + std::to_string(side);
+  return out + ")";
+}
+
+Graph::Graph(const ModelFile &file, const std::string &format, const Device &device) : path_(file.path) {
+  mindspore::ModelType type = mindspore::kMindIR;
+  if (format == "AIR") type = mindspore::kAIR;
+  CaughtLog log;
+  mindspore::Status status;
+  {
+    const std::vector<uint8_t> bytes = ReadChecked(file);
+    status = model_.Build(bytes.data(), bytes.size(), type, MakeContext(device));
+  }
+  if (status != mindspore::kSuccess) {
+    const std::string reason = Because(log.Reason());
+    if (device.ascend) {
+      throw UserError("device_type Ascend: device " + std::to_string(device.id) + " can't run " + path_ + reason +
+                      "; install the Ascend driver, CANN and MindSpore Lite for Ascend, or give --device_type CPU and"
+                      " a model of the split form");
+    }
+    throw UserError(path_ + ": MindSpore Lite can't build it on the CPU" + reason +
+                    "; export it with export.py --split (--mindir_version 1 for Lite 2.0)");
+  }
+  inputs_ = model_.GetInputs();
+  // loading leaves the file's parsed form behind
+  malloc_trim(0);
+}
+
+Shape Graph::InputShape(size_t i) const { return i < inputs_.size() ? inputs_[i].Shape() : Shape(); }
+
+bool Graph::TakesBytes() const {
+  return !inputs_.empty() && inputs_[0].DataType() == mindspore::DataType::kNumberTypeUInt8;
+}
+
+void Graph::SetShapes(const std::vector<Shape> &shapes) {
+  if (shapes.size() != inputs_.size()) {
+    throw UserError(path_ + ": takes " + std::to_string(inputs_.size()) + " inputs, not " +
+                    std::to_string(shapes.size()) + "; not the model that its sidecar describes");
+  }
+  bool same = true;
+  for (size_t i = 0; i < shapes.size(); ++i) same = same && inputs_[i].Shape() == shapes[i];
+  if (same) return;
+  CaughtLog log;
+  if (model_.Resize(inputs_, shapes) != mindspore::kSuccess) {
+    throw UserError(path_ + ": can't take input " + ShapeText(shapes[0]) + Because(log.Reason()));
+  }
+  inputs_ = model_.GetInputs();
+  outputs_.clear();
+}
+
+void *Graph::InputMemory(size_t i, size_t element) {
+  void *memory = i < inputs_.size() ? inputs_[i].MutableData() : nullptr;
+  if (memory == nullptr || ElementSize(inputs_[i].DataType()) != element) {
+    throw UserError(path_ + ": input " + std::to_string(i) + " is of another type; not the model that its sidecar"
+                    " describes");
+  }
+  return memory;
+}
+
+void Graph::Run() {
+  CaughtLog log;
+  outputs_.clear();
+  if (model_.Predict(inputs_, &outputs_) != mindspore::kSuccess) {
+    throw UserError(path_ + ": MindSpore Lite can't run it" + Because(log.Reason()));
+  }
+}
+
+void Graph::ExpectOutputs(size_t count) const {
+  if (outputs_.size() != count) {
+    throw UserError(path_ + ": gives " + std::to_string(outputs_.size()) + " outputs, not " + std::to_string(count) +
+                    "; not the model that its sidecar describes");
+  }
+}
+
+const void *Graph::OutputMemory(size_t i, const Shape &shape, size_t element) {
+  if (i >= outputs_.size() || outputs_[i].Shape() != shape || ElementSize(outputs_[i].DataType()) != element) {
+    throw UserError(path_ + ": output " + std::to_string(i) + " is " +
+                    (i < outputs_.size() ? ShapeText(outputs_[i].Shape()) : "missing") + ", its sidecar means " +
+                    ShapeText(shape) + "; model and sidecar disagree, export again");
+  }
+  const void *memory = outputs_[i].MutableData();
+  if (memory == nullptr) throw UserError(path_ + ": output " + std::to_string(i) + " is empty");
+  return memory;
+}
+
+}  // namespace rcnn

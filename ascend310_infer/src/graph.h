@@ -1,0 +1,62 @@
+// One graph on MindSpore Lite. Checks what the runtime itself accepts silently: files, shapes, types.
+#ifndef RCNN_INFER_GRAPH_H_
+#define RCNN_INFER_GRAPH_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "include/api/model.h"
+#include "sidecar.h"
+
+namespace rcnn {
+
+struct Device {
+  bool ascend = false;
+  int id = 0, threads = 1;
+  std::string aipp;  // AIPP configuration file, or empty
+};
+
+using Shape = std::vector<int64_t>;
+
+std::string ShapeText(const Shape &shape);
+
+class Graph {
+ public:
+  // Throws UserError for a file that isn't the sidecar's, or that the device can't run.
+  Graph(const ModelFile &file, const std::string &format, const Device &device);
+  Graph(const Graph &) = delete;
+  Graph &operator=(const Graph &) = delete;
+
+  // Shapes for the next Run; the model is resized where they differ from the last ones. Throws UserError.
+  void SetShapes(const std::vector<Shape> &shapes);
+  // The shape that the file itself says, or the last one set.
+  Shape InputShape(size_t i) const;
+  size_t Inputs() const { return inputs_.size(); }
+  bool TakesBytes() const;  // input 0 is 8-bit pixels (AIPP)
+
+  // Input i's memory, valid until SetShapes.
+  template <typename T>
+  T *Input(size_t i) {
+    return static_cast<T *>(InputMemory(i, sizeof(T)));
+  }
+  void Run();
+  // Output i's memory, valid until the next Run or SetShapes. Throws UserError where its shape or type isn't this.
+  template <typename T>
+  const T *Output(size_t i, const Shape &shape) {
+    return static_cast<const T *>(OutputMemory(i, shape, sizeof(T)));
+  }
+  void ExpectOutputs(size_t count) const;
+
+ private:
+  void *InputMemory(size_t i, size_t element);
+  const void *OutputMemory(size_t i, const Shape &shape, size_t element);
+
+  std::string path_;
+  mindspore::Model model_;
+  std::vector<mindspore::MSTensor> inputs_, outputs_;
+};
+
+}  // namespace rcnn
+
+#endif  // RCNN_INFER_GRAPH_H_

@@ -1,0 +1,301 @@
+#include "image.h"
+
+#include <algorithm>
+#include <cmath>
+#include <csetjmp>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include <jpeglib.h>
+#include <png.h>
+
+#include "../../src/ops/csrc/parallel.h"
+#include "files.h"
+
+namespace rcnn {
+
+namespace {
+
+constexpr int64_t kMostPixels = int64_t{1} << 30;  // as OpenCV
+
+void Reserve(int64_t height, int64_t width, int64_t channels, std::vector<uint8_t> *pixels) {
+  pixels->resize(static_cast<size_t>(height * width * channels));
+}
+
+// ---- JPEG -----------------------------------------------------------------------------------------------
+
+struct JpegState {
+  jpeg_decompress_struct reader;
+  jpeg_error_mgr errors;
+  jpeg_source_mgr source;
+  size_t skip = 0;
+  std::jmp_buf jump;
+  char reason[JMSG_LENGTH_MAX] = "";
+};
+
+JpegState *StateOf(j_common_ptr reader) { return static_cast<JpegState *>(reader->client_data); }
+
+void JpegFail(j_common_ptr reader) {
+  JpegState *state = StateOf(reader);
+  reader->err->format_message(reader, state->reason);
+  std::longjmp(state->jump, 1);
+}
+
+void JpegQuiet(j_common_ptr, int) {}
+
+void JpegBegin(j_decompress_ptr) {}
+
+// All bytes are there from the start: who wants more has a truncated file.
+boolean JpegNoMore(j_decompress_ptr) { return FALSE; }
+
+void JpegSkip(j_decompress_ptr reader, long bytes) {
+  jpeg_source_mgr *source = reader->src;
+  if (bytes <= 0) return;
+  const size_t taken = std::min(static_cast<size_t>(bytes), source->bytes_in_buffer);
+  source->next_input_byte += taken;
+  source->bytes_in_buffer -= taken;
+}
+
+// `pixels`: height x width x 3, or x 4 for CMYK. Empty on failure.
+bool RunJpeg(const std::vector<uint8_t> &bytes, JpegState *state, Picture *picture, std::vector<uint8_t> *cmyk) {
+  if (setjmp(state->jump) != 0) return false;
+  jpeg_decompress_struct *reader = &state->reader;
+  reader->client_data = state;
+  jpeg_create_decompress(reader);
+  reader->client_data = state;
+  state->source.init_source = JpegBegin;
+  state->source.fill_input_buffer = JpegNoMore;
+  state->source.skip_input_data = JpegSkip;
+  state->source.resync_to_restart = jpeg_resync_to_restart;
+  state->source.term_source = JpegBegin;
+  state->source.next_input_byte = bytes.data();
+  state->source.bytes_in_buffer = bytes.size();
+  reader->src = &state->source;
+  if (jpeg_read_header(reader, TRUE) != JPEG_HEADER_OK) return false;
+  const bool is_cmyk = reader->num_components == 4;
+  reader->out_color_space = is_cmyk ? JCS_CMYK : JCS_RGB;
+  if (!jpeg_start_decompress(reader)) return false;
+  const int64_t channels = is_cmyk ? 4 : 3;
+  picture->height = reader->output_height;
+  picture->width = reader->output_width;
+  if (picture->height * picture->width > kMostPixels) return false;
+  std::vector<uint8_t> *to = is_cmyk ? cmyk : &picture->pixels;
+  Reserve(picture->height, picture->width, channels, to);
+  while (reader->output_scanline < reader->output_height) {
+    JSAMPROW row = to->data() + static_cast<int64_t>(reader->output_scanline) * picture->width * channels;
+    if (jpeg_read_scanlines(reader, &row, 1) != 1) return false;
+  }
+  return true;
+}
+
+Picture DecodeJpeg(const std::vector<uint8_t> &bytes) {
+  JpegState state{};
+  state.reader.err = jpeg_std_error(&state.errors);
+  state.errors.error_exit = JpegFail;
+  state.errors.emit_message = JpegQuiet;
+  Picture picture;
+  std::vector<uint8_t> cmyk;
+  const bool done = RunJpeg(bytes, &state, &picture, &cmyk);
+  jpeg_destroy_decompress(&state.reader);
+  if (!done) {
+    throw UserError(std::string("damaged or truncated JPEG") + (state.reason[0] != '\0' ? ": " : "") + state.reason);
+  }
+  if (!cmyk.empty()) {
+    // inks come inverted, as Adobe writes them
+    Reserve(picture.height, picture.width, 3, &picture.pixels);
+    for (size_t i = 0; i < cmyk.size() / 4; ++i) {
+      const int black = cmyk[4 * i + 3];
+      for (size_t c = 0; c < 3; ++c) {
+        picture.pixels[3 * i + c] = static_cast<uint8_t>(black - ((255 - cmyk[4 * i + c]) * black >> 8));
+      }
+    }
+  }
+  return picture;
+}
+
+// ---- PNG ------------------------------------------------------------------------------------------------
+
+struct PngState {
+  png_structp reader = nullptr;
+  png_infop info = nullptr;
+  const uint8_t *data = nullptr;
+  size_t left = 0;
+  std::vector<png_bytep> rows;
+  char reason[160] = "";
+};
+
+void PngFail(png_structp reader, png_const_charp message) {
+  auto *state = static_cast<PngState *>(png_get_error_ptr(reader));
+  std::snprintf(state->reason, sizeof(state->reason), "%s", message);
+  png_longjmp(reader, 1);
+}
+
+void PngQuiet(png_structp, png_const_charp) {}
+
+void PngRead(png_structp reader, png_bytep to, size_t bytes) {
+  auto *state = static_cast<PngState *>(png_get_io_ptr(reader));
+  if (bytes > state->left) png_error(reader, "truncated");
+  std::memcpy(to, state->data, bytes);
+  state->data += bytes;
+  state->left -= bytes;
+}
+
+bool RunPng(PngState *state, Picture *picture) {
+  if (setjmp(png_jmpbuf(state->reader)) != 0) return false;
+  png_structp reader = state->reader;
+  png_set_read_fn(reader, state, PngRead);
+  png_read_info(reader, state->info);
+  picture->height = png_get_image_height(reader, state->info);
+  picture->width = png_get_image_width(reader, state->info);
+  if (picture->height * picture->width > kMostPixels) return false;
+  const int type = png_get_color_type(reader, state->info), depth = png_get_bit_depth(reader, state->info);
+  if (depth == 16) png_set_strip_16(reader);
+  png_set_strip_alpha(reader);
+  if (type == PNG_COLOR_TYPE_PALETTE) png_set_palette_to_rgb(reader);
+  if ((type & PNG_COLOR_MASK_COLOR) == 0) {
+    if (depth < 8) png_set_expand_gray_1_2_4_to_8(reader);
+    png_set_gray_to_rgb(reader);
+  }
+  png_set_interlace_handling(reader);
+  png_read_update_info(reader, state->info);
+  if (png_get_rowbytes(reader, state->info) != static_cast<size_t>(picture->width) * 3) return false;
+  Reserve(picture->height, picture->width, 3, &picture->pixels);
+  state->rows.resize(static_cast<size_t>(picture->height));
+  for (size_t y = 0; y < state->rows.size(); ++y) {
+    state->rows[y] = picture->pixels.data() + y * static_cast<size_t>(picture->width) * 3;
+  }
+  png_read_image(reader, state->rows.data());
+  png_read_end(reader, nullptr);
+  return true;
+}
+
+Picture DecodePng(const std::vector<uint8_t> &bytes) {
+  PngState state;
+  state.data = bytes.data();
+  state.left = bytes.size();
+  state.reader = png_create_read_struct(PNG_LIBPNG_VER_STRING, &state, PngFail, PngQuiet);
+  state.info = state.reader == nullptr ? nullptr : png_create_info_struct(state.reader);
+  Picture picture;
+  const bool done = state.info != nullptr && RunPng(&state, &picture);
+  png_destroy_read_struct(&state.reader, &state.info, nullptr);
+  if (!done) {
+    throw UserError(std::string("damaged or truncated PNG") + (state.reason[0] != '\0' ? ": " : "") + state.reason);
+  }
+  return picture;
+}
+
+// ---- resize ---------------------------------------------------------------------------------------------
+
+constexpr int kOne = 2048;  // fixed-point one of the weights
+
+// Between which source cells each target cell lies, and their weights.
+struct Taps {
+  std::vector<int32_t> low, high, weight_low, weight_high;
+};
+
+Taps MakeTaps(int64_t from, int64_t to, bool clamp_weights) {
+  // OpenCV inverts the inverse: the two divisions round differently from one
+  const double scale = 1.0 / (static_cast<double>(to) / static_cast<double>(from));
+  Taps taps;
+  for (int64_t i = 0; i < to; ++i) {
+    auto position = static_cast<float>((static_cast<double>(i) + 0.5) * scale - 0.5);
+    auto cell = static_cast<int64_t>(std::floor(position));
+    position -= static_cast<float>(cell);
+    if (clamp_weights && cell < 0) position = 0.0f, cell = 0;
+    if (clamp_weights && cell >= from - 1) position = 0.0f, cell = from - 1;
+    taps.low.push_back(static_cast<int32_t>(std::clamp<int64_t>(cell, 0, from - 1)));
+    taps.high.push_back(static_cast<int32_t>(std::clamp<int64_t>(cell + 1, 0, from - 1)));
+    taps.weight_low.push_back(static_cast<int32_t>(std::lrintf((1.0f - position) * kOne)));
+    taps.weight_high.push_back(static_cast<int32_t>(std::lrintf(position * kOne)));
+  }
+  return taps;
+}
+
+}  // namespace
+
+Picture DecodeImage(const std::vector<uint8_t> &bytes) {
+  if (bytes.empty()) throw UserError("empty file");
+  try {
+    if (bytes.size() >= 3 && bytes[0] == 0xFF && bytes[1] == 0xD8 && bytes[2] == 0xFF) return DecodeJpeg(bytes);
+    if (bytes.size() >= 8 && png_sig_cmp(bytes.data(), 0, 8) == 0) return DecodePng(bytes);
+  } catch (const std::bad_alloc &) {
+    throw UserError("larger than this machine's memory");
+  }
+  throw UserError("neither JPEG nor PNG");
+}
+
+std::array<int64_t, 2> FitSize(int64_t height, int64_t width, int64_t canvas_height, int64_t canvas_width,
+                               bool keep_ratio) {
+  if (!keep_ratio) return {canvas_height, canvas_width};
+  const double scale = std::min(static_cast<double>(canvas_height) / static_cast<double>(height),
+                                static_cast<double>(canvas_width) / static_cast<double>(width));
+  const auto fit = [scale](int64_t side, int64_t most) {
+    return std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(side) * scale + 0.5), 1, most);
+  };
+  return {fit(height, canvas_height), fit(width, canvas_width)};
+}
+
+Picture Resize(const Picture &from, int64_t height, int64_t width) {
+  Picture to{height, width, {}};
+  if (height == from.height && width == from.width) {
+    to.pixels = from.pixels;
+    return to;
+  }
+  Reserve(height, width, 3, &to.pixels);
+  const Taps columns = MakeTaps(from.width, width, true), rows = MakeTaps(from.height, height, false);
+  // rows of the source, enlarged or reduced across; `held` says which, as two neighbours serve several target rows
+  std::vector<int32_t> lines[2];
+  int64_t held[2] = {-1, -1};
+  for (auto &line : lines) line.resize(static_cast<size_t>(width * 3));
+  const auto line_of = [&](int64_t row, int64_t other) {
+    size_t slot = held[0] == row ? 0 : 1;
+    if (held[slot] != row) {
+      slot = held[0] == other ? 1 : 0;
+      held[slot] = row;
+      const uint8_t *source = from.pixels.data() + row * from.width * 3;
+      int32_t *line = lines[slot].data();
+      for (size_t x = 0; x < static_cast<size_t>(width); ++x) {
+        const uint8_t *low = source + columns.low[x] * 3, *high = source + columns.high[x] * 3;
+        for (int c = 0; c < 3; ++c) line[3 * x + static_cast<size_t>(c)] =
+            low[c] * columns.weight_low[x] + high[c] * columns.weight_high[x];
+      }
+    }
+    return lines[slot].data();
+  };
+  for (int64_t y = 0; y < height; ++y) {
+    const auto i = static_cast<size_t>(y);
+    const int32_t *low = line_of(rows.low[i], rows.high[i]), *high = line_of(rows.high[i], rows.low[i]);
+    const int32_t a = rows.weight_low[i], b = rows.weight_high[i];
+    uint8_t *out = to.pixels.data() + y * width * 3;
+    for (int64_t x = 0; x < width * 3; ++x) {
+      out[x] = static_cast<uint8_t>((((a * (low[x] >> 4)) >> 16) + ((b * (high[x] >> 4)) >> 16) + 2) >> 2);
+    }
+  }
+  return to;
+}
+
+void SwapRedAndBlue(Picture *picture) {
+  for (size_t i = 0; i + 2 < picture->pixels.size(); i += 3) std::swap(picture->pixels[i], picture->pixels[i + 2]);
+}
+
+void Normalise(const Picture &picture, const std::array<double, 3> &mean, const std::array<double, 3> &std,
+               int64_t canvas_height, int64_t canvas_width, float *canvas) {
+  float values[3][256];
+  for (size_t c = 0; c < 3; ++c) {
+    const auto shift = static_cast<float>(mean[c]), inverse = static_cast<float>(1.0 / std[c]);
+    for (int v = 0; v < 256; ++v) values[c][v] = (static_cast<float>(v) - shift) * inverse;
+  }
+  ParallelFor(canvas_height, NumThreads(), [&](int64_t y) {
+    const bool inside = y < picture.height;
+    const int64_t width = inside ? picture.width : 0;
+    const uint8_t *from = picture.pixels.data() + (inside ? y * picture.width * 3 : 0);
+    for (int64_t c = 0; c < 3; ++c) {
+      float *to = canvas + (c * canvas_height + y) * canvas_width;
+      for (int64_t x = 0; x < width; ++x) to[x] = values[c][from[3 * x + c]];
+      std::fill(to + width, to + canvas_width, 0.0f);
+    }
+  });
+}
+
+}  // namespace rcnn

@@ -1,0 +1,55 @@
+// A small JSON reader (RFC 8259), for sidecars; and the quoting of texts for writing.
+#ifndef RCNN_INFER_JSON_H_
+#define RCNN_INFER_JSON_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace rcnn {
+
+// A value of a document. Reading a key that isn't there, or as another type, throws UserError with the document's name
+// and the key.
+class Json {
+ public:
+  // Throws UserError for what isn't whole JSON.
+  static Json Parse(const std::string &text, const std::string &name);
+
+  bool Has(const std::string &key) const;
+  const Json &At(const std::string &key) const;
+  const std::string &Text(const std::string &key) const;
+  double Number(const std::string &key) const;
+  int64_t Integer(const std::string &key, int64_t low, int64_t high) const;
+  bool Bool(const std::string &key) const;
+  const std::vector<Json> &List(const std::string &key) const;
+  // `size` numbers, or any number of them for 0.
+  std::vector<float> Floats(const std::string &key, size_t size = 0) const;
+  std::vector<int64_t> Integers(const std::string &key, int64_t low, int64_t high) const;
+
+  // This value itself.
+  const std::string &AsText() const;
+  double AsNumber() const;
+  const std::vector<Json> &AsList() const;
+
+ private:
+  enum class Kind { kNull, kBool, kNumber, kText, kList, kObject };
+  friend class JsonReader;
+
+  [[noreturn]] void Wrong(const std::string &expected) const;
+
+  Kind kind_ = Kind::kNull;
+  bool bool_ = false;
+  double number_ = 0;
+  std::string text_;
+  std::vector<Json> list_;
+  std::map<std::string, Json> object_;
+  std::string where_;  // document and key
+};
+
+// `text` as a JSON string, with its quotes.
+std::string Quoted(const std::string &text);
+
+}  // namespace rcnn
+
+#endif  // RCNN_INFER_JSON_H_

@@ -1,0 +1,377 @@
+// Detects objects in a folder of images with an exported model.
+#include <dirent.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../src/ops/csrc/parallel.h"
+#include "detector.h"
+#include "files.h"
+#include "image.h"
+#include "results.h"
+#include "sidecar.h"
+
+namespace rcnn {
+namespace {
+
+constexpr int kUnreadable = 3;  // exit status: done, but some images couldn't be read
+
+const char kUsage[] =
+    "usage: rcnn_infer --model MODEL --input FOLDER --output FOLDER [options]\n"
+    "       rcnn_infer --model MODEL --self_check [options]\n"
+    "\n"
+    "  --model MODEL         sidecar of an exported model (NAME.json), or the model file it lies beside\n"
+    "  --input FOLDER        JPEG and PNG images\n"
+    "  --output FOLDER       one result NAME.det for each image, and summary.json\n"
+    "  --device_type TYPE    CPU or Ascend (default CPU)\n"
+    "  --device_id N         which Ascend device (default 0)\n"
+    "  --threads N           on the CPU (default: all cores)\n"
+    "  --batch_size N        images the network takes at once (default: the model's)\n"
+    "  --width N --height N  canvas, of the split form alone (default: the model's)\n"
+    "  --keep_ratio 0|1      images keep their proportions (default: the model's)\n"
+    "  --aipp_config FILE    normalise on the Ascend chip\n"
+    "  --self_check          compare the model's graphs with what Python gave; alone, or before the images\n"
+    "\n"
+    "exit status: 0; 2 nothing or not all was done, the reason in one line; 3 done, but some images are unreadable\n";
+
+struct Options {
+  std::string model, input, output;
+  Device device;
+  int64_t batch_size = 0, width = 0, height = 0;
+  int keep_ratio = -1;
+  bool self_check = false;
+};
+
+int64_t ParseNumber(const std::string &name, const std::string &text, int64_t low, int64_t high) {
+  char *end = nullptr;
+  errno = 0;
+  const int64_t value = std::strtoll(text.c_str(), &end, 10);
+  if (text.empty() || *end != '\0' || errno != 0 || value < low || value > high) {
+    throw UserError(name + ": " + text + " is not a number from " + std::to_string(low) + " to " + std::to_string(high));
+  }
+  return value;
+}
+
+bool ParseBool(const std::string &name, std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
+  if (text == "1" || text == "true") return true;
+  if (text == "0" || text == "false") return false;
+  throw UserError(name + ": " + text + " is neither true nor false");
+}
+
+Options ParseOptions(int argc, char **argv) {
+  Options out;
+  out.device.threads = NumThreads();
+  for (int i = 1; i < argc; ++i) {
+    std::string name = argv[i], value;
+    if (name == "--self_check") {
+      out.self_check = true;
+      continue;
+    }
+    const size_t equals = name.find('=');
+    if (equals != std::string::npos) {
+      value = name.substr(equals + 1);
+      name.resize(equals);
+    } else if (i + 1 < argc) {
+      value = argv[++i];
+    } else {
+      throw UserError(name + ": needs a value; rcnn_infer --help lists the options");
+    }
+    if (name == "--model") {
+      out.model = value;
+    } else if (name == "--input") {
+      out.input = value;
+    } else if (name == "--output") {
+      out.output = value;
+    } else if (name == "--device_type") {
+      if (value != "CPU" && value != "Ascend") throw UserError("--device_type: " + value + " is neither CPU nor Ascend");
+      out.device.ascend = value == "Ascend";
+    } else if (name == "--device_id") {
+      out.device.id = static_cast<int>(ParseNumber(name, value, 0, 4095));
+    } else if (name == "--threads") {
+      out.device.threads = static_cast<int>(ParseNumber(name, value, 1, 1024));
+    } else if (name == "--batch_size") {
+      out.batch_size = ParseNumber(name, value, 1, 1024);
+    } else if (name == "--width") {
+      out.width = ParseNumber(name, value, 1, 1 << 16);
+    } else if (name == "--height") {
+      out.height = ParseNumber(name, value, 1, 1 << 16);
+    } else if (name == "--keep_ratio") {
+      out.keep_ratio = ParseBool(name, value) ? 1 : 0;
+    } else if (name == "--aipp_config") {
+      out.device.aipp = value;
+    } else {
+      throw UserError(name + ": no such option; rcnn_infer --help lists them");
+    }
+  }
+  if (out.model.empty()) throw UserError("--model: missing; rcnn_infer --help lists the options");
+  const bool folders = !out.input.empty() && !out.output.empty();
+  if (!folders && (!out.self_check || !out.input.empty() || !out.output.empty())) {
+    throw UserError("--input and --output: both are needed; rcnn_infer --help lists the options");
+  }
+  if (!out.device.aipp.empty()) {
+    if (!out.device.ascend) throw UserError("--aipp_config: AIPP is the Ascend chip's; give --device_type Ascend");
+    ReadFile(out.device.aipp, "AIPP configuration");
+  }
+  return out;
+}
+
+// What the command line changes of the model's own settings.
+void Apply(const Options &options, Sidecar *sidecar) {
+  const int64_t width = options.width > 0 ? options.width : sidecar->width;
+  const int64_t height = options.height > 0 ? options.height : sidecar->height;
+  const int64_t batch = options.batch_size > 0 ? options.batch_size : sidecar->batch_size;
+  if (sidecar->whole && (width != sidecar->width || height != sidecar->height || batch != sidecar->batch_size)) {
+    throw UserError(sidecar->path + ": exported for batches of " + std::to_string(sidecar->batch_size) + " on " +
+                    std::to_string(sidecar->width) + " x " + std::to_string(sidecar->height) +
+                    " (width x height); export it for others with --batch_size, --width and --height");
+  }
+  if (!sidecar->whole && (width % sidecar->strides.back() != 0 || height % sidecar->strides.back() != 0)) {
+    throw UserError("--width and --height: " + std::to_string(width) + " x " + std::to_string(height) +
+                    " isn't in steps of " + std::to_string(sidecar->strides.back()));
+  }
+  sidecar->width = width;
+  sidecar->height = height;
+  sidecar->batch_size = batch;
+  if (options.keep_ratio >= 0) sidecar->keep_ratio = options.keep_ratio == 1;
+}
+
+bool HasImageName(std::string name) {
+  const size_t dot = name.rfind('.');
+  if (dot == std::string::npos) return false;
+  std::string ending = name.substr(dot + 1);
+  std::transform(ending.begin(), ending.end(), ending.begin(), [](unsigned char c) { return std::tolower(c); });
+  return ending == "jpg" || ending == "jpeg" || ending == "jpe" || ending == "png";
+}
+
+// The folder's images in order of their names; its other files go to summary->not_images.
+std::vector<std::string> ListImages(const std::string &folder, Summary *summary) {
+  DIR *handle = opendir(folder.c_str());
+  if (handle == nullptr) throw UserError(folder + ": can't read the folder of images: " + SystemReason());
+  std::vector<std::string> out;
+  while (const dirent *entry = readdir(handle)) {
+    const std::string name = entry->d_name;
+    struct stat status {};
+    const bool folder_entry = stat((folder + "/" + name).c_str(), &status) == 0 && S_ISDIR(status.st_mode);
+    if (folder_entry || name[0] == '.') continue;
+    (HasImageName(name) ? out : summary->not_images).push_back(name);
+  }
+  closedir(handle);
+  std::sort(out.begin(), out.end());
+  std::sort(summary->not_images.begin(), summary->not_images.end());
+  if (out.empty()) throw UserError(folder + ": holds no .jpg, .jpeg or .png image");
+  return out;
+}
+
+double Milliseconds(std::chrono::steady_clock::time_point since) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - since).count();
+}
+
+struct Read {
+  Prepared image;
+  std::string fault;  // why it can't be read, or empty
+};
+
+Read ReadImage(const std::string &folder, const std::string &name, const Sidecar &sidecar) {
+  const auto begin = std::chrono::steady_clock::now();
+  Read out;
+  out.image.name = name;
+  try {
+    const std::vector<uint8_t> bytes = ReadFile(folder + "/" + name, "image");
+    const Picture whole = DecodeImage(bytes);
+    const auto size = FitSize(whole.height, whole.width, sidecar.height, sidecar.width, sidecar.keep_ratio);
+    out.image.height = whole.height;
+    out.image.width = whole.width;
+    out.image.picture = Resize(whole, size[0], size[1]);
+    if (!sidecar.to_rgb) SwapRedAndBlue(&out.image.picture);
+  } catch (const UserError &e) {
+    out.fault = e.what();
+  } catch (const std::bad_alloc &) {
+    out.fault = "larger than this machine's memory";
+  }
+  out.image.decode_ms = Milliseconds(begin);
+  return out;
+}
+
+// Reads images in a thread of its own, a few ahead of who takes them.
+class Reader {
+ public:
+  Reader(const std::string &folder, const std::vector<std::string> &names, const Sidecar &sidecar, size_t ahead)
+      : thread_([this, &folder, &names, &sidecar, ahead]() {
+          for (const std::string &name : names) {
+            Read read = ReadImage(folder, name, sidecar);
+            std::unique_lock<std::mutex> lock(mutex_);
+            changed_.wait(lock, [&]() { return done_.size() < ahead || stop_; });
+            if (stop_) return;
+            done_.push_back(std::move(read));
+            changed_.notify_all();
+          }
+        }) {}
+  ~Reader() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+
+  Read Take() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [&]() { return !done_.empty(); });
+    Read out = std::move(done_.front());
+    done_.pop_front();
+    changed_.notify_all();
+    return out;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Read> done_;
+  bool stop_ = false;
+  std::thread thread_;  // last: it uses the others
+};
+
+void MakeFolder(const std::string &path) {
+  for (size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1)) {
+    mkdir(path.substr(0, slash).c_str(), 0755);
+  }
+  struct stat status {};
+  if (mkdir(path.c_str(), 0755) != 0 && (stat(path.c_str(), &status) != 0 || !S_ISDIR(status.st_mode))) {
+    throw UserError(path + ": can't make the folder of results: " + SystemReason());
+  }
+}
+
+// Times by stage, in the order in which the stages ran first.
+class TimeTable {
+ public:
+  explicit TimeTable(Summary *summary) : times_(&summary->times) {}
+
+  void Add(const std::string &stage, double milliseconds) {
+    auto found = std::find_if(times_->begin(), times_->end(), [&](const auto &entry) { return entry.first == stage; });
+    if (found == times_->end()) found = times_->insert(times_->end(), {stage, {}});
+    found->second.push_back(milliseconds);
+  }
+
+ private:
+  std::vector<std::pair<std::string, std::vector<double>>> *times_;
+};
+
+void RunFolder(const Options &options, const Sidecar &sidecar, const std::vector<std::string> &names,
+               Detector *detector, Summary *summary) {
+  const auto begin = std::chrono::steady_clock::now();
+  const size_t batch_size = static_cast<size_t>(sidecar.batch_size);
+  const bool terminal = isatty(STDERR_FILENO) == 1;
+  Reader reader(options.input, names, sidecar, batch_size + 1);
+  TimeTable table(summary);
+  std::vector<Prepared> batch;
+  for (size_t i = 0; i < names.size(); ++i) {
+    const auto batch_begin = std::chrono::steady_clock::now();
+    Read read = reader.Take();
+    if (batch.empty()) table.Add("waiting", Milliseconds(batch_begin));
+    if (read.fault.empty()) {
+      table.Add("reading", read.image.decode_ms);
+      batch.push_back(std::move(read.image));
+    } else {
+      std::fprintf(stderr, "%s: %s\n", read.image.name.c_str(), read.fault.c_str());
+      summary->unreadable.emplace_back(read.image.name, read.fault);
+    }
+    if (batch.empty() || (batch.size() < batch_size && i + 1 < names.size())) continue;
+    const auto detect_begin = std::chrono::steady_clock::now();
+    StageTimes times;
+    const std::vector<Detections> found = detector->Detect(batch, &times);
+    for (const char *stage : {"normalise", "network", "features", "proposals", "roi_align", "box_head", "detections",
+                              "mask_head", "masks"}) {
+      if (times.count(stage) > 0) table.Add(stage, times[stage]);
+    }
+    const auto write_begin = std::chrono::steady_clock::now();
+    for (size_t k = 0; k < batch.size(); ++k) {
+      const int64_t mask_size = sidecar.with_mask ? sidecar.mask_size : 0;
+      const std::vector<uint8_t> bytes = PackResult(batch[k], found[k], mask_size);
+      WriteFile(options.output + "/" + batch[k].name + ".det", bytes.data(), bytes.size());
+      summary->images.push_back(batch[k].name);
+    }
+    table.Add("writing", Milliseconds(write_begin));
+    table.Add("batch", Milliseconds(detect_begin));
+    batch.clear();
+    if (terminal) std::fprintf(stderr, "\r%zu of %zu images", i + 1, names.size());
+  }
+  if (terminal) std::fprintf(stderr, "\n");
+  summary->seconds = Milliseconds(begin) / 1e3;
+}
+
+int Run(int argc, char **argv) {
+  for (int i = 1; i < argc; ++i) {
+    if (std::string(argv[i]) == "--help" || std::string(argv[i]) == "-h") {
+      std::fputs(kUsage, stdout);
+      return 0;
+    }
+  }
+  const Options options = ParseOptions(argc, argv);
+  // one rule for the runtime's threads and for ours
+  setenv("RCNN_NUM_THREADS", std::to_string(options.device.threads).c_str(), 1);
+  Sidecar sidecar = ReadSidecar(options.model);
+  Apply(options, &sidecar);
+  Summary summary;
+  summary.threads = options.device.threads;
+  summary.device = options.device.ascend ? "Ascend" : "CPU";
+  std::vector<std::string> names;
+  if (!options.input.empty()) {
+    names = ListImages(options.input, &summary);
+    MakeFolder(options.output);
+    // an older run's summary would pass for this one's, were this one cut short
+    unlink((options.output + "/summary.json").c_str());
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  const std::unique_ptr<Detector> detector = MakeDetector(sidecar, options.device);
+  summary.load_seconds = Milliseconds(begin) / 1e3;
+  if (options.self_check) detector->SelfCheck();
+  if (options.input.empty()) return 0;
+
+  RunFolder(options, sidecar, names, detector.get(), &summary);
+  WriteFile(options.output + "/summary.json", SummaryJson(summary, sidecar));
+  PrintSummary(summary);
+  if (!summary.not_images.empty()) {
+    std::printf("%zu files left out, no .jpg, .jpeg or .png: %s%s\n", summary.not_images.size(),
+                summary.not_images[0].c_str(), summary.not_images.size() > 1 ? ", ..." : "");
+  }
+  if (summary.unreadable.empty()) return 0;
+  std::string list;
+  for (const auto &[name, reason] : summary.unreadable) list += (list.empty() ? "" : ", ") + name;
+  std::fflush(stdout);
+  std::fprintf(stderr, "error: %zu of %zu images unreadable: %s\n", summary.unreadable.size(), names.size(),
+               list.c_str());
+  return kUnreadable;
+}
+
+}  // namespace
+}  // namespace rcnn
+
+int main(int argc, char **argv) {
+  // the runtime's warnings tell nothing of ours
+  setenv("GLOG_v", "3", 0);
+  try {
+    return rcnn::Run(argc, argv);
+  } catch (const rcnn::UserError &e) {
+    std::fprintf(stderr, "error: %s\n", e.what());
+  } catch (const std::bad_alloc &) {
+    std::fprintf(stderr, "error: not enough memory; lower --batch_size or the canvas\n");
+  } catch (const std::exception &e) {
+    std::fprintf(stderr, "error: %s\n", e.what());
+  }
+  return 2;
+}

@@ -1,0 +1,153 @@
+#include "sidecar.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "files.h"
+#include "json.h"
+
+namespace rcnn {
+
+namespace {
+
+constexpr int64_t kMost = 1 << 20;  // of anything that is counted; keeps damaged numbers from asking for all memory
+
+template <size_t N>
+std::array<float, N> Numbers(const Json &from, const std::string &key) {
+  const std::vector<float> list = from.Floats(key, N);
+  std::array<float, N> out{};
+  std::copy(list.begin(), list.end(), out.begin());
+  return out;
+}
+
+ModelFile File(const Json &entry, const std::string &folder) {
+  const std::string &name = entry.Text("name");
+  if (name.empty() || name.find('/') != std::string::npos) {
+    throw UserError(folder + name + ": a sidecar names files of its own folder; export the model again");
+  }
+  return {folder + name, entry.Text("sha256"), static_cast<uint64_t>(entry.Integer("bytes", 0, int64_t{1} << 50))};
+}
+
+std::vector<ModelFile> Files(const Json &files, const std::string &key, const std::string &folder) {
+  std::vector<ModelFile> out;
+  for (const Json &entry : files.List(key)) out.push_back(File(entry, folder));
+  return out;
+}
+
+NmsSettings Nms(const Json &from) {
+  return {from.Integer("nms_pre", 1, kMost), from.Integer("max_per_img", 1, kMost),
+          static_cast<float>(from.Number("iou_threshold")), static_cast<float>(from.Number("min_bbox_size"))};
+}
+
+RoiSettings Roi(const Json &from) {
+  RoiSettings roi;
+  roi.out_size = static_cast<int>(from.Integer("out_size", 1, 1024));
+  roi.sampling_ratio = static_cast<int>(from.Integer("sampling_ratio", 0, 1024));
+  roi.aligned = from.Bool("aligned");
+  for (const int64_t stride : from.Integers("strides", 1, kMost)) roi.strides.push_back(static_cast<float>(stride));
+  roi.finest_scale = static_cast<float>(from.Number("finest_scale"));
+  return roi;
+}
+
+BoxCoder Coder(const Json &from, double max_log) {
+  return {Numbers<4>(from, "means"), Numbers<4>(from, "stds"), static_cast<float>(max_log)};
+}
+
+void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
+  const Json &files = json.At("files"), &host = json.At("host"), &rpn = json.At("rpn"), &rcnn = json.At("rcnn");
+  out->features = File(files.At("features"), folder);
+  out->boxes = Files(files, "box", folder);
+  out->masks = Files(files, "mask", folder);
+  out->reference = File(json.At("reference").At("file"), folder);
+  out->strides = rpn.Integers("strides", 1, kMost);
+  for (const Json &level : host.List("base_anchors")) {
+    std::vector<Box> anchors;
+    for (const Json &row : level.AsList()) {
+      Box box{};
+      const std::vector<Json> &numbers = row.AsList();
+      for (size_t i = 0; i < 4 && i < numbers.size(); ++i) box[i] = static_cast<float>(numbers[i].AsNumber());
+      anchors.push_back(box);
+    }
+    out->base_anchors.push_back(anchors);
+  }
+  out->rpn_coder = Coder(rpn, rpn.Number("max_log"));
+  out->rpn = Nms(rpn);
+  out->rcnn = Nms(rcnn);
+  out->score_thr = static_cast<float>(rcnn.Number("score_thr"));
+  out->class_agnostic = rcnn.Bool("reg_class_agnostic");
+  for (const Json &stage : host.List("stages")) out->stages.push_back(Coder(stage, rcnn.Number("max_log")));
+  out->average_probabilities = host.Text("average_scores") == "probabilities";
+  out->average_mask_probabilities = host.Text("average_masks") == "probabilities";
+  out->roi = Roi(json.At("roi"));
+  if (out->with_mask) out->mask_roi = Roi(json.At("mask_roi"));
+
+  const size_t levels = out->strides.size();
+  bool sound = out->base_anchors.size() == levels && out->roi.strides.size() <= levels &&
+               out->mask_roi.strides.size() <= levels && !out->boxes.empty() &&
+               out->boxes.size() == out->stages.size() && out->masks.empty() != out->with_mask;
+  for (const auto &anchors : out->base_anchors) sound = sound && !anchors.empty();
+  if (!sound) throw UserError(out->path + ": its parts don't fit together; export the model again");
+}
+
+}  // namespace
+
+Sidecar ReadSidecar(const std::string &path) {
+  Sidecar out;
+  const bool is_sidecar = path.size() > 5 && path.compare(path.size() - 5, 5, ".json") == 0;
+  out.path = is_sidecar ? path : path + ".json";
+  if (!is_sidecar && access(path.c_str(), F_OK) != 0) throw UserError(path + ": no such model");
+  if (!is_sidecar && access(out.path.c_str(), F_OK) != 0) {
+    throw UserError(path + ": has no sidecar " + out.path + "; export.py writes both (of the split form, name the .json)");
+  }
+  const std::vector<uint8_t> bytes = ReadFile(out.path, "model's sidecar");
+  const Json json = Json::Parse(std::string(bytes.begin(), bytes.end()), out.path);
+  if (!json.Has("format") || json.Text("format") != "rcnn-mindspore") {
+    throw UserError(out.path + ": not the sidecar of an exported model");
+  }
+  if (json.Number("version") != 1) {
+    throw UserError(out.path + ": of another version than 1, which this program reads; export the model again");
+  }
+  const size_t slash = out.path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "" : out.path.substr(0, slash + 1);
+  const std::string &form = json.Text("form");
+  out.whole = form == "whole";
+  if (!out.whole && form != "split") throw UserError(out.path + ": form \"" + form + "\" is neither whole nor split");
+  out.file_format = json.Text("file_format");
+  out.width = json.At("canvas").Integer("width", 1, kMost);
+  out.height = json.At("canvas").Integer("height", 1, kMost);
+  out.batch_size = json.Integer("batch_size", 1, kMost);
+  out.keep_ratio = json.Bool("keep_ratio");
+  out.to_rgb = json.Bool("to_rgb");
+  const std::vector<Json> &mean = json.List("mean"), &std = json.List("std");
+  if (mean.size() != 3 || std.size() != 3) throw UserError(out.path + ": mean and std need 3 numbers each");
+  for (size_t i = 0; i < 3; ++i) out.mean[i] = mean[i].AsNumber(), out.std[i] = std[i].AsNumber();
+  for (const Json &name : json.List("classes")) out.classes.push_back(name.AsText());
+  if (out.classes.size() < 2) throw UserError(out.path + ": names no classes; export the model again");
+  out.with_mask = json.Bool("with_mask");
+  out.max_per_img = json.At("rcnn").Integer("max_per_img", 1, kMost);
+  if (out.with_mask) out.mask_size = json.At("mask_paste").Integer("size", 1, 1024);
+  if (out.whole) {
+    if (out.file_format == "ONNX") {
+      throw UserError(out.path + ": an ONNX model runs in ONNX Runtime (eval_onnx.py); export MINDIR for this program");
+    }
+    out.model = File(json.At("files").At("model"), folder);
+  } else {
+    ReadSplit(json, folder, &out);
+  }
+  return out;
+}
+
+std::vector<uint8_t> ReadChecked(const ModelFile &file) {
+  std::vector<uint8_t> data = ReadFile(file.path, "model");
+  if (data.size() != file.bytes) {
+    throw UserError(file.path + ": " + std::to_string(data.size()) + " bytes, its sidecar says " +
+                    std::to_string(file.bytes) + " (truncated, or of another export); export it again");
+  }
+  if (Sha256(data.data(), data.size()) != file.sha256) {
+    throw UserError(file.path + ": not the model that its sidecar describes (checksum); export it again");
+  }
+  return data;
+}
+
+}  // namespace rcnn

@@ -1,0 +1,67 @@
+// The JSON beside an exported model (src/export/sidecar.py): how images are prepared and what its answers mean.
+#ifndef RCNN_INFER_SIDECAR_H_
+#define RCNN_INFER_SIDECAR_H_
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace rcnn {
+
+using Box = std::array<float, 4>;  // x1 y1 x2 y2
+
+struct ModelFile {
+  std::string path, sha256;
+  uint64_t bytes = 0;
+};
+
+// (dx, dy, dw, dh) * stds + means; dw and dh at most max_log.
+struct BoxCoder {
+  std::array<float, 4> means{}, stds{};
+  float max_log = 0;
+};
+
+struct NmsSettings {
+  int64_t nms_pre = 0, max_per_img = 0;
+  float iou_threshold = 0, min_bbox_size = 0;
+};
+
+struct RoiSettings {
+  int out_size = 0, sampling_ratio = 0;
+  bool aligned = false;
+  std::vector<float> strides;
+  float finest_scale = 0;
+};
+
+struct Sidecar {
+  std::string path, file_format;
+  bool whole = false;  // one graph; else the split form
+  int64_t width = 0, height = 0, batch_size = 0;
+  bool keep_ratio = true, to_rgb = true, with_mask = false;
+  std::array<double, 3> mean{}, std{};
+  std::vector<std::string> classes;  // the first is the background
+  int64_t max_per_img = 0, mask_size = 0;
+
+  ModelFile model;                      // of the whole form
+  ModelFile features, reference;        // the rest: of the split form
+  std::vector<ModelFile> boxes, masks;  // one, or one a stage
+  std::vector<int64_t> strides;         // of the RPN's levels
+  std::vector<std::vector<Box>> base_anchors;
+  BoxCoder rpn_coder;
+  NmsSettings rpn, rcnn;
+  RoiSettings roi, mask_roi;
+  std::vector<BoxCoder> stages;
+  bool class_agnostic = false, average_probabilities = false, average_mask_probabilities = false;
+  float score_thr = 0;
+};
+
+// `path`: the sidecar, or the model file that it lies beside as PATH.json. Throws UserError.
+Sidecar ReadSidecar(const std::string &path);
+
+// The file's content, if it is the one that the sidecar describes. Throws UserError.
+std::vector<uint8_t> ReadChecked(const ModelFile &file);
+
+}  // namespace rcnn
+
+#endif  // RCNN_INFER_SIDECAR_H_
