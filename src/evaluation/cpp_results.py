@@ -1,0 +1,72 @@
+"""What the C++ program (ascend310_infer/) wrote for a folder of images: its summary, and a file of each image."""
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src.evaluation.coco import EvaluationError
+
+__all__ = ["ImageResult", "read_result", "read_summary"]
+
+HEADER = struct.Struct("<8s4I")
+
+
+@dataclass
+class ImageResult:
+    """Detections of one image, best score first: boxes (N, 4) float32 x1 y1 x2 y2 in pixels of the image file, scores
+    (N,) float32, labels (N,) uint32, masks (N, M, M) uint8 over each box with 255 for probability 1, or None.
+    """
+
+    height: int
+    width: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None
+
+
+def read_result(path: str | Path) -> ImageResult:
+    """Reads NAME.det. Raises EvaluationError."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as e:
+        raise EvaluationError(f"{path}: can't read the result: {e.strerror}; run the inference again") from None
+    magic, height, width, count, side = HEADER.unpack_from(data) if len(data) >= HEADER.size else (b"", 0, 0, 0, 0)
+    if magic != b"RCNNDET1" or len(data) != HEADER.size + count * (24 + side * side):
+        raise EvaluationError(f"{path}: not a whole result of this version; run the inference again")
+    at, parts = HEADER.size, []
+    for dtype, shape in (("<f4", (count, 4)), ("<f4", (count,)), ("<u4", (count,)), ("u1", (count, side, side))):
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        parts.append(np.frombuffer(data, dtype, count=int(np.prod(shape)), offset=at).reshape(shape))
+        at += size
+    boxes, scores, labels, masks = parts
+    return ImageResult(height, width, boxes, scores, labels, masks if side else None)
+
+
+def read_summary(folder: str | Path) -> dict:
+    """summary.json of a folder of results. Raises EvaluationError where a run didn't come to its end."""
+    path = Path(folder) / "summary.json"
+    try:
+        summary = json.loads(path.read_bytes())
+    except OSError:
+        raise EvaluationError(f"{path}: no summary: not a folder of results, or a run that didn't end") from None
+    except ValueError:
+        raise EvaluationError(f"{path}: not whole JSON; run the inference again") from None
+    if not isinstance(summary, dict) or summary.get("format") != "rcnn-mindspore results":
+        raise EvaluationError(f"{path}: not the summary of an inference")
+    return summary
+
+
+def class_categories(classes: Sequence[str], categories: Sequence[dict], annotations: str | Path) -> dict[int, int]:
+    """The category id of each label, by the class's name. Raises EvaluationError for a name that isn't annotated."""
+    ids = {c["name"]: int(c["id"]) for c in categories}
+    missing = [name for name in classes[1:] if name not in ids]
+    if missing:
+        raise EvaluationError(
+            f"{annotations}: has no category {missing[0]!r}, which the model detects; it has {', '.join(ids)}"
+        )
+    return {label: ids[name] for label, name in enumerate(classes) if label}
