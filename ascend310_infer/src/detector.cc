@@ -120,6 +120,8 @@ class WholeDetector : public Detector {
 
 // ---- the split form -------------------------------------------------------------------------------------
 
+constexpr size_t kBoxesAtOnce = 512, kMasksAtOnce = 32;
+
 class SplitDetector : public Detector {
  public:
   SplitDetector(const Sidecar &sidecar, const Device &device) : sidecar_(sidecar) {
@@ -176,7 +178,20 @@ class SplitDetector : public Detector {
     return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn, picture.height, picture.width);
   }
 
-  // Writes the boxes' features into the head's input, and runs it.
+  // Writes boxes' features into the head's input and runs it, on at most `most` at a time: the network's memory grows
+  // with them, and past some ten they are no faster together. take(first, count): fetches what it gave for these.
+  template <typename Take>
+  void RunHead(int64_t batch, int64_t image, const std::vector<Box> &boxes, const RoiSettings &roi, size_t most,
+               Graph *head, const char *stage, StageTimes *times, const Take &take) {
+    const size_t parts = (boxes.size() + most - 1) / most, each = (boxes.size() + parts - 1) / parts;
+    for (size_t first = 0; first < boxes.size(); first += each) {
+      const auto begin = boxes.begin() + static_cast<int64_t>(first);
+      const size_t count = std::min(each, boxes.size() - first);
+      RunHead(batch, image, std::vector<Box>(begin, begin + static_cast<int64_t>(count)), roi, head, stage, times);
+      take(static_cast<int64_t>(first), static_cast<int64_t>(count));
+    }
+  }
+
   void RunHead(int64_t batch, int64_t image, const std::vector<Box> &boxes, const RoiSettings &roi, Graph *head,
                const char *stage, StageTimes *times) {
     const Shape wanted = head->InputShape(0);
@@ -212,30 +227,30 @@ class SplitDetector : public Detector {
     Detections out;
     if (boxes.empty()) return out;
     const auto classes = static_cast<int64_t>(sidecar_.classes.size()), count = static_cast<int64_t>(boxes.size());
-    std::vector<float> total(static_cast<size_t>(count * classes), 0.0f), share(total.size());
-    const float *deltas = nullptr;
+    const int64_t numbers = sidecar_.class_agnostic ? 4 : 4 * classes;
+    std::vector<float> logits(static_cast<size_t>(count * classes)), deltas(static_cast<size_t>(count * numbers));
+    std::vector<float> total(logits.size(), 0.0f);
     for (size_t stage = 0; stage < boxes_.size(); ++stage) {
-      RunHead(batch, image, boxes, sidecar_.roi, boxes_[stage].get(), "box_head", times);
+      Graph *head = boxes_[stage].get();
+      RunHead(batch, image, boxes, sidecar_.roi, kBoxesAtOnce, head, "box_head", times,
+              [&](int64_t first, int64_t taken) {
+                head->ExpectOutputs(2);
+                std::copy_n(head->Output<float>(0, {taken, classes}), taken * classes, logits.data() + first * classes);
+                std::copy_n(head->Output<float>(1, {taken, numbers}), taken * numbers, deltas.data() + first * numbers);
+              });
       const Timed timed(times, "detections");
-      boxes_[stage]->ExpectOutputs(2);
-      const float *logits = boxes_[stage]->Output<float>(0, {count, classes});
-      deltas = boxes_[stage]->Output<float>(1, {count, sidecar_.class_agnostic ? 4 : 4 * classes});
-      if (sidecar_.average_probabilities) {
-        Softmax(logits, count, classes, share.data());
-      } else {
-        std::copy_n(logits, share.size(), share.data());
-      }
-      for (size_t i = 0; i < total.size(); ++i) total[i] += share[i];
       if (stage + 1 < boxes_.size()) {
-        boxes = RefineBoxes(logits, deltas, sidecar_.class_agnostic, classes, boxes, sidecar_.stages[stage], height,
-                            width);
+        boxes = RefineBoxes(logits.data(), deltas.data(), sidecar_.class_agnostic, classes, boxes,
+                            sidecar_.stages[stage], height, width);
       }
+      if (sidecar_.average_probabilities) Softmax(logits.data(), count, classes, logits.data());
+      for (size_t i = 0; i < total.size(); ++i) total[i] += logits[i];
     }
     {
       const Timed timed(times, "detections");
       for (float &v : total) v /= static_cast<float>(boxes_.size());
       if (!sidecar_.average_probabilities) Softmax(total.data(), count, classes, total.data());
-      out = MakeDetections(total, deltas, sidecar_.class_agnostic, classes, boxes, sidecar_.stages.back(),
+      out = MakeDetections(total, deltas.data(), sidecar_.class_agnostic, classes, boxes, sidecar_.stages.back(),
                            sidecar_.rcnn, sidecar_.score_thr, height, width);
     }
     if (!masks_.empty() && !out.boxes.empty()) Masks(batch, image, &out, times);
@@ -248,15 +263,17 @@ class SplitDetector : public Detector {
     const int64_t side = sidecar_.mask_size, cells = side * side;
     std::vector<float> total(static_cast<size_t>(count * cells), 0.0f);
     for (const auto &head : masks_) {
-      RunHead(batch, image, out->boxes, sidecar_.mask_roi, head.get(), "mask_head", times);
-      const Timed timed(times, "masks");
-      head->ExpectOutputs(1);
-      const float *logits = head->Output<float>(0, {count, classes, side, side});
-      for (int64_t d = 0; d < count; ++d) {
-        const float *own = logits + (d * classes + out->labels[static_cast<size_t>(d)]) * cells;
-        float *to = total.data() + d * cells;
-        for (int64_t c = 0; c < cells; ++c) to[c] += sidecar_.average_mask_probabilities ? Sigmoid(own[c]) : own[c];
-      }
+      const auto take = [&](int64_t first, int64_t taken) {
+        const Timed timed(times, "masks");
+        head->ExpectOutputs(1);
+        const float *logits = head->Output<float>(0, {taken, classes, side, side});
+        for (int64_t d = 0; d < taken; ++d) {
+          const float *own = logits + (d * classes + out->labels[static_cast<size_t>(first + d)]) * cells;
+          float *to = total.data() + (first + d) * cells;
+          for (int64_t c = 0; c < cells; ++c) to[c] += sidecar_.average_mask_probabilities ? Sigmoid(own[c]) : own[c];
+        }
+      };
+      RunHead(batch, image, out->boxes, sidecar_.mask_roi, kMasksAtOnce, head.get(), "mask_head", times, take);
     }
     const Timed timed(times, "masks");
     const auto heads = static_cast<float>(masks_.size());

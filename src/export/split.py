@@ -177,8 +177,9 @@ def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_
     graphs = {"features": FeatureGraph(detector.backbone, detector.neck, detector.rpn, levels, maps)}
     graphs |= {f"box{i}": BoxGraph(head) for i, head in enumerate(boxes)}
     graphs |= {f"mask{i}": MaskGraph(head) for i, head in enumerate(masks)}
-    shapes = {"features": (1, 3, config.img_height, config.img_width), "box": (rois, channels, side, side)}
-    shapes["mask"] = (most, channels, mask_side.out_size, mask_side.out_size)
+    # the heads take any number of RoIs; of the one that they are exported with, Lite keeps memory from the start
+    shapes = {"features": (1, 3, config.img_height, config.img_width), "box": (8, channels, side, side)}
+    shapes["mask"] = (8, channels, mask_side.out_size, mask_side.out_size)
     for role, graph in graphs.items():
         paths[role] = name.with_name(f"{name.name}_{role}.mindir")
         export_graph(graph.set_train(False), shapes[role.rstrip("0123456789")], paths[role], mindir_version)

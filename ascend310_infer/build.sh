@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Builds the C++ inference program, ascend310_infer/build/rcnn_infer.
+# usage: bash ascend310_infer/build.sh [--fetch] [--sanitize] [--portable] [BUILD_FOLDER]
+#   --fetch     get MindSpore Lite's wheel from PyPI where there is no SDK (170 MB; with $PYTHON, else python3)
+#   --sanitize  with the address and undefined-behaviour sanitizers, into build-sanitize/
+#   --portable  for any CPU of this kind, not for this machine's alone
+# The SDK is $MS_LITE_HOME, or a wheel unpacked into ascend310_infer/third_party/.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+wheel="mindspore-lite==2.0.0"
+fetch=0 build=$here/build
+options=()
+
+die() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        --fetch) fetch=1 ;;
+        --sanitize)
+            options+=(-DRCNN_SANITIZE=ON -DRCNN_NATIVE=OFF)
+            build=$here/build-sanitize
+            ;;
+        --portable) options+=(-DRCNN_NATIVE=OFF) ;;
+        -*) die "$1: no such option; usage: bash ascend310_infer/build.sh [--fetch] [--sanitize] [--portable] [BUILD_FOLDER]" ;;
+        *) build=$1 ;;
+    esac
+    shift
+done
+
+is_sdk() {
+    [ -e "$1/include/api/model.h" ] || [ -e "$1/runtime/include/api/model.h" ]
+}
+
+fetch_sdk() {
+    local python=${PYTHON:-python3} scratch
+    command -v "$python" >/dev/null || die "no Python '$python' to fetch MindSpore Lite with; set PYTHON"
+    mkdir -p "$here/third_party"
+    scratch=$(mktemp -d "$here/third_party/.fetch-XXXXXX")
+    # shellcheck disable=SC2064
+    trap "rm -rf '$scratch'" EXIT
+    # a wheel for another Python: its libraries need none
+    "$python" -m pip download --quiet --disable-pip-version-check --no-deps --python-version 37 \
+        --only-binary=:all: --dest "$scratch" "$wheel" ||
+        die "pip could not fetch $wheel; unpack its wheel into $here/third_party, or set MS_LITE_HOME"
+    "$python" -m zipfile -e "$scratch"/mindspore_lite-*.whl "$scratch/unpacked" ||
+        die "the wheel of $wheel can't be unpacked; is there space?"
+    rm -rf "$here/third_party/mindspore_lite"
+    mv "$scratch/unpacked/mindspore_lite" "$here/third_party/mindspore_lite"
+}
+
+sdk=${MS_LITE_HOME:-$here/third_party/mindspore_lite}
+if ! is_sdk "$sdk"; then
+    [ -z "${MS_LITE_HOME:-}" ] || die "MS_LITE_HOME=$sdk holds no MindSpore Lite (include/api/model.h)"
+    [ "$fetch" = 1 ] ||
+        die "no MindSpore Lite: set MS_LITE_HOME to its folder, or fetch it from PyPI: bash ascend310_infer/build.sh --fetch"
+    fetch_sdk
+fi
+command -v cmake >/dev/null || die "no cmake; install it (Debian, Ubuntu: apt-get install cmake g++ make)"
+command -v "${CXX:-c++}" >/dev/null || die "no C++ compiler '${CXX:-c++}'; install one or set CXX"
+
+log=$(mktemp)
+if ! cmake -S "$here" -B "$build" -DMS_LITE_HOME="$sdk" "${options[@]}" >"$log" 2>&1; then
+    cat "$log" >&2
+    rm -f "$log"
+    die "cmake failed, see above; decoding needs libjpeg and libpng (apt-get install libjpeg-dev libpng-dev)"
+fi
+rm -f "$log"
+cmake --build "$build" --parallel "$(nproc)" || die "the build failed, see above"
+echo "built $build/rcnn_infer"
