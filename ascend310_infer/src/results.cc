@@ -69,6 +69,11 @@ std::string SummaryJson(const Summary &summary, const Sidecar &sidecar) {
   out += " \"device_type\": " + Quoted(summary.device) + ",\n \"threads\": " + std::to_string(summary.threads) + ",\n";
   out += " \"canvas\": {\"width\": " + std::to_string(sidecar.width) + ", \"height\": " + std::to_string(sidecar.height) +
          ", \"keep_ratio\": " + (sidecar.keep_ratio ? "true" : "false") + "},\n";
+  out += " \"classes\": " + List(sidecar.classes) + ",\n";
+  if (sidecar.with_mask) {
+    out += " \"mask_paste\": {\"convention\": " + Quoted(sidecar.mask_convention) +
+           ", \"threshold\": " + Number(sidecar.mask_threshold) + "},\n";
+  }
   out += " \"images\": " + List(summary.images) + ",\n \"unreadable\": [";
   for (size_t i = 0; i < summary.unreadable.size(); ++i) {
     out += std::string(i > 0 ? ", " : "") + "{\"name\": " + Quoted(summary.unreadable[i].first) +

@@ -126,7 +126,12 @@ Sidecar ReadSidecar(const std::string &path) {
   if (out.classes.size() < 2) throw UserError(out.path + ": names no classes; export the model again");
   out.with_mask = json.Bool("with_mask");
   out.max_per_img = json.At("rcnn").Integer("max_per_img", 1, kMost);
-  if (out.with_mask) out.mask_size = json.At("mask_paste").Integer("size", 1, 1024);
+  if (out.with_mask) {
+    const Json &paste = json.At("mask_paste");
+    out.mask_size = paste.Integer("size", 1, 1024);
+    out.mask_convention = paste.Text("convention");
+    out.mask_threshold = paste.Number("threshold");
+  }
   if (out.whole) {
     if (out.file_format == "ONNX") {
       throw UserError(out.path + ": an ONNX model runs in ONNX Runtime (eval_onnx.py); export MINDIR for this program");

@@ -42,6 +42,9 @@ struct Sidecar {
   std::array<double, 3> mean{}, std{};
   std::vector<std::string> classes;  // the first is the background
   int64_t max_per_img = 0, mask_size = 0;
+  // how masks are pasted into images, for who reads the results
+  std::string mask_convention;
+  double mask_threshold = 0;
 
   ModelFile model;                      // of the whole form
   ModelFile features, reference;        // the rest: of the split form

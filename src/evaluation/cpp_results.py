@@ -10,7 +10,7 @@ import numpy as np
 
 from src.evaluation.coco import EvaluationError
 
-__all__ = ["ImageResult", "read_result", "read_summary"]
+__all__ = ["ImageResult", "annotated_images", "class_categories", "read_result", "read_summary"]
 
 HEADER = struct.Struct("<8s4I")
 
@@ -29,8 +29,8 @@ class ImageResult:
     masks: np.ndarray | None
 
 
-def read_result(path: str | Path) -> ImageResult:
-    """Reads NAME.det. Raises EvaluationError."""
+def read_result(path: str | Path, image: dict | None = None) -> ImageResult:
+    """Reads NAME.det; `image`: its entry in the annotations, whose size it must have. Raises EvaluationError."""
     try:
         data = Path(path).read_bytes()
     except OSError as e:
@@ -38,6 +38,11 @@ def read_result(path: str | Path) -> ImageResult:
     magic, height, width, count, side = HEADER.unpack_from(data) if len(data) >= HEADER.size else (b"", 0, 0, 0, 0)
     if magic != b"RCNNDET1" or len(data) != HEADER.size + count * (24 + side * side):
         raise EvaluationError(f"{path}: not a whole result of this version; run the inference again")
+    if image is not None and (height, width) != (image["height"], image["width"]):
+        raise EvaluationError(
+            f"{path}: of an image of {width} x {height} pixels, annotated as {image['width']} x {image['height']};"
+            " not these annotations' images?"
+        )
     at, parts = HEADER.size, []
     for dtype, shape in (("<f4", (count, 4)), ("<f4", (count,)), ("<u4", (count,)), ("u1", (count, side, side))):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -56,9 +61,30 @@ def read_summary(folder: str | Path) -> dict:
         raise EvaluationError(f"{path}: no summary: not a folder of results, or a run that didn't end") from None
     except ValueError:
         raise EvaluationError(f"{path}: not whole JSON; run the inference again") from None
-    if not isinstance(summary, dict) or summary.get("format") != "rcnn-mindspore results":
+    whole = isinstance(summary, dict) and {"images", "classes"} <= summary.keys()
+    if not whole or summary.get("format") != "rcnn-mindspore results":
         raise EvaluationError(f"{path}: not the summary of an inference")
     return summary
+
+
+def annotated_images(summary: dict, images: Sequence[dict], annotations: str | Path) -> dict[str, dict]:
+    """The annotations' entry of each image with a result, by its file's name, folders left aside.
+
+    Raises EvaluationError for an image that isn't annotated, and where a name is annotated twice.
+    """
+    entries: dict[str, dict] = {}
+    for image in images:
+        name = Path(image["file_name"]).name
+        if name in entries:
+            raise EvaluationError(f"{annotations}: two images are called {name}, and results go by name")
+        entries[name] = image
+    foreign = [name for name in summary["images"] if name not in entries]
+    if foreign:
+        raise EvaluationError(
+            f"{annotations}: has no image {foreign[0]!r} ({len(foreign)} of {len(summary['images'])} with results"
+            " aren't in it); give the annotations of the folder that was run"
+        )
+    return {name: entries[name] for name in summary["images"]}
 
 
 def class_categories(classes: Sequence[str], categories: Sequence[dict], annotations: str | Path) -> dict[int, int]:
