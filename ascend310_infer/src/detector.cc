@@ -165,7 +165,7 @@ class SplitDetector : public Detector {
     return features_->Output<float>(output, {batch, channels, h, w}) + image * channels * h * w;
   }
 
-  std::vector<Box> Proposals(int64_t batch, int64_t image, const Picture &picture) {
+  std::vector<Box> Proposals(int64_t batch, int64_t image, const Bounds &bounds) {
     const size_t levels = sidecar_.strides.size();
     features_->ExpectOutputs(NumMaps() + 2 * levels);
     std::vector<RpnLevel> inputs;
@@ -175,7 +175,7 @@ class SplitDetector : public Detector {
                         sidecar_.height / sidecar_.strides[l], sidecar_.width / sidecar_.strides[l],
                         sidecar_.strides[l], &sidecar_.base_anchors[l]});
     }
-    return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn, picture.height, picture.width);
+    return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn, bounds);
   }
 
   // Writes boxes' features into the head's input and runs it, on at most `most` at a time: the network's memory grows
@@ -201,7 +201,8 @@ class SplitDetector : public Detector {
       const Timed timed(times, "roi_align");
       head->SetShapes({{count, channels, roi.out_size, roi.out_size}});
       std::vector<float> rois;
-      for (const Box &box : boxes) rois.insert(rois.end(), {0.0f, box[0], box[1], box[2], box[3]});
+      const float end = roi.last_pixel_end ? 1.0f : 0.0f;
+      for (const Box &box : boxes) rois.insert(rois.end(), {0.0f, box[0], box[1], box[2] - end, box[3] - end});
       std::vector<RoIAlignLevel> levels;
       std::vector<const float *> maps;
       for (size_t l = 0; l < roi.strides.size(); ++l) {
@@ -218,11 +219,11 @@ class SplitDetector : public Detector {
   }
 
   Detections DetectOne(int64_t batch, int64_t image, const Prepared &prepared, StageTimes *times) {
-    const int64_t height = prepared.picture.height, width = prepared.picture.width;
+    const Bounds bounds{prepared.picture.height, prepared.picture.width, sidecar_.box_plus_one};
     std::vector<Box> boxes;
     {
       const Timed timed(times, "proposals");
-      boxes = Proposals(batch, image, prepared.picture);
+      boxes = Proposals(batch, image, bounds);
     }
     Detections out;
     if (boxes.empty()) return out;
@@ -241,7 +242,7 @@ class SplitDetector : public Detector {
       const Timed timed(times, "detections");
       if (stage + 1 < boxes_.size()) {
         boxes = RefineBoxes(logits.data(), deltas.data(), sidecar_.class_agnostic, classes, boxes,
-                            sidecar_.stages[stage], height, width);
+                            sidecar_.stages[stage], bounds);
       }
       if (sidecar_.average_probabilities) Softmax(logits.data(), count, classes, logits.data());
       for (size_t i = 0; i < total.size(); ++i) total[i] += logits[i];
@@ -251,7 +252,7 @@ class SplitDetector : public Detector {
       for (float &v : total) v /= static_cast<float>(boxes_.size());
       if (!sidecar_.average_probabilities) Softmax(total.data(), count, classes, total.data());
       out = MakeDetections(total, deltas.data(), sidecar_.class_agnostic, classes, boxes, sidecar_.stages.back(),
-                           sidecar_.rcnn, sidecar_.score_thr, height, width);
+                           sidecar_.rcnn, sidecar_.score_thr, bounds);
     }
     if (!masks_.empty() && !out.boxes.empty()) Masks(batch, image, &out, times);
     ToFilePixels(prepared, &out.boxes);

@@ -48,20 +48,25 @@ struct RpnLevel {
   const std::vector<Box> *base_anchors;
 };
 
-// src/models/proposals.py. picture_height, picture_width: of the picture on the canvas.
+// What boxes are clipped to: the picture's part of the canvas.
+struct Bounds {
+  int64_t height, width;
+  bool plus_one;  // see Sidecar::box_plus_one
+};
+
+// src/models/proposals.py
 std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,
-                               int64_t picture_height, int64_t picture_width);
+                               const Bounds &bounds);
 
 // src/models/bbox_head.py's Detections. scores: (N, classes) probabilities; deltas: (N, 4 classes) or (N, 4). Boxes in
 // canvas pixels.
 Detections MakeDetections(const std::vector<float> &scores, const float *deltas, bool class_agnostic, int64_t classes,
                           const std::vector<Box> &proposals, const BoxCoder &coder, const NmsSettings &settings,
-                          float score_thr, int64_t picture_height, int64_t picture_width);
+                          float score_thr, const Bounds &bounds);
 
 // The boxes that the next stage of a cascade classifies.
 std::vector<Box> RefineBoxes(const float *logits, const float *deltas, bool class_agnostic, int64_t classes,
-                             const std::vector<Box> &boxes, const BoxCoder &coder, int64_t picture_height,
-                             int64_t picture_width);
+                             const std::vector<Box> &boxes, const BoxCoder &coder, const Bounds &bounds);
 
 // (rows, columns) logits to probabilities, row by row.
 void Softmax(const float *logits, int64_t rows, int64_t columns, float *probabilities);

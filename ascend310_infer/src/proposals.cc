@@ -11,7 +11,7 @@ namespace rcnn {
 
 namespace {
 
-Box Decode(const float *deltas, int64_t step, const Box &reference, const BoxCoder &coder, float height, float width) {
+Box Decode(const float *deltas, int64_t step, const Box &reference, const BoxCoder &coder, const Bounds &bounds) {
   float d[4];
   for (int i = 0; i < 4; ++i) {
     d[i] = deltas[i * step] * coder.stds[static_cast<size_t>(i)] + coder.means[static_cast<size_t>(i)];
@@ -21,9 +21,11 @@ Box Decode(const float *deltas, int64_t step, const Box &reference, const BoxCod
   const float centre_y = d[1] * side_y + (reference[1] + 0.5f * side_y);
   const float half_x = 0.5f * (std::exp(std::min(d[2], coder.max_log)) * side_x);
   const float half_y = 0.5f * (std::exp(std::min(d[3], coder.max_log)) * side_y);
-  const auto clip = [](float v, float most) { return std::max(std::min(v, most), 0.0f); };
-  return {clip(centre_x - half_x, width), clip(centre_y - half_y, height), clip(centre_x + half_x, width),
-          clip(centre_y + half_y, height)};
+  const auto width = static_cast<float>(bounds.width), height = static_cast<float>(bounds.height);
+  const float pixel = bounds.plus_one ? 1.0f : 0.0f;
+  const auto clip = [](float v, float least, float most) { return std::max(std::min(v, most), least); };
+  return {clip(centre_x - half_x, 0.0f, width - pixel), clip(centre_y - half_y, 0.0f, height - pixel),
+          clip(centre_x + half_x, pixel, width), clip(centre_y + half_y, pixel, height)};
 }
 
 bool LargeEnough(const Box &box, float least) { return box[2] - box[0] >= least && box[3] - box[1] >= least; }
@@ -64,8 +66,7 @@ std::vector<int64_t> Largest(const std::vector<Value> &values, int64_t most) {
 }  // namespace
 
 std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,
-                               int64_t picture_height, int64_t picture_width) {
-  const auto height = static_cast<float>(picture_height), width = static_cast<float>(picture_width);
+                               const Bounds &bounds) {
   std::vector<Box> boxes;
   std::vector<float> scores;
   std::vector<int32_t> groups;
@@ -73,8 +74,8 @@ std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCod
     const RpnLevel &level = levels[l];
     const auto each = static_cast<int64_t>(level.base_anchors->size());
     // cells that begin in the picture, not in the canvas's padding
-    const int64_t rows = std::min(level.height, (picture_height + level.stride - 1) / level.stride);
-    const int64_t columns = std::min(level.width, (picture_width + level.stride - 1) / level.stride);
+    const int64_t rows = std::min(level.height, (bounds.height + level.stride - 1) / level.stride);
+    const int64_t columns = std::min(level.width, (bounds.width + level.stride - 1) / level.stride);
     const int64_t plane = level.height * level.width;
     std::vector<float> logits;
     logits.reserve(static_cast<size_t>(rows * columns * each));
@@ -89,7 +90,7 @@ std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCod
       const auto left = static_cast<float>(x * level.stride), top = static_cast<float>(y * level.stride);
       const Box anchor = {left + base[0], top + base[1], left + base[2], top + base[3]};
       const float *delta = level.deltas + 4 * a * plane + y * level.width + x;
-      const Box box = Decode(delta, plane, anchor, coder, height, width);
+      const Box box = Decode(delta, plane, anchor, coder, bounds);
       if (!LargeEnough(box, settings.min_bbox_size)) continue;
       boxes.push_back(box);
       scores.push_back(1.0f / (1.0f + std::exp(-logits[static_cast<size_t>(place)])));
@@ -103,8 +104,7 @@ std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCod
 
 Detections MakeDetections(const std::vector<float> &scores, const float *deltas, bool class_agnostic, int64_t classes,
                           const std::vector<Box> &proposals, const BoxCoder &coder, const NmsSettings &settings,
-                          float score_thr, int64_t picture_height, int64_t picture_width) {
-  const auto height = static_cast<float>(picture_height), width = static_cast<float>(picture_width);
+                          float score_thr, const Bounds &bounds) {
   std::vector<float> pair_scores;
   std::vector<int64_t> pairs;
   for (size_t i = 0; i < scores.size(); ++i) {
@@ -118,7 +118,7 @@ Detections MakeDetections(const std::vector<float> &scores, const float *deltas,
   for (const int64_t place : Largest(pair_scores, settings.nms_pre)) {
     const int64_t pair = pairs[static_cast<size_t>(place)], row = pair / classes, label = pair % classes;
     const float *delta = deltas + (class_agnostic ? row * 4 : (row * classes + label) * 4);
-    const Box box = Decode(delta, 1, proposals[static_cast<size_t>(row)], coder, height, width);
+    const Box box = Decode(delta, 1, proposals[static_cast<size_t>(row)], coder, bounds);
     if (!LargeEnough(box, settings.min_bbox_size)) continue;
     boxes.push_back(box);
     kept_scores.push_back(pair_scores[static_cast<size_t>(place)]);
@@ -135,9 +135,7 @@ Detections MakeDetections(const std::vector<float> &scores, const float *deltas,
 }
 
 std::vector<Box> RefineBoxes(const float *logits, const float *deltas, bool class_agnostic, int64_t classes,
-                             const std::vector<Box> &boxes, const BoxCoder &coder, int64_t picture_height,
-                             int64_t picture_width) {
-  const auto height = static_cast<float>(picture_height), width = static_cast<float>(picture_width);
+                             const std::vector<Box> &boxes, const BoxCoder &coder, const Bounds &bounds) {
   std::vector<Box> out;
   out.reserve(boxes.size());
   for (size_t i = 0; i < boxes.size(); ++i) {
@@ -145,7 +143,7 @@ std::vector<Box> RefineBoxes(const float *logits, const float *deltas, bool clas
     const float *own = logits + row * classes;
     const int64_t label = std::max_element(own + 1, own + classes) - own;
     const float *delta = deltas + (class_agnostic ? row * 4 : (row * classes + label) * 4);
-    out.push_back(Decode(delta, 1, boxes[i], coder, height, width));
+    out.push_back(Decode(delta, 1, boxes[i], coder, bounds));
   }
   return out;
 }

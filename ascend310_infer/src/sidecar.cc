@@ -45,6 +45,7 @@ RoiSettings Roi(const Json &from) {
   roi.out_size = static_cast<int>(from.Integer("out_size", 1, 1024));
   roi.sampling_ratio = static_cast<int>(from.Integer("sampling_ratio", 0, 1024));
   roi.aligned = from.Bool("aligned");
+  roi.last_pixel_end = from.Bool("last_pixel_end");
   for (const int64_t stride : from.Integers("strides", 1, kMost)) roi.strides.push_back(static_cast<float>(stride));
   roi.finest_scale = static_cast<float>(from.Number("finest_scale"));
   return roi;
@@ -54,14 +55,31 @@ BoxCoder Coder(const Json &from, double max_log) {
   return {Numbers<4>(from, "means"), Numbers<4>(from, "stds"), static_cast<float>(max_log)};
 }
 
+// Of a cascade: means and stds are lists of one stage each.
+std::vector<BoxCoder> StageCoders(const Json &rcnn) {
+  const std::vector<Json> &means = rcnn.List("means"), &stds = rcnn.List("stds");
+  std::vector<BoxCoder> out;
+  for (size_t i = 0; i < std::min(means.size(), stds.size()); ++i) {
+    BoxCoder coder;
+    coder.max_log = static_cast<float>(rcnn.Number("max_log"));
+    const std::vector<Json> &mean = means[i].AsList(), &std = stds[i].AsList();
+    for (size_t k = 0; k < 4 && k < std::min(mean.size(), std.size()); ++k) {
+      coder.means[k] = static_cast<float>(mean[k].AsNumber());
+      coder.stds[k] = static_cast<float>(std[k].AsNumber());
+    }
+    out.push_back(coder);
+  }
+  return out;
+}
+
 void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
-  const Json &files = json.At("files"), &host = json.At("host"), &rpn = json.At("rpn"), &rcnn = json.At("rcnn");
+  const Json &files = json.At("files"), &rpn = json.At("rpn"), &rcnn = json.At("rcnn");
   out->features = File(files.At("features"), folder);
   out->boxes = Files(files, "box", folder);
   out->masks = Files(files, "mask", folder);
   out->reference = File(json.At("reference").At("file"), folder);
   out->strides = rpn.Integers("strides", 1, kMost);
-  for (const Json &level : host.List("base_anchors")) {
+  for (const Json &level : json.List("base_anchors")) {
     std::vector<Box> anchors;
     for (const Json &row : level.AsList()) {
       Box box{};
@@ -76,9 +94,15 @@ void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
   out->rcnn = Nms(rcnn);
   out->score_thr = static_cast<float>(rcnn.Number("score_thr"));
   out->class_agnostic = rcnn.Bool("reg_class_agnostic");
-  for (const Json &stage : host.List("stages")) out->stages.push_back(Coder(stage, rcnn.Number("max_log")));
-  out->average_probabilities = host.Text("average_scores") == "probabilities";
-  out->average_mask_probabilities = host.Text("average_masks") == "probabilities";
+  out->box_plus_one = json.Bool("box_plus_one");
+  if (json.Has("cascade")) {
+    const Json &cascade = json.At("cascade");
+    out->stages = StageCoders(rcnn);
+    out->average_probabilities = cascade.Text("average_scores") == "probabilities";
+    out->average_mask_probabilities = cascade.Text("average_masks") == "probabilities";
+  } else {
+    out->stages = {Coder(rcnn, rcnn.Number("max_log"))};
+  }
   out->roi = Roi(json.At("roi"));
   if (out->with_mask) out->mask_roi = Roi(json.At("mask_roi"));
 

@@ -30,6 +30,7 @@ struct NmsSettings {
 struct RoiSettings {
   int out_size = 0, sampling_ratio = 0;
   bool aligned = false;
+  bool last_pixel_end = false;  // a RoI ends at its last pixel, x2 - 1
   std::vector<float> strides;
   float finest_scale = 0;
 };
@@ -39,6 +40,7 @@ struct Sidecar {
   bool whole = false;  // one graph; else the split form
   int64_t width = 0, height = 0, batch_size = 0;
   bool keep_ratio = true, to_rgb = true, with_mask = false;
+  bool box_plus_one = false;  // boxes are clipped as src/models/box_coder.py has it for the oldest R-CNNs
   std::array<double, 3> mean{}, std{};
   std::vector<std::string> classes;  // the first is the background
   int64_t max_per_img = 0, mask_size = 0;

@@ -10,12 +10,9 @@ RoIAlign are the host's (ascend310_infer/), which reads the sidecar for their se
 
 import copy
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -24,9 +21,10 @@ from mindspore import Tensor, nn, ops
 from src.config import Config
 from src.errors import quiet_logging
 from src.export import sidecar
-from src.export.folding import fold_batch_norms
 from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.reference import Case, uniform, write_reference
+from src.export.sidecar import ExportError
+from src.export.whole import folder_beside, put_in_place, standard
 from src.models.bbox_head import BBoxHead
 from src.models.mask_head import MaskHead
 from src.models.rpn import RPNHead
@@ -57,6 +55,7 @@ class FeatureGraph(nn.Cell):
     def __init__(self, backbone: nn.Cell, neck: nn.Cell, rpn: RPNHead, num_levels: int, num_maps: int):
         super().__init__(auto_prefix=False)
         self.backbone, self.neck, self.num_maps = backbone, neck, num_maps
+        self.relu, self.relu_apart = nn.ReLU(), not getattr(rpn.conv, "rectified", False)
         # Lite 2.0 gives wrong numbers, without an error, where 3x3 weights serve inputs of several sizes
         self.heads = nn.CellList([copy.deepcopy(rpn) for _ in range(num_levels)])
         for i, head in enumerate(self.heads):
@@ -68,7 +67,8 @@ class FeatureGraph(nn.Cell):
         logits, deltas = (), ()
         for i in range(len(features)):
             head = self.heads[i]
-            hidden = head.relu(head.conv(features[i]))
+            hidden = head.conv(features[i])
+            hidden = self.relu(hidden) if self.relu_apart else hidden
             logits += (head.cls(hidden),)
             deltas += (head.reg(hidden),)
         return features[: self.num_maps] + logits + deltas
@@ -100,89 +100,98 @@ class MaskGraph(nn.Cell):
 
 
 def export_split(
-    config: Config, detector: TwoStageDetector, name: str | Path, mindir_version: int = 1, program: Path | None = None
+    config: Config, detector: TwoStageDetector, path: str | Path, mindir_version: int = 1, program: Path | None = None
 ) -> Path:
     """Writes NAME_features.mindir, NAME_box*.mindir, NAME_mask*.mindir, NAME_reference.bin and the sidecar NAME.json.
 
-    detector: with its weights; it is used up (its batch norms are folded).  mindir_version: 1, which MindSpore Lite 2.0
+    path: NAME, or NAME.mindir.  detector: `config`'s, with its weights.  mindir_version: 1, which MindSpore Lite 2.0
     reads, or 3, as MindSpore 2.8 writes it.  program: the C++ program, which compares every graph with Python before
     anything gets its final name; default PROGRAM, and without one the sidecar says that nothing was compared.
 
-    Returns the sidecar's path. Raises UserError.
+    Returns the sidecar's path. Raises ExportError.
     """
-    name = Path(name)
-    name = name.with_suffix("") if name.suffix.lower() in (".mindir", ".json") else name
-    refuse_unknown(config)
-    program = program or PROGRAM
-    try:
-        name.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{name.name}-", dir=name.parent))
+    path = Path(path)
+    path = path.with_suffix("") if path.suffix.lower() in (".mindir", ".json") else path
+    with folder_beside(path) as folder:
         try:
-            paths = write_graphs(config, detector, beside / name.name, mindir_version)
-            final = write_sidecar(config, detector, paths, beside / f"{name.name}.json", mindir_version, program)
-            # the sidecar last: with it the export is whole
-            for path in [*paths.values(), final]:
-                os.replace(path, name.parent / path.name)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    except OSError as e:
-        raise sidecar.ExportError(f"{name}: can't write the export: {e.strerror}; free space or name another") from None
-    return name.with_name(f"{name.name}.json")
+            files = {"reference": folder / f"{path.name}_reference.bin"}
+            cases = reference_cases(config, detector)
+            write_reference(files["reference"], cases, TOLERANCE)
+            files |= write_graphs(config, detector, folder / path.name, mindir_version)
+            made = write_sidecar(config, detector, files, folder / f"{path.name}.json", mindir_version)
+            compare(made, program or PROGRAM)
+        except (OSError, RuntimeError) as e:
+            reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0][:200]
+            raise ExportError(f"{path}: can't write the export: {reason}; is the disk full?") from None
+        size = sum(f.stat().st_size for f in files.values())
+        # the sidecar last: with it the export is whole
+        for file in [*files.values(), made]:
+            put_in_place(file, path.parent / file.name)
+    final = path.with_name(made.name)
+    print(f"{final}, with {len(files)} files beside it ({size / 1e6:.1f} MB)")
+    return final
 
 
-def refuse_unknown(config: Config) -> None:
-    """Raises ExportError for what the host program doesn't do."""
-    for path in ("box_plus_one", "roi.roi_layer.last_pixel_end", "mask_roi.roi_layer.last_pixel_end"):
-        value: Any = config
-        for part in path.split("."):
-            value = getattr(value, part, False)
-        if value:
-            raise sidecar.ExportError(f"{path}: the split form has no such boxes; export the whole graph, as ONNX")
-
-
-def stages(detector: TwoStageDetector) -> tuple[list[BBoxHead], list[MaskHead]]:
-    """The box heads and mask heads, one each, or one a stage of a cascade."""
+def heads(detector: TwoStageDetector) -> tuple[list[BBoxHead], list[MaskHead]]:
+    """The box heads and mask heads: one each, none, or one a stage of a cascade."""
     boxes = list(getattr(detector, "bbox_heads", None) or [detector.bbox_head])
     if not detector.with_mask:
         return boxes, []
     return boxes, list(getattr(detector, "mask_heads", None) or [detector.mask_head])
 
 
-def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_version: int) -> dict[str, Path]:
-    """The graphs and the reference file, by name in the sidecar: "features", "box0", ..., "mask0", ..., "reference"."""
+def head_shape(config: Config, role: str, count: int) -> tuple[int, ...]:
+    """Of the RoI features that the box or mask heads take."""
+    side = (config.roi if role == "box" else config.mask_roi).roi_layer.out_size
+    return count, config.neck.fpn.out_channels, side, side
+
+
+def num_maps(config: Config) -> int:
+    """FPN maps that RoIs are taken from."""
+    return max(len(r.featmap_strides) for r in (config.roi, config.mask_roi))
+
+
+def reference_cases(config: Config, detector: TwoStageDetector) -> list[Case]:
+    """What the detector itself gives, on the canvas and on a small one, for as many RoIs as can be and for few."""
     detector.set_train(False)
-    boxes, masks = stages(detector)
-    maps = max(len(r.featmap_strides) for r in (config.roi, config.mask_roi))
-    channels, side, mask_side = config.neck.fpn.out_channels, config.roi.roi_layer.out_size, config.mask_roi.roi_layer
-    rois, most = config.test_cfg.rpn.max_per_img, config.test_cfg.rcnn.max_per_img
-
-    # the reference is the detector itself, before anything is changed for the export
-    reference = FeatureReference(detector, maps)
-    cases, small = [], [2 * config.rpn.anchor_generator.strides[-1]] * 2
-    for i, size in enumerate([[config.img_height, config.img_width], small]):
-        cases.append(run_case(reference, "features", 0, 1 + i, 2.0, (1, 3, *size)))
+    boxes, masks = heads(detector)
+    net = FeatureReference(detector, num_maps(config))
+    small = 2 * config.rpn.anchor_generator.strides[-1]
+    sizes = ((config.img_height, config.img_width), (small, small))
+    cases = [run_case(net, "features", 0, 1 + i, 2.0, (1, 3, *size)) for i, size in enumerate(sizes)]
+    # RoI features of the size that the maps have
     scale = 2 * float(np.abs(cases[0].outputs[0]).mean())
-    for i, head in enumerate(boxes):
-        cases += [run_case(head, "box", i, 10 + n, scale, (n, channels, side, side)) for n in (rois, 3)]
-    for i, head in enumerate(masks):
-        shapes = [(n, channels, mask_side.out_size, mask_side.out_size) for n in (most, 3)]
-        cases += [run_case(MaskGraph(head), "mask", i, 20 + s[0], scale, s) for s in shapes]
-    paths = {"reference": name.with_name(f"{name.name}_reference.bin")}
-    write_reference(paths["reference"], cases, TOLERANCE)
+    for role, nets, most in (
+        ("box", boxes, config.test_cfg.rpn.max_per_img),
+        ("mask", [MaskGraph(head) for head in masks], config.test_cfg.rcnn.max_per_img),
+    ):
+        for i, net in enumerate(nets):
+            cases += [run_case(net, role, i, n, scale, head_shape(config, role, n)) for n in (most, 3)]
+    return cases
 
-    fold_batch_norms(detector.backbone)
-    if hasattr(detector.backbone, "maxpool"):
-        detector.backbone.maxpool = StemPool()
+
+def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_version: int) -> dict[str, Path]:
+    """The graphs' files NAME_ROLE.mindir, by role: "features", "box0", ..., "mask0", ..."""
+    plain = standard(config, detector)
+    if hasattr(plain.backbone, "maxpool"):
+        plain.backbone.maxpool = StemPool()
     levels = len(config.rpn.anchor_generator.strides)
-    graphs = {"features": FeatureGraph(detector.backbone, detector.neck, detector.rpn, levels, maps)}
-    graphs |= {f"box{i}": BoxGraph(head) for i, head in enumerate(boxes)}
-    graphs |= {f"mask{i}": MaskGraph(head) for i, head in enumerate(masks)}
-    # the heads take any number of RoIs; of the one that they are exported with, Lite keeps memory from the start
-    shapes = {"features": (1, 3, config.img_height, config.img_width), "box": (8, channels, side, side)}
-    shapes["mask"] = (8, channels, mask_side.out_size, mask_side.out_size)
+    graphs = {"features": FeatureGraph(plain.backbone, plain.neck, plain.rpn, levels, num_maps(config))}
+    shapes = {"features": (1, 3, config.img_height, config.img_width)}
+    for role, kind, nets in zip(("box", "mask"), (BoxGraph, MaskGraph), heads(plain), strict=True):
+        for i, net in enumerate(nets):
+            graphs[f"{role}{i}"] = kind(net)
+            # any number of RoIs will do, but Lite keeps the memory of those that it was exported with
+            shapes[f"{role}{i}"] = head_shape(config, role, 8)
+    paths = {}
     for role, graph in graphs.items():
         paths[role] = name.with_name(f"{name.name}_{role}.mindir")
-        export_graph(graph.set_train(False), shapes[role.rstrip("0123456789")], paths[role], mindir_version)
+        with quiet_logging():
+            zeros = Tensor(np.zeros(shapes[role], np.float32))
+            ms.export(graph.set_train(False), zeros, file_name=str(paths[role]), file_format="MINDIR")
+        os.chmod(paths[role], 0o644)
+        if mindir_version == 1:
+            rewrite_as_version_1(paths[role])
     return paths
 
 
@@ -212,65 +221,43 @@ def run_case(net: nn.Cell, role: str, stage: int, seed: int, scale: float, shape
     return Case(role, stage, seed, scale, tuple(shape), [x.asnumpy() for x in out])
 
 
-def export_graph(graph: nn.Cell, shape: Sequence[int], path: Path, mindir_version: int) -> None:
-    with quiet_logging():
-        ms.export(graph, Tensor(np.zeros(shape, np.float32)), file_name=str(path), file_format="MINDIR")
-    os.chmod(path, 0o644)
-    if mindir_version == 1:
-        rewrite_as_version_1(path)
-
-
 def write_sidecar(
-    config: Config,
-    detector: TwoStageDetector,
-    paths: dict[str, Path],
-    path: Path,
-    mindir_version: int,
-    program: Path,
+    config: Config, detector: TwoStageDetector, files: dict[str, Path], path: Path, mindir_version: int
 ) -> Path:
-    """The sidecar, after the comparison. Raises ExportError where a graph isn't the detector's."""
-    entries = {role: sidecar.file_entry(p) for role, p in paths.items()}
-    files = {"features": entries["features"]}
-    files |= {k: [e for role, e in entries.items() if role.rstrip("0123456789") == k] for k in ("box", "mask")}
+    """The sidecar of `files`, not compared yet."""
+    entries = {role: sidecar.file_entry(file) for role, file in files.items()}
+    listed = {"features": entries["features"]}
+    listed |= {k: [e for role, e in entries.items() if role.rstrip("0123456789") == k] for k in ("box", "mask")}
     reference = {"file": entries["reference"], "tolerance": TOLERANCE, "compared": False}
-    content = sidecar.describe(config, "split", "MINDIR", files, 1, reference)
-    content |= {"mindir_version": mindir_version, "host": host_settings(config, detector)}
-    sidecar.write(path, content)
-    if not program.is_file():
-        print(
-            f"not compared with Python: {program} isn't built (bash ascend310_infer/build.sh); on the target,"
-            " the program compares with --self_check"
-        )
-        return path
-    result = subprocess.run(
-        [program, "--model", path, "--self_check"], capture_output=True, text=True, check=False, timeout=3600
-    )
-    print(result.stdout, end="")
-    if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise sidecar.ExportError(f"{path.name}: the export isn't the detector in Python: {reason}")
-    content["reference"]["compared"] = True
+    content = sidecar.describe(config, "split", "MINDIR", listed, config.test_batch_size, reference)
+    content |= {"mindir_version": mindir_version, "base_anchors": base_anchors(config, detector)}
     sidecar.write(path, content)
     return path
 
 
-def host_settings(config: Config, detector: TwoStageDetector) -> dict[str, Any]:
-    """What the host computes with, beyond the sidecar's other keys: base anchors (a list of boxes a level, around the
-    cell's corner), the box coder of each stage, and what of a cascade's stages is averaged.
-    """
+def compare(path: Path, program: Path) -> None:
+    """Lets the C++ program compare the graphs of sidecar `path` with Python, and notes it there. Raises ExportError."""
+    content = sidecar.read(path)
+    why = "" if program.is_file() else f"{program} isn't built (bash ascend310_infer/build.sh)"
+    if content["mindir_version"] != 1:
+        why = f"MindSpore Lite 2.0 doesn't read version {content['mindir_version']}"
+    if why:
+        print(f"not compared with Python: {why}; on the target, the program's --self_check compares")
+        return
+    run = subprocess.run([program, "--model", path, "--self_check"], capture_output=True, text=True, check=False)
+    print(run.stdout, end="")
+    if run.returncode != 0:
+        reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1].removeprefix("error: ")
+        raise ExportError(f"the export isn't what the detector is in Python: {reason}")
+    content["reference"]["compared"] = True
+    sidecar.write(path, content)
+
+
+def base_anchors(config: Config, detector: TwoStageDetector) -> list[list[list[float]]]:
+    """Each level's anchors of the canvas's first cell: those of other cells lie whole strides away."""
     anchors, start, levels = detector.anchors.asnumpy(), 0, []
     each = detector.rpn.cls.out_channels
     for stride in config.rpn.anchor_generator.strides:
         levels.append(anchors[start : start + each].tolist())
         start += each * (config.img_height // stride) * (config.img_width // stride)
-    coders = list(getattr(detector, "coders", None) or [detector.detections.coder])
-    return {
-        "base_anchors": levels,
-        "stages": [{"means": c.means.asnumpy().tolist(), "stds": c.stds.asnumpy().tolist()} for c in coders],
-        "average_scores": average(detector, "average_probabilities"),
-        "average_masks": average(detector, "average_mask_probabilities"),
-    }
-
-
-def average(detector: TwoStageDetector, attribute: str) -> str:
-    return "probabilities" if getattr(detector, attribute, False) else "logits"
+    return levels
