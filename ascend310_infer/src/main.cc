@@ -33,7 +33,7 @@ const char kUsage[] =
     "usage: rcnn_infer --model MODEL --input FOLDER --output FOLDER [options]\n"
     "       rcnn_infer --model MODEL --self_check [options]\n"
     "\n"
-    "  --model MODEL         sidecar of an exported model (NAME.json), or the model file it lies beside\n"
+    "  --model MODEL         an exported model, or its sidecar (.json)\n"
     "  --input FOLDER        JPEG and PNG images\n"
     "  --output FOLDER       one result NAME.det for each image, and summary.json\n"
     "  --device_type TYPE    CPU or Ascend (default CPU)\n"

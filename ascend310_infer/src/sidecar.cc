@@ -114,16 +114,28 @@ void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
   if (!sound) throw UserError(out->path + ": its parts don't fit together; export the model again");
 }
 
+bool Exists(const std::string &path) { return access(path.c_str(), F_OK) == 0; }
+
+bool EndsWith(const std::string &text, const std::string &end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+std::string FindSidecar(const std::string &path) {
+  if (EndsWith(path, ".json")) return path;
+  if (Exists(path + ".json")) return path + ".json";
+  // the split form's NAME.mindir stands for NAME.json; and so does NAME_features.mindir
+  std::string stem = EndsWith(path, ".mindir") ? path.substr(0, path.size() - 7) : path;
+  if (EndsWith(stem, "_features")) stem.resize(stem.size() - 9);
+  if (stem != path && Exists(stem + ".json")) return stem + ".json";
+  if (!Exists(path)) throw UserError(path + ": no such model");
+  throw UserError(path + ": has no sidecar " + path + ".json, which export.py writes with it");
+}
+
 }  // namespace
 
 Sidecar ReadSidecar(const std::string &path) {
   Sidecar out;
-  const bool is_sidecar = path.size() > 5 && path.compare(path.size() - 5, 5, ".json") == 0;
-  out.path = is_sidecar ? path : path + ".json";
-  if (!is_sidecar && access(path.c_str(), F_OK) != 0) throw UserError(path + ": no such model");
-  if (!is_sidecar && access(out.path.c_str(), F_OK) != 0) {
-    throw UserError(path + ": has no sidecar " + out.path + "; export.py writes both (of the split form, name the .json)");
-  }
+  out.path = FindSidecar(path);
   const std::vector<uint8_t> bytes = ReadFile(out.path, "model's sidecar");
   const Json json = Json::Parse(std::string(bytes.begin(), bytes.end()), out.path);
   if (!json.Has("format") || json.Text("format") != "rcnn-mindspore") {

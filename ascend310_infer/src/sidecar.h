@@ -61,7 +61,7 @@ struct Sidecar {
   float score_thr = 0;
 };
 
-// `path`: the sidecar, or the model file that it lies beside as PATH.json. Throws UserError.
+// `path`: the sidecar, or the model file that it lies beside. Throws UserError.
 Sidecar ReadSidecar(const std::string &path);
 
 // The file's content, if it is the one that the sidecar describes. Throws UserError.

@@ -1,0 +1,45 @@
+"""AIPP, the Ascend chip's own image preprocessing: bytes in, normalised pixels out.
+
+python -m src.export.aipp --config_path CONFIG > ascend310_infer/aipp.cfg
+"""
+
+import argparse
+import sys
+
+from src.config import Config, add_config_arguments, config_from_arguments
+from src.errors import run_command
+
+__all__ = ["aipp_config"]
+
+
+def aipp_config(config: Config) -> str:
+    """The AIPP configuration that normalises as `config` does.
+
+    Its input is the canvas as bytes (N, H, W, 3), channels in the network's order; the chip computes
+    (byte - mean_chn - min_chn) * var_reci_chn, of which only mean_chn has to be a whole number.
+    """
+    lines = [
+        "aipp_op {",
+        "  aipp_mode: static",
+        "  input_format: RGB888_U8",
+        f"  src_image_size_w: {config.img_width}",
+        f"  src_image_size_h: {config.img_height}",
+        "  crop: false",
+        "  csc_switch: false",
+        "  rbuv_swap_switch: false",
+    ]
+    for i, (mean, std) in enumerate(zip(config.img_mean, config.img_std, strict=True)):
+        lines += [f"  mean_chn_{i}: 0", f"  min_chn_{i}: {mean!r}", f"  var_reci_chn_{i}: {1 / std:.10g}"]
+    return "\n".join([*lines, "}", ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Writes the AIPP configuration of a config to standard output.")
+    add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
+    config, _ = config_from_arguments(parser)
+    sys.stdout.write(aipp_config(config))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
