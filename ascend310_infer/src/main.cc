@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -364,6 +365,9 @@ int Run(int argc, char **argv) {
 int main(int argc, char **argv) {
   // the runtime's warnings tell nothing of ours
   setenv("GLOG_v", "3", 0);
+  // a file that may grow no further is told like a full disk, and a closed pipe like any other fault
+  std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);
   try {
     return rcnn::Run(argc, argv);
   } catch (const rcnn::UserError &e) {

@@ -1,0 +1,129 @@
+"""The C++ program, built once, and a small detector exported for it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.config import Config, load_config
+from src.data.shapes import make_shapes
+from src.data.transforms import decode_image, prepare_image
+from src.device import set_device
+from src.evaluation.cpp_results import ImageResult, read_result
+from src.export.split import export_split
+from src.models.build import build_detector
+from src.models.two_stage import TwoStageDetector
+
+ROOT = Path(__file__).parents[2]
+
+
+def build_program(*options):
+    """Builds with build.sh; skips where the SDK or a compiler can't be had, and only then."""
+    for tool in ("cmake", "g++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool}")
+    command = ["bash", str(ROOT / "ascend310_infer/build.sh"), "--fetch", *options]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    built = subprocess.run(command, capture_output=True, text=True, env=environment)
+    for reason in ("could not fetch", "decoding needs libjpeg"):
+        if reason in built.stderr:
+            pytest.skip(built.stderr.strip().splitlines()[-1])
+    assert built.returncode == 0, built.stdout + built.stderr
+    return Path(built.stdout.strip().splitlines()[-1].removeprefix("built "))
+
+
+@pytest.fixture(scope="session")
+def program():
+    """The built program's path."""
+    return build_program()
+
+
+@pytest.fixture(scope="session")
+def infer(program):
+    """infer(*words) runs the program with these arguments."""
+
+    def run(*words, executable=program, **options):
+        command = [executable, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+    return run
+
+
+@dataclass
+class Exported:
+    """A detector with random weights, and its export in the split form."""
+
+    config: Config
+    detector: TwoStageDetector
+    sidecar: Path
+
+    def detect(self, path: Path, config: Config | None = None, detector: TwoStageDetector | None = None) -> ImageResult:
+        """What Python detects in an image file."""
+        image = decode_image(path.read_bytes(), path.name)
+        canvas, (height, width) = prepare_image(image, config or self.config)
+        size = np.array([[height, width]], np.float32)
+        out = [x.asnumpy()[0] for x in (detector or self.detector)(Tensor(canvas[None]), Tensor(size))]
+        sy, sx = np.float32(height) / np.float32(image.shape[0]), np.float32(width) / np.float32(image.shape[1])
+        boxes = out[0] / np.array([sx, sy, sx, sy], np.float32)
+        masks = out[4][out[3]] if len(out) > 4 else None
+        return ImageResult(*image.shape[:2], boxes[out[3]], out[1][out[3]], out[2][out[3]], masks)
+
+
+def random_detector(**overrides) -> tuple[Config, TwoStageDetector]:
+    """Random weights give every class some 1 / 6: a low threshold keeps as many detections as there can be."""
+    overrides = {"test_cfg.rcnn.score_thr": 0.1, "img_width": 192, "img_height": 128} | overrides
+    config = load_config(ROOT / "configs/shapes.yaml", overrides)
+    set_device(config)
+    return config, build_detector(config).set_train(False)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, program):
+    """The shapes model; not to be changed by a test."""
+    config, detector = random_detector()
+    path = export_split(config, detector, tmp_path_factory.mktemp("exported") / "shapes.mindir", program=program)
+    return Exported(config, detector, path)
+
+
+@pytest.fixture
+def spoilt(exported, tmp_path):
+    """A copy of the export, for a test to spoil: its sidecar's path."""
+    shutil.copytree(exported.sidecar.parent, tmp_path / "spoilt")
+    return tmp_path / "spoilt" / exported.sidecar.name
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A COCO root of 6 generated pictures (val2017). Not to be changed by a test."""
+    return make_shapes(tmp_path_factory.mktemp("pictures") / "root", train=1, val=6, seed=11)
+
+
+@pytest.fixture
+def agree(exported):
+    """agree(result file, image file) -> matched and total detections of the program and of Python."""
+
+    def compare(result, image, config=None, detector=None):
+        ours, wanted = read_result(result), exported.detect(image, config, detector)
+        assert (ours.height, ours.width) == (wanted.height, wanted.width)
+        distance = np.abs(ours.boxes[:, None] - wanted.boxes[None]).max(-1)
+        near = (distance <= 0.5) & (np.abs(ours.scores[:, None] - wanted.scores[None]) <= 1e-3)
+        near &= ours.labels[:, None] == wanted.labels[None]
+        matched = 0
+        for i in range(len(ours.boxes)):
+            j = int(np.where(near[i], distance[i], np.inf).argmin())
+            if near[i, j]:
+                # one to one
+                near[:, j] = False
+                matched += 1
+                if wanted.masks is not None:
+                    # half a step of 8 bits, and what a box half a hundredth of a pixel away may change
+                    assert np.abs(ours.masks[i] / 255 - wanted.masks[j]).max() < 0.5 / 255 + 1e-3
+        return matched, max(len(ours.boxes), len(wanted.boxes))
+
+    return compare

@@ -1,0 +1,324 @@
+"""The C++ program against the detector in Python, and on whatever a user may hand it."""
+
+import io
+import json
+import os
+import resource
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.evaluation.cpp_results import read_result, read_summary
+from src.export import sidecar
+from tests.ascend310_infer.conftest import build_program, random_detector
+
+LARGEST = 96 * 1024  # bytes of an image's result
+
+
+def share(pairs):
+    """Matched detections over all of them."""
+    matched, total = map(sum, zip(*pairs, strict=True))
+    assert total > 0
+    return matched / total
+
+
+def odd_images(folder, good):
+    """Images of every kind beside ones that can't be read; the names of both."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (90, 140, 3)).astype(np.uint8)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 4)
+
+    def pillow(name, picture, mode=None, **options):
+        Image.fromarray(picture, mode).save(folder / name, **options)
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    (folder / "a photograph.jpg").write_bytes(good)
+    pillow("grey.jpg", smooth[..., 0])
+    pillow("cmyk.jpeg", np.dstack([smooth, smooth[..., :1]]), "CMYK")
+    pillow("turned.JPG", smooth, format="JPEG", exif=turned.tobytes())
+    pillow("one pixel.png", smooth[:1, :1])
+    pillow("transparent.png", np.dstack([smooth, smooth[..., :1]]))
+    cv2.imwrite(str(folder / "sixteen.png"), smooth.astype(np.uint16) * 257)
+    readable = sorted(p.name for p in folder.iterdir())
+
+    whole = io.BytesIO()
+    Image.fromarray(smooth).save(whole, "JPEG")
+    (folder / "truncated.jpg").write_bytes(whole.getvalue()[:-300])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "notes.txt").write_text("no image, and not taken for one")
+    (folder / ".hidden.jpg").write_text("")
+    (folder / "folder.jpg").mkdir()
+    return readable, ["empty.png", "text.jpg", "truncated.jpg"]
+
+
+def test_detections_are_those_of_python(exported, infer, pictures, agree, tmp_path):
+    images = sorted((pictures / "val2017").iterdir())
+    run = infer("--model", exported.sidecar, "--input", images[0].parent, "--output", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert share([agree(tmp_path / "out" / f"{p.name}.det", p) for p in images]) >= 0.99
+    summary = read_summary(tmp_path / "out")
+    assert summary["images"] == [p.name for p in images]
+    assert summary["classes"] == exported.config.coco_classes
+    assert {"reading", "features", "box_head", "mask_head", "batch"} <= summary["median_ms"].keys()
+    assert "images/s" in run.stdout
+    assert max(p.stat().st_size for p in (tmp_path / "out").glob("*.det")) <= LARGEST
+
+
+def test_every_kind_of_image(exported, infer, pictures, agree, tmp_path):
+    good = min((pictures / "val2017").iterdir()).read_bytes()
+    readable, unreadable = odd_images(tmp_path / "images", good)
+    run = infer("--model", exported.sidecar, "--input", tmp_path / "images", "--output", tmp_path / "out")
+    assert run.returncode == 3
+    last = run.stderr.strip().splitlines()[-1]
+    assert last == f"error: 3 of {len(readable) + 3} images unreadable: {', '.join(unreadable)}"
+    assert "notes.txt" in run.stdout
+    summary = read_summary(tmp_path / "out")
+    assert summary["images"] == readable
+    assert [u["name"] for u in summary["unreadable"]] == unreadable
+    assert summary["not_images"] == ["notes.txt"]
+    results = sorted(p.name.removesuffix(".det") for p in (tmp_path / "out").glob("*.det"))
+    assert results == readable
+    assert share([agree(tmp_path / "out" / f"{n}.det", tmp_path / "images" / n) for n in readable]) >= 0.99
+
+
+@pytest.mark.parametrize("batch", [2, 4, 9])
+def test_batches_change_nothing(batch, exported, infer, pictures, agree, tmp_path):
+    images = sorted((pictures / "val2017").iterdir())
+    words = ("--model", exported.sidecar, "--input", images[0].parent, "--output", tmp_path / "out")
+    run = infer(*words, "--batch_size", batch)
+    assert run.returncode == 0, run.stderr
+    # the last batch is smaller
+    assert share([agree(tmp_path / "out" / f"{p.name}.det", p) for p in images]) >= 0.99
+
+
+def test_another_canvas(exported, infer, pictures, agree, tmp_path):
+    images = sorted((pictures / "val2017").iterdir())[:3]
+    config, detector = random_detector(img_width=256, img_height=192, keep_ratio=False)
+    for theirs, ours in zip(detector.get_parameters(), exported.detector.get_parameters(), strict=True):
+        theirs.set_data(ours)
+    words = ("--model", exported.sidecar, "--input", images[0].parent, "--output", tmp_path / "out")
+    run = infer(*words, "--width", 256, "--height", 192, "--keep_ratio", "false")
+    assert run.returncode == 0, run.stderr
+    assert share([agree(tmp_path / "out" / f"{p.name}.det", p, config, detector) for p in images]) >= 0.99
+
+
+def test_under_the_sanitizers(exported, infer, pictures, tmp_path):
+    # the runtime keeps what it has until the process ends
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    good = min((pictures / "val2017").iterdir()).read_bytes()
+    readable, _ = odd_images(tmp_path / "images", good)
+    words = ("--model", exported.sidecar, "--input", tmp_path / "images", "--output", tmp_path / "out", "--self_check")
+    run = infer(*words, "--batch_size", 3, executable=build_program("--sanitize"), env=environment)
+    assert run.returncode == 3, run.stderr
+    assert "Sanitizer" not in run.stderr and "runtime error" not in run.stderr
+    assert read_summary(tmp_path / "out")["images"] == readable
+
+
+def refused(run, *parts):
+    """Status 2 and one line that holds every one of `parts`."""
+    assert run.returncode == 2, run.stdout + run.stderr
+    lines = run.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), run.stderr
+    for part in parts:
+        assert str(part) in lines[0]
+
+
+def change(path, **values):
+    """Writes keys of the sidecar anew, `a__b` for b in a."""
+    content = json.loads(path.read_text())
+    for name, value in values.items():
+        *outer, last = name.split("__")
+        place = content
+        for key in outer:
+            place = place[key]
+        place[last] = value
+    path.write_text(json.dumps(content))
+
+
+def sign(path):
+    """Makes the sidecar's checksums those of the files as they are."""
+    content = json.loads(path.read_text())
+    files = content["files"]
+    for entry in [files["features"], *files["box"], *files["mask"], content["reference"]["file"]]:
+        entry.update(sidecar.file_entry(path.with_name(entry["name"])))
+    path.write_text(json.dumps(content))
+
+
+def cut(path, name="shapes_features.mindir"):
+    file = path.with_name(name)
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def flip(path, name="shapes_box0.mindir"):
+    file = path.with_name(name)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def foreign(path):
+    """A model file of another kind, for which the sidecar was made to vouch."""
+    path.with_name("shapes_mask0.mindir").write_bytes(b"not a MINDIR" * 100)
+    sign(path)
+
+
+SPOILT = {
+    "no features": (lambda p: p.with_name("shapes_features.mindir").unlink(), "shapes_features.mindir"),
+    "truncated": (cut, "shapes_features.mindir"),
+    "another model": (flip, "shapes_box0.mindir"),
+    "foreign file": (foreign, "shapes_mask0.mindir"),
+    "truncated, checksum made to fit": (lambda p: (cut(p), sign(p)), "shapes_features.mindir"),
+    "heads swapped": (
+        lambda p: change(p, files__box=json.loads(p.read_text())["files"]["mask"]),
+        "shapes_mask0.mindir",
+    ),
+    "no sidecar": (lambda p: p.unlink(), "shapes.json"),
+    "sidecar cut": (lambda p: p.write_text(p.read_text()[:-30]), "not whole JSON"),
+    "sidecar is text": (lambda p: p.write_text("hello"), "not whole JSON"),
+    "sidecar is a list": (lambda p: p.write_text("[]"), "not the sidecar"),
+    "another format": (lambda p: change(p, format="coco"), "not the sidecar"),
+    "later version": (lambda p: change(p, version=2), "another version"),
+    "no canvas": (lambda p: change(p, canvas={}), "canvas"),
+    "canvas of text": (lambda p: change(p, canvas__width="wide"), "canvas.width"),
+    "canvas between strides": (lambda p: change(p, canvas__width=200), "200"),
+    "other classes": (lambda p: change(p, classes=["background", "cat"]), "disagree"),
+    "other anchors": (lambda p: change(p, base_anchors=[[[0, 0, 1, 1]]] * 5), "disagree"),
+    "other RoI size": (lambda p: change(p, roi__out_size=9), "shapes_box0.mindir"),
+    "files elsewhere": (lambda p: change(p, files__features__name="../shapes_features.mindir"), "own folder"),
+    "a stage too many": (lambda p: change(p, files__box=[]), "fit together"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_a_spoilt_model_is_refused(fault, spoilt, infer, pictures, tmp_path):
+    spoil, part = SPOILT[fault]
+    spoil(spoilt)
+    words = ("--model", spoilt, "--input", pictures / "val2017", "--output", tmp_path / "out")
+    refused(infer(*words), part)
+    assert not (tmp_path / "out/summary.json").exists()
+
+
+def test_a_wrong_graph_fails_the_self_check(spoilt, infer):
+    reference = spoilt.with_name("shapes_reference.bin")
+    data = bytearray(reference.read_bytes())
+    # the last value that Python gave for the last mask
+    data[-4:] = struct.pack("<f", 1e3)
+    reference.write_bytes(bytes(data))
+    refused(infer("--model", spoilt, "--self_check"), "shapes_reference.bin")
+    sign(spoilt)
+    refused(infer("--model", spoilt, "--self_check"), "mask head", "Python")
+    reference.write_bytes(bytes(data[:1000]))
+    sign(spoilt)
+    refused(infer("--model", spoilt, "--self_check"), "shapes_reference.bin")
+
+
+def test_names_that_stand_for_the_sidecar(exported, infer, pictures, tmp_path):
+    folder = exported.sidecar.parent
+    for name in ("shapes.mindir", "shapes_features.mindir"):
+        assert infer("--model", folder / name, "--self_check").returncode == 0
+    refused(infer("--model", folder / "other.mindir", "--self_check"), "other.mindir: no such model")
+    refused(infer("--model", folder / "shapes_reference.bin", "--self_check"), "no sidecar")
+
+
+def test_folders_of_images_that_hold_none(exported, infer, tmp_path):
+    words = ("--model", exported.sidecar, "--output", tmp_path / "out", "--input")
+    refused(infer(*words, tmp_path / "missing"), tmp_path / "missing")
+    (tmp_path / "images").mkdir()
+    refused(infer(*words, tmp_path / "images"), "no .jpg, .jpeg or .png")
+    (tmp_path / "images/notes.txt").write_text("")
+    refused(infer(*words, tmp_path / "images"), "no .jpg, .jpeg or .png")
+
+
+def test_only_unreadable_images(exported, infer, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_text("")
+    run = infer("--model", exported.sidecar, "--input", tmp_path / "images", "--output", tmp_path / "out")
+    assert run.returncode == 3
+    assert run.stderr.strip().splitlines()[-1] == "error: 1 of 1 images unreadable: a.jpg"
+    assert read_summary(tmp_path / "out")["images"] == []
+
+
+@pytest.mark.parametrize("at", ["result", "summary"])
+def test_full_disk(at, exported, infer, pictures, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    # an older run's summary must not pass for this one's
+    (out / "summary.json").write_text("{}")
+    first = min((pictures / "val2017").iterdir()).name
+    name = f"{first}.det" if at == "result" else "summary.json"
+    (out / f"{name}.writing").symlink_to("/dev/full")
+    run = infer("--model", exported.sidecar, "--input", pictures / "val2017", "--output", out)
+    refused(run, out / name, "No space left")
+    assert not (out / "summary.json").exists()
+
+
+def test_files_that_may_not_grow(exported, infer, pictures, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    words = ("--model", exported.sidecar, "--input", pictures / "val2017", "--output", tmp_path / "out")
+    refused(infer(*words, preexec_fn=limit), "can't write", "too large")
+
+
+def test_an_output_that_cannot_be(exported, infer, pictures, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        refused(infer("--model", exported.sidecar, "--input", pictures / "val2017", "--output", output), output)
+
+
+def test_devices(exported, spoilt, infer, pictures, tmp_path):
+    words = ("--input", pictures / "val2017", "--output", tmp_path / "out", "--model")
+    refused(infer(*words, exported.sidecar, "--device_type", "Ascend"), "Ascend", "CANN")
+    # the whole graph needs operators that Lite has on Ascend alone
+    content = json.loads(spoilt.read_text())
+    content |= {"form": "whole", "files": {"model": content["files"]["features"]}}
+    spoilt.write_text(json.dumps(content))
+    refused(infer(*words, spoilt), "--split")
+    refused(infer(*words, spoilt, "--device_type", "Ascend"), "Ascend")
+    refused(infer(*words, spoilt, "--device_type", "Ascend", "--batch_size", 2), "--batch_size")
+    content["file_format"] = "ONNX"
+    spoilt.write_text(json.dumps(content))
+    refused(infer(*words, spoilt), "ONNX Runtime")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--device_type", "GPU"],
+        ["--threads", "0"],
+        ["--threads", "two"],
+        ["--batch_size", "-1"],
+        ["--width", "100"],
+        ["--keep_ratio", "perhaps"],
+        ["--aipp_config", "aipp.cfg"],
+        ["--colour", "red"],
+        ["--device_id"],
+    ],
+)
+def test_options_that_are_refused(words, exported, infer, pictures, tmp_path):
+    run = infer("--model", exported.sidecar, "--input", pictures / "val2017", "--output", tmp_path / "out", *words)
+    refused(run, words[0])
+
+
+def test_options_that_are_missing(exported, infer, tmp_path):
+    refused(infer(), "--model")
+    refused(infer("--model", exported.sidecar), "--input")
+    refused(infer("--model", exported.sidecar, "--input", tmp_path), "--output")
+    help_text = infer("--help")
+    assert help_text.returncode == 0 and "--batch_size" in help_text.stdout
+
+
+def test_results_that_are_not_whole(exported, infer, pictures, refusal, tmp_path):
+    run = infer("--model", exported.sidecar, "--input", pictures / "val2017", "--output", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    result = min((tmp_path / "out").glob("*.det"))
+    data = result.read_bytes()
+    for spoilt in (b"", data[:-1], data + b"\0", b"X" + data[1:]):
+        result.write_bytes(spoilt)
+        with refusal(ValueError, result):
+            read_result(result)
