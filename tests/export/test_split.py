@@ -1,0 +1,86 @@
+"""The split form's files, and what becomes of an export that isn't the detector."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.config import load_config
+from src.device import set_device
+from src.export import sidecar
+from src.export.reference import uniform
+from src.export.split import export_split
+from src.models.build import build_detector
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Config and detector of the smallest kind: what is tested here doesn't depend on the network."""
+    small = {"img_width": 128, "img_height": 128, "test_cfg.rpn.max_per_img": 8, "test_cfg.rcnn.max_per_img": 4}
+    small |= {"backbone.width_multiplier": 0.25, "neck.fpn.in_channels": [32, 64, 128, 256]}
+    config = load_config(ROOT / "configs/shapes.yaml", small)
+    set_device(config)
+    return config, build_detector(config)
+
+
+def stand_in(folder, text, status):
+    """A program in the C++ program's place."""
+    program = folder / "program"
+    program.write_text(f"#!/bin/sh\n{text}\nexit {status}\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_without_the_program_nothing_is_called_compared(tiny, tmp_path, capsys):
+    path = export_split(*tiny, tmp_path / "out/net.mindir", program=tmp_path / "missing")
+    assert path == tmp_path / "out/net.json"
+    assert "not compared" in capsys.readouterr().out
+    content = sidecar.read(path)
+    assert content["reference"]["compared"] is False
+    files = content["files"]
+    entries = [files["features"], *files["box"], *files["mask"], content["reference"]["file"]]
+    assert len(entries) == 4
+    for entry in entries:
+        sidecar.check_file(path.with_name(entry["name"]), entry)
+    # nothing else is left
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted([path.name, *(e["name"] for e in entries)])
+    assert [len(level) for level in content["base_anchors"]] == [3] * 5
+    np.testing.assert_allclose(content["base_anchors"][0], tiny[1].anchors.asnumpy()[:3])
+
+
+def test_an_export_that_differs_is_not_kept(tiny, tmp_path, refusal):
+    program = stand_in(tmp_path, "echo 'error: net.json: the box head differs' >&2", 2)
+    with refusal(sidecar.ExportError, "the box head differs"):
+        export_split(*tiny, tmp_path / "out/net", program=program)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_export_that_agrees_says_so(tiny, tmp_path):
+    path = export_split(*tiny, tmp_path / "net", program=stand_in(tmp_path, "", 0))
+    assert json.loads(path.read_text())["reference"]["compared"] is True
+
+
+def test_a_folder_that_cannot_be_written(tiny, tmp_path, refusal):
+    (tmp_path / "file").write_text("")
+    with refusal(sidecar.ExportError, "file"):
+        export_split(*tiny, tmp_path / "file/net")
+
+
+def test_reference_inputs_are_the_same_everywhere():
+    # the C++ program makes them anew: these numbers must never change
+    got = uniform(7, (2, 3), 2.0)
+    assert got.dtype == np.float32 and got.shape == (2, 3)
+    want = []
+    for i in range(6):
+        x = ((i + 1) * 0x9E3779B97F4A7C15 + 7) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        want.append(((x ^ (x >> 31)) >> 40) / 2**23 - 1)
+    np.testing.assert_array_equal(got.ravel(), np.array(want, np.float32) * 2)
+    many = uniform(1, (100_000,), 1.0)
+    # uniform: mean 0, variance 1 / 3, each within five of its own deviations
+    assert abs(many.mean()) < 5 * (1 / 3 / 1e5) ** 0.5
+    assert abs(many.var() - 1 / 3) < 5 * (4 / 45 / 1e5) ** 0.5
