@@ -22,6 +22,14 @@ def main() -> int:
     parser.add_argument(
         "--split", action="store_true", help="three graphs for MindSpore Lite, with RoIAlign and NMS left to the host"
     )
+    parser.add_argument(
+        "--mindir_version",
+        type=int,
+        default=1,
+        choices=(1, 3),
+        help="of the split form's files: 1 for MindSpore Lite 2.0, 3 for releases that read MindSpore 2.8's own"
+        " (default: %(default)s)",
+    )
     known, rest = parser.parse_known_args()
     given = {"test_batch_size": known.batch_size, "img_width": known.width, "img_height": known.height}
     overrides = parse_overrides(rest) | {k: v for k, v in given.items() if v is not None}
@@ -41,7 +49,7 @@ def main() -> int:
     if known.split:
         from src.export.split import export_split
 
-        export_split(config, detector, path)
+        export_split(config, detector, path, known.mindir_version)
         return 0
     agreement = export_whole(config, detector, path, file_format)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB), {path}.json")

@@ -2,8 +2,8 @@
 # Builds the C++ program, runs an exported model on an Ascend 310 or 310P, and evaluates what it detects.
 # usage: bash scripts/run_infer_310.sh [MINDIR_OR_AIR_PATH] [DATA_PATH] [ANN_FILE_PATH] [DEVICE_ID](optional)
 #
-# The whole graph, as export.py writes it without --split. DATA_PATH and the environment: as for run_infer_cpp.sh;
-# MS_LITE_HOME is MindSpore Lite for Ascend. EXTRA_ARGS='--aipp_config ascend310_infer/aipp.cfg' normalises on the chip.
+# The model is the whole graph, as export.py writes it without --split. The rest as for run_infer_cpp.sh; MS_LITE_HOME is
+# MindSpore Lite for Ascend. EXTRA_ARGS='--aipp_config ascend310_infer/aipp.cfg' normalises on the chip.
 set -euo pipefail
 
 if (($# != 3 && $# != 4)); then

@@ -55,7 +55,6 @@ class FeatureGraph(nn.Cell):
     def __init__(self, backbone: nn.Cell, neck: nn.Cell, rpn: RPNHead, num_levels: int, num_maps: int):
         super().__init__(auto_prefix=False)
         self.backbone, self.neck, self.num_maps = backbone, neck, num_maps
-        self.relu, self.relu_apart = nn.ReLU(), not getattr(rpn.conv, "rectified", False)
         # Lite 2.0 gives wrong numbers, without an error, where 3x3 weights serve inputs of several sizes
         self.heads = nn.CellList([copy.deepcopy(rpn) for _ in range(num_levels)])
         for i, head in enumerate(self.heads):
@@ -68,7 +67,6 @@ class FeatureGraph(nn.Cell):
         for i in range(len(features)):
             head = self.heads[i]
             hidden = head.conv(features[i])
-            hidden = self.relu(hidden) if self.relu_apart else hidden
             logits += (head.cls(hidden),)
             deltas += (head.reg(hidden),)
         return features[: self.num_maps] + logits + deltas

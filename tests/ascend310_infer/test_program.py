@@ -56,6 +56,15 @@ def odd_images(folder, good):
     return readable, ["empty.png", "text.jpg", "truncated.jpg"]
 
 
+def test_the_export_was_compared(exported, infer):
+    assert sidecar.read(exported.sidecar)["reference"]["compared"] is True
+    run = infer("--model", exported.sidecar, "--self_check")
+    assert run.returncode == 0, run.stderr
+    # on the canvas and off it, with many RoIs and few
+    for part in ("(1, 3, 128, 192)", "(1, 3, 128, 128)", "(200, 64, 7, 7)", "(3, 64, 7, 7)", "(50, 64, 14, 14)"):
+        assert part in run.stdout
+
+
 def test_detections_are_those_of_python(exported, infer, pictures, agree, tmp_path):
     images = sorted((pictures / "val2017").iterdir())
     run = infer("--model", exported.sidecar, "--input", images[0].parent, "--output", tmp_path / "out")

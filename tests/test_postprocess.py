@@ -1,0 +1,119 @@
+"""postprocess.py on results and annotations that a user may hand it."""
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def result(height, width, boxes=(), labels=(), masks=True):
+    """A result file's bytes: detections of score 0.9, masks all set."""
+    n, side = len(boxes), 28 if masks else 0
+    data = struct.pack("<8s4I", b"RCNNDET1", height, width, n, side)
+    data += np.array(boxes, "<f4").tobytes() + np.full(n, 0.9, "<f4").tobytes() + np.array(labels, "<u4").tobytes()
+    return data + bytes([255]) * (n * side * side)
+
+
+@pytest.fixture
+def run_folder(coco_folder, tmp_path):
+    """Results of coco_folder's three images: its two objects found exactly. With the folder, the summary to change."""
+    out = tmp_path / "results"
+    out.mkdir()
+    names = [i["file_name"] for i in coco_folder.data["images"]]
+    for name in names:
+        objects = [a for a in coco_folder.data["annotations"] if f"{a['image_id']:012d}.jpg" == name]
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in objects)]
+        (out / f"{name}.det").write_bytes(result(40, 60, boxes, [1] * len(boxes)))
+    summary = {"format": "rcnn-mindspore results", "version": 1, "images": names}
+    summary |= {"classes": ["background", "circle", "star"]}
+    summary |= {"mask_paste": {"convention": "torchvision", "threshold": 0.5}}
+    (out / "summary.json").write_text(json.dumps(summary))
+    return out, summary
+
+
+def postprocess(folder, annotations, *words):
+    command = [sys.executable, "postprocess.py", "--results", folder, "--annotations", annotations, *words]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+
+
+def test_what_was_found_exactly_has_ap_1(run_folder, coco_folder, tmp_path):
+    run = postprocess(run_folder[0], coco_folder.json, "--output", tmp_path / "coco.json")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("area=   all | maxDets=100 ] = 1.000") == 2 * 4
+    assert "bbox:" in run.stdout and "segm:" in run.stdout
+    results = json.loads((tmp_path / "coco.json").read_text())
+    assert [r["bbox"] for r in results] == [[10, 10, 20, 15]] * 2
+    assert {r["category_id"] for r in results} == {10}
+
+
+def test_results_without_masks(run_folder, coco_folder):
+    folder, summary = run_folder
+    del summary["mask_paste"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    for file in folder.glob("*.det"):
+        file.write_bytes(result(40, 60, masks=False))
+    run = postprocess(folder, coco_folder.json)
+    assert run.returncode == 0, run.stderr
+    assert "bbox:" in run.stdout and "segm:" not in run.stdout
+
+
+def test_an_image_without_a_result_counts_as_missed(run_folder, coco_folder):
+    folder, summary = run_folder
+    missed = summary["images"].pop(0)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    run = postprocess(folder, coco_folder.json)
+    assert run.returncode == 0, run.stderr
+    assert f"1 annotated images without a result count as missed: {missed}" in run.stdout
+    # half of the objects: precision 1 up to recall 0.5, of COCO's 101 points
+    assert "area=   all | maxDets=100 ] = 0.505" in run.stdout
+
+
+FAULTS = {
+    "no summary": (lambda f, s: (f / "summary.json").unlink(), "summary.json"),
+    "summary cut": (lambda f, s: (f / "summary.json").write_text("{"), "summary.json"),
+    "another summary": (lambda f, s: (f / "summary.json").write_text("{}"), "summary.json"),
+    "result missing": (lambda f, s: (f / f"{s['images'][1]}.det").unlink(), "000000000002.jpg.det"),
+    "result cut": (lambda f, s: (f / f"{s['images'][1]}.det").write_bytes(b"RCNN"), "000000000002.jpg.det"),
+    "of another size": (lambda f, s: (f / f"{s['images'][1]}.det").write_bytes(result(41, 60)), "annotated as 60 x 40"),
+    "unknown image": (
+        lambda f, s: (f / "summary.json").write_text(json.dumps(s | {"images": ["other.jpg"]})),
+        "other.jpg",
+    ),
+    "unknown class": (
+        lambda f, s: (f / "summary.json").write_text(json.dumps(s | {"classes": ["background", "cat"]})),
+        "'cat'",
+    ),
+    "unknown label": (
+        lambda f, s: (f / f"{s['images'][0]}.det").write_bytes(result(40, 60, [[0, 0, 9, 9]], [7])),
+        "label 7",
+    ),
+    "not finite": (
+        lambda f, s: (f / f"{s['images'][0]}.det").write_bytes(result(40, 60, [[0, 0, np.nan, 9]], [1])),
+        "finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_told_in_one_line(fault, run_folder, coco_folder):
+    spoil, part = FAULTS[fault]
+    spoil(*run_folder)
+    run = postprocess(run_folder[0], coco_folder.json)
+    assert run.returncode == 2
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and part in last
+    assert "Traceback" not in run.stderr
+
+
+def test_annotations_that_cannot_be_used(run_folder, tmp_path):
+    (tmp_path / "list.json").write_text("[]")
+    for path in (tmp_path / "missing.json", tmp_path / "list.json"):
+        run = postprocess(run_folder[0], path)
+        assert run.returncode == 2
+        assert run.stderr.startswith(f"error: {path}")
