@@ -32,11 +32,11 @@ def load_golden_weights(detector) -> bool:
     """Gives an R50 detector of 81 classes the weights that torchvision gets; False (random weights) for another."""
     import mindspore as ms
 
-    from src.convert import torchvision
+    from src.convert.conversion import renamed
     from tests.reference.reference_weights import reference_state_dict
 
     shapes = {p.name: tuple(p.shape) for p in detector.get_parameters()}
-    ours, _ = torchvision.convert(reference_state_dict(golden_shapes()))
+    ours = renamed(reference_state_dict(golden_shapes()), "torchvision").params
     if shapes != {k: v.shape for k, v in ours.items()}:
         print("not torchvision's network: random weights", file=sys.stderr)
         return False
