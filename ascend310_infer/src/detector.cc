@@ -62,6 +62,9 @@ class WholeDetector : public Detector {
           Normalise(images[i].picture, sidecar_.mean, sidecar_.std, height, width,
                     graph_.Input<float>(0) + static_cast<int64_t>(i) * 3 * height * width);
         }
+        // the last batch may have room left
+        const auto used = static_cast<int64_t>(images.size());
+        std::fill_n(graph_.Input<float>(0) + used * 3 * height * width, (batch - used) * 3 * height * width, 0.0f);
       }
       auto *sizes = graph_.Input<float>(1);
       std::fill_n(sizes, batch * 4, 1.0f);
@@ -385,10 +388,6 @@ void SplitDetector::SelfCheck() {
 
 std::unique_ptr<Detector> MakeDetector(const Sidecar &sidecar, const Device &device) {
   if (!sidecar.whole) return std::make_unique<SplitDetector>(sidecar, device);
-  if (!device.ascend) {
-    throw UserError(sidecar.path + ": MindSpore Lite's CPU has no RoIAlign and NMS for the whole graph; export with"
-                    " --split, or give --device_type Ascend");
-  }
   return std::make_unique<WholeDetector>(sidecar, device);
 }
 

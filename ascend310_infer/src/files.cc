@@ -67,7 +67,8 @@ struct Handle {
 std::string SystemReason() { return std::strerror(errno); }
 
 std::vector<uint8_t> ReadFile(const std::string &path, const std::string &what) {
-  const Handle file{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  // O_NONBLOCK: a pipe that nobody writes to is an empty file, not a wait for ever
+  const Handle file{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   struct stat status {};
   if (file.number < 0 || fstat(file.number, &status) != 0) {
     throw UserError(path + ": can't read the " + what + ": " + SystemReason());

@@ -25,22 +25,22 @@ class CaughtLog {
     if (log_ != nullptr) std::fclose(log_);
   }
 
-  // The last error that it told, without its place in the runtime's source.
+  // The first error that it told, without its place in the runtime's source: the later ones only pass it on.
   std::string Reason() {
     Stop();
-    std::string last;
-    if (log_ == nullptr) return last;
+    std::string first;
+    if (log_ == nullptr) return first;
     std::rewind(log_);
     char line[4096];
-    while (std::fgets(line, sizeof(line), log_) != nullptr) {
+    while (first.empty() && std::fgets(line, sizeof(line), log_) != nullptr) {
       const std::string text(line);
-      if (text.find("[ERROR]") != std::string::npos || text.find("[CRITICAL]") != std::string::npos) last = text;
+      if (text.find("[ERROR]") != std::string::npos || text.find("[CRITICAL]") != std::string::npos) first = text;
     }
-    const size_t end = last.find_last_not_of("\r\n ");
-    last.resize(end == std::string::npos ? 0 : end + 1);
-    const size_t place = last.rfind("] ");
-    if (place != std::string::npos) last = last.substr(place + 2);
-    return last.size() > 200 ? last.substr(0, 200) + "..." : last;
+    const size_t end = first.find_last_not_of("\r\n. ");
+    first.resize(end == std::string::npos ? 0 : end + 1);
+    const size_t place = first.rfind("] ");
+    if (place != std::string::npos) first = first.substr(place + 2);
+    return first.size() > 200 ? first.substr(0, 200) + "..." : first;
   }
 
  private:
@@ -110,8 +110,8 @@ Graph::Graph(const ModelFile &file, const std::string &format, const Device &dev
                       "; install the Ascend driver, CANN and MindSpore Lite for Ascend, or give --device_type CPU and"
                       " a model of the split form");
     }
-    throw UserError(path_ + ": MindSpore Lite can't build it on the CPU" + reason +
-                    "; export it with export.py --split (--mindir_version 1 for Lite 2.0)");
+    throw UserError(path_ + ": MindSpore Lite can't build it for the CPU" + reason +
+                    ", whose RoIAlign and NMS it lacks; export with --split, or give --device_type Ascend");
   }
   inputs_ = model_.GetInputs();
   // loading leaves the file's parsed form behind

@@ -235,10 +235,33 @@ std::vector<int64_t> Json::Integers(const std::string &key, int64_t low, int64_t
   return out;
 }
 
+// Bytes of the UTF-8 character at `i`; 0: there is none.
+size_t Utf8Length(const std::string &text, size_t i) {
+  const auto lead = static_cast<unsigned char>(text[i]);
+  const size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3
+                        : lead >= 0xF0 && lead < 0xF5                 ? 4
+                                                                      : 0;
+  if (length == 0 || i + length > text.size()) return 0;
+  for (size_t k = 1; k < length; ++k) {
+    if ((static_cast<unsigned char>(text[i + k]) & 0xC0) != 0x80) return 0;
+  }
+  return length;
+}
+
 std::string Quoted(const std::string &text) {
   std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    const size_t length = Utf8Length(text, i);
+    if (length > 1) {
+      out += text.substr(i, length);
+      i += length - 1;
+    } else if (length == 0) {
+      // a file name of any bytes: as Python's os.fsdecode has it
+      char code[8];
+      std::snprintf(code, sizeof(code), "\\udc%02x", static_cast<unsigned>(static_cast<unsigned char>(c)));
+      out += code;
+    } else if (c == '"' || c == '\\') {
       out.push_back('\\');
       out.push_back(c);
     } else if (static_cast<unsigned char>(c) < 0x20) {
