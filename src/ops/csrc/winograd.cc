@@ -1,30 +1,30 @@
-// 3x3 convolution of stride 1 and zero padding 1 and its gradients, float32, NCHW, as ahead-of-time custom operators
+// 3x3 convolution of stride 1 and zero padding 1, and its gradients, float32, NCHW, as ahead-of-time custom operators
 // of MindSpore for the CPU, by Winograd's F(4x4, 3x3) (Lavin and Gray, 2015, arXiv:1509.09308): a quarter of the
 // multiplications of the plain sum.
 //
 // The map is cut into tiles of 4x4 outputs, numbered through the batch. A block of tiles is transformed, multiplied
 // (36 matrix products over channels) and transformed back while it is in the cache, so scratch memory doesn't grow
-// with the map. Every sum runs in an order that neither the batch nor the number of threads changes.
+// with the map. The order of every sum is the same whatever the batch, the block and the number of threads.
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <memory>
-#include <new>
+#include <type_traits>
 #include <vector>
 
 #include "gemm_kernel.h"
 #include "parallel.h"
 #include "winograd_transform.h"
+#include "workspace.h"
 
 namespace {
 
 using rcnn::Floats;
 using rcnn::kBlockColumns;
 using rcnn::kBlockRows;
+using rcnn::kCacheLine;
 using rcnn::kIn;
 using rcnn::kLanes;
 using rcnn::kOut;
@@ -32,29 +32,27 @@ using rcnn::kPositions;
 using rcnn::Load;
 using rcnn::LoadWithin;
 using rcnn::Store;
+using rcnn::Workspace;
 
-constexpr int64_t kLine = 16;        // floats of a cache line
-constexpr int64_t kMaxTiles = 64;    // tiles of a block, forward
-constexpr int64_t kDepth = 256;      // channels of a product at a time: b's block fits the L1 cache
-constexpr int64_t kSumTiles = 64;    // tiles of a block of the weight gradient
+constexpr int64_t kTiles = 32;      // tiles of a block: its transform and products stay near the L2 cache
+constexpr int64_t kDepth = 256;     // channels multiplied at a time: their part of a block stays in the L1 cache
+constexpr int64_t kSumTiles = 128;  // tiles of a block of the weight's gradient
+constexpr int64_t kSumRows = 3;     // rows of the transform that a task of the weight's gradient sums
 
 int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t b) { return Ceil(a, b) * b; }
 
-struct Free {
-  void operator()(float *p) const { std::free(p); }
+// Arrays of which one element each is written in turn must not lie a power of two apart: the cache holds few such.
+int64_t Stride(int64_t count) { return Workspace::Padded(count) + kCacheLine; }
+
+struct Range {
+  int64_t begin, end;
+  int64_t Size() const { return end - begin; }
 };
-using Buffer = std::unique_ptr<float[], Free>;
 
-Buffer Allocate(int64_t count) {
-  void *p = std::aligned_alloc(64, static_cast<size_t>(RoundUp(std::max<int64_t>(count, 1), kLine)) * sizeof(float));
-  if (p == nullptr) throw std::bad_alloc();
-  return Buffer(static_cast<float *>(p));
-}
-
-// A batch of maps (N, C, H, W), read where `gate`, a map of the same shape, is positive; everywhere without one.
+// A batch of maps (N, C, H, W), taken as 0 where `gate`, a batch of the same shape, isn't positive.
 struct Maps {
-  const float *data, *gate;
+  const float *data, *gate;  // gate: may be null
   int64_t batch, channels, height, width;
 
   int64_t TileColumns() const { return Ceil(width, kOut); }
@@ -68,39 +66,37 @@ struct Run {
   int64_t first, count;  // tiles, in the block
 };
 
-// The tiles [begin, end) of the batch as runs; returns their number. `runs` has room for one a tile.
-int64_t FindRuns(const Maps &maps, int64_t begin, int64_t end, Run *runs) {
+// The tiles of the batch as runs; returns their number. `runs` has room for one a tile.
+int64_t FindRuns(const Maps &maps, const Range &tiles, Run *runs) {
   int64_t found = 0;
   const int64_t columns = maps.TileColumns(), image_tiles = maps.TilesOfImage();
-  for (int64_t tile = begin; tile < end;) {
+  for (int64_t tile = tiles.begin; tile < tiles.end;) {
     const int64_t image = tile / image_tiles, rest = tile % image_tiles, column = rest % columns;
-    const int64_t count = std::min(end - tile, columns - column);
-    runs[found++] = Run{image, rest / columns * kOut, column * kOut, tile - begin, count};
+    const int64_t count = std::min(tiles.end - tile, columns - column);
+    runs[found++] = Run{image, rest / columns * kOut, column * kOut, tile - tiles.begin, count};
     tile += count;
   }
   return found;
 }
 
 // Tiles of one channel after the transform along columns: [row of the transform][column of the tile][tile].
-template <typename Transform>
+template <typename Transform, int64_t kMost>
 class Columns {
  public:
-  static constexpr int64_t kFrom = Transform::kFrom;
-
-  // Only transformed rows [kFirst, kLast) are made.
+  // Only rows [kFirst, kLast) of the transform are made.
   template <int64_t kFirst, int64_t kLast>
   void Read(const Maps &maps, const Run *runs, int64_t run_count, int64_t channel, const float *zeros) {
     for (int64_t i = 0; i < run_count; ++i) {
       const Run &run = runs[i];
       const int64_t plane = (run.image * maps.channels + channel) * maps.height * maps.width;
       Rows rows;
+      rows.width = maps.width;
       for (int64_t r = 0; r < kFrom; ++r) {
         const int64_t y = run.y + r - Transform::kReach;
         const bool inside = y >= 0 && y < maps.height;
         rows.data[r] = inside ? maps.data + plane + y * maps.width : zeros;
         rows.gate[r] = inside && maps.gate != nullptr ? maps.gate + plane + y * maps.width : zeros;
       }
-      rows.width = maps.width;
       if (maps.gate != nullptr) {
         ReadRun<kFirst, kLast, true>(rows, run);
       } else {
@@ -112,13 +108,15 @@ class Columns {
   const float *At(int64_t row, int64_t column) const { return tiles_[row][column]; }
 
  private:
+  static constexpr int64_t kFrom = Transform::kFrom;
+
   struct Rows {
     const float *data[kFrom], *gate[kFrom];
     int64_t width;
   };
 
   template <bool kGated>
-  static RCNN_INLINE void ReadColumn(const Rows &rows, int64_t x, Floats out[kIn]) {
+  static RCNN_INLINE void ReadColumns(const Rows &rows, int64_t x, Floats out[kIn]) {
     Floats in[kFrom];
 #pragma GCC unroll 6
     for (int64_t r = 0; r < kFrom; ++r) {
@@ -128,16 +126,17 @@ class Columns {
     Transform::Apply(in, out);
   }
 
+  // Tiles start four columns apart, and those of the input end two columns into the next one.
   template <int64_t kFirst, int64_t kLast, bool kGated>
   void ReadRun(const Rows &rows, const Run &run) {
     constexpr int64_t kFew = kLanes / 4;
     int64_t tile = run.first, x = run.x - Transform::kReach;
     const int64_t end = run.first + run.count;
-    // What goes beyond the run is overwritten by the next one's, or unused.
+    // What is written past the run's end is overwritten by the next one's tiles, or unused.
     while (end - tile > 2 * kFew) {
       Floats columns[5][kIn];
-      for (int64_t v = 0; v < 4; ++v) ReadColumn<kGated>(rows, x + v * kLanes, columns[v]);
-      if (kFrom > kOut) ReadColumn<kGated>(rows, x + 4 * kLanes, columns[4]);
+      for (int64_t v = 0; v < 4; ++v) ReadColumns<kGated>(rows, x + v * kLanes, columns[v]);
+      if (kFrom > kOut) ReadColumns<kGated>(rows, x + 4 * kLanes, columns[4]);
 #pragma GCC unroll 6
       for (int64_t row = kFirst; row < kLast; ++row) {
         Floats v[4] = {columns[0][row], columns[1][row], columns[2][row], columns[3][row]};
@@ -153,16 +152,16 @@ class Columns {
     }
     while (tile < end) {
       Floats columns[2][kIn];
-      ReadColumn<kGated>(rows, x, columns[0]);
-      if (kFrom > kOut) ReadColumn<kGated>(rows, x + kLanes, columns[1]);
+      ReadColumns<kGated>(rows, x, columns[0]);
+      if (kFrom > kOut) ReadColumns<kGated>(rows, x + kLanes, columns[1]);
 #pragma GCC unroll 6
       for (int64_t row = kFirst; row < kLast; ++row) {
         const Floats four = rcnn::ShuffleBy<rcnn::Phases>(columns[0][row], columns[0][row]);
-        for (int64_t p = 0; p < 4; ++p) StorePart<kFew>(tiles_[row][p] + tile, four, p);
+        for (int64_t p = 0; p < 4; ++p) StorePart(tiles_[row][p] + tile, four, p);
         if (kFrom > kOut) {
           const Floats ahead = rcnn::ShuffleBy<rcnn::PhasesAhead>(columns[0][row], columns[1][row]);
-          StorePart<kFew>(tiles_[row][kFrom - 2] + tile, ahead, 0);
-          StorePart<kFew>(tiles_[row][kFrom - 1] + tile, ahead, 1);
+          StorePart(tiles_[row][kFrom - 2] + tile, ahead, 0);
+          StorePart(tiles_[row][kFrom - 1] + tile, ahead, 1);
         }
       }
       tile += kFew;
@@ -170,77 +169,56 @@ class Columns {
     }
   }
 
-  template <int64_t kCount>
-  static RCNN_INLINE void StorePart(float *to, const Floats &v, int64_t part) {
-    std::memcpy(to, reinterpret_cast<const char *>(&v) + part * kCount * 4, static_cast<size_t>(kCount) * 4);
+  static RCNN_INLINE void StorePart(float *to, const Floats &v, int64_t quarter) {
+    std::memcpy(to, reinterpret_cast<const char *>(&v) + quarter * kLanes, static_cast<size_t>(kLanes));
   }
 
-  alignas(64) float tiles_[kIn][kFrom][std::max(kMaxTiles, kSumTiles) + kLanes] = {};
+  alignas(64) float tiles_[kIn][kFrom][kMost + kLanes] = {};
 };
 
-// Matrix products of any number of rows, by blocks. a: blocks of kBlockRows rows (the last has what is left).
-template <typename Call>
-RCNN_INLINE void ForRows(int64_t rows, const Call &call) {
-  switch (rows) {
-#define RCNN_CASE(n) \
-  case n:            \
-    if constexpr (n <= kBlockRows) call(std::integral_constant<int64_t, n>()); \
-    break;
-    RCNN_CASE(1)
-    RCNN_CASE(2)
-    RCNN_CASE(3)
-    RCNN_CASE(4)
-    RCNN_CASE(5)
-    RCNN_CASE(6)
-    RCNN_CASE(7)
-    RCNN_CASE(8)
-    RCNN_CASE(9)
-    RCNN_CASE(10)
-    RCNN_CASE(11)
-    RCNN_CASE(12)
-    RCNN_CASE(13)
-    RCNN_CASE(14)
-#undef RCNN_CASE
+template <int64_t kRows = kBlockRows>
+void Multiply(int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t a_row, int64_t a_depth,
+              const float *b, float *c, int64_t c_row, bool add) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return Multiply<kRows - 1>(rows, columns, depth, a, a_row, a_depth, b, c, c_row, add);
+  }
+  if (columns > kLanes) {
+    rcnn::MultiplyBlock<kRows, 2>(depth, a, a_row, a_depth, b, c, c_row, add);
+  } else {
+    rcnn::MultiplyBlock<kRows, 1>(depth, a, a_row, a_depth, b, c, c_row, add);
   }
 }
 
-void Multiply(int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t a_row, int64_t a_depth,
-              const float *b, float *c, int64_t c_row, bool add) {
-  ForRows(rows, [&](auto fixed) {
-    if (columns > kLanes) {
-      rcnn::MultiplyBlock<decltype(fixed)::value, 2>(depth, a, a_row, a_depth, b, c, c_row, add);
-    } else {
-      rcnn::MultiplyBlock<decltype(fixed)::value, 1>(depth, a, a_row, a_depth, b, c, c_row, add);
-    }
-  });
-}
-
-// Weights (O, C, 3, 3), transformed, as the products read them: [position][block of rows][depth][row of the block].
-// Plain: rows are O and depth is C. Turned, for the input's gradient: rows are C, depth is O, each filter turned by
-// half a turn.
+// Weights (O, C, 3, 3), transformed, in the order that the products read them: [position][block of rows][depth][row].
+// Plain: the rows are O and the depth is C. Turned, for the input's gradient: the rows are C, the depth is O, and each
+// filter is turned by half a turn.
 class Weights {
  public:
-  Weights(const float *weight, int64_t outputs, int64_t inputs, bool turned, int threads)
-      : rows_(turned ? inputs : outputs), depth_(turned ? outputs : inputs), stride_(rows_ * depth_ + kLine) {
-    data_ = Allocate(kPositions * stride_);
-    rcnn::ParallelFor(Ceil(rows_, kBlockRows), threads, [&](int64_t block) {
-      if (turned) {
-        MakeTurned(weight, block * kBlockRows);
+  Weights(const float *weight, int64_t outputs, int64_t inputs, bool turned, float *room)
+      : weight_(weight), turned_(turned), rows_(turned ? inputs : outputs), depth_(turned ? outputs : inputs),
+        stride_(Stride(rows_ * depth_)), data_(room) {}
+
+  static int64_t Room(const int64_t *shape) { return kPositions * Stride(shape[0] * shape[1]); }
+
+  void Make(int threads) {
+    rcnn::ParallelFor(Ceil(rows_, kBlockRows), threads, [this](int64_t block) {
+      if (turned_) {
+        MakeTurned(block * kBlockRows);
       } else {
-        MakePlain(weight, block * kBlockRows);
+        MakePlain(block * kBlockRows);
       }
     });
   }
 
   int64_t rows() const { return rows_; }
   int64_t depth() const { return depth_; }
-  const float *At(int64_t position, int64_t row, int64_t depth) const {
-    return data_.get() + position * stride_ + row * depth_ + depth * BlockRows(row);
-  }
   int64_t BlockRows(int64_t row) const { return std::min(kBlockRows, rows_ - row); }
+  const float *At(int64_t position, int64_t row, int64_t depth) const {
+    return data_ + position * stride_ + row * depth_ + depth * BlockRows(row);
+  }
 
  private:
-  // g: the filters' 9 weights, rows of the block in the lanes.
+  // g: the 9 weights of the block's filters at this depth, rows in the lanes.
   void Put(int64_t row, int64_t depth, const Floats g[9]) {
     Floats half[3][kIn], all[kIn];
     for (int64_t x = 0; x < 3; ++x) {
@@ -248,7 +226,7 @@ class Weights {
       rcnn::TransformWeights(column, half[x]);
     }
     const int64_t count = BlockRows(row);
-    float *to = data_.get() + row * depth_ + depth * count;
+    float *to = data_ + row * depth_ + depth * count;
     for (int64_t i = 0; i < kIn; ++i) {
       const Floats line[3] = {half[0][i], half[1][i], half[2][i]};
       rcnn::TransformWeights(line, all);
@@ -256,7 +234,7 @@ class Weights {
     }
   }
 
-  void MakePlain(const float *weight, int64_t row) {
+  void MakePlain(int64_t row) {
     const int64_t length = depth_ * 9, count = BlockRows(row);
     Floats g[9 * kLanes];
     for (int64_t begin = 0; begin < depth_; begin += kLanes) {
@@ -264,7 +242,7 @@ class Weights {
         Floats *rows = g + part * kLanes;
         const int64_t from = begin * 9 + part * kLanes;
         for (int64_t r = 0; r < kLanes; ++r) {
-          rows[r] = r < count && from < length ? LoadWithin(weight + (row + r) * length, from, length) : Floats{};
+          rows[r] = r < count && from < length ? LoadWithin(weight_ + (row + r) * length, from, length) : Floats{};
         }
         rcnn::Transpose(rows);
       }
@@ -272,11 +250,10 @@ class Weights {
     }
   }
 
-  void MakeTurned(const float *weight, int64_t row) {
-    const int64_t count = BlockRows(row);
+  void MakeTurned(int64_t row) {
+    float filters[kLanes][9] = {};
     for (int64_t d = 0; d < depth_; ++d) {
-      float filters[kLanes][9] = {};
-      std::copy_n(weight + (d * rows_ + row) * 9, count * 9, &filters[0][0]);
+      std::copy_n(weight_ + (d * rows_ + row) * 9, BlockRows(row) * 9, &filters[0][0]);
       Floats g[9];
       for (int64_t k = 0; k < 9; ++k) {
         for (int64_t r = 0; r < kLanes; ++r) g[8 - k][r] = filters[r][k];
@@ -285,261 +262,313 @@ class Weights {
     }
   }
 
-  int64_t rows_, depth_, stride_;
-  Buffer data_;
+  const float *weight_;
+  const bool turned_;
+  const int64_t rows_, depth_, stride_;
+  float *data_;
 };
 
-// y = convolution of x, + bias, below 0 cut off where `relu`. bias may be null.
-class Forward {
+// y = convolution of x + bias, and then ReLU where `relu`. bias may be null.
+class Convolution {
  public:
-  Forward(const Maps &x, const Weights &weights, const float *bias, bool relu, float *y)
-      : x_(x), weights_(weights), bias_(bias), relu_(relu), y_(y), zeros_(static_cast<size_t>(x.width), 0.0f) {}
+  Convolution(const Maps &x, const int64_t *weight_shape, const float *weight, bool turned, const float *bias,
+              bool relu, float *y)
+      : x_(x), bias_(bias), relu_(relu), y_(y), zeros_(static_cast<size_t>(x.width), 0.0f),
+        threads_(rcnn::NumThreads()),
+        // Smaller blocks where there are few tiles, and parts of the channels where there are fewer blocks than threads.
+        tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes, kTiles)),
+        blocks_(Ceil(x.Tiles(), tiles_)),
+        workers_(static_cast<int>(std::min<int64_t>(threads_, blocks_ * Ceil(weight_shape[turned], kBlockRows)))),
+        tile_stride_(RoundUp(tiles_, kBlockColumns)),
+        input_stride_(Stride(weight_shape[!turned] * tile_stride_)),
+        workspace_(Weights::Room(weight_shape) + workers_ * Room(weight_shape[turned])),
+        weights_(weight, weight_shape[0], weight_shape[1], turned, workspace_.Take(Weights::Room(weight_shape))) {}
 
-  void Run(int threads) {
-    const int64_t tiles = x_.Tiles();
-    if (tiles == 0 || weights_.rows() == 0) return;
-    // Small blocks where there are few tiles: all threads should have work.
-    const int64_t size = std::clamp(RoundUp(Ceil(tiles, threads), kLanes), kLanes, kMaxTiles);
-    const int64_t blocks = Ceil(tiles, size);
-    const int workers = static_cast<int>(std::min<int64_t>(threads, blocks));
+  void Run() {
+    if (blocks_ == 0 || weights_.rows() == 0) return;
+    weights_.Make(threads_);
     std::vector<std::unique_ptr<Scratch>> scratch;
-    for (int i = 0; i < workers; ++i) scratch.push_back(std::make_unique<Scratch>(weights_, size));
+    for (int i = 0; i < workers_; ++i) {
+      scratch.push_back(std::make_unique<Scratch>());
+      scratch.back()->input = workspace_.Take(kPositions * input_stride_);
+      scratch.back()->products = workspace_.Take(weights_.rows() * kPositions * tile_stride_);
+    }
+    const int64_t parts = std::min(Ceil(threads_, blocks_), Ceil(weights_.rows(), kBlockRows));
+    const int64_t part = RoundUp(Ceil(weights_.rows(), parts), kBlockRows);
     std::atomic<int64_t> next{0};
-    rcnn::ParallelFor(workers, workers, [&](int64_t worker) {
-      for (int64_t block = next.fetch_add(1); block < blocks; block = next.fetch_add(1)) {
-        RunBlock(*scratch[static_cast<size_t>(worker)], block * size, std::min(tiles, (block + 1) * size));
+    rcnn::ParallelFor(workers_, workers_, [&](int64_t worker) {
+      for (int64_t task = next.fetch_add(1); task < blocks_ * parts; task = next.fetch_add(1)) {
+        const int64_t tile = task / parts * tiles_, row = task % parts * part;
+        const Range tiles = {tile, std::min(tile + tiles_, x_.Tiles())};
+        const Range rows = {row, std::min(row + part, weights_.rows())};
+        if (rows.Size() > 0) RunBlock(*scratch[static_cast<size_t>(worker)], tiles, rows);
       }
     });
   }
 
  private:
   struct Scratch {
-    Scratch(const Weights &weights, int64_t size)
-        : input_stride(weights.depth() * RoundUp(size, kBlockColumns) + kLine),
-          product_row(RoundUp(size, kBlockColumns)),
-          input(Allocate(kPositions * input_stride)),
-          products(Allocate(weights.rows() * kPositions * product_row)) {}
-
-    int64_t input_stride, product_row;
-    Buffer input;     // [position][block of tiles][channel][tile]
-    Buffer products;  // [channel][position][tile]
-    Columns<rcnn::InputTransform> columns;
-    ::Run runs[kMaxTiles];
-    alignas(64) float lines[kOut][kMaxTiles * kOut];
+    float *input;     // [position][columns of a product][channel][tile]
+    float *products;  // [output channel][position][tile]
+    int64_t run_count;
+    ::Run runs[kTiles];
+    Columns<rcnn::InputTransform, kTiles> columns;
+    alignas(64) float lines[kOut][kTiles * kOut];
   };
 
-  void RunBlock(Scratch &s, int64_t begin, int64_t end) const {
-    const int64_t tiles = end - begin, run_count = FindRuns(x_, begin, end, s.runs);
-    for (int64_t c = 0; c < x_.channels; ++c) {
-      s.columns.Read<0, kIn>(x_, s.runs, run_count, c, zeros_.data());
-      for (int64_t t = 0; t < tiles; t += kLanes) {
-        float *to = s.input.get() + (t / kBlockColumns * x_.channels + c) * kBlockColumns + t % kBlockColumns;
-        for (int64_t i = 0; i < kIn; ++i) {
-          Floats in[kIn], out[kIn];
-          for (int64_t j = 0; j < kIn; ++j) in[j] = Load(s.columns.At(i, j) + t);
-          rcnn::InputTransform::Apply(in, out);
-          for (int64_t j = 0; j < kIn; ++j) Store(to + (i * kIn + j) * s.input_stride, out[j]);
+  int64_t Room(int64_t rows) const {
+    return Workspace::Padded(kPositions * input_stride_) + Workspace::Padded(rows * kPositions * tile_stride_);
+  }
+
+  void RunBlock(Scratch &s, const Range &tiles, const Range &rows) const {
+    s.run_count = FindRuns(x_, tiles, s.runs);
+    for (int64_t c = 0; c < x_.channels; ++c) TransformInput(s, tiles.Size(), c);
+    for (int64_t p = 0; p < kPositions; ++p) MultiplyPosition(s, tiles.Size(), rows, p);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      TransformProducts(s, tiles.Size(), row);
+      Write(s, row);
+    }
+  }
+
+  void TransformInput(Scratch &s, int64_t tiles, int64_t channel) const {
+    s.columns.Read<0, kIn>(x_, s.runs, s.run_count, channel, zeros_.data());
+    for (int64_t t = 0; t < tiles; t += kLanes) {
+      float *to = s.input + (t / kBlockColumns * x_.channels + channel) * kBlockColumns + t % kBlockColumns;
+      for (int64_t i = 0; i < kIn; ++i) {
+        Floats in[kIn], out[kIn];
+        for (int64_t j = 0; j < kIn; ++j) in[j] = Load(s.columns.At(i, j) + t);
+        rcnn::InputTransform::Apply(in, out);
+        for (int64_t j = 0; j < kIn; ++j) Store(to + (i * kIn + j) * input_stride_, out[j]);
+      }
+    }
+  }
+
+  void MultiplyPosition(const Scratch &s, int64_t tiles, const Range &rows, int64_t p) const {
+    for (int64_t t = 0; t < tiles; t += kBlockColumns) {
+      for (int64_t d = 0; d < x_.channels; d += kDepth) {
+        const int64_t depth = std::min(kDepth, x_.channels - d);
+        const float *b = s.input + p * input_stride_ + t * x_.channels + d * kBlockColumns;
+        for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
+          const int64_t count = weights_.BlockRows(row);
+          float *c = s.products + (row * kPositions + p) * tile_stride_ + t;
+          Multiply(count, tiles - t, depth, weights_.At(p, row, d), 1, count, b, c, kPositions * tile_stride_, d > 0);
         }
       }
     }
-    for (int64_t p = 0; p < kPositions; ++p) {
-      for (int64_t t = 0; t < tiles; t += kBlockColumns) {
-        for (int64_t d = 0; d < x_.channels; d += kDepth) {
-          const float *b = s.input.get() + p * s.input_stride + t * x_.channels + d * kBlockColumns;
-          for (int64_t row = 0; row < weights_.rows(); row += kBlockRows) {
-            const int64_t rows = weights_.BlockRows(row);
-            Multiply(rows, tiles - t, std::min(kDepth, x_.channels - d), weights_.At(p, row, d), 1, rows, b,
-                     s.products.get() + (row * kPositions + p) * s.product_row + t, kPositions * s.product_row, d > 0);
-          }
+  }
+
+  void TransformProducts(Scratch &s, int64_t tiles, int64_t row) const {
+    const float *products = s.products + row * kPositions * tile_stride_;
+    const Floats shift = Floats{} + (bias_ == nullptr ? 0.0f : bias_[row]);
+    for (int64_t t = 0; t < tiles; t += kLanes) {
+      Floats half[kIn][kOut], out[kOut][kOut];
+      for (int64_t i = 0; i < kIn; ++i) {
+        Floats in[kIn];
+        for (int64_t j = 0; j < kIn; ++j) in[j] = Load(products + (i * kIn + j) * tile_stride_ + t);
+        rcnn::TransformOutput(in, half[i]);
+      }
+      for (int64_t x = 0; x < kOut; ++x) {
+        const Floats in[kIn] = {half[0][x], half[1][x], half[2][x], half[3][x], half[4][x], half[5][x]};
+        Floats column[kOut];
+        rcnn::TransformOutput(in, column);
+        for (int64_t y = 0; y < kOut; ++y) {
+          const Floats v = column[y] + shift;
+          // Written so that NaN stays NaN.
+          out[y][x] = relu_ ? (v < 0.0f ? Floats{} : v) : v;
         }
+      }
+      for (int64_t y = 0; y < kOut; ++y) {
+        rcnn::Interleave(out[y]);
+        for (int64_t x = 0; x < kOut; ++x) Store(s.lines[y] + t * kOut + x * kLanes, out[y][x]);
       }
     }
-    for (int64_t o = 0; o < weights_.rows(); ++o) {
-      const float *products = s.products.get() + o * kPositions * s.product_row;
-      const Floats shift = Floats{} + (bias_ == nullptr ? 0.0f : bias_[o]);
-      for (int64_t t = 0; t < tiles; t += kLanes) {
-        Floats half[kIn][kOut];
-        for (int64_t i = 0; i < kIn; ++i) {
-          Floats in[kIn];
-          for (int64_t j = 0; j < kIn; ++j) in[j] = Load(products + (i * kIn + j) * s.product_row + t);
-          rcnn::TransformOutput(in, half[i]);
-        }
-        Floats out[kOut][kOut];
-        for (int64_t q = 0; q < kOut; ++q) {
-          const Floats in[kIn] = {half[0][q], half[1][q], half[2][q], half[3][q], half[4][q], half[5][q]};
-          Floats column[kOut];
-          rcnn::TransformOutput(in, column);
-          for (int64_t r = 0; r < kOut; ++r) {
-            const Floats v = column[r] + shift;
-            out[r][q] = relu_ ? (v > 0.0f ? v : (v == v ? Floats{} : v)) : v;
-          }
-        }
-        for (int64_t r = 0; r < kOut; ++r) {
-          rcnn::Interleave(out[r]);
-          for (int64_t q = 0; q < kOut; ++q) Store(s.lines[r] + t * kOut + q * kLanes, out[r][q]);
-        }
-      }
-      for (int64_t i = 0; i < run_count; ++i) {
-        const ::Run &run = s.runs[i];
-        const int64_t width = std::min(run.count * kOut, x_.width - run.x);
-        float *to = y_ + ((run.image * weights_.rows() + o) * x_.height + run.y) * x_.width + run.x;
-        for (int64_t r = 0; r < std::min(kOut, x_.height - run.y); ++r, to += x_.width) {
-          const float *from = s.lines[r] + run.first * kOut;
-          for (int64_t x = 0; x < width; x += kLanes) rcnn::StoreFirst(to + x, Load(from + x), width - x);
-        }
+  }
+
+  void Write(const Scratch &s, int64_t row) const {
+    for (int64_t i = 0; i < s.run_count; ++i) {
+      const ::Run &run = s.runs[i];
+      const int64_t width = std::min(run.count * kOut, x_.width - run.x);
+      float *to = y_ + ((run.image * weights_.rows() + row) * x_.height + run.y) * x_.width + run.x;
+      for (int64_t y = 0; y < std::min(kOut, x_.height - run.y); ++y, to += x_.width) {
+        const float *from = s.lines[y] + run.first * kOut;
+        for (int64_t x = 0; x < width; x += kLanes) rcnn::StoreFirst(to + x, Load(from + x), width - x);
       }
     }
   }
 
   const Maps x_;
-  const Weights &weights_;
   const float *bias_;
   const bool relu_;
   float *y_;
   const std::vector<float> zeros_;
+  const int threads_;
+  const int64_t tiles_, blocks_;
+  const int workers_;
+  const int64_t tile_stride_, input_stride_;
+  Workspace workspace_;
+  Weights weights_;
 };
 
-// The weight's and bias's gradients. Each of the transform's 6 rows is a task of its own, and so is each part of the
-// output channels where there are more threads: no task adds to another's sums.
+// The weight's and bias's gradients. A task sums some rows of the transform for some of the output channels, over all
+// tiles in their order: no two tasks add to the same sum.
 class WeightGradient {
  public:
   WeightGradient(const Maps &dy, const Maps &x, float *dw, float *db)
-      : dy_(dy), x_(x), dw_(dw), db_(db), padded_(RoundUp(x.channels, kLanes)),
-        zeros_(static_cast<size_t>(x.width), 0.0f) {}
+      : dy_(dy), x_(x), dw_(dw), db_(db), zeros_(static_cast<size_t>(x.width), 0.0f), threads_(rcnn::NumThreads()),
+        padded_(RoundUp(x.channels, kLanes)),
+        // As many tasks as threads, or a multiple.
+        part_(RoundUp(Ceil(dy.channels, threads_ % 2 == 0 ? threads_ / 2 : threads_ == 1 ? 1 : threads_), kBlockRows)),
+        tasks_(kIn / kSumRows * Ceil(dy.channels, std::max(part_, kBlockRows))),
+        workers_(static_cast<int>(std::min<int64_t>(threads_, tasks_))),
+        workspace_(Workspace::Padded(kPositions * dy.channels * padded_) +
+                   workers_ * (Room(part_) + Room(x.channels) + Workspace::Padded(part_ * kLanes))),
+        sums_(workspace_.Take(kPositions * dy.channels * padded_)) {}
 
-  void Run(int threads) {
-    const int64_t outputs = dy_.channels;
-    if (outputs == 0) return;
-    sums_ = Allocate(kPositions * outputs * padded_);
-    const int64_t blocks = Ceil(outputs, kBlockRows);
-    const int64_t parts = std::clamp<int64_t>(Ceil(threads, kIn), 1, blocks);
-    const int64_t part = Ceil(blocks, parts) * kBlockRows;  // output channels of a task
-    const int64_t tasks = kIn * Ceil(outputs, part);
-    const int workers = static_cast<int>(std::min<int64_t>(threads, tasks));
+  void Run() {
+    if (x_.Tiles() == 0) {
+      std::fill_n(dw_, dy_.channels * x_.channels * 9, 0.0f);
+      std::fill_n(db_, dy_.channels, 0.0f);
+      return;
+    }
     std::vector<std::unique_ptr<Scratch>> scratch;
-    for (int i = 0; i < workers; ++i) scratch.push_back(std::make_unique<Scratch>(part, padded_));
+    for (int i = 0; i < workers_; ++i) {
+      scratch.push_back(std::make_unique<Scratch>());
+      scratch.back()->gradient = workspace_.Take(Room(part_));
+      scratch.back()->input = workspace_.Take(Room(x_.channels));
+      scratch.back()->bias = workspace_.Take(part_ * kLanes);
+    }
     std::atomic<int64_t> next{0};
-    rcnn::ParallelFor(workers, workers, [&](int64_t worker) {
-      for (int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) {
-        Scratch &s = *scratch[static_cast<size_t>(worker)];
-        const int64_t begin = task / kIn * part, end = std::min(outputs, begin + part);
-        switch (task % kIn) {
-          case 0: Sum<0>(s, begin, end); break;
-          case 1: Sum<1>(s, begin, end); break;
-          case 2: Sum<2>(s, begin, end); break;
-          case 3: Sum<3>(s, begin, end); break;
-          case 4: Sum<4>(s, begin, end); break;
-          default: Sum<5>(s, begin, end); break;
+    rcnn::ParallelFor(workers_, workers_, [&](int64_t worker) {
+      Scratch &s = *scratch[static_cast<size_t>(worker)];
+      for (int64_t task = next.fetch_add(1); task < tasks_; task = next.fetch_add(1)) {
+        const int64_t begin = task / 2 * part_;
+        const Range outputs = {begin, std::min(begin + part_, dy_.channels)};
+        if (task % 2 == 0) {
+          Sum<0>(s, outputs);
+        } else {
+          Sum<kSumRows>(s, outputs);
         }
       }
     });
-    rcnn::ParallelFor(outputs, threads, [&](int64_t o) { Finish(o); });
+    rcnn::ParallelFor(dy_.channels, threads_, [this](int64_t output) { Finish(output); });
   }
 
  private:
-  struct Scratch {
-    Scratch(int64_t outputs, int64_t padded)
-        : gradient(Allocate(kIn * outputs * kSumTiles)),
-          input(Allocate(kIn * (RoundUp(padded, kBlockColumns) * kSumTiles + kLine))),
-          bias(Allocate(outputs * kLanes)) {}
+  static_assert(2 * kSumRows == kIn, "a task has the transform's upper or lower rows");
 
-    Buffer gradient;  // [position of the row][output channel][tile]
-    Buffer input;     // [position of the row][block of input channels][tile][channel]
-    Buffer bias;      // [output channel][lane]
-    Columns<rcnn::GradientTransform> gradient_columns;
-    Columns<rcnn::InputTransform> input_columns;
+  struct Scratch {
+    float *gradient, *input;  // [position of the task's rows][channel][tile]
+    float *bias;              // [output channel][lane]
+    int64_t run_count;
     ::Run runs[kSumTiles];
+    Columns<rcnn::GradientTransform, kSumTiles> gradient_columns;
+    Columns<rcnn::InputTransform, kSumTiles> input_columns;
+    alignas(64) float turned[kSumTiles * kBlockColumns];
   };
 
-  template <int64_t kRow>
-  void Sum(Scratch &s, int64_t begin, int64_t end) const {
-    const int64_t tiles = x_.Tiles(), outputs = dy_.channels, plane = outputs * padded_;
-    const int64_t input_stride = RoundUp(padded_, kBlockColumns) * kSumTiles + kLine;
-    const int64_t gradient_stride = (end - begin) * kSumTiles;
-    float *sums = sums_.get() + kRow * kIn * plane;
-    if (tiles == 0) {
-      for (int64_t j = 0; j < kIn; ++j) std::fill_n(sums + j * plane + begin * padded_, (end - begin) * padded_, 0.0f);
+  static int64_t Room(int64_t channels) { return kSumRows * kIn * Stride(channels * kSumTiles); }
+
+  template <int64_t kFirst>
+  void Sum(Scratch &s, const Range &outputs) const {
+    std::fill_n(s.bias, outputs.Size() * kLanes, 0.0f);
+    for (int64_t tile = 0; tile < x_.Tiles(); tile += kSumTiles) {
+      const int64_t count = std::min(kSumTiles, x_.Tiles() - tile);
+      s.run_count = FindRuns(x_, {tile, tile + count}, s.runs);
+      TransformRows<kFirst>(s, s.gradient_columns, dy_, count, outputs, s.gradient);
+      TransformRows<kFirst>(s, s.input_columns, x_, count, {0, x_.channels}, s.input);
+      if (kFirst == 0) AddBias(s, outputs);
+      for (int64_t p = 0; p < kSumRows * kIn; ++p) MultiplyPosition<kFirst>(s, tile, count, outputs, p);
     }
-    std::fill_n(s.bias.get(), (end - begin) * kLanes, 0.0f);
-    for (int64_t tile = 0; tile < tiles; tile += kSumTiles) {
-      const int64_t count = std::min(kSumTiles, tiles - tile);
-      const int64_t run_count = FindRuns(x_, tile, tile + count, s.runs);
-      for (int64_t o = begin; o < end; ++o) {
-        s.gradient_columns.Read<kRow, kRow + 1>(dy_, s.runs, run_count, o, zeros_.data());
-        for (int64_t t = 0; t < count; t += kLanes) {
-          Floats in[kOut], out[kIn];
-          for (int64_t j = 0; j < kOut; ++j) in[j] = Load(s.gradient_columns.At(kRow, j) + t);
-          rcnn::GradientTransform::Apply(in, out);
-          float *to = s.gradient.get() + (o - begin) * kSumTiles + t;
-          for (int64_t j = 0; j < kIn; ++j) Store(to + j * gradient_stride, out[j]);
-          if (kRow == 1) {
-            // Position (1, 1) of the transform is the sum of the tile.
-            float *bias = s.bias.get() + (o - begin) * kLanes;
-            for (int64_t lane = 0; lane < std::min(kLanes, count - t); ++lane) bias[lane] += out[1][lane];
-          }
-        }
-      }
-      for (int64_t c = 0; c < padded_; c += kLanes) {
-        for (int64_t t = 0; t < count; t += kLanes) {
-        }
-        Floats turned[kSumTiles / kLanes][kIn][kLanes];
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-          if (c + lane < x_.channels) {
-            s.input_columns.Read<kRow, kRow + 1>(x_, s.runs, run_count, c + lane, zeros_.data());
-          }
-          for (int64_t t = 0; t < count; t += kLanes) {
-            Floats in[kIn], out[kIn];
-            for (int64_t j = 0; j < kIn; ++j) in[j] = Load(s.input_columns.At(kRow, j) + t);
-            rcnn::InputTransform::Apply(in, out);
-            for (int64_t j = 0; j < kIn; ++j) turned[t / kLanes][j][lane] = out[j];
-          }
-        }
-        for (int64_t t = 0; t < count; t += kLanes) {
-          for (int64_t j = 0; j < kIn; ++j) {
-            rcnn::Transpose(turned[t / kLanes][j]);
-            float *to = s.input.get() + j * input_stride + c / kBlockColumns * kBlockColumns * kSumTiles +
-                        t * kBlockColumns + c % kBlockColumns;
-            for (int64_t lane = 0; lane < kLanes; ++lane) Store(to + lane * kBlockColumns, turned[t / kLanes][j][lane]);
-          }
-        }
-      }
-      for (int64_t j = 0; j < kIn; ++j) {
-        for (int64_t c = 0; c < padded_; c += kBlockColumns) {
-          for (int64_t o = begin; o < end; o += kBlockRows) {
-            Multiply(std::min(kBlockRows, end - o), padded_ - c, count,
-                     s.gradient.get() + j * gradient_stride + (o - begin) * kSumTiles, kSumTiles, 1,
-                     s.input.get() + j * input_stride + c * kSumTiles, sums + j * plane + o * padded_ + c, padded_,
-                     tile > 0);
-          }
-        }
-      }
+    for (int64_t o = 0; kFirst == 0 && o < outputs.Size(); ++o) {
+      float sum = 0.0f;
+      for (int64_t lane = 0; lane < kLanes; ++lane) sum += s.bias[o * kLanes + lane];
+      db_[outputs.begin + o] = sum;
     }
-    if (kRow == 1) {
-      for (int64_t o = begin; o < end; ++o) {
-        float sum = 0.0f;
-        for (int64_t lane = 0; lane < kLanes; ++lane) sum += s.bias[static_cast<size_t>((o - begin) * kLanes + lane)];
-        db_[o] = sum;
+  }
+
+  // Rows [kFirst, kFirst + kSumRows) of the transform of a block of tiles.
+  template <int64_t kFirst, typename Transform>
+  void TransformRows(const Scratch &s, Columns<Transform, kSumTiles> &columns, const Maps &maps, int64_t tiles,
+                     const Range &channels, float *to) const {
+    const int64_t stride = Stride(channels.Size() * kSumTiles);
+    for (int64_t c = channels.begin; c < channels.end; ++c, to += kSumTiles) {
+      columns.template Read<kFirst, kFirst + kSumRows>(maps, s.runs, s.run_count, c, zeros_.data());
+      for (int64_t t = 0; t < tiles; t += kLanes) {
+        for (int64_t i = 0; i < kSumRows; ++i) {
+          Floats in[Transform::kFrom], out[kIn];
+          for (int64_t j = 0; j < Transform::kFrom; ++j) in[j] = Load(columns.At(kFirst + i, j) + t);
+          Transform::Apply(in, out);
+          for (int64_t j = 0; j < kIn; ++j) Store(to + (i * kIn + j) * stride + t, out[j]);
+        }
       }
     }
   }
 
-  void Finish(int64_t o) const {
+  template <int64_t kFirst>
+  void MultiplyPosition(Scratch &s, int64_t tile, int64_t tiles, const Range &outputs, int64_t p) const {
+    const float *gradient = s.gradient + p * Stride(outputs.Size() * kSumTiles);
+    const float *input = s.input + p * Stride(x_.channels * kSumTiles);
+    float *sums = sums_ + (kFirst * kIn + p) * dy_.channels * padded_ + outputs.begin * padded_;
+    for (int64_t c = 0; c < x_.channels; c += kBlockColumns) {
+      const int64_t columns = std::min(kBlockColumns, x_.channels - c);
+      Turn(input + c * kSumTiles, columns, tiles, s.turned);
+      for (int64_t o = 0; o < outputs.Size(); o += kBlockRows) {
+        Multiply(std::min(kBlockRows, outputs.Size() - o), columns, tiles, gradient + o * kSumTiles, kSumTiles, 1,
+                 s.turned, sums + o * padded_ + c, padded_, tile > 0);
+      }
+    }
+  }
+
+  // [channel][tile] -> [tile][channel].
+  static void Turn(const float *from, int64_t channels, int64_t tiles, float *to) {
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      for (int64_t t = 0; t < tiles; t += kLanes) {
+        Floats rows[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) {
+          rows[i] = c + i < channels ? Load(from + (c + i) * kSumTiles + t) : Floats{};
+        }
+        rcnn::Transpose(rows);
+        for (int64_t i = 0; i < kLanes; ++i) Store(to + (t + i) * kBlockColumns + c, rows[i]);
+      }
+    }
+  }
+
+  void AddBias(const Scratch &s, const Range &outputs) const {
+    for (int64_t o = outputs.begin; o < outputs.end; ++o) {
+      Floats sum = Load(s.bias + (o - outputs.begin) * kLanes);
+      for (int64_t i = 0; i < s.run_count; ++i) {
+        const ::Run &run = s.runs[i];
+        const int64_t right = std::min(run.x + run.count * kOut, dy_.width);
+        for (int64_t y = run.y; y < std::min(run.y + kOut, dy_.height); ++y) {
+          const int64_t row = ((run.image * dy_.channels + o) * dy_.height + y) * dy_.width;
+          for (int64_t x = run.x; x < right; x += kLanes) {
+            Floats v = LoadWithin(dy_.data + row, x, right);
+            if (dy_.gate != nullptr) v = LoadWithin(dy_.gate + row, x, right) > 0.0f ? v : Floats{};
+            sum += v;
+          }
+        }
+      }
+      Store(s.bias + (o - outputs.begin) * kLanes, sum);
+    }
+  }
+
+  void Finish(int64_t output) const {
     const int64_t plane = dy_.channels * padded_;
-    for (int64_t c = 0; c < padded_; c += kLanes) {
-      const float *from = sums_.get() + o * padded_ + c;
+    for (int64_t c = 0; c < x_.channels; c += kLanes) {
+      const float *from = sums_ + output * padded_ + c;
       Floats half[kIn][3];
       for (int64_t i = 0; i < kIn; ++i) {
         Floats line[kIn];
         for (int64_t j = 0; j < kIn; ++j) line[j] = Load(from + (i * kIn + j) * plane);
         rcnn::TransformWeightGradient(line, half[i]);
       }
-      for (int64_t b = 0; b < 3; ++b) {
-        const Floats in[kIn] = {half[0][b], half[1][b], half[2][b], half[3][b], half[4][b], half[5][b]};
+      for (int64_t x = 0; x < 3; ++x) {
+        const Floats in[kIn] = {half[0][x], half[1][x], half[2][x], half[3][x], half[4][x], half[5][x]};
         Floats column[3];
         rcnn::TransformWeightGradient(in, column);
-        for (int64_t a = 0; a < 3; ++a) {
+        for (int64_t y = 0; y < 3; ++y) {
           for (int64_t lane = 0; lane < std::min(kLanes, x_.channels - c); ++lane) {
-            dw_[((o * x_.channels + c + lane) * 3 + a) * 3 + b] = column[a][lane];
+            dw_[((output * x_.channels + c + lane) * 3 + y) * 3 + x] = column[y][lane];
           }
         }
       }
@@ -548,9 +577,14 @@ class WeightGradient {
 
   const Maps dy_, x_;
   float *dw_, *db_;
-  const int64_t padded_;  // input channels, to whole vectors
   const std::vector<float> zeros_;
-  Buffer sums_;  // [position][output channel][input channel]
+  const int threads_;
+  const int64_t padded_;  // input channels, to whole vectors
+  const int64_t part_;    // output channels of a task, at most
+  const int64_t tasks_;
+  const int workers_;
+  Workspace workspace_;
+  float *sums_;  // [position][output channel][input channel]
 };
 
 Maps MakeMaps(const void *data, const void *gate, const int64_t *shape) {
@@ -559,39 +593,35 @@ Maps MakeMaps(const void *data, const void *gate, const int64_t *shape) {
 }
 
 // x (N, C, H, W), weight (O, C, 3, 3), bias (O,) -> y (N, O, H, W)
-int RunForward(int nparam, void **params, int64_t **shapes, bool relu) try {
+int Forward(int nparam, void **params, int64_t **shapes, bool relu) try {
   if (nparam != 4) return 1;
-  const int threads = rcnn::NumThreads();
-  const Maps x = MakeMaps(params[0], nullptr, shapes[0]);
-  if (x.Tiles() == 0) return 0;
-  const Weights weights(static_cast<const float *>(params[1]), shapes[1][0], shapes[1][1], false, threads);
-  Forward(x, weights, static_cast<const float *>(params[2]), relu, static_cast<float *>(params[3])).Run(threads);
+  Convolution(MakeMaps(params[0], nullptr, shapes[0]), shapes[1], static_cast<const float *>(params[1]), false,
+              static_cast<const float *>(params[2]), relu, static_cast<float *>(params[3]))
+      .Run();
   return 0;
 } catch (const std::exception &error) {
   std::fprintf(stderr, "Conv3x3Forward: %s\n", error.what());
   return 1;
 }
 
-// dy and y (N, O, H, W), weight (O, C, 3, 3) -> dx (N, C, H, W). y is read only where `relu`.
-int RunInputGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
+// dy and y (N, O, H, W), weight (O, C, 3, 3) -> dx (N, C, H, W). y is read only for ReLU.
+int InputGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
   if (nparam != 4) return 1;
-  const int threads = rcnn::NumThreads();
-  const Maps dy = MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]);
-  if (dy.Tiles() == 0) return 0;
-  const Weights weights(static_cast<const float *>(params[2]), shapes[2][0], shapes[2][1], true, threads);
-  Forward(dy, weights, nullptr, false, static_cast<float *>(params[3])).Run(threads);
+  Convolution(MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), shapes[2],
+              static_cast<const float *>(params[2]), true, nullptr, false, static_cast<float *>(params[3]))
+      .Run();
   return 0;
 } catch (const std::exception &error) {
   std::fprintf(stderr, "Conv3x3InputGradient: %s\n", error.what());
   return 1;
 }
 
-// dy and y (N, O, H, W), x (N, C, H, W) -> dweight (O, C, 3, 3), dbias (O,). y is read only where `relu`.
-int RunWeightGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
+// dy and y (N, O, H, W), x (N, C, H, W) -> dweight (O, C, 3, 3), dbias (O,). y is read only for ReLU.
+int FilterGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
   if (nparam != 5) return 1;
-  const Maps dy = MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]);
-  const Maps x = MakeMaps(params[2], nullptr, shapes[2]);
-  WeightGradient(dy, x, static_cast<float *>(params[3]), static_cast<float *>(params[4])).Run(rcnn::NumThreads());
+  WeightGradient(MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), MakeMaps(params[2], nullptr, shapes[2]),
+                 static_cast<float *>(params[3]), static_cast<float *>(params[4]))
+      .Run();
   return 0;
 } catch (const std::exception &error) {
   std::fprintf(stderr, "Conv3x3WeightGradient: %s\n", error.what());
@@ -600,14 +630,14 @@ int RunWeightGradient(int nparam, void **params, int64_t **shapes, bool relu) tr
 
 }  // namespace
 
-#define RCNN_OPERATOR(name, run, relu)                                                                   \
+#define RCNN_OPERATOR(name, function, relu)                                                                \
   extern "C" int name(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) { \
-    return run(nparam, params, shapes, relu);                                                            \
+    return function(nparam, params, shapes, relu);                                                         \
   }
 
-RCNN_OPERATOR(Conv3x3Forward, RunForward, false)
-RCNN_OPERATOR(Conv3x3ForwardReLU, RunForward, true)
-RCNN_OPERATOR(Conv3x3InputGradient, RunInputGradient, false)
-RCNN_OPERATOR(Conv3x3InputGradientReLU, RunInputGradient, true)
-RCNN_OPERATOR(Conv3x3WeightGradient, RunWeightGradient, false)
-RCNN_OPERATOR(Conv3x3WeightGradientReLU, RunWeightGradient, true)
+RCNN_OPERATOR(Conv3x3Forward, Forward, false)
+RCNN_OPERATOR(Conv3x3ForwardReLU, Forward, true)
+RCNN_OPERATOR(Conv3x3InputGradient, InputGradient, false)
+RCNN_OPERATOR(Conv3x3InputGradientReLU, InputGradient, true)
+RCNN_OPERATOR(Conv3x3WeightGradient, FilterGradient, false)
+RCNN_OPERATOR(Conv3x3WeightGradientReLU, FilterGradient, true)
