@@ -22,8 +22,7 @@ class Conv2d(nn.Conv2d):
         relu: apply ReLU.  options: nn.Conv2d's further arguments (has_bias, group, weight_init, ...).
 
     Input (B, in_channels, H, W) float32 or float16; with `half` set, computes and returns float16 whatever it is given.
-    Output (B, out_channels, ceil(H / stride), ceil(W / stride)) for
-    an odd kernel.
+    Output (B, out_channels, ceil(H / stride), ceil(W / stride)) for an odd kernel.
     """
 
     def __init__(
@@ -43,12 +42,12 @@ class Conv2d(nn.Conv2d):
             self.conv2d = _ForwardGradient(in_channels, out_channels, kernel_size)
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.custom and not self.has_bias:
-            return self.convolve(x, self.weight, self.no_bias, self.rectified)
         if self.has_bias:
             return self.convolve(x, self.weight, self.bias, self.rectified)
         if self.half:
             y = self.conv2d(x.astype(ms.float16), self.weight.astype(ms.float16))
+        elif self.custom and x.dtype == ms.float32:
+            return self.convolve(x, self.weight, self.no_bias, self.rectified)
         else:
             y = self.conv2d(x, self.weight)
         return ops.relu(y) if self.rectified else y

@@ -34,7 +34,9 @@ using rcnn::LoadWithin;
 using rcnn::Store;
 using rcnn::Workspace;
 
-constexpr int64_t kTiles = 32;      // tiles of a block: its transform and products stay near the L2 cache
+// Tiles of a block: few, so that its transform and products stay near the L2 cache; more where the weights, which each
+// block reads anew, are the larger part.
+constexpr int64_t kTiles = 64, kFewTiles = 32, kManyChannels = 256;
 constexpr int64_t kDepth = 256;     // channels multiplied at a time: their part of a block stays in the L1 cache
 constexpr int64_t kSumTiles = 128;  // tiles of a block of the weight's gradient
 constexpr int64_t kSumRows = 3;     // rows of the transform that a task of the weight's gradient sums
@@ -276,7 +278,8 @@ class Convolution {
       : x_(x), bias_(bias), relu_(relu), y_(y), zeros_(static_cast<size_t>(x.width), 0.0f),
         threads_(rcnn::NumThreads()),
         // Smaller blocks where there are few tiles, and parts of the channels where there are fewer blocks than threads.
-        tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes, kTiles)),
+        tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes,
+                          x.channels > kManyChannels ? kTiles : kFewTiles)),
         blocks_(Ceil(x.Tiles(), tiles_)),
         workers_(static_cast<int>(std::min<int64_t>(threads_, blocks_ * Ceil(weight_shape[turned], kBlockRows)))),
         tile_stride_(RoundUp(tiles_, kBlockColumns)),
