@@ -169,7 +169,8 @@ class Trainer:
             self.group.check_same(self.step, "after the first step")
             self.checked_first = True
         losses = dict(zip(LOSS_NAMES, values.tolist(), strict=True))
-        rate = float(self.rates[(epoch - 1) * len(self.loader) + i - 1])
+        # the optimizer counts its own steps
+        rate = float(self.rates[(epoch - 1) * len(self.loader) + i - 1 - self.state.skipped])
         self.state.step = i
         self.state.skipped += int(skipped)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0

@@ -111,9 +111,9 @@ class TrainStep(nn.Cell):
         grads = self.reduced(self.grad(self.loss, self.weights)(*batch, self.sens * scale))
         finite = all_finite(grads)
         if finite:
-            done = self.update(self.map(ops.partial(_times, 1.0 / scale), grads))
+            done = ops.depend(finite, self.update(self.map(ops.partial(_times, 1.0 / scale), grads)))
         else:
-            done = False
+            done = finite
         new_scale = ops.depend(self.loss_scale(finite), done)
         return ops.stack((1.0 - finite.astype(ms.float32), new_scale))
 

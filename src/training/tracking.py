@@ -217,6 +217,12 @@ class MLflow(Tracker):
         import mlflow
 
         self.mlflow, self.steps, record = mlflow, steps_per_epoch, config.output_dir / "mlflow_run.txt"
+        if not config.mlflow_tracking_uri:
+            # MLflow refuses folders otherwise, for they see no further development
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        # a server that doesn't answer is told of in seconds, not in minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         uri = config.mlflow_tracking_uri or (Path(config.train_outputs) / "mlruns").absolute().as_uri()
         try:
             mlflow.set_tracking_uri(uri)
