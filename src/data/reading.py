@@ -1,0 +1,97 @@
+"""Images from files that may be anything: bounded in size, told by their content, decoded as data sets are."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from src.data.coco import DataError
+from src.data.transforms import decode_image
+
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "image_header", "is_image", "read_bytes", "read_image", "safe_decode"]
+
+MAX_PIXELS = 100_000_000  # decoded, that is 300 MB
+MAX_BYTES = 512 * 1024 * 1024
+KINDS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000")
+ORIENTATION = 0x0112  # EXIF tag
+
+# the limit is MAX_PIXELS, for which an error is raised below
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int, int]:
+    """(kind, height, width, EXIF orientation 1..8) of image bytes, from their header alone.
+
+    Raises DataError, one line that begins with `name`, for bytes that aren't an image of KINDS, or for one of more than
+    `max_pixels`: a few kilobytes can hold an image that fills the memory.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=KINDS) as image:
+            width, height = image.size
+            kind = image.format
+            orientation = image.getexif().get(ORIENTATION, 1) if kind in ("JPEG", "MPO", "PNG", "TIFF", "WEBP") else 1
+    except Image.DecompressionBombError:
+        raise DataError(f"{name}: more than {max_pixels:,} pixels; make it smaller") from None
+    except UnidentifiedImageError:
+        reason = "empty" if not data else "not an image (JPEG, PNG, BMP, TIFF, WebP, PPM, GIF)"
+        raise DataError(f"{name}: {reason}") from None
+    except Exception:  # a damaged header raises any of a dozen kinds
+        raise DataError(f"{name}: a damaged image; fetch it again") from None
+    if height * width > max_pixels:
+        raise DataError(f"{name}: {width} x {height}, more than {max_pixels:,} pixels; make it smaller")
+    return kind, height, width, orientation if orientation in range(1, 9) else 1
+
+
+def is_image(path: Path) -> bool:
+    """Whether the file begins as an image of KINDS; it may be damaged further on."""
+    try:
+        with Image.open(path, formats=KINDS):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # as above
+        return False
+
+
+def safe_decode(data: bytes, name: str, upright: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Image bytes as (H, W, 3) uint8 BGR, by the decoder of the data sets, after a look at their header.
+
+    upright: the picture is turned as its EXIF orientation says; else it stays as stored, as COCO's annotations have it.
+    Raises DataError, as image_header, and for bytes that don't decode.
+    """
+    *_, orientation = image_header(data, name, max_pixels)
+    image = decode_image(data, name)
+    return turn(image, orientation) if upright else image
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, 3) as EXIF's orientation 1..8 wants it shown."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a file of at most `max_bytes`. Raises DataError."""
+    path = Path(path)
+    try:
+        with path.open("rb") as f:
+            data = f.read(max_bytes + 1)
+    except OSError as e:
+        raise DataError(f"{path}: can't read: {e.strerror}") from None
+    except ValueError:
+        raise DataError(f"{path}: not a file name") from None
+    if len(data) > max_bytes:
+        raise DataError(f"{path}: larger than {max_bytes >> 20} MiB")
+    return data
+
+
+def read_image(path: str | Path, upright: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 BGR; see safe_decode. Raises DataError."""
+    return safe_decode(read_bytes(path), str(path), upright, max_pixels)
