@@ -41,7 +41,7 @@ def draw_detections(
     score_thr: float = 0.5,
     zoom: float = 1.0,
 ) -> np.ndarray:
-    """A copy of `image` (H, W, 3) uint8 BGR, enlarged `zoom` times, with its detections.
+    """A copy of `image` (H, W, 3) uint8 BGR, enlarged (or reduced) `zoom` times, with its detections.
 
     boxes (N, 4) x1 y1 x2 y2 in the image's pixels, finite, which may leave it; scores (N,), or None: no numbers,
     everything is drawn; labels (N,) int, named by class_names[label] where it has one; masks: N RLEs ({"size",
@@ -56,7 +56,9 @@ def draw_detections(
     # small ones over large ones
     order = sorted(order, key=lambda i: -np.prod(np.maximum(boxes[i, 2:] - boxes[i, :2], 0)))
     if zoom != 1:
-        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+        smooth = cv2.INTER_CUBIC if zoom > 1 else cv2.INTER_AREA
+        size = [max(1, round(v * zoom)) for v in image.shape[1::-1]]
+        image = cv2.resize(image, size, interpolation=smooth)
     canvas = np.ascontiguousarray(image).copy()
     line = max(1, round(max(canvas.shape[:2]) / 500))
     seen: dict[int, int] = {}
@@ -167,8 +169,8 @@ def draw_mask(canvas: np.ndarray, mask: dict | np.ndarray, shade: tuple[int, int
     bitmap = (bitmap > 0).astype(np.uint8)
     height, width = canvas.shape[:2]
     if bitmap.shape != (height, width):
-        smooth = cv2.resize(bitmap.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-        bitmap = (smooth > 0.5).astype(np.uint8)
+        smooth = cv2.INTER_AREA if bitmap.shape > (height, width) else cv2.INTER_LINEAR
+        bitmap = (cv2.resize(bitmap * np.uint8(255), (width, height), interpolation=smooth) > 127).astype(np.uint8)
     x, y, w, h = cv2.boundingRect(bitmap)
     if not w:
         return

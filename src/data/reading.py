@@ -14,11 +14,12 @@ __all__ = ["MAX_BYTES", "MAX_PIXELS", "image_header", "is_image", "read_bytes", 
 
 MAX_PIXELS = 100_000_000  # decoded, that is 300 MB
 MAX_BYTES = 512 * 1024 * 1024
-KINDS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000")
 ORIENTATION = 0x0112  # EXIF tag
 
 # the limit is MAX_PIXELS, for which an error is raised below
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+Image.init()
+KINDS = [k for k in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000") if k in Image.OPEN]
 
 
 def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int, int]:
@@ -31,7 +32,7 @@ def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[
         with Image.open(io.BytesIO(data), formats=KINDS) as image:
             width, height = image.size
             kind = image.format
-            orientation = image.getexif().get(ORIENTATION, 1) if kind in ("JPEG", "MPO", "PNG", "TIFF", "WEBP") else 1
+            orientation = image.getexif().get(ORIENTATION, 1)
     except Image.DecompressionBombError:
         raise DataError(f"{name}: more than {max_pixels:,} pixels; make it smaller") from None
     except UnidentifiedImageError:

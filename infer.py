@@ -1,0 +1,85 @@
+"""Predicts images and videos, or serves a page to try it.
+
+python infer.py --config_path CFG --ckpt_file CKPT --input FILE|FOLDER|GLOB|VIDEO --output DIR
+python infer.py --config_path CFG --ckpt_file CKPT --serve
+"""
+
+import argparse
+from pathlib import Path
+
+from src.config import Config, add_config_arguments, config_from_arguments
+from src.errors import UserError, run_command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Predict images and videos, or serve a page to try it.")
+    add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
+    parser.add_argument(
+        "--ckpt_file", "--checkpoint_path", required=True, help="checkpoint of the whole detector (.ckpt, .safetensors)"
+    )
+    parser.add_argument("--input", nargs="+", help="image, video, folder of images, or quoted glob; several of them")
+    parser.add_argument("--output", type=Path, help="folder to write, or a .json file: then no pictures")
+    parser.add_argument(
+        "--score_thr", type=float, help="least score (default: the config's in the JSON, 0.5 in pictures)"
+    )
+    parser.add_argument("--batch", type=int, help="images a step (default: test_batch_size)")
+    parser.add_argument("--pictures", help="folder of the pictures, or none (default: pictures/ in the output folder)")
+    parser.add_argument("--coco_results", type=Path, help="COCO results file to write too")
+    parser.add_argument("--annotations", help="COCO annotation file with the ids of images and categories")
+    parser.add_argument("--upright", action="store_true", help="turn images as their EXIF orientation says")
+    parser.add_argument("--serve", action="store_true", help="serve a page to try it instead")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default: %(default)s, this machine)")
+    parser.add_argument("--port", type=int, default=7860, help="port to serve at (default: %(default)s)")
+    config, arguments = config_from_arguments(parser)
+    if arguments.serve:
+        from src.serve import serve
+
+        serve(config, arguments.ckpt_file, arguments.host, arguments.port)
+    else:
+        predict(config, arguments)
+    return 0
+
+
+def predict(config: Config, a: argparse.Namespace) -> None:
+    """Predicts every input, tells what was left out, and raises UserError if anything was."""
+    if not a.input or not a.output:
+        raise UserError("--input and --output are needed (or --serve)")
+    # the inputs are looked at before the seconds that MindSpore takes to start
+    from src.predict_files import PICTURE_SCORE, Annotations, find_inputs, predict_images, predict_video
+    from src.predictor import Predictor
+
+    inputs = find_inputs(a.input)
+    to_file = a.output.suffix == ".json"
+    folder = a.output.parent if to_file else a.output
+    pictures = folder / "pictures" if a.pictures is None and not to_file else Path(a.pictures or "none")
+    annotations = Annotations.read(a.annotations) if a.annotations else None
+    categories = annotations.labels(config.coco_classes) if annotations else None
+    predictor = Predictor(config, a.ckpt_file, a.batch, a.score_thr, a.upright, categories)
+    picture_score = PICTURE_SCORE if a.score_thr is None else a.score_thr
+    faults = []
+    if inputs.images:
+        faults = predict_images(
+            predictor,
+            inputs,
+            a.output if to_file else folder / "predictions.json",
+            pictures if pictures.name != "none" else None,
+            a.coco_results,
+            annotations,
+            picture_score,
+        )
+    for video, target in inputs.video_targets(folder).items():
+        fault = predict_video(predictor, video, target, picture_score, pictures.name != "none")
+        faults += [fault] if fault else []
+    total = len(inputs.images) + len(inputs.videos)
+    print(f"{total - len(faults)} of {total} inputs predicted -> {a.output}")
+    if inputs.passed_over:
+        names = ", ".join(p.name for p in inputs.passed_over[:5])
+        print(f"{len(inputs.passed_over)} files passed over, neither image nor video: {names}")
+    for fault in faults:
+        print(f"left out: {fault}")
+    if faults:
+        raise UserError(f"{len(faults)} of {total} inputs couldn't be read: {faults[0]}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,311 @@
+"""Predictions of image files and videos: JSON, COCO results, pictures. Every input is accounted for."""
+
+import contextlib
+import glob
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from src.data.coco import read_json
+from src.data.reading import MAX_PIXELS, is_image
+from src.errors import UserError
+from src.predictor import Detections, Prediction, Predictor
+
+__all__ = ["Annotations", "Inputs", "PredictionError", "find_inputs", "predict_images", "predict_video"]
+
+LONG_SIDE = 480, 4096  # pictures with a longer side outside this are enlarged or reduced, so that text stays legible
+PICTURE_SCORE = 0.5
+VIDEO_KINDS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
+IMAGE_KINDS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2")
+FRAMES_AT_LEAST = 0.9  # of those that a video announces, often by its length and rate
+
+
+class PredictionError(UserError):
+    """Inputs that can't be read or outputs that can't be written; the message names the file and the remedy."""
+
+
+@dataclass
+class Inputs:
+    """Images and videos to predict, in order; `root`: the folder that pictures' names are relative to; `passed_over`:
+    files of folders that are neither."""
+
+    images: list[Path] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
+    passed_over: list[Path] = field(default_factory=list)
+    root: Path = Path()
+
+    def video_targets(self, folder: Path) -> dict[Path, Path]:
+        """Where each video's outputs go, without suffix; its whole name where two differ in nothing else."""
+        stems = [v.stem for v in self.videos]
+        return {v: folder / (v.stem if stems.count(v.stem) == 1 else v.name) for v in self.videos}
+
+
+@dataclass
+class Annotations:
+    """What a COCO annotation file says of ids: images' by file name, categories' by class name."""
+
+    path: Path
+    image_ids: dict[str, int]
+    category_ids: dict[str, int]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Annotations":
+        """Raises DataError for a file that isn't COCO's."""
+        path, data = Path(path), read_json(Path(path))
+        try:
+            images = {str(i["file_name"]): int(i["id"]) for i in data["images"]}
+            categories = {str(c["name"]): int(c["id"]) for c in data["categories"]}
+        except (KeyError, TypeError, ValueError):
+            raise PredictionError(f"{path}: an image lacks id or file_name, or a category id or name") from None
+        return cls(path, images, categories)
+
+    def labels(self, class_names: list[str]) -> dict[int, int]:
+        """The category id of each label. Raises PredictionError for a class that the file doesn't have."""
+        lacking = [n for n in class_names[1:] if n not in self.category_ids]
+        if lacking:
+            raise PredictionError(f"{self.path}: has no category {lacking[0]!r}, which the config's coco_classes names")
+        return {label: self.category_ids[name] for label, name in enumerate(class_names) if label}
+
+
+def find_inputs(patterns: Iterable[str]) -> Inputs:
+    """Files of each pattern: an image, a video, a folder (its images, not those of folders in it), or a glob.
+
+    What a file is, its content tells; only a file that isn't an image and is named as a video is one. A file named
+    outright is always kept, to be told of where it can't be read. Raises PredictionError where a pattern finds nothing.
+    """
+    found, seen = Inputs(), set()
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            files, outright = sorted(p for p in path.iterdir() if p.is_file()), False
+        elif path.exists():
+            files, outright = [path], True
+        else:
+            files = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
+            outright = True
+            if not files:
+                raise PredictionError(f"{pattern}: no such image, video or folder, and no file of that pattern")
+        for file in files:
+            if file.resolve() not in seen:
+                seen.add(file.resolve())
+                sort_file(found, file, outright)
+    if found.images:
+        found.root = Path(os.path.commonpath({os.path.dirname(os.path.abspath(p)) for p in found.images}))
+    elif not found.videos:
+        raise PredictionError(f"{' '.join(patterns)}: no image or video in there")
+    return found
+
+
+def sort_file(found: Inputs, file: Path, outright: bool) -> None:
+    """Adds a file where it belongs: in a folder, notes and the like are passed over, damaged images aren't."""
+    suffix = file.suffix.lower()
+    if is_image(file):
+        found.images.append(file)
+    elif suffix in VIDEO_KINDS:
+        found.videos.append(file)
+    elif outright or suffix in IMAGE_KINDS:
+        found.images.append(file)
+    else:
+        found.passed_over.append(file)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` for the block to write: renamed at its end, removed where it fails. Tells an OSError as
+    PredictionError."""
+    beside = path.with_name(f"{path.stem}.writing{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        if beside.exists():
+            os.replace(beside, path)
+    except OSError as e:
+        raise PredictionError(f"{path}: can't write: {e.strerror or e}; free space or name another output") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def json_entries(path: Path, brackets: str) -> Iterator[Callable[[str], None]]:
+    """A function that adds an entry to the JSON list or object at `path`, so that none of it is held in memory."""
+    with whole(path) as beside, beside.open("w") as f:
+        f.write(brackets[0])
+        separator = "\n"
+
+        def add(text: str) -> None:
+            nonlocal separator
+            f.write(separator + text)
+            separator = ",\n"
+
+        yield add
+        f.write(f"\n{brackets[1]}\n")
+
+
+def predict_images(
+    predictor: Predictor,
+    inputs: Inputs,
+    json_path: Path,
+    pictures: Path | None = None,
+    coco_path: Path | None = None,
+    annotations: Annotations | None = None,
+    picture_score: float = PICTURE_SCORE,
+) -> list[str]:
+    """Predicts inputs.images and writes `json_path`, {path: Detections.to_dict()} in the order of the inputs.
+
+    pictures: folder of drawn pictures, with detections of at least picture_score; coco_path: COCO results of all
+    images, with the image ids of `annotations`, else of file names that are numbers, else numbered from 1; each entry
+    of the JSON then says its image_id. Returns what couldn't be read, a line each. Raises UserError.
+    """
+    ids = image_ids(inputs, annotations) if coco_path else {}
+    names = picture_names(inputs, pictures) if pictures else {}
+    faults = []
+    with contextlib.ExitStack() as files:
+        add = files.enter_context(json_entries(json_path, "{}"))
+        add_result = files.enter_context(json_entries(coco_path, "[]")) if coco_path else None
+        stream = predictor.stream(inputs.images, keep_images=pictures is not None)
+        for p in tqdm(stream, total=len(inputs.images), unit="image", desc="predicting"):
+            if p.fault:
+                faults.append(p.fault)
+                continue
+            entry = p.detections.to_dict()
+            if add_result:
+                entry = {"image_id": ids[p.source]} | entry
+                for row in p.detections.to_coco(ids[p.source]):
+                    add_result(json.dumps(row, separators=(",", ":")))
+            add(f"{json.dumps(os.fspath(p.source))}: {json.dumps(entry)}")
+            if pictures:
+                write_picture(names[p.source], p, picture_score)
+    return faults
+
+
+def image_ids(inputs: Inputs, annotations: Annotations | None) -> dict[Path, int]:
+    """COCO's image id of each input."""
+    if annotations:
+        known = annotations.image_ids
+        lacking = [p for p in inputs.images if p.name not in known]
+        if lacking:
+            raise PredictionError(f"{annotations.path}: has no image {lacking[0].name}; predict its images alone")
+        return {p: known[p.name] for p in inputs.images}
+    stems = [p.stem for p in inputs.images]
+    if all(s.isascii() and s.isdigit() for s in stems) and len({int(s) for s in stems}) == len(stems):
+        return {p: int(p.stem) for p in inputs.images}
+    return {p: i for i, p in enumerate(inputs.images, 1)}
+
+
+def picture_names(inputs: Inputs, folder: Path) -> dict[Path, Path]:
+    """Where each image's picture goes: below `folder` as the image lies below the inputs' root."""
+    out: dict[Path, Path] = {}
+    taken = {p.resolve() for p in inputs.images}
+    for image in inputs.images:
+        relative = Path(os.path.abspath(image)).relative_to(inputs.root)
+        target = folder / relative
+        if relative.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+            target = target.with_name(target.name + ".png")
+        if target.resolve() in taken:
+            raise PredictionError(f"{target}: the picture would replace an input, or another; name another --output")
+        taken.add(target.resolve())
+        out[image] = target
+    return out
+
+
+def write_picture(path: Path, prediction: Prediction, score: float) -> None:
+    """Draws a prediction whose image was kept."""
+    d, image = prediction.detections, prediction.image
+    long = max(image.shape[:2])
+    zoom = min(max(1.0, math.ceil(LONG_SIDE[0] / long)), 16.0) if long < LONG_SIDE[1] else LONG_SIDE[1] / long
+    write_image(path, draw(d, image, score, zoom))
+
+
+def draw(detections: Detections, bgr: np.ndarray, score: float, zoom: float = 1.0) -> np.ndarray:
+    """Detections.draw, of BGR."""
+    return detections.draw(bgr[:, :, ::-1], score, zoom)[:, :, ::-1]
+
+
+def write_image(path: Path, bgr: np.ndarray) -> None:
+    """Encodes by the suffix, writes beside, renames. Raises PredictionError."""
+    _, data = cv2.imencode(path.suffix.lower(), bgr)
+    with whole(path) as beside:
+        beside.write_bytes(data.tobytes())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# video
+
+
+def predict_video(
+    predictor: Predictor, video: Path, target: Path, score: float = PICTURE_SCORE, with_picture: bool = True
+) -> str:
+    """Writes {target}.jsonl, a line a frame ({"frame", "seconds", "height", "width", "predictions"}), and {target}.mp4
+    with the detections of at least `score` drawn.
+
+    Returns what is wrong with the video, "" for nothing: one that doesn't open, or ends early. Raises PredictionError
+    for outputs that can't be written.
+    """
+    capture = cv2.VideoCapture(os.fspath(video), cv2.CAP_FFMPEG)
+    height, width = (int(capture.get(k)) for k in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+    if not capture.isOpened() or height < 1 or width < 1:
+        return f"{video}: not a video that can be read, or damaged"
+    if height * width > MAX_PIXELS:
+        return f"{video}: frames of {width} x {height}, more than {MAX_PIXELS:,} pixels"
+    lines, film = (target.with_name(target.name + suffix) for suffix in (".jsonl", ".mp4"))
+    if with_picture and film.resolve() == video.resolve():
+        raise PredictionError(f"{film}: the annotated video would replace its input; name another --output")
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    rate = rate if 0 < rate <= 1000 else 25.0
+    announced, count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))), 0
+    with contextlib.ExitStack() as files:
+        out = files.enter_context(files.enter_context(whole(lines)).open("w"))
+        add = files.enter_context(film_frames(film, rate)) if with_picture else None
+        stream = predictor.stream(frames(capture), keep_images=with_picture)
+        for p in tqdm(stream, total=announced or None, unit="frame", desc=video.name):
+            entry = {"frame": count, "seconds": round(count / rate, 4)} | p.detections.to_dict()
+            out.write(json.dumps(entry) + "\n")
+            if add:
+                add(draw(p.detections, p.image, score))
+            count += 1
+    capture.release()
+    if not count:
+        lines.unlink()
+        return f"{video}: no frame that can be read"
+    if count < FRAMES_AT_LEAST * announced:
+        return f"{video}: ends after {count} of {announced} frames; cut short or damaged"
+    return ""
+
+
+def frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 RGB."""
+    while True:
+        good, frame = capture.read()
+        if not good:
+            return
+        yield np.ascontiguousarray(frame[:, :, ::-1])
+
+
+@contextlib.contextmanager
+def film_frames(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that adds a frame (H, W, 3) uint8 BGR to the MP4 at `path`; all of one size, the first one's."""
+    writer = None
+
+    def add(frame: np.ndarray) -> None:
+        nonlocal writer
+        size = frame.shape[1], frame.shape[0]
+        if writer is None:
+            writer = cv2.VideoWriter(os.fspath(beside), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+            if not writer.isOpened():
+                raise PredictionError(f"{path}: can't write a video of {size[0]} x {size[1]} there")
+        writer.write(np.ascontiguousarray(frame))
+
+    with whole(path) as beside:
+        try:
+            yield add
+        finally:
+            if writer is not None:
+                writer.release()
