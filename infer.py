@@ -73,8 +73,8 @@ def predict(config: Config, a: argparse.Namespace) -> None:
     total = len(inputs.images) + len(inputs.videos)
     print(f"{total - len(faults)} of {total} inputs predicted -> {a.output}")
     if inputs.passed_over:
-        names = ", ".join(p.name for p in inputs.passed_over[:5])
-        print(f"{len(inputs.passed_over)} files passed over, neither image nor video: {names}")
+        names = ", ".join(p.name for p in inputs.passed_over)
+        print(f"passed over, neither image nor video: {len(inputs.passed_over)} ({names})")
     for fault in faults:
         print(f"left out: {fault}")
     if faults:

@@ -23,7 +23,22 @@ __all__ = ["Annotations", "Inputs", "PredictionError", "find_inputs", "predict_i
 LONG_SIDE = 480, 4096  # pictures with a longer side outside this are enlarged or reduced, so that text stays legible
 PICTURE_SCORE = 0.5
 VIDEO_KINDS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
-IMAGE_KINDS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2")
+IMAGE_KINDS = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".png",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".gif",
+    ".avif",
+    ".heic",
+    ".jp2",
+)
 FRAMES_AT_LEAST = 0.9  # of those that a video announces, often by its length and rate
 
 
@@ -226,7 +241,7 @@ def write_picture(path: Path, prediction: Prediction, score: float) -> None:
 
 def draw(detections: Detections, bgr: np.ndarray, score: float, zoom: float = 1.0) -> np.ndarray:
     """Detections.draw, of BGR."""
-    return detections.draw(bgr[:, :, ::-1], score, zoom)[:, :, ::-1]
+    return np.ascontiguousarray(detections.draw(bgr[:, :, ::-1], score, zoom)[:, :, ::-1])
 
 
 def write_image(path: Path, bgr: np.ndarray) -> None:
@@ -291,17 +306,22 @@ def frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def film_frames(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that adds a frame (H, W, 3) uint8 BGR to the MP4 at `path`; all of one size, the first one's."""
+    """A function that adds a frame (H, W, 3) uint8 BGR to the MP4 at `path`; all of one size, the first one's.
+
+    A last row or column is repeated where a side is odd, which the codec would cut.
+    """
     writer = None
 
     def add(frame: np.ndarray) -> None:
         nonlocal writer
+        height, width = frame.shape[:2]
+        frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         size = frame.shape[1], frame.shape[0]
         if writer is None:
             writer = cv2.VideoWriter(os.fspath(beside), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
             if not writer.isOpened():
                 raise PredictionError(f"{path}: can't write a video of {size[0]} x {size[1]} there")
-        writer.write(np.ascontiguousarray(frame))
+        writer.write(frame)
 
     with whole(path) as beside:
         try:

@@ -19,7 +19,7 @@ ORIENTATION = 0x0112  # EXIF tag
 # the limit is MAX_PIXELS, for which an error is raised below
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 Image.init()
-KINDS = [k for k in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000") if k in Image.OPEN]
+KINDS = [k for k in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000") if k in Image.OPEN]
 
 
 def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int, int]:
@@ -36,7 +36,7 @@ def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[
     except Image.DecompressionBombError:
         raise DataError(f"{name}: more than {max_pixels:,} pixels; make it smaller") from None
     except UnidentifiedImageError:
-        reason = "empty" if not data else "not an image (JPEG, PNG, BMP, TIFF, WebP, PPM, GIF)"
+        reason = "empty" if not data else "not an image (JPEG, PNG, BMP, TIFF, WebP, PPM, JPEG 2000)"
         raise DataError(f"{name}: {reason}") from None
     except Exception:  # a damaged header raises any of a dozen kinds
         raise DataError(f"{name}: a damaged image; fetch it again") from None
