@@ -5,9 +5,10 @@ from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.coco import resolve_split
+from src.data.mindrecord import ensure_mindrecord
 from src.device import set_device
 from src.errors import run_command
-from src.evaluation.coco import evaluate, saved_results
+from src.evaluation.coco import evaluate, load_results, saved_results
 from src.evaluation.inference import Evaluator
 from src.modelarts import local_checkpoint, on_modelarts
 from src.models.build import build_detector
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument(
         "--predictions", type=Path, help="as --results; if it is there and whole, it is evaluated without the network"
     )
+    parser.add_argument("--report", type=Path, help="folder to write report.html to: tables, curves, pictures, speed")
     config, arguments = config_from_arguments(parser)
     with on_modelarts(config) as config:
         evaluate_checkpoint(config, arguments)
@@ -37,15 +39,30 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
         print(f"{arguments.predictions}: {len(results)} saved detections; the network isn't run")
         kinds = ("bbox", "segm") if "mask" in config.detector else ("bbox",)
         split = resolve_split(config.val_dataset, "val", config.val_annotations)
-        print(evaluate(split.annotations, results, kinds).text)
+        summary = evaluate(split.annotations, results, kinds)
+        print(summary.text)
+        if arguments.report:
+            save_report(config, arguments, ensure_mindrecord(config, "val", training=False), results, summary)
         return
     config = use_local_device(config)
     set_device(config)
     group = join_group(config)
     detector = build_detector(config)
     load_detector(detector, local_checkpoint(config, arguments.checkpoint_path))
-    results = arguments.predictions or arguments.results or config.output_dir / "results.json"
-    Evaluator(config, detector, group).run(results)
+    evaluator = Evaluator(config, detector, group)
+    path = arguments.predictions or arguments.results or config.output_dir / "results.json"
+    summary = evaluator.run(path)
+    if arguments.report and group.is_first:
+        save_report(config, arguments, evaluator.loader.folder, load_results(path), summary, evaluator.timing)
+
+
+def save_report(config: Config, arguments: argparse.Namespace, records: Path, *measured: object) -> None:
+    """Writes arguments.report; `measured`: results, summary and timing, as write_report takes them."""
+    # matplotlib is loaded only where it draws
+    from src.evaluation.report import write_report
+
+    results, summary, *timing = measured
+    print(write_report(arguments.report, config, records, results, summary, arguments.checkpoint_path, *timing))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python infer.py --config_path CFG --ckpt_file CKPT --serve
 """
 
 import argparse
+import signal
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
@@ -31,6 +32,8 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=7860, help="port to serve at (default: %(default)s)")
     config, arguments = config_from_arguments(parser)
+    # once a network has run, MindSpore answers Ctrl-C by a SIGTERM to itself, which would leave half-written files
+    signal.signal(signal.SIGTERM, interrupt)
     if arguments.serve:
         from src.serve import serve
 
@@ -38,6 +41,10 @@ def main() -> int:
     else:
         predict(config, arguments)
     return 0
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def predict(config: Config, a: argparse.Namespace) -> None:

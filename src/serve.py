@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 
 from src.config import Config
-from src.data.coco import DataError
 from src.data.reading import safe_decode
 from src.errors import UserError
 
@@ -30,7 +29,9 @@ WAITING = 8  # uploads at work or in line; more are asked to come again
 SIDES = 640, 1600  # pictures with a longer side outside this are enlarged or reduced
 LOCAL = ("127.0.0.1", "localhost", "::1")
 PAGE = Path(__file__).with_name("serve.html")
-POLICY = "default-src 'none'; img-src 'self' blob:; connect-src 'self'; script-src 'nonce-{0}'; style-src 'nonce-{0}'"
+POLICY = (
+    "default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; script-src 'nonce-{0}'; style-src 'nonce-{0}'"
+)
 
 
 @dataclass
@@ -117,9 +118,9 @@ def create_app(predictor, hosts: tuple[str, ...] | None = LOCAL):
             try:
                 # a browser shows photographs turned as their EXIF orientation says
                 image = safe_decode(file.read(), name, upright=True, max_pixels=MAX_PIXELS)
-            except DataError as e:
+                found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
+            except UserError as e:
                 return refuse(str(e), 400)
-            found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
             token = shelf.put(Kept(name, shown(image), found))
         finally:
             places.release()

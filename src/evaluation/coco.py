@@ -30,10 +30,14 @@ class DamagedResultsError(EvaluationError):
 
 @dataclass
 class Summary:
-    """COCO's twelve numbers of each IoU type ("bbox", "segm"), the AP of each class, and the printed tables."""
+    """COCO's twelve numbers of each IoU type ("bbox", "segm"), the AP of each class, and the printed tables.
+
+    precision: (IoU thresholds, recalls, classes) of objects of all sizes; -1 for a class without objects.
+    """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    precision: dict[str, np.ndarray] = field(default_factory=dict)
     text: str = ""
 
 
@@ -208,6 +212,7 @@ def evaluate(
             run.summarize()
         summary.metrics[kind] = dict(zip(METRICS, (float(v) for v in run.stats), strict=True))
         summary.per_class[kind] = class_ap(run, truth)
+        summary.precision[kind] = run.eval["precision"][:, :, :, 0, -1]
         summary.text += f"{kind}:\n{table.getvalue()}"
     summary.text += class_table(summary.per_class)
     return summary

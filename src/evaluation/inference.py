@@ -1,7 +1,9 @@
 """A detector over a split: detections of every image, and their AP."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +17,37 @@ from src.evaluation.coco import Summary, coco_results, evaluate, save_results
 from src.models.two_stage import TwoStageDetector
 from src.training.distributed import Group
 
-__all__ = ["Evaluator", "collect_results", "detect_split", "report"]
+__all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "report"]
 
 
-def detect_split(config: Config, detector: TwoStageDetector, loader: EvalLoader, quiet: bool = False) -> list[dict]:
-    """COCO results of every image of `loader`; `quiet`: without a progress bar."""
+@dataclass
+class Timing:
+    """Seconds that a split took.
+
+    network: of each batch, padded to batch_size images, the first one's with compiling; pasting: of each image's masks
+    and results, by threads beside the network; total: of everything, the reading of images included.
+    """
+
+    batch_size: int = 1
+    network: list[float] = field(default_factory=list)
+    pasting: list[float] = field(default_factory=list)
+    total: float = 0.0
+
+
+def detect_split(
+    config: Config,
+    detector: TwoStageDetector,
+    loader: EvalLoader,
+    timing: Timing | None = None,
+    quiet: bool = False,
+) -> list[dict]:
+    """COCO results of every image of `loader`; fills `timing`; `quiet`: without a progress bar."""
     detector.set_train(False)
 
     def run(batch: dict) -> list[np.ndarray]:
         return [x.asnumpy() for x in detector(Tensor(batch["image"]), Tensor(batch["image_size"]))]
 
-    return collect_results(config, run, loader, quiet=quiet)
+    return collect_results(config, run, loader, timing=timing, quiet=quiet)
 
 
 def collect_results(
@@ -33,25 +55,39 @@ def collect_results(
     run: Callable[[dict], list[np.ndarray]],
     loader: EvalLoader,
     original: bool = False,
+    timing: Timing | None = None,
     quiet: bool = False,
 ) -> list[dict]:
     """COCO results of every image of `loader`, from what `run` detects in a batch: boxes, scores, labels, valid, and
     masks if there are any. Boxes are in canvas pixels, or `original`: in the image file's.
 
-    Masks are pasted by threads while the network goes on.
+    Masks are pasted by threads while the network goes on. Fills `timing`.
     """
+    timing = timing or Timing()
+    timing.batch_size = config.test_batch_size
     categories = {int(k): v for k, v in loader.index["category_ids"].items()}
     pending: list[Future] = []
     results: list[dict] = []
+
+    def paste(*job: object) -> list[dict]:
+        start = time.perf_counter()
+        found = image_results(*job)
+        timing.pasting.append(time.perf_counter() - start)
+        return found
+
+    begin = time.perf_counter()
     with ThreadPoolExecutor(max(1, config.num_parallel_workers)) as pool:
         for batch in tqdm(loader, total=len(loader), unit="batch", desc="detecting", disable=quiet):
+            start = time.perf_counter()
             out = run(batch)
+            timing.network.append(time.perf_counter() - start)
             if original:
                 batch["scale"] = np.ones_like(batch["scale"])
             for i in np.flatnonzero(batch["valid"]):
-                pending.append(pool.submit(image_results, config, out, int(i), batch, categories))
+                pending.append(pool.submit(paste, config, out, int(i), batch, categories))
         for future in pending:
             results += future.result()
+    timing.total = time.perf_counter() - begin
     return results
 
 
@@ -92,13 +128,15 @@ class Evaluator:
         self.config, self.detector, self.group = config, detector, group or Group()
         folder = ensure_mindrecord(config, "val", training=False)
         self.loader = EvalLoader(config, folder, self.group.rank, self.group.size)
+        self.timing = Timing()
 
     def run(self, results_path: Path) -> Summary | None:
         """Detects, saves the results, prints both tables and the classes', and returns the numbers.
 
         On rank 0; the others, which do their share of detecting, return None.
         """
-        mine = detect_split(self.config, self.detector, self.loader, quiet=not self.group.is_first)
+        self.timing = Timing()
+        mine = detect_split(self.config, self.detector, self.loader, self.timing, quiet=not self.group.is_first)
         shares = self.group.gather(mine)
         if not self.group.is_first:
             return None

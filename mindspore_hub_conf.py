@@ -1,0 +1,38 @@
+"""MindSpore Hub's entry: create_network(name, ...) makes a detector of this repository."""
+
+from pathlib import Path
+
+from mindspore import nn
+
+from src.config import load_config
+from src.errors import UserError
+from src.models.build import build_detector
+from src.training.checkpoints import load_detector
+
+__all__ = ["create_network"]
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+def create_network(name: str, *args: object, **kwargs: object) -> nn.Cell:
+    """The detector of configs/{name}.yaml, for inference, with random weights unless a checkpoint is given.
+
+    name: a config's name ("mask_rcnn_r50_fpn"; `maskrcnn` and `fasterrcnn` alone mean ResNet-50 with FPN), dashes for
+    underscores allowed. kwargs: `checkpoint`, a .ckpt or .safetensors of the whole detector; `builtin_ops`, True for
+    MindSpore's own operators alone, as export needs; any other is a key of the config (num_classes=..., nested ones by
+    **{"test_cfg.rcnn.score_thr": 0.3}). Inputs and outputs of the Cell: see src.models.two_stage.TwoStageDetector.
+
+    Raises UserError for another name, which lists those there are, for a positional argument, and for an unknown key.
+    """
+    if args:
+        raise UserError(f"create_network({name!r}): options go by name (checkpoint=..., num_classes=...)")
+    short = {"maskrcnn": "mask_rcnn_r50_fpn", "fasterrcnn": "faster_rcnn_r50_fpn"}
+    file = short.get(name, str(name).replace("-", "_")) + ".yaml"
+    known = sorted(p.name for p in CONFIGS.glob("*.yaml"))
+    if file not in known:
+        raise UserError(f"{name!r} isn't a network of this repository; there are {', '.join(k[:-5] for k in known)}")
+    checkpoint, builtin_ops = kwargs.pop("checkpoint", None), bool(kwargs.pop("builtin_ops", False))
+    detector = build_detector(load_config(CONFIGS / file, kwargs), builtin_ops)
+    if checkpoint is not None:
+        load_detector(detector, checkpoint)
+    return detector.set_train(False)

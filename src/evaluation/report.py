@@ -1,0 +1,382 @@
+"""An evaluation as one HTML file that needs nothing else: tables, curves, confusion, pictures, speed, losses."""
+
+import base64
+import html
+import io
+import os
+import string
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import matplotlib
+import mindspore.dataset as ds
+import numpy as np
+from matplotlib.figure import Figure
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from src.config import Config
+from src.data.mindrecord import read_index, record_files
+from src.data.transforms import decode_image
+from src.errors import UserError
+from src.evaluation.coco import EvaluationError, Summary, read_annotations
+from src.evaluation.inference import Timing
+from src.visualize import draw_records, plot_loss_curve, side_by_side
+
+__all__ = ["Matches", "match_image", "write_report"]
+
+TEMPLATE = Path(__file__).with_name("report.html")
+SCORE, IOU = 0.5, 0.5  # of detections that are counted and drawn; of a match
+SHOWN = 4  # best and worst images, each
+PICTURE_SIDE = 420, 720  # longer sides that pictures are enlarged or reduced to
+MOST_CLASSES = 40  # in the confusion matrix; the commonest
+TITLES = {"bbox": "boxes", "segm": "masks"}
+MEANING = {
+    "AP": "AP, mean over IoU 0.50 to 0.95",
+    "AP50": "AP at IoU 0.50",
+    "AP75": "AP at IoU 0.75",
+    "APs": "AP of small objects (area below 32²)",
+    "APm": "AP of medium objects (32² to 96²)",
+    "APl": "AP of large objects (above 96²)",
+    "AR1": "recall with 1 detection an image",
+    "AR10": "recall with 10 detections an image",
+    "AR100": "recall with 100 detections an image",
+    "ARs": "recall of small objects",
+    "ARm": "recall of medium objects",
+    "ARl": "recall of large objects",
+}
+
+
+@dataclass
+class Matches:
+    """One image's objects and detections, matched: pairs of (object's category, detection's), None on a side without
+    a partner, and the IoU of each pair (0 without a partner)."""
+
+    pairs: list[tuple[int | None, int | None]]
+    ious: list[float]
+
+    @property
+    def quality(self) -> float | None:
+        """Panoptic quality (arXiv:1801.00868) on boxes: the IoUs of matches in the right class, over matches plus
+        half the false and missed ones. None where there is nothing to find and nothing found."""
+        right = [iou for (a, b), iou in zip(self.pairs, self.ious, strict=True) if a == b]
+        # a match in the wrong class is a missed object and a false detection
+        wrong = sum((a is not None) + (b is not None) for a, b in self.pairs if a != b)
+        return sum(right) / (len(right) + wrong / 2) if self.pairs else None
+
+
+def match_image(annotations: Sequence[dict], results: Sequence[dict], score: float = SCORE) -> Matches:
+    """Matches results of at least `score` with annotations of any class, where their boxes' IoU is at least IOU.
+
+    Greedily by IoU, pairs of the same class first among equals. An unmatched detection that lies half in a crowd region
+    isn't counted.
+    """
+    objects = [a for a in annotations if not a.get("iscrowd")]
+    crowds = [a["bbox"] for a in annotations if a.get("iscrowd")]
+    found = [r for r in results if r["score"] >= score]
+    pairs, ious, used_a, used_r = [], [], set(), set()
+    if objects and found:
+        boxes = [np.array([x["bbox"] for x in rows], np.float64) for rows in (found, objects)]
+        iou = rle.iou(*boxes, np.zeros(len(objects), np.uint8))
+        same = np.array([[r["category_id"] == a["category_id"] for a in objects] for r in found])
+        rows, columns = np.nonzero(iou >= IOU)
+        order = np.lexsort((~same[rows, columns], -np.round(iou[rows, columns], 3)))
+        for i in order:
+            r, a = int(rows[i]), int(columns[i])
+            if r not in used_r and a not in used_a:
+                used_r.add(r)
+                used_a.add(a)
+                pairs.append((objects[a]["category_id"], found[r]["category_id"]))
+                ious.append(float(iou[r, a]))
+    for a in set(range(len(objects))) - used_a:
+        pairs.append((objects[a]["category_id"], None))
+    for r in set(range(len(found))) - used_r:
+        boxes = [np.array(b, np.float64) for b in ([found[r]["bbox"]], crowds)]
+        if crowds and rle.iou(*boxes, np.ones(len(crowds), np.uint8)).max() >= 0.5:
+            continue
+        pairs.append((None, found[r]["category_id"]))
+    return Matches(pairs, ious + [0.0] * (len(pairs) - len(ious)))
+
+
+def write_report(
+    folder: str | Path,
+    config: Config,
+    records: Path,
+    results: list[dict],
+    summary: Summary,
+    checkpoint: str = "",
+    timing: Timing | None = None,
+) -> Path:
+    """Writes report.html into `folder`, beside and then renamed, and returns its path.
+
+    records: the split's MindRecord folder, of which the images are drawn; results: COCO results of the split, which
+    `summary` measures; timing: what the run took, None if it wasn't run. The losses are those of config.output_dir's
+    loss_0.log. Raises UserError.
+    """
+    index = read_index(records)
+    truth = read_annotations(index["annotations"], "segm" in summary.metrics)
+    matches = match_all(truth, results, index["image_ids"])
+    parts = {
+        "title": html.escape(f"{config.brief}: evaluation"),
+        "facts": facts(config, index, truth, results, checkpoint),
+        "metrics": metrics_table(summary),
+        "sizes": picture(size_chart(summary), "AP by the size of objects"),
+        "curves": "".join(
+            picture(curve_chart(summary.precision[k], TITLES[k]), f"precision over recall, {TITLES[k]}")
+            for k in summary.precision
+        ),
+        "classes": class_table(summary),
+        "confusion": confusion(matches, truth),
+        "images": best_and_worst(matches, truth, results, records, index),
+        "speed": speed(timing),
+        "losses": losses(config),
+        "score": str(SCORE),
+        "iou": str(IOU),
+    }
+    path = Path(folder) / "report.html"
+    beside = path.with_name("report.writing.html")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(string.Template(TEMPLATE.read_text()).substitute(parts))
+        os.replace(beside, path)
+    except OSError as e:
+        raise EvaluationError(f"{path}: can't write the report: {e.strerror}; name another folder") from None
+    return path
+
+
+def match_all(truth: COCO, results: list[dict], image_ids: list[int]) -> dict[int, Matches]:
+    """Matches of each image."""
+    found: dict[int, list[dict]] = {i: [] for i in image_ids}
+    for r in results:
+        found.setdefault(r["image_id"], []).append(r)
+    return {i: match_image(truth.imgToAnns[i], found[i]) for i in image_ids}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# tables and texts
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """An HTML table; cells that aren't text are numbers, to three digits, and none where not measurable."""
+    out = ["<table><thead><tr>", *(f"<th>{html.escape(h)}</th>" for h in head), "</tr></thead><tbody>"]
+    for row in rows:
+        out.append("<tr>")
+        for cell in row:
+            if isinstance(cell, str):
+                out.append(f"<td>{html.escape(cell)}</td>")
+            elif isinstance(cell, int):
+                out.append(f'<td class="n">{cell:,}</td>')
+            else:
+                out.append(f'<td class="n">{"–" if not cell >= 0 else f"{cell:.3f}"}</td>')
+        out.append("</tr>")
+    return "".join([*out, "</tbody></table>"])
+
+
+def facts(config: Config, index: dict, truth: COCO, results: list[dict], checkpoint: str) -> str:
+    rows = [
+        ["detector", f"{config.detector}, {config.img_width} x {config.img_height} pixels"],
+        ["checkpoint", Path(checkpoint).name or "–"],
+        ["annotations", Path(index["annotations"]).name],
+        ["images", len(index["image_ids"])],
+        ["images left out, counted as missed", len(index["skipped"])],
+        ["objects", sum(not a["iscrowd"] for a in truth.dataset["annotations"])],
+        ["detections", len(results)],
+    ]
+    return table(["", ""], rows)
+
+
+def metrics_table(summary: Summary) -> str:
+    kinds = list(summary.metrics)
+    rows = [[text, *(summary.metrics[k][m] for k in kinds)] for m, text in MEANING.items()]
+    return table(["COCO's metrics", *(TITLES[k] for k in kinds)], rows)
+
+
+def class_table(summary: Summary) -> str:
+    """AP of each class, best first, with a bar each."""
+    kinds = list(summary.per_class)
+    names = sorted(summary.per_class[kinds[0]], key=lambda n: -np.nan_to_num(summary.per_class[kinds[0]][n], nan=-1))
+    out = ["<table><thead><tr><th>class</th>", *(f"<th>AP, {TITLES[k]}</th><th></th>" for k in kinds), "</tr></thead>"]
+    for n in names:
+        out.append(f"<tr><td>{html.escape(n)}</td>")
+        for k in kinds:
+            ap = summary.per_class[k][n]
+            bar = "" if ap != ap else f'<i class="bar {k}" style="width:{max(ap, 0) * 10:.2f}rem"></i>'
+            out.append(f'<td class="n">{"–" if ap != ap else f"{ap:.3f}"}</td><td class="track">{bar}</td>')
+        out.append("</tr>")
+    return "".join([*out, "</table>"])
+
+
+def speed(timing: Timing | None) -> str:
+    """Seconds an image, network apart from what comes after it."""
+    if timing is None or not timing.network:
+        return "<p>Not measured: the detections were read from a file.</p>"
+    later = np.array(timing.network[1:]) / timing.batch_size
+    images = len(timing.pasting)
+    rows = [
+        ["network, an image (median of the batches after the first)", float(np.median(later)) if len(later) else -1.0],
+        ["masks and results, an image (median; by threads, beside the network)", float(np.median(timing.pasting))],
+        ["first batch, with compiling", timing.network[0]],
+        ["everything, with reading the images", timing.total],
+        ["everything, an image", timing.total / max(images, 1)],
+    ]
+    return table([f"batches of {timing.batch_size}", "seconds"], rows)
+
+
+def losses(config: Config) -> str:
+    """The curve of training's losses, or why there is none."""
+    log = config.output_dir / "loss_0.log"
+    if not log.is_file():
+        return f"<p>No {html.escape(log.name)} in the outputs of this experiment.</p>"
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "curve.png"
+        try:
+            plot_loss_curve(log, target)
+        except UserError as e:
+            return f"<p>{html.escape(str(e))}</p>"
+        return picture(target.read_bytes(), "losses of training")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# charts
+
+
+def picture(data: bytes, text: str, kind: str = "png") -> str:
+    """An image inside the page."""
+    code = base64.b64encode(data).decode()
+    return f'<img alt="{html.escape(text)}" src="data:image/{kind};base64,{code}">'
+
+
+def png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def size_chart(summary: Summary) -> bytes:
+    figure = Figure(figsize=(6, 2.8), dpi=110, layout="tight")
+    axes = figure.subplots()
+    names = ["APs", "APm", "APl", "AP"]
+    kinds = list(summary.metrics)
+    for i, k in enumerate(kinds):
+        values = [summary.metrics[k][n] for n in names]
+        place = np.arange(len(names)) + (i - (len(kinds) - 1) / 2) * 0.35
+        bars = axes.bar(place, np.maximum(values, 0), 0.33, label=TITLES[k])
+        axes.bar_label(bars, ["none" if v < 0 else f"{v:.2f}" for v in values], fontsize=8)
+    axes.set_xticks(range(len(names)), ["small", "medium", "large", "all"])
+    axes.set(ylabel="AP", ylim=(0, 1.08))
+    axes.legend(fontsize=8)
+    return png(figure)
+
+
+def curve_chart(precision: np.ndarray, title: str) -> bytes:
+    """Precision over recall, the mean of the classes, at each IoU threshold."""
+    figure = Figure(figsize=(5.6, 4), dpi=110, layout="tight")
+    axes = figure.subplots()
+    recall = np.linspace(0, 1, precision.shape[1])
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, precision.shape[0]))
+    measured = precision[:, :, (precision > -1).any((0, 1))]
+    for i, shade in enumerate(shades if measured.size else ()):
+        mean = measured[i].mean(1)
+        axes.plot(recall, mean, color=shade, linewidth=1.4, label=f"IoU {0.5 + 0.05 * i:.2f}: {mean.mean():.3f}")
+    axes.set(title=title, xlabel="recall", ylabel="precision, mean of classes", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    if measured.size:
+        axes.legend(fontsize=7, title="area under it", title_fontsize=7)
+    return png(figure)
+
+
+def confusion(matches: dict[int, Matches], truth: COCO) -> str:
+    """The confusion matrix as a chart: shares of each class's objects, counts in the cells where there is room."""
+    counts: dict[tuple[int | None, int | None], int] = {}
+    for m in matches.values():
+        for pair in m.pairs:
+            counts[pair] = counts.get(pair, 0) + 1
+    seen: dict[int, int] = {}
+    for pair, n in counts.items():
+        for category in {*pair} - {None}:
+            seen[category] = seen.get(category, 0) + n
+    if not seen:
+        return "<p>No objects, and no detections of that score.</p>"
+    shown = sorted(seen, key=lambda c: -seen[c])[:MOST_CLASSES]
+    shown.sort()
+    places = {c: i for i, c in enumerate(shown)} | {None: len(shown)}
+    matrix = np.zeros((len(shown) + 1, len(shown) + 1), int)
+    for (a, b), n in counts.items():
+        if a in places and b in places:
+            matrix[places[a], places[b]] += n
+    note = ""
+    if len(seen) > len(shown):
+        note = f"<p>The {len(shown)} commonest of {len(seen)} classes.</p>"
+    names = [str(truth.cats[c]["name"]) if c in truth.cats else f"class {c}" for c in shown]
+    return note + picture(confusion_chart(matrix, names), "confusion matrix")
+
+
+def confusion_chart(matrix: np.ndarray, names: list[str]) -> bytes:
+    side = min(3.2 + 0.42 * len(names), 15)
+    figure = Figure(figsize=(side + 0.6, side), dpi=110, layout="tight")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = 9 if len(names) <= 20 else 6
+    axes.set_xticks(range(len(matrix)), [*names, "missed"], rotation=90, fontsize=size)
+    axes.set_yticks(range(len(matrix)), [*names, "background"], fontsize=size)
+    axes.set(xlabel="detected as", ylabel="object")
+    for y, x in zip(*np.nonzero(matrix), strict=True):
+        ink = "white" if shares[y, x] > 0.5 else "black"
+        axes.text(x, y, matrix[y, x], ha="center", va="center", fontsize=size - 1, color=ink)
+    return png(figure)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# images
+
+
+def best_and_worst(matches: dict[int, Matches], truth: COCO, results: list[dict], records: Path, index: dict) -> str:
+    """The images of the highest and of the lowest quality, ground truth beside prediction."""
+    quality = {i: m.quality for i, m in matches.items()}
+    # of equally good ones, those with more in them
+    ranked = sorted(
+        (i for i, q in quality.items() if q is not None), key=lambda i: (-quality[i], -len(matches[i].pairs), i)
+    )
+    if not ranked:
+        return "<p>No image holds an object or a detection of that score.</p>"
+    half = min(SHOWN, (len(ranked) + 1) // 2)
+    best, worst = ranked[:half], ranked[half:][-SHOWN:][::-1]
+    if worst:
+        # the worst with most in them, as the best
+        worst = sorted(ranked[half:], key=lambda i: (quality[i], -len(matches[i].pairs), i))[:SHOWN]
+    pictures = read_pictures(records, index, best + worst)
+    names = {k: str(c.get("name", f"class {k}")) for k, c in truth.cats.items()}
+    out = []
+    for title, ids in (("Best", best), ("Worst", worst)):
+        out.append(f"<h3>{title}</h3>" if ids else "")
+        for i in ids:
+            found = [r for r in results if r["image_id"] == i]
+            image = pictures[i]
+            long = max(image.shape[:2])
+            zoom = min(max(1.0, PICTURE_SIDE[0] / long), PICTURE_SIDE[1] / long)
+            left = draw_records(image, truth.imgToAnns[i], names, zoom=zoom)
+            right = draw_records(image, found, names, SCORE, zoom)
+            _, data = cv2.imencode(".jpg", side_by_side(left, right), [cv2.IMWRITE_JPEG_QUALITY, 85])
+            name = html.escape(str(truth.imgs[i].get("file_name", i)))
+            out.append(f"<figure>{picture(data.tobytes(), name, 'jpeg')}<figcaption>{name}: quality")
+            out.append(f" {quality[i]:.2f}, {len(truth.imgToAnns[i])} objects</figcaption></figure>")
+    return "".join(out)
+
+
+def read_pictures(records: Path, index: dict, image_ids: list[int]) -> dict[int, np.ndarray]:
+    """Images (H, W, 3) uint8 BGR of a converted split by id."""
+    rows = [index["image_ids"].index(i) for i in image_ids]
+    data = ds.MindDataset(
+        record_files(records),
+        columns_list=["image_id", "image"],
+        sampler=ds.SubsetSampler(rows),
+        num_parallel_workers=1,
+    )
+    out = {}
+    for image_id, image in data.create_tuple_iterator(num_epochs=1, output_numpy=True):
+        out[int(image_id)] = decode_image(image.tobytes(), f"image {int(image_id)}")
+    return out
