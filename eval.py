@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
-from src.data.coco import resolve_split
-from src.data.mindrecord import ensure_mindrecord
+from src.data.mindrecord import ensure_mindrecord, ground_truth
+from src.data.sources import resolve_classes
 from src.device import set_device
 from src.errors import run_command
 from src.evaluation.coco import evaluate, load_results, saved_results
@@ -17,7 +17,7 @@ from src.training.distributed import join_group, use_local_device
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Evaluate a checkpoint on a COCO-layout split.")
+    parser = argparse.ArgumentParser(description="Evaluate a checkpoint on a validation split.")
     add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
     parser.add_argument("--checkpoint_path", required=True, help="checkpoint of the whole detector (.ckpt)")
     parser.add_argument(
@@ -35,11 +35,11 @@ def main() -> int:
 
 def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
     """Detections of the validation split and their AP, or the AP of saved ones."""
+    config = resolve_classes(config, training=False, checkpoint=arguments.checkpoint_path)
     if arguments.predictions and (results := saved_results(arguments.predictions)) is not None:
         print(f"{arguments.predictions}: {len(results)} saved detections; the network isn't run")
         kinds = ("bbox", "segm") if "mask" in config.detector else ("bbox",)
-        split = resolve_split(config.val_dataset, "val", config.val_annotations)
-        summary = evaluate(split.annotations, results, kinds)
+        summary = evaluate(ground_truth(config), results, kinds)
         print(summary.text)
         if arguments.report:
             save_report(config, arguments, ensure_mindrecord(config, "val", training=False), results, summary)

@@ -8,6 +8,7 @@ from pathlib import Path
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
+from src.data.sources import resolve_classes, save_classes
 from src.device import set_device
 from src.errors import run_command
 from src.evaluation.inference import Evaluator
@@ -46,7 +47,7 @@ def main() -> int:
 
 def train(config: Config, resume: bool) -> int:
     """Trains as the config says; returns the exit status."""
-    config = use_local_device(config)
+    config = resolve_classes(use_local_device(config), training=True)
     set_device(config)
     group = join_group(config)
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True), group.rank, group.size)
@@ -56,13 +57,16 @@ def train(config: Config, resume: bool) -> int:
             load_backbone(detector, config.backbone.pretrained)
         if config.pre_trained:
             left = load_detector(detector, config.pre_trained, config.finetune)
-            print(f"{config.pre_trained}: loaded; {len(left)} parameters keep their random values: {left[:8]}")
+            told = f": {', '.join(left)}" if left else ""
+            print(f"{config.pre_trained}: loaded; {len(left)} parameters keep their random values{told}")
     evaluator = Evaluator(config, detector, group) if config.run_eval else None
     loss = build_loss(config, detector, group.size)
     trainer = Trainer(config, loss, loader, evaluator and evaluator.after_epoch, group, resume)
     print(
         f"training {config.detector}: {len(loader)} steps an epoch, {config.epoch_size} epochs -> {config.output_dir}"
     )
+    if group.is_first:
+        save_classes(config, config.output_dir / "checkpoints")
     return trainer.run()
 
 

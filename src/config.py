@@ -56,6 +56,8 @@ BACKBONES = {
     "resnet_v1_152": {"type": "resnet", "depth": 152, "stride_in_1x1": False},
     "mobilenet_v1": {"type": "mobilenet_v1"},
 }
+# Names that older configs give the same keys.
+ALIASES = {"IMAGE_DIR": "image_dir", "ANNO_PATH": "anno_path"}
 BACKBONE_CHANNELS = {"resnet": [256, 512, 1024, 2048], "mobilenet_v1": [128, 256, 512, 1024]}
 
 
@@ -328,7 +330,7 @@ class Config:
     test_batch_size: int = key(1, "images a step at inference", low=1)
     epoch_size: int = key(12, "epochs", low=1)
     pre_trained: str = key("", "whole checkpoint to start from")
-    finetune: bool = key(False, "leave out parameters of pre_trained whose shape differs (other classes)")
+    finetune: bool = key(False, "leave out the layers of pre_trained that depend on its classes, or differ in shape")
     run_eval: bool = key(False, "evaluate during training")
     eval_every: int = key(1, "epochs between evaluations", low=1)
     save_every: int = key(0, "steps between checkpoints; 0: none by steps", low=0)
@@ -344,12 +346,35 @@ class Config:
     python_multiprocessing: bool = key(
         False, "workers are processes; threads are faster, as OpenCV frees the interpreter"
     )
-    train_dataset: str = key("", "training split: a COCO root, or a folder with labels.json and data/")
-    val_dataset: str = key("", "validation split: a COCO root, or a folder with labels.json and data/")
-    val_annotations: str = key("", "annotation file of the validation split; empty: the one in val_dataset")
+    dataset: str = key(
+        "coco",
+        "format of the data: COCO's JSON; other: rows 'image.jpg x1,y1,x2,y2,class ...' of anno_path; Pascal VOC's XML",
+        choices=("coco", "other", "voc"),
+    )
+    train_dataset: str = key(
+        "", "training split: a COCO root, a folder with labels.json and data/, an annotation file, or a VOC folder"
+    )
+    val_dataset: str = key("", "validation split, as train_dataset")
+    val_annotations: str = key(
+        "", "annotation file of the validation split; empty: the one in val_dataset (dataset: other: anno_path)"
+    )
+    image_dir: str = key("", "folder that the images' paths start from (dataset: other, or an annotation file)")
+    anno_path: str = key("", "TXT file of dataset: other")
+    val_share: float = key(
+        0.2,
+        "share of a VOC folder without ImageSets/Main that validates, drawn by seed; 0: train and validate on all",
+        low=0,
+        high=0.9,
+    )
+    voc_difficult: str = key(
+        "ignore", "VOC's difficult objects: neither object nor background, or objects", choices=("ignore", "train")
+    )
+    voc_first_pixel: int = key(1, "coordinate of the first pixel in VOC files", choices=(0, 1))
     mindrecord_dir: str = key("", "where MindRecord files go; empty: mindrecord/ in train_outputs")
     mindrecord_shards: int = key(1, "files a split is written to", low=1, high=1000)
-    coco_classes: list[str] = key(COCO_CLASSES, "class names; the first is the background")
+    coco_classes: list[str] = key(
+        COCO_CLASSES, "class names; the first is the background; auto: read from the data, num_classes follows"
+    )
     num_classes: int = key(81, "classes with the background", low=2)
     train_empty_images: bool = key(False, "images without objects train too")
     on_bad_image: str = key("stop", "an image or annotation that can't be used", choices=("stop", "skip"))
@@ -374,11 +399,46 @@ class Config:
     img_std: list[float] = key([58.395, 57.12, 57.375], "standard deviation of each channel", low=1e-9)
     to_rgb: bool = key(True, "channels in order RGB (else BGR)")
     flip_ratio: float = key(0.5, "probability of a horizontal flip in training", low=0, high=1)
+    ratio_range: list[float] = key(
+        [1.0, 1.0],
+        "training images are resized to the canvas times a factor from here; what exceeds it is cropped",
+        low=0.05,
+        high=20,
+    )
+    expand_ratio: float = key(0.0, "probability that an image is put into a larger one of mean colour", low=0, high=1)
+    expand_range: list[float] = key([1.0, 4.0], "sides of that larger image / sides of the image", low=1, high=10)
+    crop_ratio: float = key(0.0, "probability of a random crop", low=0, high=1)
+    crop_range: list[float] = key([0.3, 1.0], "sides of the crop / sides of the image", low=0.01, high=1)
+    photo_ratio: float = key(
+        0.0,
+        "probability of photometric distortion: brightness, contrast, saturation, hue, order of channels",
+        low=0,
+        high=1,
+    )
+
+    aug_prob: float = key(0.0, "InstaBoost: probability for an image; 0: off", low=0, high=1)
+    action_candidate: list[str] = key(
+        ["normal", "horizontal", "skip"],
+        "InstaBoost: what may happen to an object: jitter, jitter with a flip, nothing",
+        choices=("normal", "horizontal", "vertical", "skip"),
+    )
+    action_prob: list[float] = key([1.0, 0.0, 0.0], "InstaBoost: probability of each action_candidate", low=0, high=1)
+    scale: list[float] = key([0.8, 1.2], "InstaBoost: least and largest factor on an object's size", low=0.1, high=10)
+    dx: float = key(15.0, "InstaBoost: an object moves sideways by at most its width / dx", low=0.1)
+    dy: float = key(15.0, "InstaBoost: an object moves up or down by at most its height / dy", low=0.1)
+    theta: list[float] = key([-1.0, 1.0], "InstaBoost: least and largest rotation, degrees", low=-180, high=180)
+    color_prob: float = key(0.5, "InstaBoost: probability that the image's colours change too", low=0, high=1)
+    heatmap_flag: bool = key(False, "InstaBoost: objects go where the surroundings look like their own")
 
     @property
     def with_mask(self) -> bool:
         """Whether the detector predicts masks."""
         return self.detector in ("mask_rcnn", "cascade_mask_rcnn")
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether training reads the objects' masks: to learn them, or to cut objects out."""
+        return self.with_mask or self.aug_prob > 0
 
     @property
     def is_cascade(self) -> bool:
@@ -456,6 +516,10 @@ def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
     fields = {f.name: f for f in dataclasses.fields(obj)}
     for name, value in values.items():
         where = f"{source}: {prefix}{name}"
+        if name in ALIASES and not prefix:
+            name = ALIASES[name]
+        if name == "coco_classes" and value == "auto":
+            value = []
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; keys here: {', '.join(fields)}"
@@ -514,8 +578,9 @@ def _check_together(c: Config, source: str) -> None:
         if not ok:
             raise ConfigError(f"{source}: {message}")
 
+    # an empty list is filled from the data, and num_classes with it
     demand(
-        c.num_classes == len(c.coco_classes),
+        not c.coco_classes or c.num_classes == len(c.coco_classes),
         f"num_classes is {c.num_classes} but coco_classes names {len(c.coco_classes)} (the background included)",
     )
     demand(len(set(c.coco_classes)) == len(c.coco_classes), "coco_classes names a class twice")
@@ -564,6 +629,21 @@ def _check_together(c: Config, source: str) -> None:
         demand(got == stages, f"cascade.{name} has {got} entries, cascade.pos_iou_thr {stages}")
     demand(stages > 0, "cascade.pos_iou_thr is empty")
     demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
+    if c.dataset != "coco":
+        demand(
+            not c.with_mask,
+            f"dataset: {c.dataset} has boxes but no masks, which detector: {c.detector} trains on; use"
+            f" detector: {c.detector.replace('_mask', '').replace('mask', 'faster')}",
+        )
+        demand(c.aug_prob == 0, f"aug_prob: InstaBoost needs masks, and dataset: {c.dataset} has none; set it to 0")
+    for name in ("ratio_range", "expand_range", "crop_range", "scale", "theta"):
+        v = getattr(c, name)
+        demand(len(v) == 2 and v[0] <= v[1], f"{name} needs 2 values, least and largest; got {v}")
+    demand(
+        len(c.action_prob) == len(c.action_candidate) > 0,
+        f"action_prob has {len(c.action_prob)} entries, action_candidate {len(c.action_candidate)}",
+    )
+    demand(abs(sum(c.action_prob) - 1) < 1e-6, f"action_prob adds up to {sum(c.action_prob):g}, not 1")
     for name in ("rpn", "rcnn"):
         a = getattr(c.train_cfg, name).assigner
         demand(a.neg_iou_thr <= a.pos_iou_thr, f"train_cfg.{name}.assigner: neg_iou_thr is above pos_iou_thr")

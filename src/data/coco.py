@@ -11,10 +11,10 @@ from pycocotools import mask as rle
 from src.config import Config
 from src.errors import UserError
 
-__all__ = ["CocoSplit", "DataError", "ImageRecord", "Split", "load_coco", "resolve_split"]
+__all__ = ["CocoSplit", "DataError", "ImageRecord", "Split", "category_names", "load_coco", "resolve_split"]
 
 LEAST_SIDE = 0.005  # pixels: COCO gives hundredths, so a smaller side is none
-FOLDER_NAMES = {"train": ("train",), "val": ("validation", "val")}
+FOLDER_NAMES = {"train": ("train",), "val": ("validation", "val", "valid")}
 
 
 class DataError(UserError):
@@ -27,11 +27,12 @@ class Split:
 
     annotations: Path
     images: Path
+    part: str = ""  # of a Pascal VOC folder: "train" or "val"
 
 
 @dataclass
 class ImageRecord:
-    """One image. boxes (N, 4) float32 x1 y1 x2 y2 in image pixels; labels (N,) int32, 0 for crowds of any class."""
+    """One image. boxes (N, 4) float32 x1 y1 x2 y2 in image pixels; labels (N,) int32, of crowds not used."""
 
     image_id: int
     path: Path
@@ -53,29 +54,39 @@ class CocoSplit:
     category_ids: dict[int, int]
 
 
-def resolve_split(path: str | Path, split: str, annotations: str | Path = "") -> Split:
-    """Finds `split` ("train" or "val") in either layout.
+def resolve_split(path: str | Path, split: str, annotations: str | Path = "", images: str | Path = "") -> Split:
+    """Finds `split` ("train" or "val") in any layout.
 
     `path` is a COCO root (annotations/instances_{split}2017.json with {split}2017/), a folder with labels.json and
-    data/, or the parent of such folders named train/ and validation/. `annotations` names another file than that
-    layout's: then the images are those of the folder that the file is called after (instances_NAME.json: NAME/) or
-    else of the first in that order. Raises DataError.
+    data/, or with _annotations.coco.json beside its images, or the parent of such folders named train/ and validation/,
+    or an annotation file. `annotations` names another file than the layout's: then the images are those of the folder
+    that the file is called after (instances_NAME.json: NAME/) or else of the first in that order. `images` names the
+    folder of the images of either file. Raises DataError.
     """
     root = Path(path)
     if not str(path):
         raise DataError(f"no data set for {split}: set {split}_dataset (or --{split}_dataset DIR)")
     if annotations:
-        return Split(Path(annotations), image_folder(root, split, Path(annotations)))
+        return Split(Path(annotations), Path(images) if images else image_folder(root, split, Path(annotations)))
+    if root.suffix == ".json" and not root.is_dir():
+        return Split(root, Path(images) if images else folder_beside(root, split))
     candidates = [Split(root / f"annotations/instances_{split}2017.json", root / f"{split}2017")]
-    candidates += [Split(root / "labels.json", root / "data")]
-    candidates += [Split(root / n / "labels.json", root / n / "data") for n in FOLDER_NAMES[split]]
+    for folder in (root, *(root / n for n in FOLDER_NAMES[split])):
+        candidates += [Split(folder / "labels.json", folder / "data"), Split(folder / "_annotations.coco.json", folder)]
     for c in candidates:
         if c.annotations.is_file():
             if not c.images.is_dir():
                 raise DataError(f"{c.images}: no such folder, though {c.annotations} is there; put the images in it")
             return c
     wanted = " or ".join(str(c.annotations) for c in candidates[:2])
-    raise DataError(f"{root}: no COCO annotations for {split}; expected {wanted}")
+    raise DataError(f"{root}: no COCO annotations for {split}; expected {wanted}, or name the annotation file itself")
+
+
+def folder_beside(annotations: Path, split: str) -> Path:
+    """The folder with the images of an annotation file on its own: one beside it, or its own."""
+    near = (annotations.parent, annotations.parent.parent)
+    named = (annotations.stem.removeprefix("instances_"), f"{split}2017", "images", "data")
+    return next((p / n for p in near for n in named if (p / n).is_dir()), annotations.parent)
 
 
 def image_folder(root: Path, split: str, annotations: Path) -> Path:
@@ -127,7 +138,7 @@ def load_coco(split: Split, config: Config, check_files: bool = True) -> CocoSpl
             ) from None
     by_image: dict[int, list[dict]] = {i: [] for i in images}
     for a in data["annotations"]:
-        if a.get("image_id") not in by_image:
+        if not isinstance(a.get("image_id"), (int, str)) or a["image_id"] not in by_image:
             raise DataError(
                 f"{split.annotations}: annotation {a.get('id')} is of image {a.get('image_id')}, which 'images' doesn't"
                 " list; remove the annotation or add the image"
@@ -150,20 +161,53 @@ def load_coco(split: Split, config: Config, check_files: bool = True) -> CocoSpl
     return CocoSplit(split, records, skipped, {v: k for k, v in labels.items() if v})
 
 
+def category_names(annotations: Path) -> list[str]:
+    """Names of a file's categories, by id; of two that share a name, one must be without annotations. Raises DataError.
+
+    A category called background is left out: that is what the detector calls everything else.
+    """
+    data = read_json(annotations)
+    try:
+        ordered = sorted(data["categories"], key=lambda c: c["id"])
+        names = [c["name"] for c in ordered]
+    except (KeyError, TypeError):
+        raise DataError(f"{annotations}: a category lacks id or name, or their ids can't be ordered") from None
+    if not all(isinstance(n, str) and n for n in names):
+        raise DataError(f"{annotations}: a category's name isn't text")
+    if not names:
+        raise DataError(f"{annotations}: 'categories' is empty, so there is nothing to learn")
+    return [n for n in dict.fromkeys(names) if n != "background"]
+
+
 def category_labels(data: dict, split: Split, config: Config) -> dict[int, int]:
     """Label of each category id, by name; categories that the config doesn't name get 0 if nothing uses them."""
     known = {name: i for i, name in enumerate(config.coco_classes)}
-    used = Counter(a.get("category_id") for a in data["annotations"])
+    try:
+        used = Counter(a.get("category_id") for a in data["annotations"])
+        ids: dict[str, list[int]] = {}
+        for c in data["categories"]:
+            ids.setdefault(c["name"], []).append(c["id"])
+            hash(c["id"])
+    except (KeyError, TypeError):
+        bad = [c for c in data["categories"] if not {"id", "name"} <= c.keys()]
+        what = f"category {bad[0]!r} lacks id or name" if bad else "a category's id or name is neither number nor text"
+        raise DataError(f"{split.annotations}: {what}") from None
     labels = {}
-    for c in data["categories"]:
-        try:
-            labels[c["id"]] = known.get(c["name"], 0)
-        except (KeyError, TypeError):
-            raise DataError(f"{split.annotations}: category {c!r} lacks id or name") from None
-        if not labels[c["id"]] and used[c["id"]]:
+    for name, same in ids.items():
+        # some tools list a class a second time, as the supercategory of all
+        busy = [i for i in same if used[i]]
+        if len(busy) > 1:
             raise DataError(
-                f"{split.annotations}: category {c['id']} ({c['name']!r}, {used[c['id']]} annotations) isn't in the"
+                f"{split.annotations}: categories {busy[0]} and {busy[1]} are both called {name!r}; merge them, or"
+                " rename one"
+            )
+        labels |= dict.fromkeys(same, 0)
+        labels[(busy or same)[0]] = known.get(name, 0)
+        if busy and not known.get(name, 0):
+            raise DataError(
+                f"{split.annotations}: category {busy[0]} ({name!r}, {used[busy[0]]} annotations) isn't in the"
                 " config; add it to coco_classes and count it in num_classes"
+                + (" (background is reserved: rename it)" if name == "background" else "")
             )
     for category_id in used:
         if category_id not in labels:
@@ -191,7 +235,7 @@ def make_record(
         boxes.append(clipped_box(a.get("bbox"), height, width, where))
         is_crowd = bool(a.get("iscrowd", 0))
         segmentation = a.get("segmentation")
-        if config.with_mask and not is_crowd:
+        if config.needs_masks and not is_crowd:
             check_segmentation(segmentation, height, width, where)
         classes.append(0 if is_crowd else labels[a["category_id"]])
         crowd.append(is_crowd)

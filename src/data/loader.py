@@ -9,9 +9,11 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.config import Config
+from src.data.augment import draw_view, photometric_distortion, sample_generator
 from src.data.coco import DataError
+from src.data.instaboost import Scene, instaboost
 from src.data.mindrecord import read_index, record_crc, record_files
-from src.data.transforms import crop_mask, decode_image, prepare_image, transform_objects
+from src.data.transforms import View, crop_mask, decode_image, fit_size, prepare_image, visible_objects
 
 __all__ = ["EvalLoader", "TrainLoader"]
 
@@ -19,8 +21,8 @@ __all__ = ["EvalLoader", "TrainLoader"]
 class Sample:
     """Turns a record's bytes into arrays, in a worker; a plain object, so that it can be sent to another process."""
 
-    def __init__(self, config: Config, training: bool):
-        self.config, self.training = config, training
+    def __init__(self, config: Config, training: bool, epoch: int = 0):
+        self.config, self.training, self.epoch = config, training, epoch
 
     def __call__(
         self, image_id: np.ndarray, crc: np.ndarray, image: np.ndarray, annotation: np.ndarray, flip: np.ndarray
@@ -48,29 +50,45 @@ class Sample:
                 f"image {image_id} ({a['name']}): {original[1]} x {original[0]} pixels, annotated as"
                 f" {a['width']} x {a['height']}; mend the annotation or the image"
             )
-        canvas, resized = prepare_image(picture, self.config, flip)
-        sizes = np.array([*resized, *original], np.float32)
-        boxes = np.array(a["boxes"], np.float32).reshape(-1, 4)
-        crowd = np.array(a["crowd"], bool)
-        moved = transform_objects(boxes, original, resized, flip)
+        boxes, crowd = np.array(a["boxes"], np.float32).reshape(-1, 4), np.array(a["crowd"], bool)
         labels = np.array(a["labels"], np.int32)[~crowd]
+        masks = [m for m, c in zip(a["segmentations"], crowd, strict=True) if not c]
+        scene, crowds = Scene(picture, boxes[~crowd], masks), boxes[crowd]
+        if not self.training:
+            view = View((0, 0, *original[::-1]), fit_size(*original, self.config), flip)
+        else:
+            scene, rows, view = self.augment(scene, image_id, flip)
+            labels = labels[rows]
+        rows, boxes = visible_objects(view, scene.boxes, scene.masks if self.config.needs_masks else None, *original)
+        _, crowds = visible_objects(view, crowds, None, *original)
+        canvas, resized = prepare_image(scene.image, self.config, view=view)
         return (
             canvas,
-            sizes,
-            moved[~crowd],
-            labels,
-            self.masks(a, boxes, crowd, original, flip),
-            self.largest(moved[crowd]),
+            np.array([*resized, *original], np.float32),
+            view.to_canvas(boxes),
+            labels[rows],
+            self.masks([scene.masks[i] for i in rows], boxes, original, view.flip),
+            self.largest(view.to_canvas(crowds)),
         )
 
-    def masks(self, a: dict, boxes: np.ndarray, crowd: np.ndarray, original: tuple[int, int], flip: bool) -> np.ndarray:
+    def augment(self, scene: Scene, image_id: int, flip: bool) -> tuple[Scene, np.ndarray, View]:
+        """The scene changed, the rows of the objects that are left in it, and what of it the canvas shows."""
+        c, rows = self.config, np.arange(len(scene.boxes))
+        random = sample_generator(c.seed, self.epoch, image_id)
+        if c.aug_prob and random.random() < c.aug_prob:
+            scene, rows = instaboost(scene, c, random)
+        if c.photo_ratio and random.random() < c.photo_ratio:
+            scene = Scene(photometric_distortion(scene.image, random), scene.boxes, scene.masks)
+        return scene, rows, draw_view(c, *scene.image.shape[:2], scene.boxes, flip, random)
+
+    def masks(self, masks: list, boxes: np.ndarray, original: tuple[int, int], flip: bool) -> np.ndarray:
         """Crops (N, S, S) uint8 of the objects; none where nothing trains on them."""
         size = self.config.mask_crop_size
         if not self.training or not self.config.with_mask:
             return np.zeros((0, size, size), np.uint8)
-        crops = np.zeros((int((~crowd).sum()), size, size), np.uint8)
-        for row, i in enumerate(np.flatnonzero(~crowd)):
-            crop = crop_mask(a["segmentations"][i], boxes[i], *original, size)
+        crops = np.zeros((len(masks), size, size), np.uint8)
+        for row, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
+            crop = crop_mask(mask, box, *original, size)
             crops[row] = crop[:, ::-1] if flip else crop
         return crops
 
@@ -93,7 +111,9 @@ class Flips:
         return len(self.flips)
 
 
-def samples(folder: Path, order: np.ndarray, flips: np.ndarray, config: Config, training: bool) -> Iterator[tuple]:
+def samples(
+    folder: Path, order: np.ndarray, flips: np.ndarray, config: Config, training: bool, epoch: int = 0
+) -> Iterator[tuple]:
     """Sample's arrays for rows `order` of the data set, in that order, by config.num_parallel_workers workers."""
     if not len(order):
         return
@@ -105,7 +125,7 @@ def samples(folder: Path, order: np.ndarray, flips: np.ndarray, config: Config, 
     out = ["image_id", "fault", "picture", "sizes", "boxes", "labels", "masks", "ignore"]
     workers = min(config.num_parallel_workers, len(order))
     data = ds.zip((rows, extra)).map(
-        Sample(config, training),
+        Sample(config, training, epoch),
         [*names, "flip"],
         out,
         num_parallel_workers=workers,
@@ -163,9 +183,10 @@ class BatchMaker:
 class TrainLoader:
     """Training batches.
 
-    The order of an epoch is a permutation drawn from (seed, epoch), the flip of an image from (seed, epoch, row): the
-    same whatever the number of workers and wherever training starts. With several ranks each takes every
-    `ranks`-th image of the same permutation. Images without objects are left out unless config.train_empty_images.
+    The order of an epoch is a permutation drawn from (seed, epoch), the flip of an image from (seed, epoch, row), what
+    else changes it from (seed, epoch, image id): the same whatever the number of workers and wherever training starts.
+    With several ranks each takes every `ranks`-th image of the same permutation. Images without objects are left out
+    unless config.train_empty_images.
 
     `epoch(e, start_step)` yields dicts of arrays, B = batch_size:
         image (B, 3, H, W) float32; image_size (B, 2) float32, (height, width) of the picture on the canvas;
@@ -220,7 +241,7 @@ class TrainLoader:
         for part in (slice(start, None), slice(None)):
             if not left:
                 return
-            for sample in samples(self.folder, order[part], flips[part], self.config, training=True):
+            for sample in samples(self.folder, order[part], flips[part], self.config, True, epoch):
                 waiting += 1
                 if not self.maker.usable(sample):
                     continue

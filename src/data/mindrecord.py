@@ -1,4 +1,4 @@
-"""COCO splits as MindRecord: converted once, whole or not at all, re-made when what shapes them changes."""
+"""Data sets as MindRecord: converted once, whole or not at all, re-made when what shapes them changes."""
 
 import contextlib
 import dataclasses
@@ -19,9 +19,10 @@ from mindspore.mindrecord.common.exceptions import MindRecordException
 from tqdm import tqdm
 
 from src.config import Config
-from src.data.coco import DataError, ImageRecord, Split, load_coco, resolve_split
+from src.data.coco import DataError, ImageRecord, Split
+from src.data.sources import coco_file, find_split, load_split, source_digest
 
-__all__ = ["ensure_mindrecord", "read_index", "record_crc", "record_files"]
+__all__ = ["ensure_mindrecord", "ground_truth", "read_index", "record_crc", "record_files"]
 
 FORMAT = 1  # raise when the records' layout changes
 SCHEMA = {
@@ -46,7 +47,7 @@ def record_crc(image: bytes, annotation: bytes) -> int:
 
 def read_index(folder: Path) -> dict:
     """index.json of a converted split: `image_ids`, `objects` and `crowds` a row, `skipped`, `category_ids`,
-    `annotations` (the JSON's path) and `fingerprint`. Raises DataError.
+    `annotations` (the path of COCO's JSON) and `fingerprint`. Raises DataError.
     """
     try:
         return dict(json.loads((folder / "index.json").read_text()))
@@ -56,21 +57,12 @@ def read_index(folder: Path) -> dict:
 
 def fingerprint(split: Split, config: Config) -> str:
     """What the records depend on: the annotations, the images' names, sizes and times, and the options."""
-    digest = hashlib.sha256()
-    try:
-        with open(split.annotations, "rb") as f:
-            while block := f.read(1 << 22):
-                digest.update(block)
-        for entry in sorted(os.scandir(split.images), key=lambda e: e.name):
-            stat = entry.stat()
-            digest.update(f"{entry.name}/{stat.st_size}/{stat.st_mtime_ns}\n".encode())
-    except OSError as e:
-        raise DataError(f"{e.filename or split.annotations}: can't read: {e.strerror}") from None
+    digest = hashlib.sha256(source_digest(split, config).encode())
     options = [
         FORMAT,
         config.coco_classes,
         config.max_instance_count,
-        not config.with_mask,
+        not config.needs_masks,
         config.on_bad_image,
         config.mindrecord_shards,
     ]
@@ -84,11 +76,10 @@ def ensure_mindrecord(config: Config, split: str, training: bool) -> Path:
     `training` picks train_dataset or val_dataset as the source. The conversion is written beside and renamed, so a
     folder of that name is whole. Of several processes that ask at once one converts, the others wait. Raises DataError.
     """
-    source = config.train_dataset if training else config.val_dataset
     if not training:
         # evaluation makes no batches of objects, so their number is no fault there
         config = dataclasses.replace(config, max_instance_count=1 << 31)
-    where = resolve_split(source, split, "" if training else config.val_annotations)
+    where = find_split(config, split, training)
     print_of_source = fingerprint(where, config)
     folder = config.record_dir / f"{split}-{hashlib.sha256(str(where.annotations.resolve()).encode()).hexdigest()[:8]}"
     if not is_current(folder, print_of_source):
@@ -98,6 +89,13 @@ def ensure_mindrecord(config: Config, split: str, training: bool) -> Path:
                 convert(where, folder, print_of_source, config)
     report_skipped(read_index(folder)["skipped"])
     return folder
+
+
+def ground_truth(config: Config) -> Path:
+    """The COCO instances file that the validation split is evaluated against. Raises DataError."""
+    if config.dataset == "coco":
+        return find_split(config, "val", training=False).annotations
+    return Path(read_index(ensure_mindrecord(config, "val", training=False))["annotations"])
 
 
 def is_current(folder: Path, print_of_source: str) -> bool:
@@ -130,16 +128,21 @@ def locked(folder: Path) -> Iterator[None]:
 
 def convert(where: Split, folder: Path, print_of_source: str, config: Config) -> None:
     """Writes `where` as MindRecord into `folder`, replacing what was there. Raises DataError."""
-    data = load_coco(where, config)
+    data = load_split(where, config)
     beside = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
     remove_leftovers(folder)
     try:
         beside.mkdir(parents=True)
         check_space(beside, data.records, config)
         index = write_records(data.records, data.skipped, beside, config)
+        truth = where.annotations
+        if config.dataset != "coco":
+            truth = folder / "annotations.json"
+            data.records = [r for r in data.records if r.image_id in set(index["image_ids"])]
+            (beside / truth.name).write_text(json.dumps(coco_file(data, config)))
         index |= {
             "fingerprint": print_of_source,
-            "annotations": str(where.annotations.resolve()),
+            "annotations": str(truth.resolve()),
             "category_ids": data.category_ids,
             "files": config.mindrecord_shards,
         }

@@ -1,5 +1,7 @@
 """From image bytes and annotations to the network's inputs; every operation on one image."""
 
+from dataclasses import dataclass
+
 import cv2
 import mmcv
 import numpy as np
@@ -8,7 +10,19 @@ from pycocotools import mask as rle
 from src.config import Config
 from src.data.coco import DataError
 
-__all__ = ["crop_mask", "decode_image", "fit_size", "prepare_image", "transform_objects"]
+__all__ = [
+    "View",
+    "crop_mask",
+    "decode_image",
+    "fit_size",
+    "prepare_image",
+    "tight_box",
+    "to_bitmap",
+    "transform_objects",
+    "visible_objects",
+]
+
+LEAST_VISIBLE = 1.0  # canvas pixels: an object of which a narrower part is left in a crop is gone
 
 # OpenCV's own threads would compete with the loader's workers
 cv2.setNumThreads(0)
@@ -38,12 +52,42 @@ def fit_size(height: int, width: int, config: Config) -> tuple[int, int]:
     )
 
 
-def prepare_image(image: np.ndarray, config: Config, flip: bool = False) -> tuple[np.ndarray, tuple[int, int]]:
+@dataclass(frozen=True)
+class View:
+    """What a canvas shows of an image.
+
+    window: x1 y1 x2 y2 in whole pixels of the image, beyond which it may reach; size: (height, width) of the canvas
+    pixels, from its upper left corner, that the window fills; flip: mirrored, left to right.
+    """
+
+    window: tuple[int, int, int, int]
+    size: tuple[int, int]
+    flip: bool = False
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Canvas pixels of an image pixel, (x, y) float32."""
+        x1, y1, x2, y2 = self.window
+        return np.array([self.size[1] / (x2 - x1), self.size[0] / (y2 - y1)], np.float32)
+
+    def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4) float32 of image pixels in canvas pixels."""
+        x1, y1, x2, y2 = self.window
+        corner = np.array([x1, y1, x1, y1], np.float32)
+        return transform_objects(boxes - corner, (y2 - y1, x2 - x1), self.size, self.flip)
+
+
+def prepare_image(
+    image: np.ndarray, config: Config, flip: bool = False, view: View | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Resizes in uint8, flips, normalises, pads: (H, W, 3) uint8 BGR -> (3, img_height, img_width) float32.
 
-    Also returns the (height, width) that the picture takes of the canvas; the rest, right and below, is zero.
+    Of the whole image, or as `view` says, then `flip` isn't looked at. Also returns the (height, width) that the
+    picture takes of the canvas; the rest, right and below, is zero.
     """
-    height, width = fit_size(*image.shape[:2], config)
+    if view is not None:
+        image, flip = cut_window(image, view.window, config), view.flip
+    height, width = view.size if view else fit_size(*image.shape[:2], config)
     image = mmcv.imresize(image, (width, height), interpolation="bilinear", backend="cv2")
     if flip:
         image = mmcv.imflip(image, "horizontal")
@@ -51,6 +95,41 @@ def prepare_image(image: np.ndarray, config: Config, flip: bool = False) -> tupl
     canvas = np.zeros((3, config.img_height, config.img_width), np.float32)
     canvas[:, :height, :width] = image.transpose(2, 0, 1)
     return canvas, (height, width)
+
+
+def cut_window(image: np.ndarray, window: tuple[int, int, int, int], config: Config) -> np.ndarray:
+    """The pixels (H, W, 3) of a window; those beyond the image have the mean colour."""
+    x1, y1, x2, y2 = window
+    height, width = image.shape[:2]
+    inside = image[max(y1, 0) : y2, max(x1, 0) : x2]
+    if inside.shape[:2] == (y2 - y1, x2 - x1):
+        return inside
+    mean = config.img_mean[::-1] if config.to_rgb else config.img_mean
+    out = np.empty((y2 - y1, x2 - x1, 3), np.uint8)
+    out[:] = np.clip(np.round(mean), 0, 255)
+    top, left = max(-y1, 0), max(-x1, 0)
+    out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return out
+
+
+def moved_polygons(segmentation: list, origin: np.ndarray, scale: np.ndarray) -> list[list[float]]:
+    """Polygons of three points or more, (point - origin) * scale."""
+    # pycocotools walks outlines point by point; one far larger than its box would overflow its integers
+    return [
+        np.clip((np.asarray(p, np.float64).reshape(-1, 2) - origin) * scale, -1e4, 1e4).ravel().tolist()
+        for p in segmentation
+        if len(p) >= 6
+    ]
+
+
+def to_bitmap(segmentation: list | dict, height: int, width: int) -> np.ndarray:
+    """COCO's polygons or RLE of a (height, width) image as (height, width) uint8 0 or 1."""
+    if isinstance(segmentation, list):
+        polygons = moved_polygons(segmentation, np.zeros(2), np.ones(2))
+        return rle.decode(rle.merge(rle.frPyObjects(polygons, height, width)))
+    if isinstance(segmentation["counts"], list):
+        segmentation = rle.frPyObjects(segmentation, height, width)
+    return rle.decode(segmentation)
 
 
 def crop_mask(segmentation: list | dict, box: np.ndarray, height: int, width: int, size: int) -> np.ndarray:
@@ -63,16 +142,9 @@ def crop_mask(segmentation: list | dict, box: np.ndarray, height: int, width: in
     x1, y1, x2, y2 = (float(v) for v in box)
     if isinstance(segmentation, list):
         scale, origin = np.array([size / (x2 - x1), size / (y2 - y1)]), np.array([x1, y1])
-        # pycocotools walks outlines point by point; one far larger than its box would overflow its integers
-        moved = [
-            np.clip((np.asarray(p, np.float64).reshape(-1, 2) - origin) * scale, -1e4, 1e4).ravel().tolist()
-            for p in segmentation
-            if len(p) >= 6
-        ]
+        moved = moved_polygons(segmentation, origin, scale)
         return rle.decode(rle.merge(rle.frPyObjects(moved, size, size))) * np.uint8(255)
-    if isinstance(segmentation["counts"], list):
-        segmentation = rle.frPyObjects(segmentation, height, width)
-    bitmap = rle.decode(segmentation) * np.uint8(255)
+    bitmap = to_bitmap(segmentation, height, width) * np.uint8(255)
     step_x, step_y = (x2 - x1) / size, (y2 - y1) / size
     to_image = np.array([[step_x, 0, x1 + 0.5 * step_x - 0.5], [0, step_y, y1 + 0.5 * step_y - 0.5]])
     return cv2.warpAffine(bitmap, to_image, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
@@ -85,3 +157,51 @@ def transform_objects(boxes: np.ndarray, original: tuple[int, int], resized: tup
     if flip:
         boxes = np.stack([resized[1] - boxes[:, 2], boxes[:, 1], resized[1] - boxes[:, 0], boxes[:, 3]], 1)
     return boxes.astype(np.float32)
+
+
+def tight_box(
+    segmentation: list | dict, region: np.ndarray, scale: np.ndarray, height: int, width: int
+) -> np.ndarray | None:
+    """The box, x1 y1 x2 y2 in image pixels, of a mask's part within `region`, or None if there is none.
+
+    region: x1 y1 x2 y2 in image pixels, inside the (height, width) image. To a pixel of an image enlarged by `scale`
+    (x, y) where the mask is made of polygons, else to a pixel of the image.
+    """
+    x1, y1, x2, y2 = (float(v) for v in region)
+    if isinstance(segmentation, list):
+        scale = np.asarray(scale, np.float64)
+        w, h = (max(int(np.ceil(v)), 1) for v in ((x2 - x1) * scale[0], (y2 - y1) * scale[1]))
+        parts = rle.frPyObjects(moved_polygons(segmentation, np.array([x1, y1]), scale), h, w)
+        x, y, w, h = rle.toBbox(rle.merge(parts))
+        box = np.array([x, y, x + w, y + h]) / np.tile(scale, 2) + [x1, y1, x1, y1]
+    else:
+        left, top = int(np.floor(x1)), int(np.floor(y1))
+        part = to_bitmap(segmentation, height, width)[top : int(np.ceil(y2)), left : int(np.ceil(x2))]
+        x, y, w, h = cv2.boundingRect(part)
+        box = np.array([x, y, x + w, y + h], np.float64) + [left, top, left, top]
+    if not w or not h:
+        return None
+    box = np.array([max(box[0], x1), max(box[1], y1), min(box[2], x2), min(box[3], y2)])
+    return box if (box[2:] > box[:2]).all() else None
+
+
+def visible_objects(
+    view: View, boxes: np.ndarray, segmentations: list | None, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which objects a view shows, (K,) row numbers, and the boxes (K, 4) float32, in image pixels, of what it shows.
+
+    An object that a window cuts gets the box of its mask's part inside, or without `segmentations` its box's part
+    inside. Of a whole object the box stays. What is left with a side below LEAST_VISIBLE canvas pixels is dropped.
+    """
+    x1, y1, x2, y2 = view.window
+    inside = np.stack([np.clip(boxes[:, i], low, high) for i, (low, high) in enumerate(((x1, x2), (y1, y2)) * 2)], 1)
+    cut = (inside != boxes).any(1)
+    kept = np.ones(len(boxes), bool)
+    for i in np.flatnonzero(cut):
+        sides = inside[i, 2:] - inside[i, :2]
+        if (sides * view.scale >= LEAST_VISIBLE).all() and segmentations is not None:
+            box = tight_box(segmentations[i], inside[i], view.scale, height, width)
+            sides = np.zeros(2) if box is None else box[2:] - box[:2]
+            inside[i] = inside[i] if box is None else box
+        kept[i] = (sides * view.scale >= LEAST_VISIBLE * (1 - 1e-4)).all()
+    return np.flatnonzero(kept), inside[kept].astype(np.float32)

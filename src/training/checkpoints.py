@@ -138,8 +138,17 @@ def assign_parameters(parameters: Iterable[Parameter], values: dict[str, np.ndar
         p.set_data(Tensor(values[name]).astype(p.dtype))
 
 
+def _is_of_classes(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter has a row a class: class logits, box deltas (four rows are those of all classes), masks."""
+    parts = name.split(".")
+    if len(parts) < 3 or not parts[0].startswith(("bbox_head", "mask_head")):
+        return False
+    return parts[-2] in ("cls", "logits") or (parts[-2] == "reg" and shape[0] != 4)
+
+
 def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -> list[str]:
-    """Loads a whole checkpoint. With `finetune`, parameters of another shape (other classes) keep their random values.
+    """Loads a whole checkpoint. With `finetune`, the layers that have an output a class, and parameters of another
+    shape, keep their random values: equally many classes aren't the same classes.
 
     Returns the names left random. Raises CheckpointError for a checkpoint of another model, naming what differs.
     """
@@ -148,7 +157,7 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
     missing, extra, differ = _compare(detector, params, path)
     if finetune:
         own = {p.name: tuple(p.shape) for p in detector.get_parameters()}
-        usable = {n: v for n, v in params.items() if own.get(n) == v.shape}
+        usable = {n: v for n, v in params.items() if own.get(n) == v.shape and not _is_of_classes(n, v.shape)}
         if not usable:
             raise CheckpointError(f"{path}: has no parameter of this model; it holds {_some(list(params))}")
         _assign(detector, usable)

@@ -1,0 +1,191 @@
+"""What a data set holds: python -m src.data.inspect CONFIG [--KEY VALUE ...] [--split train] [--out DIR] [--samples 16]
+
+Prints the figures of a split and the problems found in it, by file, and draws a contact sheet: training images as the
+network sees them, augmented, with their boxes and masks.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from src.config import Config, load_config, parse_overrides
+from src.data.coco import DataError
+from src.data.loader import EvalLoader, TrainLoader
+from src.data.mindrecord import ensure_mindrecord, read_index, record_files
+from src.data.sources import resolve_classes
+from src.errors import run_command
+from src.visualize import draw_ground_truth
+
+__all__ = ["Figures", "contact_sheet", "count_records", "inspect_split"]
+
+SIZES = ("small", "medium", "large")  # COCO's, by the area of the box: below 32 x 32, below 96 x 96, above
+TILE = 480  # pixels: longer side of a picture on the sheet
+
+
+@dataclass
+class Figures:
+    """Counts over the usable images of a split, and the faults of the others."""
+
+    images: int = 0
+    empty: int = 0
+    instances: Counter = field(default_factory=Counter)  # by class name
+    images_with: Counter = field(default_factory=Counter)  # by class name
+    crowds: int = 0
+    sizes: Counter = field(default_factory=Counter)  # by SIZES
+    most: int = 0  # objects in one image
+    image_sides: list[tuple[int, int]] = field(default_factory=list)  # (width, height)
+    problems: list[str] = field(default_factory=list)
+
+
+def count_records(folder: Path, config: Config) -> Figures:
+    """The figures of a converted split, of which only the annotations are read. Raises DataError."""
+    import mindspore.dataset as ds
+
+    index = read_index(folder)
+    out = Figures(problems=list(index["skipped"]))
+    rows = ds.MindDataset(record_files(folder), columns_list=["annotation"], shuffle=False, num_parallel_workers=1)
+    for (text,) in rows.create_tuple_iterator(num_epochs=1, output_numpy=True):
+        a = json.loads(text.tobytes())
+        boxes, crowd = np.array(a["boxes"], float).reshape(-1, 4), np.array(a["crowd"], bool)
+        names = [config.coco_classes[label] for label, c in zip(a["labels"], crowd, strict=True) if not c]
+        out.images += 1
+        out.empty += not names
+        out.instances.update(names)
+        out.images_with.update(set(names))
+        out.crowds += int(crowd.sum())
+        out.most = max(out.most, len(names))
+        out.image_sides.append((a["width"], a["height"]))
+        area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))[~crowd]
+        out.sizes.update(SIZES[int(v >= 32**2) + int(v >= 96**2)] for v in area)
+    return out
+
+
+def describe(f: Figures, config: Config) -> str:
+    """The figures as lines of text."""
+    total = sum(f.instances.values())
+    lines = [
+        f"images     {f.images} usable, {f.empty} of them without objects, {len(f.problems)} left out",
+        f"instances  {total}, {f.crowds} crowd regions or difficult objects beside them; at most {f.most} in an image",
+    ]
+    shares = ", ".join(f"{f.sizes[s]} {s} ({f.sizes[s] / max(total, 1):.0%})" for s in SIZES)
+    lines.append(f"sizes      {shares}, by box area under 32 x 32, under 96 x 96, above")
+    if f.image_sides:
+        w, h = (np.array(v) for v in zip(*f.image_sides, strict=True))
+        lines.append(
+            f"pixels     {w.min()} to {w.max()} wide (median {np.median(w):.0f}), {h.min()} to {h.max()} high"
+            f" (median {np.median(h):.0f}); canvas {config.img_width} x {config.img_height}"
+        )
+    names = config.coco_classes[1:]
+    wide, most = max(map(len, names), default=5), max(f.instances.values(), default=1)
+    lines.append(f"\n{'class':{wide}s}  instances   images")
+    for name in names:
+        bar = "#" * math.ceil(30 * f.instances[name] / most)
+        lines.append(f"{name:{wide}s}  {f.instances[name]:9d}  {f.images_with[name]:7d}  {bar}".rstrip())
+    missing = [n for n in names if not f.instances[n]]
+    if missing:
+        lines.append(f"{len(missing)} classes without an instance: {', '.join(missing)}")
+    lines.append(f"\nproblems   {len(f.problems) or 'none'}")
+    return "\n".join(lines + [f"  {p}" for p in f.problems])
+
+
+def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.ndarray]:
+    """`count` images (H, W, 3) uint8 BGR as the network sees them, with what it is told of them drawn in."""
+    one = dataclasses.replace(config, batch_size=1, test_batch_size=1)
+    batches = TrainLoader(one, folder).epoch(0) if split == "train" else EvalLoader(one, folder)
+    out = []
+    for batch, _ in zip(batches, range(count), strict=False):
+        image = restored(batch["image"][0], config)
+        if split == "train":
+            valid = batch["gt_valid"][0]
+            boxes, masks = batch["gt_boxes"][0][valid], batch["gt_masks"][0][valid]
+            shown = [on_canvas(m, b, image.shape[:2]) for m, b in zip(masks, boxes, strict=True)]
+            image = draw_ground_truth(
+                image,
+                boxes,
+                batch["gt_labels"][0][valid],
+                shown if config.with_mask else None,
+                config.coco_classes,
+                zoom=max(1.0, TILE / max(image.shape[:2])),
+            )
+        out.append(image)
+    return out
+
+
+def restored(image: np.ndarray, config: Config) -> np.ndarray:
+    """The network's input (3, H, W) as an image (H, W, 3) uint8 BGR."""
+    pixels = image.transpose(1, 2, 0) * np.array(config.img_std) + np.array(config.img_mean)
+    pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels[:, :, ::-1] if config.to_rgb else pixels)
+
+
+def on_canvas(crop: np.ndarray, box: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A box-relative crop (S, S) uint8 0..255 where its box is, (H, W) uint8 0 or 1."""
+    step = (box[2:] - box[:2]) / crop.shape[0]
+    to_canvas = np.array([[step[0], 0, box[0] + 0.5 * step[0] - 0.5], [0, step[1], box[1] + 0.5 * step[1] - 0.5]])
+    return (cv2.warpAffine(crop, to_canvas, shape[::-1], flags=cv2.INTER_LINEAR) > 127).astype(np.uint8)
+
+
+def contact_sheet(images: list[np.ndarray]) -> np.ndarray:
+    """The images (H, W, 3) uint8 in rows, each shrunk to TILE pixels."""
+    columns = max(1, round(math.sqrt(len(images) * 1.3)))
+    tiles = []
+    for image in images:
+        shrink = TILE / max(image.shape[:2])
+        size = (max(round(image.shape[1] * shrink), 1), max(round(image.shape[0] * shrink), 1))
+        tiles.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+    height, width = (max(t.shape[i] for t in tiles) + 6 for i in (0, 1))
+    rows = -(-len(tiles) // columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for i, t in enumerate(tiles):
+        y, x = i // columns * height + 3, i % columns * width + 3
+        sheet[y : y + t.shape[0], x : x + t.shape[1]] = t
+    return sheet
+
+
+def inspect_split(config: Config, split: str, out: Path, samples: int) -> Figures:
+    """Prints the figures of a split, writes `out`/{split}_samples.png, and returns the figures. Raises DataError."""
+    training = split == "train"
+    config = resolve_classes(config, training)
+    try:
+        folder = ensure_mindrecord(config, split, training)
+    except DataError:
+        # one fault stops training, but here all are wanted; what is wrong with the whole set is raised again
+        config = dataclasses.replace(config, on_bad_image="skip")
+        folder = ensure_mindrecord(config, split, training)
+    figures = count_records(folder, config)
+    print(f"{read_index(folder)['annotations']} ({split}, dataset: {config.dataset})\n{describe(figures, config)}")
+    if samples:
+        path = out / f"{split}_samples.png"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            encoded = cv2.imencode(".png", contact_sheet(pictures(config, folder, split, samples)))[1]
+            path.write_bytes(encoded.tobytes())
+        except OSError as e:
+            raise DataError(f"{path}: can't write: {e.strerror}; name another folder as --out") from None
+        print(f"contact sheet -> {path}")
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="Any key of the config can follow as --KEY VALUE."
+    )
+    parser.add_argument("config", help="YAML config file")
+    parser.add_argument("--split", choices=("train", "val"), default="train")
+    parser.add_argument("--out", type=Path, help="folder of the contact sheet (default: the experiment's)")
+    parser.add_argument("--samples", type=int, default=16, help="images on the contact sheet; 0: none")
+    arguments, rest = parser.parse_known_args()
+    config = load_config(arguments.config, parse_overrides(rest))
+    inspect_split(config, arguments.split, arguments.out or config.output_dir, max(arguments.samples, 0))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,121 @@
+"""The formats of data sets behind one face: where a split lies, its records, its classes."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from src.config import Config
+from src.data.coco import CocoSplit, DataError, Split, category_names, load_coco, resolve_split
+from src.data.files import image_files
+from src.data.txt import highest_class, listed_images, load_txt, resolve_txt
+from src.data.voc import load_voc, object_names, part_file, resolve_voc
+
+__all__ = ["coco_file", "find_split", "load_split", "resolve_classes", "save_classes", "source_digest"]
+
+CLASSES_FILE = "classes.json"
+
+
+def find_split(config: Config, split: str, training: bool) -> Split:
+    """Where `split` ("train" or "val") lies; `training` picks train_dataset or val_dataset. Raises DataError."""
+    if config.dataset == "other":
+        return resolve_txt(config, training)
+    source = config.train_dataset if training else config.val_dataset
+    if config.dataset == "voc":
+        return resolve_voc(source, split)
+    return resolve_split(source, split, "" if training else config.val_annotations, config.image_dir)
+
+
+def load_split(where: Split, config: Config) -> CocoSplit:
+    """Records of a split in the config's format, checked; see load_coco, load_txt and load_voc. Raises DataError."""
+    return {"coco": load_coco, "other": load_txt, "voc": load_voc}[config.dataset](where, config)
+
+
+def source_digest(where: Split, config: Config) -> str:
+    """Changes with the annotations, and with the images' names, sizes and times. Raises DataError."""
+    digest = hashlib.sha256()
+    try:
+        for path in annotation_files(where, config):
+            with open(path, "rb") as f:
+                while block := f.read(1 << 22):
+                    digest.update(block)
+        if config.dataset == "other":
+            images: Iterable = (p for p in listed_images(where) if p.is_file())
+        else:
+            images = image_files(where.images)
+        for entry in images:
+            stat = entry.stat()
+            name = os.path.relpath(entry, where.images)
+            digest.update(f"{name}/{stat.st_size}/{stat.st_mtime_ns}\n".encode())
+    except OSError as e:
+        raise DataError(f"{e.filename or where.annotations}: can't read: {e.strerror}") from None
+    options = [where.part, config.val_share, config.seed if config.dataset == "voc" else 0]
+    options += [config.voc_difficult, config.voc_first_pixel]
+    digest.update(json.dumps(options).encode())
+    return digest.hexdigest()
+
+
+def annotation_files(where: Split, config: Config) -> list[Path]:
+    """The files that a split's annotations are read from."""
+    if config.dataset != "voc":
+        return [where.annotations]
+    return sorted(where.annotations.glob("*.xml")) + [p for p in [part_file(where)] if p.is_file()]
+
+
+def coco_file(data: CocoSplit, config: Config) -> dict:
+    """Records of a format that has no JSON, as a COCO instances file: what they are evaluated against."""
+    images, annotations = [], []
+    for r in data.records:
+        name = os.path.relpath(r.path, data.split.images)
+        images.append({"id": r.image_id, "file_name": name, "height": r.height, "width": r.width})
+        for box, label, crowd in zip(r.boxes.astype(float), r.labels.tolist(), r.crowd.tolist(), strict=True):
+            w, h = box[2] - box[0], box[3] - box[1]
+            common = {"image_id": r.image_id, "category_id": label, "iscrowd": int(crowd)}
+            box_and_area = {"bbox": [box[0], box[1], w, h], "area": w * h}
+            annotations.append({"id": len(annotations) + 1, **common, **box_and_area})
+    categories = [{"id": i, "name": n} for i, n in enumerate(config.coco_classes) if i]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def resolve_classes(config: Config, training: bool, checkpoint: str | Path = "") -> Config:
+    """The config with its classes: as they are, or where coco_classes is empty (auto) those found.
+
+    For a checkpoint they are in classes.json beside it, which training wrote. Else they are read from the training
+    split, or where the config names none from the validation split: COCO's categories by id, VOC's names by alphabet,
+    class_1, class_2, ... up to the highest number of a TXT file. Raises DataError.
+    """
+    if config.coco_classes:
+        return config
+    beside = Path(checkpoint).parent / CLASSES_FILE
+    if checkpoint and beside.is_file():
+        try:
+            names = json.loads(beside.read_text())
+            if len(names) < 2 or not all(isinstance(n, str) for n in names):
+                raise ValueError
+        except (OSError, TypeError, ValueError):
+            raise DataError(f"{beside}: not a list of class names; set coco_classes") from None
+    else:
+        use_train = training or bool(config.anno_path if config.dataset == "other" else config.train_dataset)
+        names = ["background", *found_classes(config, use_train)]
+    return dataclasses.replace(config, coco_classes=names, num_classes=len(names))
+
+
+def found_classes(config: Config, training: bool) -> list[str]:
+    """Class names, without the background, as the data have them. Raises DataError."""
+    where = find_split(config, "train" if training else "val", training)
+    if config.dataset == "other":
+        return [f"class_{i}" for i in range(1, highest_class(where) + 1)]
+    return object_names(where) if config.dataset == "voc" else category_names(where.annotations)
+
+
+def save_classes(config: Config, folder: Path) -> None:
+    """Writes classes.json into the folder of the checkpoints, for resolve_classes. Raises DataError."""
+    beside = folder / f"{CLASSES_FILE}.writing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(config.coco_classes))
+        os.replace(beside, folder / CLASSES_FILE)
+    except OSError as e:
+        raise DataError(f"{folder}: can't write {CLASSES_FILE}: {e.strerror}; set train_outputs") from None
