@@ -33,7 +33,8 @@ def draw_view(
     """A random view of a (height, width) image with objects at boxes (N, 4), as the config's ratios and ranges say.
 
     Expansion (Liu et al., 2016, arXiv:1512.02325), then a crop, then the canvas's size times a factor, cropped where
-    that exceeds the canvas. Crops are drawn up to CROP_TRIES times until the centre of an object lies in them.
+    that exceeds the canvas. Crops are drawn up to CROP_TRIES times until the centre of an object lies in them, then
+    around one.
     """
     window: Window = (0, 0, width, height)
     if config.expand_ratio and random.random() < config.expand_ratio:
@@ -78,16 +79,21 @@ def expanded(width: int, height: int, factor: float, random: np.random.Generator
 
 
 def crop_within(window: Window, sides: tuple[int, int], boxes: np.ndarray, random: np.random.Generator) -> Window:
-    """A part of `window` of `sides` (width, height), at random, with an object's centre in it where that is found."""
+    """A part of `window` of `sides` (width, height): at random until an object's centre lies in it, or around one."""
     if sides == (width_of(window), height_of(window)):
         return window
+    corner, room = np.array(window[:2]), np.array([width_of(window), height_of(window)]) - sides
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    # centres that an earlier crop has left outside can't be met
+    centres = centres[((centres >= window[:2]) & (centres < window[2:])).all(1)]
     for _ in range(CROP_TRIES):
-        x = window[0] + int(random.integers(0, width_of(window) - sides[0] + 1))
-        y = window[1] + int(random.integers(0, height_of(window) - sides[1] + 1))
-        corner = np.array([x, y])
-        if not len(boxes) or ((centres >= corner) & (centres < corner + sides)).all(1).any():
+        place = corner + random.integers(0, room + 1)
+        if not len(centres) or ((centres >= place) & (centres < place + sides)).all(1).any():
             break
+    else:
+        wanted = centres[random.integers(len(centres))] - random.uniform(0.1, 0.9, 2) * sides
+        place = np.clip(np.round(wanted).astype(int), corner, corner + room)
+    x, y = place.tolist()
     return (x, y, x + sides[0], y + sides[1])
 
 

@@ -26,7 +26,7 @@ from src.visualize import draw_ground_truth
 __all__ = ["Figures", "contact_sheet", "count_records", "inspect_split"]
 
 SIZES = ("small", "medium", "large")  # COCO's, by the area of the box: below 32 x 32, below 96 x 96, above
-TILE = 480  # pixels: longer side of a picture on the sheet
+TILE, SHEET = 360, 2000  # pixels: height of a picture on the contact sheet, width of the sheet
 
 
 @dataclass
@@ -96,12 +96,13 @@ def describe(f: Figures, config: Config) -> str:
 
 
 def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.ndarray]:
-    """`count` images (H, W, 3) uint8 BGR as the network sees them, with what it is told of them drawn in."""
+    """`count` images (H, W, 3) uint8 BGR as the network sees them less the padding, with what it is told of them."""
     one = dataclasses.replace(config, batch_size=1, test_batch_size=1)
     batches = TrainLoader(one, folder).epoch(0) if split == "train" else EvalLoader(one, folder)
     out = []
     for batch, _ in zip(batches, range(count), strict=False):
-        image = restored(batch["image"][0], config)
+        height, width = batch["image_size"][0].astype(int)
+        image = restored(batch["image"][0][:, :height, :width], config)
         if split == "train":
             valid = batch["gt_valid"][0]
             boxes, masks = batch["gt_boxes"][0][valid], batch["gt_masks"][0][valid]
@@ -112,7 +113,7 @@ def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.nd
                 batch["gt_labels"][0][valid],
                 shown if config.with_mask else None,
                 config.coco_classes,
-                zoom=max(1.0, TILE / max(image.shape[:2])),
+                zoom=max(1.0, TILE / image.shape[0]),
             )
         out.append(image)
     return out
@@ -133,20 +134,21 @@ def on_canvas(crop: np.ndarray, box: np.ndarray, shape: tuple[int, int]) -> np.n
 
 
 def contact_sheet(images: list[np.ndarray]) -> np.ndarray:
-    """The images (H, W, 3) uint8 in rows, each shrunk to TILE pixels."""
-    columns = max(1, round(math.sqrt(len(images) * 1.3)))
+    """The images (H, W, 3) uint8, TILE pixels high, in rows of about SHEET pixels."""
     tiles = []
     for image in images:
-        shrink = TILE / max(image.shape[:2])
-        size = (max(round(image.shape[1] * shrink), 1), max(round(image.shape[0] * shrink), 1))
-        tiles.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    height, width = (max(t.shape[i] for t in tiles) + 6 for i in (0, 1))
-    rows = -(-len(tiles) // columns)
-    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for i, t in enumerate(tiles):
-        y, x = i // columns * height + 3, i % columns * width + 3
-        sheet[y : y + t.shape[0], x : x + t.shape[1]] = t
-    return sheet
+        size = (max(round(image.shape[1] * TILE / image.shape[0]), 1), TILE)
+        tile = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        tiles.append(cv2.copyMakeBorder(tile[:, :SHEET], 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=(255, 255, 255)))
+    rows: list[list[np.ndarray]] = [[]]
+    for tile in tiles:
+        if rows[-1] and sum(t.shape[1] for t in rows[-1]) + tile.shape[1] > SHEET:
+            rows.append([])
+        rows[-1].append(tile)
+    joined = [np.hstack(r) for r in rows]
+    wide = max(r.shape[1] for r in joined)
+    pad = cv2.BORDER_CONSTANT
+    return np.vstack([cv2.copyMakeBorder(r, 0, 0, 0, wide - r.shape[1], pad, value=(255, 255, 255)) for r in joined])
 
 
 def inspect_split(config: Config, split: str, out: Path, samples: int) -> Figures:

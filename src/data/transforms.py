@@ -101,7 +101,7 @@ def cut_window(image: np.ndarray, window: tuple[int, int, int, int], config: Con
     """The pixels (H, W, 3) of a window; those beyond the image have the mean colour."""
     x1, y1, x2, y2 = window
     height, width = image.shape[:2]
-    inside = image[max(y1, 0) : y2, max(x1, 0) : x2]
+    inside = image[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
     if inside.shape[:2] == (y2 - y1, x2 - x1):
         return inside
     mean = config.img_mean[::-1] if config.to_rgb else config.img_mean
