@@ -186,12 +186,10 @@ def fill_hole(background: np.ndarray, hole: np.ndarray, g: Group) -> None:
     small_hole = (cv2.resize(unknown * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
     small = cv2.inpaint(small, small_hole, 3, cv2.INPAINT_TELEA)
     filled = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    only = np.zeros_like(hole[outer], bool)
     top, left = inner[0].start - outer[0].start, inner[1].start - outer[1].start
     rows, columns = inner[0].stop - inner[0].start, inner[1].stop - inner[1].start
-    only[top : top + rows, left : left + columns] = True
-    only &= unknown.astype(bool)
-    part[only] = filled[only]
+    filled = filled[top : top + rows, left : left + columns]
+    background[inner] = np.where(hole[inner][..., None] > 0, filled, background[inner])
 
 
 def put_back(g: Group, original: np.ndarray, image: np.ndarray, hole: np.ndarray) -> None:
