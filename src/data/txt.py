@@ -1,4 +1,7 @@
-"""Boxes in a text file, a row an image: `relative/path.jpg x1,y1,x2,y2,class x1,y1,x2,y2,class ...`"""
+"""Boxes in a text file, a row an image: `relative/path.jpg x1,y1,x2,y2,class x1,y1,x2,y2,class ...`
+
+A sixth number after the class, 0 or 1, says whether the box is a crowd region.
+"""
 
 import math
 import re
@@ -57,7 +60,7 @@ def listed_images(split: Split) -> list[Path]:
 
 def highest_class(split: Split) -> int:
     """The largest class number that a well-formed column holds. Raises DataError."""
-    numbers = [c.rpartition(",")[2] for _, _, columns in read_rows(split) for c in columns if c.count(",") == 4]
+    numbers = [c.split(",")[4] for _, _, columns in read_rows(split) for c in columns if c.count(",") in (4, 5)]
     highest = max((int(n) for n in numbers if n.isdecimal()), default=0)
     if not highest:
         raise DataError(f"{split.annotations}: no box with a class from 1 up; expected path.jpg x1,y1,x2,y2,class ...")
@@ -92,24 +95,28 @@ def make_record(image_id: int, path: Path, columns: list[str], where: str, confi
         height, width = image_size(path)
     except DataError as e:
         raise DataError(f"{where}: {e}") from None
-    boxes, labels = [], []
+    boxes, labels, crowd = [], [], []
     for column in columns:
         try:
-            x1, y1, x2, y2, label = (float(v) for v in column.split(","))
-            finite = all(math.isfinite(v) for v in (x1, y1, x2, y2, label))
+            x1, y1, x2, y2, label, is_crowd = (float(v) for v in (column.split(",") + ["0"])[:6])
+            whole = (
+                column.count(",") in (4, 5) and all(map(math.isfinite, (x1, y1, x2, y2, label))) and is_crowd in (0, 1)
+            )
         except ValueError:
-            finite = False
-        if not finite:
-            raise DataError(f"{where}: {column!r} isn't x1,y1,x2,y2,class")
+            whole = False
+        if not whole:
+            raise DataError(f"{where}: {column!r} isn't x1,y1,x2,y2,class or x1,y1,x2,y2,class,iscrowd")
         if not label.is_integer() or not 0 < label < config.num_classes:
             why = "0 is the background" if label == 0 else f"the config has 1 to {config.num_classes - 1}"
-            raise DataError(f"{where}: class {column.rpartition(',')[2]} of {column!r}: {why}; mend coco_classes or it")
+            raise DataError(f"{where}: class {column.split(',')[4]} of {column!r}: {why}; mend it, or coco_classes")
         boxes.append(clipped_box([x1, y1, x2 - x1, y2 - y1], height, width, f"{where}: {column!r}"))
         labels.append(int(label))
-    if len(boxes) > config.max_instance_count:
-        raise DataError(
-            f"{where}: {len(boxes)} boxes, more than max_instance_count {config.max_instance_count}; raise it"
-        )
+        crowd.append(bool(is_crowd))
+    count = len(crowd) - sum(crowd)
+    if count > config.max_instance_count:
+        raise DataError(f"{where}: {count} boxes, more than max_instance_count {config.max_instance_count}; raise it")
     none = [None] * len(boxes)
-    box_array, crowd = np.array(boxes, np.float32).reshape(-1, 4), np.zeros(len(boxes), bool)
-    return ImageRecord(image_id, path, height, width, box_array, np.array(labels, np.int32), crowd, none)
+    box_array = np.array(boxes, np.float32).reshape(-1, 4)
+    return ImageRecord(
+        image_id, path, height, width, box_array, np.array(labels, np.int32), np.array(crowd, bool), none
+    )

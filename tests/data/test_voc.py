@@ -1,0 +1,221 @@
+"""Pascal VOC: both layouts, the splits, and each kind of broken file refused by its line, or skipped and counted."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from src.data.coco import DataError
+from src.data.mindrecord import ensure_mindrecord, read_index
+from src.data.sources import load_split, resolve_classes
+from src.data.voc import resolve_voc
+
+
+def voc_object(name="circle", box=(11, 6, 30, 25), **flags):
+    """An <object> on one line."""
+    tags = "".join(f"<{k}>{v}</{k}>" for k, v in flags.items())
+    corners = "".join(f"<{t}>{v}</{t}>" for t, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    return f"<object><name>{name}</name>{tags}<bndbox>{corners}</bndbox></object>"
+
+
+def voc_file(*objects, size="<size><width>60</width><height>40</height><depth>3</depth></size>", name="x.jpg"):
+    """An annotation file; its first object is on line 4."""
+    return "\n".join(["<annotation>", f"<filename>{name}</filename>", size, *objects, "</annotation>"])
+
+
+class VocFolder:
+    def __init__(self, root, xml="Annotations", images="JPEGImages", suffix=".jpg"):
+        self.root, self.xml, self.images, self.suffix = root, root / xml, root / images, suffix
+        self.xml.mkdir(parents=True, exist_ok=True)
+        self.images.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name, *objects, content=None, image=True):
+        text = voc_file(*objects, name=f"{name}{self.suffix}") if content is None else content
+        (self.xml / f"{name}.xml").write_text(text)
+        if image:
+            cv2.imwrite(str(self.images / f"{name}{self.suffix}"), np.full((40, 60, 3), 90, np.uint8))
+        return self
+
+    def list(self, part, *names):
+        (self.root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+        (self.root / f"ImageSets/Main/{part}.txt").write_text("\n".join(names) + "\n")
+        return self
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return VocFolder(tmp_path / "voc")
+
+
+@pytest.fixture
+def config_of(shapes_config, folder):
+    def make(**overrides):
+        places = {"train_dataset": str(folder.root), "val_dataset": str(folder.root)}
+        return shapes_config(**{"detector": "faster_rcnn", "dataset": "voc", "val_share": 0, **places, **overrides})
+
+    return make
+
+
+def load(config, split="train"):
+    return load_split(resolve_voc(config.train_dataset, split), config)
+
+
+def test_objects_are_read(folder, config_of):
+    folder.add("one", voc_object(), voc_object("star", (1, 1, 60, 40), truncated=1, difficult=0, pose="Left"))
+    folder.add("two")
+    data = load(config_of())
+    one, two = data.records
+    # from the first pixel to the end of the last
+    np.testing.assert_array_equal(one.boxes, [[10, 5, 30, 25], [0, 0, 60, 40]])
+    assert [config_of().coco_classes[v] for v in one.labels] == ["circle", "star"]
+    assert two.boxes.shape == (0, 4)
+    zero = load(config_of(voc_first_pixel=0)).records[0]
+    np.testing.assert_array_equal(zero.boxes, [[11, 6, 30, 25], [1, 1, 60, 40]])
+
+
+def test_difficult_objects_are_ignored_or_trained(folder, config_of):
+    folder.add("one", voc_object(difficult=1), voc_object(difficult=0))
+    assert load(config_of()).records[0].crowd.tolist() == [True, False]
+    assert load(config_of(voc_difficult="train")).records[0].crowd.tolist() == [False, False]
+
+
+def test_parts_of_an_object_are_no_objects(folder, config_of):
+    part = "<part><name>star</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>"
+    folder.add("one", voc_object().replace("</object>", f"{part}</object>"))
+    np.testing.assert_array_equal(load(config_of()).records[0].boxes, [[10, 5, 30, 25]])
+
+
+@pytest.mark.parametrize(
+    ("layout", "path"),
+    [
+        ({"xml": "annotations", "images": "images", "suffix": ".png"}, ""),
+        ({"xml": ".", "images": "."}, ""),
+        ({"xml": "train/Annotations", "images": "train/JPEGImages"}, ""),
+        ({"xml": "train", "images": "train"}, ""),
+    ],
+    ids=["FaceMaskDetection", "one folder", "a folder a split", "one folder a split"],
+)
+def test_layouts(tmp_path, config_of, layout, path):
+    VocFolder(tmp_path / "other", **layout).add("one", voc_object())
+    data = load(config_of(train_dataset=str(tmp_path / "other" / path)))
+    assert [r.path.stem for r in data.records] == ["one"]
+
+
+def test_listed_splits(folder, config_of):
+    for name in "abcd":
+        folder.add(name, voc_object())
+    folder.list("train", "a", "c 1").list("val", "b")
+    config = config_of()
+    train, val = load(config), load(config, "val")
+    assert [r.path.stem for r in train.records] == ["a", "c"]
+    assert [r.path.stem for r in val.records] == ["b"]
+
+
+def test_drawn_splits(folder, config_of):
+    names = [f"{i:02d}" for i in range(20)]
+    for name in names:
+        folder.add(name, voc_object())
+
+    def stems(split, **overrides):
+        return [r.path.stem for r in load(config_of(**{"val_share": 0.3, **overrides}), split).records]
+
+    assert len(stems("val")) == 6
+    assert sorted(stems("train") + stems("val")) == names
+    assert stems("val") == stems("val")
+    assert stems("val") != stems("val", seed=3)
+    # the same image has the same id in both
+    ids = {r.path.stem: r.image_id for s in ("train", "val") for r in load(config_of(val_share=0.3), s).records}
+    assert sorted(ids.values()) == list(range(1, 21))
+    assert stems("train", val_share=0) == stems("val", val_share=0) == names
+
+
+BROKEN = {
+    "cut short": ("<annotation>\n<object>\n", "line 3", "not valid XML"),
+    "not XML": ("words", "line 1", "not valid XML"),
+    "empty": ("", "line 1", "not valid XML"),
+    "unknown encoding": ("<?xml version='1.0' encoding='nonsense'?><annotation/>", "line 1", "not valid XML"),
+    "another kind of file": ("<html></html>", "line 1", "<html>"),
+    "no name": (voc_file(voc_object().replace("name", "nom")), "line 4", "without <name>"),
+    "unknown class": (voc_file(voc_object("moon")), "line 4", "'moon'"),
+    "no box": (voc_file("<object><name>star</name></object>"), "line 4", "without <bndbox>"),
+    "three numbers": (voc_file(voc_object(box=(1, 2, 3, ""))), "line 4", "numbers"),
+    "a word": (voc_file(voc_object(), voc_object(box=("x", 2, 3, 4))), "line 5", "numbers"),
+    "not finite": (voc_file(voc_object(box=("inf", 2, 3, 4))), "line 4", "finite"),
+    "turned round": (voc_file(voc_object(box=(30, 6, 11, 25))), "line 4", "ends before it begins"),
+    "outside": (voc_file(voc_object(box=(100, 100, 120, 120))), "line 4", "outside"),
+    "difficult is maybe": (voc_file(voc_object(difficult="maybe")), "line 4", "difficult"),
+    "another size": (voc_file(size="<size><width>99</width><height>40</height></size>"), "line 3", "99 x 40"),
+    "too many": (voc_file(*[voc_object()] * 17), "two.xml", "max_instance_count"),
+}
+
+
+@pytest.mark.parametrize(("content", "line", "told"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_file_is_refused_by_line_or_skipped(folder, config_of, refusal, content, line, told):
+    folder.add("one", voc_object()).add("two", content=content).add("zzz", voc_object())
+    with refusal(DataError, folder.xml / "two.xml", line, told, "on_bad_image: skip"):
+        load(config_of())
+    data = load(config_of(on_bad_image="skip"))
+    assert [r.path.stem for r in data.records] == ["one", "zzz"]
+    assert len(data.skipped) == 1
+    assert str(folder.xml / "two.xml") in data.skipped[0]
+
+
+def test_what_is_missing(folder, config_of, refusal):
+    folder.add("one", voc_object()).add("two", voc_object(), image=False)
+    with refusal(DataError, "two.xml", "two.jpg"):
+        load(config_of())
+    (folder.xml / "two.xml").unlink()
+    cv2.imwrite(str(folder.images / "bare.jpg"), np.zeros((8, 8, 3), np.uint8))
+    with refusal(DataError, "bare.xml", "bare.jpg"):
+        load(config_of())
+    folder.list("train", "one", "nowhere")
+    with refusal(DataError, "nowhere.xml"):
+        load(config_of())
+    assert len(load(config_of(on_bad_image="skip")).records) == 1
+
+
+def test_folders_that_are_no_voc(tmp_path, folder, config_of, refusal):
+    with refusal(DataError, tmp_path / "nowhere", "Annotations"):
+        load(config_of(train_dataset=str(tmp_path / "nowhere")))
+    folder.add("one", voc_object()).list("train", "")
+    with refusal(DataError, "train.txt", "no image"):
+        load(config_of())
+
+
+def test_a_file_name_that_differs_from_the_annotations(folder, config_of):
+    (folder.xml / "one.xml").write_text(voc_file(voc_object(), name="other.jpg"))
+    cv2.imwrite(str(folder.images / "other.jpg"), np.zeros((40, 60, 3), np.uint8))
+    folder.list("train", "one")
+    assert load(config_of()).records[0].path.name == "other.jpg"
+
+
+def test_converted_with_a_coco_file_to_evaluate_on(folder, config_of):
+    folder.add("one", voc_object("star", difficult=1), voc_object("star"))
+    index = read_index(ensure_mindrecord(config_of(), "val", training=False))
+    with open(index["annotations"]) as f:
+        truth = json.load(f)
+    star = config_of().coco_classes.index("star")
+    assert [(a["category_id"], a["iscrowd"], a["bbox"]) for a in truth["annotations"]] == [
+        (star, 1, [10, 5, 20, 20]),
+        (star, 0, [10, 5, 20, 20]),
+    ]
+
+
+def test_converted_anew_when_a_file_changes(folder, config_of):
+    folder.add("one", voc_object())
+
+    def made():
+        return (ensure_mindrecord(config_of(), "train", training=True) / "index.json").stat().st_mtime_ns
+
+    first = made()
+    assert made() == first
+    folder.add("one", voc_object(box=(1, 1, 9, 9)))
+    assert made() != first
+
+
+def test_classes_are_found(folder, config_of):
+    folder.add("one", voc_object("without_mask"), voc_object("with_mask")).add("broken", content="words")
+    config = resolve_classes(config_of(coco_classes="auto"), training=True)
+    assert config.coco_classes == ["background", "with_mask", "without_mask"]
+    assert config.num_classes == 3
