@@ -128,10 +128,15 @@ def read_labelme(folder: Path, skip: bool) -> tuple[list, list, list[str]]:
     files = sorted(folder.rglob("*.json"))
     if not files:
         raise DataError(f"{folder}: no JSON file of labelme's in it")
-    entries, skipped, read = [], [], []
+    entries, skipped, read, taken = [], [], [], {}
     for path in tqdm(files, unit="file", desc="reading"):
         try:
             read.append(read_labelme_file(path, folder))
+            name = read[-1][0]["file_name"]
+            if name in taken:
+                del read[-1]
+                raise DataError(f"{path}: its image {name} is labelled in {taken[name]} too; keep one of the files")
+            taken[name] = path
         except DataError as e:
             refuse(e, skip, skipped)
     names = sorted({a["label"] for _, objects, _ in read for a in objects})
