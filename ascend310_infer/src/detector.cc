@@ -105,8 +105,8 @@ class WholeDetector : public Detector {
   // For AIPP, which normalises on the chip: the padding holds the mean, so that it comes out as about zero.
   void FillBytes(const std::vector<Prepared> &images) {
     auto *to = graph_.Input<uint8_t>(0);
-    for (int64_t i = 0; i < sidecar_.batch_size * sidecar_.height * sidecar_.width; ++i) {
-      for (size_t c = 0; c < 3; ++c) to[3 * i + static_cast<int64_t>(c)] = static_cast<uint8_t>(std::lrint(sidecar_.mean[c]));
+    for (int64_t i = 0; i < sidecar_.batch_size * sidecar_.height * sidecar_.width * 3; ++i) {
+      to[i] = static_cast<uint8_t>(std::lrint(sidecar_.mean[static_cast<size_t>(i % 3)]));
     }
     for (const Prepared &image : images) {
       for (int64_t y = 0; y < image.picture.height; ++y) {
@@ -174,7 +174,8 @@ class SplitDetector : public Detector {
     std::vector<RpnLevel> inputs;
     for (size_t l = 0; l < levels; ++l) {
       const auto each = static_cast<int64_t>(sidecar_.base_anchors[l].size());
-      inputs.push_back({Map(batch, image, NumMaps() + l, each, l), Map(batch, image, NumMaps() + levels + l, 4 * each, l),
+      inputs.push_back({Map(batch, image, NumMaps() + l, each, l),
+                        Map(batch, image, NumMaps() + levels + l, 4 * each, l),
                         sidecar_.height / sidecar_.strides[l], sidecar_.width / sidecar_.strides[l],
                         sidecar_.strides[l], &sidecar_.base_anchors[l]});
     }
@@ -317,7 +318,9 @@ class ReferenceReader {
     return shape;
   }
 
-  [[noreturn]] void Fail() const { throw UserError(path_ + ": not a reference of this version; export the model again"); }
+  [[noreturn]] void Fail() const {
+    throw UserError(path_ + ": not a reference of this version; export the model again");
+  }
 
  private:
   std::string path_;
@@ -368,7 +371,8 @@ void SplitDetector::SelfCheck() {
       const float *values = graph->Output<float>(o, given);
       for (uint32_t s = 0; s < samples; ++s) {
         const int64_t place = std::min<int64_t>(int64_t{s} * step, Elements(given) - 1);
-        const double difference = std::abs(static_cast<double>(values[place]) - static_cast<double>(reader.Next<float>()));
+        const double wanted = reader.Next<float>();
+        const double difference = std::abs(static_cast<double>(values[place]) - wanted);
         // written so that what is no number counts as wrong
         if (!(difference <= worst * static_cast<double>(most))) {
           worst = std::isfinite(difference) && most > 0 ? difference / static_cast<double>(most) : INFINITY;

@@ -61,7 +61,8 @@ int64_t ParseNumber(const std::string &name, const std::string &text, int64_t lo
   errno = 0;
   const int64_t value = std::strtoll(text.c_str(), &end, 10);
   if (text.empty() || *end != '\0' || errno != 0 || value < low || value > high) {
-    throw UserError(name + ": " + text + " is not a number from " + std::to_string(low) + " to " + std::to_string(high));
+    throw UserError(name + ": " + text + " is not a number from " + std::to_string(low) + " to " +
+                    std::to_string(high));
   }
   return value;
 }
@@ -98,7 +99,9 @@ Options ParseOptions(int argc, char **argv) {
     } else if (name == "--output") {
       out.output = value;
     } else if (name == "--device_type") {
-      if (value != "CPU" && value != "Ascend") throw UserError("--device_type: " + value + " is neither CPU nor Ascend");
+      if (value != "CPU" && value != "Ascend") {
+        throw UserError("--device_type: " + value + " is neither CPU nor Ascend");
+      }
       out.device.ascend = value == "Ascend";
     } else if (name == "--device_id") {
       out.device.id = static_cast<int>(ParseNumber(name, value, 0, 4095));

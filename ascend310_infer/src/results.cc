@@ -67,7 +67,8 @@ std::string SummaryJson(const Summary &summary, const Sidecar &sidecar) {
   out += " \"model\": " + Quoted(sidecar.path) + ",\n";
   out += " \"model_sha256\": " + Quoted(sidecar.whole ? sidecar.model.sha256 : sidecar.features.sha256) + ",\n";
   out += " \"device_type\": " + Quoted(summary.device) + ",\n \"threads\": " + std::to_string(summary.threads) + ",\n";
-  out += " \"canvas\": {\"width\": " + std::to_string(sidecar.width) + ", \"height\": " + std::to_string(sidecar.height) +
+  out += " \"canvas\": {\"width\": " + std::to_string(sidecar.width) +
+         ", \"height\": " + std::to_string(sidecar.height) +
          ", \"keep_ratio\": " + (sidecar.keep_ratio ? "true" : "false") + "},\n";
   out += " \"classes\": " + List(sidecar.classes) + ",\n";
   if (sidecar.with_mask) {
@@ -85,7 +86,8 @@ std::string SummaryJson(const Summary &summary, const Sidecar &sidecar) {
          Number(summary.seconds > 0 ? static_cast<double>(summary.images.size()) / summary.seconds : 0) + ",\n";
   out += " \"peak_memory_mib\": " + Number(PeakMemory()) + ",\n \"median_ms\": {";
   for (size_t i = 0; i < summary.times.size(); ++i) {
-    out += std::string(i > 0 ? ", " : "") + Quoted(summary.times[i].first) + ": " + Number(Median(summary.times[i].second));
+    const auto &[stage, values] = summary.times[i];
+    out += std::string(i > 0 ? ", " : "") + Quoted(stage) + ": " + Number(Median(values));
   }
   return out + "}\n}\n";
 }
