@@ -105,6 +105,7 @@ class Trainer:
             for left in ("checkpoints", "tensorboard"):
                 if (c.output_dir / left).exists():
                     set_aside(c.output_dir / left)
+        self.folder.make()
         self.trackers = make_trackers(c, len(self.loader), position)
         self.evaluated = evaluations(c.output_dir / "metrics.jsonl")
         save_config(c, c.output_dir / "config.yaml")

@@ -132,9 +132,9 @@ def run_folder(path: str | Path) -> Path:
 
 
 def has_checkpoint(config: Config) -> bool:
-    """Whether a run in config.output_dir has saved something to resume from, whole or not."""
+    """Whether a run in config.output_dir has saved a training state, whole or not."""
     folder = ResumeFolder(config.output_dir / "checkpoints", config.detector, 1)
-    return bool(folder.states.list() or folder.weights.list())
+    return bool(folder.states.list())
 
 
 def file_crc(path: Path) -> int:
@@ -156,6 +156,13 @@ class ResumeFolder:
         self.weights = CheckpointFolder(folder, prefix, keep)
         self.states = CheckpointFolder(Path(folder) / "state", prefix, min(STATES_KEPT, keep))
         self.damaged: list[Path] = []
+
+    def make(self) -> None:
+        """Makes the folders. Raises UserError."""
+        try:
+            self.states.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UserError(f"{self.states.folder}: can't write: {e.strerror}; set train_outputs") from None
 
     def save(self, detector: nn.Cell, parameters: list[Parameter], state: TrainingState) -> None:
         """Weights of `detector`, then `parameters` (the optimizer's, the loss scale's) with `state`; drops old ones."""
@@ -200,7 +207,8 @@ class ResumeFolder:
             return found
         if damaged:
             raise UserError(f"{self.weights.folder}: no checkpoint reads whole: {'; '.join(damaged)}")
-        if self.weights.list():
+        # a run makes state/ before its first weights; killed between those and their state, it has nothing whole
+        if self.weights.list() and not self.states.folder.is_dir():
             raise UserError(
                 f"{self.weights.folder}: has weights but no training state to resume from (state/); start from them"
                 f" with --pre_trained {self.weights.list()[-1]}"
