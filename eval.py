@@ -35,7 +35,8 @@ def main() -> int:
 
 def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
     """Detections of the validation split and their AP, or the AP of saved ones."""
-    config = resolve_classes(config, training=False, checkpoint=arguments.checkpoint_path)
+    checkpoint = local_checkpoint(config, arguments.checkpoint_path)
+    config = resolve_classes(config, training=False, checkpoint=checkpoint)
     if arguments.predictions and (results := saved_results(arguments.predictions)) is not None:
         print(f"{arguments.predictions}: {len(results)} saved detections; the network isn't run")
         kinds = ("bbox", "segm") if "mask" in config.detector else ("bbox",)
@@ -48,7 +49,7 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
     set_device(config)
     group = join_group(config)
     detector = build_detector(config)
-    load_detector(detector, local_checkpoint(config, arguments.checkpoint_path))
+    load_detector(detector, checkpoint)
     evaluator = Evaluator(config, detector, group)
     path = arguments.predictions or arguments.results or config.output_dir / "results.json"
     summary = evaluator.run(path)

@@ -45,7 +45,10 @@ def main() -> int:
 
 
 def check(config: Config, path: Path) -> None:
-    """Refuses a model that its sidecar or `config` doesn't describe; takes the batch size that it was exported with."""
+    """Refuses a model that its sidecar or `config` doesn't describe; takes the batch size that it was exported with.
+
+    And its classes, where the config leaves them to the data.
+    """
     about_path = path.with_name(path.name + ".json")
     if not path.is_file():
         raise UserError(f"{path}: no such model; export.py --file_format ONNX makes one")
@@ -53,6 +56,8 @@ def check(config: Config, path: Path) -> None:
     if about["file_format"] != "ONNX" or about["form"] != "whole":
         raise UserError(f"{about_path}: of {about['form']} {about['file_format']}, not of an ONNX model")
     sidecar.check_file(path, about["files"]["model"])
+    if not config.coco_classes:
+        config.coco_classes, config.num_classes = about["classes"], len(about["classes"])
     sidecar.check_config(about_path, about, config)
     config.test_batch_size = about["batch_size"]
 

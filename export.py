@@ -3,6 +3,7 @@
 import argparse
 
 from src.config import add_config_arguments, load_config, parse_overrides
+from src.data.sources import resolve_classes
 from src.device import set_device
 from src.errors import UserError, run_command
 from src.export.whole import SUFFIX, export_whole, model_path
@@ -42,6 +43,7 @@ def main() -> int:
     # kept graphs are found by program and config, which don't tell one export from another
     config.compile_cache = False
     set_device(config)
+    config = resolve_classes(config, training=False, checkpoint=known.ckpt_file)
     detector = build_detector(config)
     load_detector(detector, known.ckpt_file)
     detector.set_train(False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
-from src.data.sources import resolve_classes, save_classes
+from src.data.sources import resolve_classes
 from src.device import set_device
 from src.errors import run_command
 from src.evaluation.inference import Evaluator
@@ -65,8 +65,6 @@ def train(config: Config, resume: bool) -> int:
     print(
         f"training {config.detector}: {len(loader)} steps an epoch, {config.epoch_size} epochs -> {config.output_dir}"
     )
-    if group.is_first:
-        save_classes(config, config.output_dir / "checkpoints")
     return trainer.run()
 
 

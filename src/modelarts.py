@@ -140,6 +140,8 @@ def localized(config: Config) -> Config:
         train_dataset=str(data / config.train_dataset),
         val_dataset=str(data / config.val_dataset),
         val_annotations=config.val_annotations and str(data / config.val_annotations),
+        image_dir=config.image_dir and str(data / config.image_dir),
+        anno_path=config.anno_path and str(data / config.anno_path),
         pre_trained=str(local_checkpoint(config, config.pre_trained)),
         backbone=dataclasses.replace(
             config.backbone, pretrained=str(local_checkpoint(config, config.backbone.pretrained))

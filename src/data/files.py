@@ -1,6 +1,7 @@
 """Image files of a data set: which there are, and their sizes without decoding them."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +26,11 @@ def image_files(folder: Path) -> Iterator[os.DirEntry]:
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of the stored pixels, from the file's head; EXIF rotation isn't applied. Raises DataError."""
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
+        with warnings.catch_warnings():
+            # Pillow's advice on large images: only the head is read here
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.height, image.width
     except FileNotFoundError:
         raise DataError(f"{path}: no such image") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

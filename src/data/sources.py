@@ -7,15 +7,17 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
+
 from src.config import Config
 from src.data.coco import CocoSplit, DataError, Split, category_names, load_coco, resolve_split
 from src.data.files import image_files
 from src.data.txt import highest_class, listed_images, load_txt, resolve_txt
 from src.data.voc import load_voc, object_names, part_file, resolve_voc
 
-__all__ = ["coco_file", "find_split", "load_split", "resolve_classes", "save_classes", "source_digest"]
+__all__ = ["coco_file", "find_split", "load_split", "resolve_classes", "source_digest"]
 
-CLASSES_FILE = "classes.json"
+RUN_CONFIG = "config.yaml"
 
 
 def find_split(config: Config, split: str, training: bool) -> Split:
@@ -82,24 +84,33 @@ def coco_file(data: CocoSplit, config: Config) -> dict:
 def resolve_classes(config: Config, training: bool, checkpoint: str | Path = "") -> Config:
     """The config with its classes: as they are, or where coco_classes is empty (auto) those found.
 
-    For a checkpoint they are in classes.json beside it, which training wrote. Else they are read from the training
-    split, or where the config names none from the validation split: COCO's categories by id, VOC's names by alphabet,
-    class_1, class_2, ... up to the highest number of a TXT file. Raises DataError.
+    For a checkpoint they are in config.yaml of the run that wrote it. Else they are read from the training split, or
+    where the config names none from the validation split: COCO's categories by id, VOC's names by alphabet, class_1,
+    class_2, ... up to the highest number of a TXT file. Raises DataError.
     """
     if config.coco_classes:
         return config
-    beside = Path(checkpoint).parent / CLASSES_FILE
-    if checkpoint and beside.is_file():
-        try:
-            names = json.loads(beside.read_text())
-            if len(names) < 2 or not all(isinstance(n, str) for n in names):
-                raise ValueError
-        except (OSError, TypeError, ValueError):
-            raise DataError(f"{beside}: not a list of class names; set coco_classes") from None
-    else:
+    names = trained_classes(Path(checkpoint)) if checkpoint else None
+    if names is None:
         use_train = training or bool(config.anno_path if config.dataset == "other" else config.train_dataset)
         names = ["background", *found_classes(config, use_train)]
     return dataclasses.replace(config, coco_classes=names, num_classes=len(names))
+
+
+def trained_classes(checkpoint: Path) -> list[str] | None:
+    """The classes in the config.yaml of the run that a checkpoint lies in, or None without one. Raises DataError."""
+    # beside it, above checkpoints/, above checkpoints/best/
+    files = (folder / RUN_CONFIG for folder in list(checkpoint.resolve().parents)[:3])
+    path = next((f for f in files if f.is_file()), None)
+    if path is None:
+        return None
+    try:
+        names = yaml.safe_load(path.read_text())["coco_classes"]
+        if len(names) >= 2 and all(isinstance(n, str) for n in names):
+            return list(names)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        pass
+    raise DataError(f"{path}: holds no list of coco_classes, which the checkpoint beside it was trained on; set it")
 
 
 def found_classes(config: Config, training: bool) -> list[str]:
@@ -108,14 +119,3 @@ def found_classes(config: Config, training: bool) -> list[str]:
     if config.dataset == "other":
         return [f"class_{i}" for i in range(1, highest_class(where) + 1)]
     return object_names(where) if config.dataset == "voc" else category_names(where.annotations)
-
-
-def save_classes(config: Config, folder: Path) -> None:
-    """Writes classes.json into the folder of the checkpoints, for resolve_classes. Raises DataError."""
-    beside = folder / f"{CLASSES_FILE}.writing"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(config.coco_classes))
-        os.replace(beside, folder / CLASSES_FILE)
-    except OSError as e:
-        raise DataError(f"{folder}: can't write {CLASSES_FILE}: {e.strerror}; set train_outputs") from None

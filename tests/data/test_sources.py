@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from src.config import load_config
+from src.config import load_config, save_config
 from src.data.coco import DataError, load_coco, resolve_split
-from src.data.sources import resolve_classes, save_classes
+from src.data.sources import resolve_classes
 
 
 def rename(folder, *names):
@@ -64,17 +64,19 @@ def test_a_checkpoint_brings_its_classes(tmp_path, coco_folder, coco_config, ref
     """What was trained decides, though the data at hand have their classes in another order."""
     rename(coco_folder, (20, "moon"), (10, "sun"))
     trained = coco_config(coco_classes=["background", "moon", "sun"], num_classes=3)
-    save_classes(trained, tmp_path / "run")
+    save_config(trained, tmp_path / "run/config.yaml")
     asked = coco_config(coco_classes="auto")
-    assert resolve_classes(asked, training=False, checkpoint=tmp_path / "run/a.ckpt").coco_classes[1:] == [
-        "moon",
-        "sun",
-    ]
-    assert resolve_classes(asked, training=False, checkpoint=tmp_path / "a.ckpt").coco_classes[1:] == ["sun", "moon"]
-    for content in ("[", "{}", '["one"]', '["background", 3]'):
-        (tmp_path / "run/classes.json").write_text(content)
-        with refusal(DataError, tmp_path / "run/classes.json"):
-            resolve_classes(asked, training=False, checkpoint=tmp_path / "run/a.ckpt")
+
+    def classes(path):
+        return resolve_classes(asked, training=False, checkpoint=tmp_path / path).coco_classes[1:]
+
+    for path in ("run/a.ckpt", "run/checkpoints/a.ckpt", "run/checkpoints/best/a.ckpt"):
+        assert classes(path) == ["moon", "sun"]
+    assert classes("a.ckpt") == ["sun", "moon"]
+    for content in ("[", "{}", "coco_classes: []", "coco_classes: [background, 3]", "words"):
+        (tmp_path / "run/config.yaml").write_text(content)
+        with refusal(DataError, tmp_path / "run/config.yaml", "coco_classes"):
+            classes("run/checkpoints/a.ckpt")
 
 
 def test_a_class_listed_again_as_the_supercategory(coco_folder, coco_config):

@@ -138,7 +138,7 @@ def test_trains_and_evaluates(configs, network, tmp_path, capfd, name):
     loader, keys = TrainLoader(config, ensure_mindrecord(config, "train", training=True)), SamplerKeys(config)
     detector.set_train()
     for batch, _ in zip(loader.epoch(0), range(3), strict=False):
-        losses = step(*step_inputs(batch, keys(0, batch["image_id"]))).asnumpy()
+        losses = step(*step_inputs(batch, keys(0, batch["image_id"])))[0].asnumpy()
         assert np.isfinite(losses).all()
         assert losses[0] > 0
     summary = Evaluator(config, detector).run(tmp_path / "results.json")
@@ -193,7 +193,7 @@ def test_transfer_drops_the_layers_of_other_classes(configs, network, tmp_path):
 
 
 def test_from_the_command_line(configs, tmp_path):
-    """train.py finds the classes in the XML files; eval.py finds them beside the checkpoint, from anywhere."""
+    """train.py finds the classes in the XML files; eval.py finds them in the run of the checkpoint."""
     voc = configs["voc"]
     common = {**SMALL, "dataset": "voc", "train_outputs": str(tmp_path / "out"), "mindrecord_dir": voc.mindrecord_dir}
     words = [w for k, v in common.items() for w in (f"--{k}", str(v))]
@@ -206,6 +206,6 @@ def test_from_the_command_line(configs, tmp_path):
 
     run("train.py", "--train_dataset", voc.train_dataset)
     checkpoint = next((tmp_path / "out/shapes/checkpoints").glob("*.ckpt"))
-    assert json.loads((checkpoint.parent / "classes.json").read_text()) == voc.coco_classes
+    assert load_config(tmp_path / "out/shapes/config.yaml").coco_classes == voc.coco_classes
     out = run("eval.py", "--val_dataset", voc.val_dataset, "--checkpoint_path", str(checkpoint))
     assert all(name in out for name in voc.coco_classes[1:])
