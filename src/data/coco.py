@@ -131,11 +131,18 @@ def load_coco(split: Split, config: Config, check_files: bool = True) -> CocoSpl
     images = {}
     for entry in data["images"]:
         try:
-            images[int(entry["id"])] = (str(entry["file_name"]), int(entry["height"]), int(entry["width"]))
-        except (KeyError, TypeError, ValueError):
+            image_id = int(entry["id"])
+            content = (str(entry["file_name"]), int(entry["height"]), int(entry["width"]))
+            # beyond what any decoder takes
+            if max(content[1:]) >= 1 << 31:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise DataError(
                 f"{split.annotations}: image {entry.get('id', entry)!r} lacks id, file_name or size"
             ) from None
+        if image_id in images:
+            raise DataError(f"{split.annotations}: two images have the id {image_id}; give each its own")
+        images[image_id] = content
     by_image: dict[int, list[dict]] = {i: [] for i in images}
     for a in data["annotations"]:
         if not isinstance(a.get("image_id"), (int, str)) or a["image_id"] not in by_image:
@@ -263,7 +270,7 @@ def clipped_box(bbox: object, height: int, width: int, where: str) -> tuple[floa
     """COCO's [x, y, width, height] as x1 y1 x2 y2 inside the image. Raises DataError."""
     try:
         x, y, w, h = (float(v) for v in bbox)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where}: bbox {bbox!r} isn't [x, y, width, height]") from None
     if not np.isfinite([x, y, w, h]).all():
         raise DataError(f"{where}: bbox {bbox!r} isn't finite")
@@ -281,7 +288,7 @@ def check_segmentation(segmentation: object, height: int, width: int, where: str
         for polygon in segmentation:
             if not isinstance(polygon, list) or len(polygon) % 2:
                 raise DataError(f"{where}: a polygon isn't a list of x, y, x, y, ...")
-            if not all(isinstance(v, (int, float)) for v in polygon) or not np.isfinite(polygon).all():
+            if not all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in polygon):
                 raise DataError(f"{where}: a polygon holds something that isn't a number")
         # COCO holds stray polygons of one or two points beside whole ones
         if max(len(p) for p in segmentation) < 6:

@@ -17,6 +17,9 @@ from src.data.files import IMAGE_SUFFIXES, image_size
 __all__ = ["highest_class", "listed_images", "load_txt", "resolve_txt"]
 
 
+MOST_CLASSES = 10_000  # a larger number is a slip of the pen, or an id
+
+
 def resolve_txt(config: Config, training: bool) -> Split:
     """The TXT file and the folder that its paths start from, as the config names them. Raises DataError."""
     annotations = config.anno_path if training else config.val_annotations or config.anno_path
@@ -62,6 +65,10 @@ def highest_class(split: Split) -> int:
     """The largest class number that a well-formed column holds. Raises DataError."""
     numbers = [c.split(",")[4] for _, _, columns in read_rows(split) for c in columns if c.count(",") in (4, 5)]
     highest = max((int(n) for n in numbers if n.isdecimal()), default=0)
+    if highest > MOST_CLASSES:
+        raise DataError(
+            f"{split.annotations}: a box of class {highest}; number the classes from 1, or set coco_classes"
+        )
     if not highest:
         raise DataError(f"{split.annotations}: no box with a class from 1 up; expected path.jpg x1,y1,x2,y2,class ...")
     return highest

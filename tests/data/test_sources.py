@@ -125,3 +125,19 @@ def test_ids_that_are_lists(coco_folder, coco_config, refusal, key):
     coco_folder.data["annotations"][0][key] = [1]
     coco_folder.write()
     refuse_names(coco_folder, coco_config, refusal)
+
+
+def test_two_images_of_one_id(coco_folder, coco_config, refusal):
+    coco_folder.data["images"][1]["id"] = 1
+    coco_folder.write()
+    refuse_names(coco_folder, coco_config, refusal, "two images have the id 1")
+
+
+@pytest.mark.parametrize("value", ["1e999", "1" + "0" * 400], ids=["infinite", "four hundred digits"])
+@pytest.mark.parametrize("place", ['"height": 40', '"bbox": [10', '"segmentation": [[10'])
+def test_numbers_beyond_all_bounds(coco_folder, coco_config, refusal, place, value):
+    text = coco_folder.json.read_text()
+    assert place in text
+    coco_folder.json.write_text(text.replace(place, place[: -len("40")] + value))
+    with refusal(DataError, coco_folder.json):
+        load_coco(resolve_split(coco_folder.root, "train"), coco_config(detector="mask_rcnn"))

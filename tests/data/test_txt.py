@@ -166,3 +166,9 @@ def test_classes_are_counted(txt_set):
     assert config.num_classes == 8
     assert config.coco_classes[-1] == "class_7"
     assert load(config).records[1].labels.tolist() == [7]
+
+
+@pytest.mark.parametrize(("row", "told"), [("a.jpg 1,2,31,22,99999999999", "99999999999"), ("a.jpg", "no box")])
+def test_classes_that_can_not_be_counted(tmp_path, txt_set, refusal, row, told):
+    with refusal(DataError, tmp_path / "rows.txt", told):
+        resolve_classes(txt_set(row, coco_classes="auto"), training=True)
