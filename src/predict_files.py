@@ -205,10 +205,10 @@ def image_ids(inputs: Inputs, annotations: Annotations | None) -> dict[Path, int
     """COCO's image id of each input."""
     if annotations:
         known = annotations.image_ids
-        lacking = [p for p in inputs.images if p.name not in known]
+        lacking = [p for p in inputs.images if p.name not in known and is_image(p)]
         if lacking:
             raise PredictionError(f"{annotations.path}: has no image {lacking[0].name}; predict its images alone")
-        return {p: known[p.name] for p in inputs.images}
+        return {p: known.get(p.name, -1) for p in inputs.images}
     stems = [p.stem for p in inputs.images]
     if all(s.isascii() and s.isdigit() for s in stems) and len({int(s) for s in stems}) == len(stems):
         return {p: int(p.stem) for p in inputs.images}

@@ -165,18 +165,22 @@ def to_rle(segmentation: list | dict | None, height: int, width: int) -> dict | 
 
 def draw_mask(canvas: np.ndarray, mask: dict | np.ndarray, shade: tuple[int, int, int], line: int) -> None:
     """Fills a mask (RLE or bitmap, of the canvas's proportions) translucently and outlines it, in place."""
-    bitmap = rle.decode(mask) if isinstance(mask, dict) else np.asarray(mask)
-    bitmap = (bitmap > 0).astype(np.uint8)
+    bitmap = rle.decode(mask) if isinstance(mask, dict) else (np.asarray(mask) > 0).astype(np.uint8)
     height, width = canvas.shape[:2]
     if bitmap.shape != (height, width):
-        smooth = cv2.INTER_AREA if bitmap.shape > (height, width) else cv2.INTER_LINEAR
-        bitmap = (cv2.resize(bitmap * np.uint8(255), (width, height), interpolation=smooth) > 127).astype(np.uint8)
+        if bitmap.shape[0] > height or bitmap.shape[1] > width:
+            # pycocotools' bitmaps lie in memory by columns
+            bitmap = cv2.resize(bitmap.T, (height, width), interpolation=cv2.INTER_NEAREST).T
+        else:
+            smooth = cv2.resize(bitmap.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+            bitmap = (smooth > 0.5).astype(np.uint8)
+    bitmap = np.ascontiguousarray(bitmap)
     x, y, w, h = cv2.boundingRect(bitmap)
     if not w:
         return
-    inside = bitmap[y : y + h, x : x + w].astype(bool)
     part = canvas[y : y + h, x : x + w]
-    part[inside] = (part[inside] * (1 - FILL) + np.array(shade) * FILL).astype(np.uint8)
+    mixed = cv2.addWeighted(part, 1 - FILL, np.full_like(part, shade), FILL, 0)
+    cv2.copyTo(mixed, bitmap[y : y + h, x : x + w], part)
     outlines, _ = cv2.findContours(bitmap, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(canvas, outlines, -1, tuple(int(v * 0.65) for v in shade), line, cv2.LINE_AA)
 

@@ -47,6 +47,50 @@ def coco_root():
     return Path(root)
 
 
+TINY = {
+    "img_width": 192,
+    "img_height": 128,
+    "backbone.width_multiplier": 0.25,
+    "neck.fpn.in_channels": [32, 64, 128, 256],
+    "test_batch_size": 2,
+    "test_cfg.rcnn.max_per_img": 20,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments(tiny_model):
+    """Command-line words of the tiny model's config."""
+    return ["--config_path", str(ROOT / "configs/shapes.yaml"), *(f"--{k}={v}" for k, v in TINY.items())]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Config and checkpoint of a small detector with random weights that detects much, of several scores."""
+    import mindspore as ms
+
+    from src.models.build import build_detector
+    from src.training.checkpoints import save_checkpoint
+
+    ms.set_seed(3)
+    config = load_config(ROOT / "configs/shapes.yaml", TINY)
+    detector = build_detector(config)
+    parameters = {p.name: p.asnumpy() for p in detector.get_parameters()}
+    # random weights answer the same for every box, and nearly background
+    weight = parameters["bbox_head.cls.weight"]
+    parameters["bbox_head.cls.weight"] = weight / np.abs(weight).max() * 1.5
+    path = tmp_path_factory.mktemp("tiny") / "tiny.ckpt"
+    save_checkpoint(parameters, path)
+    return config, path
+
+
+@pytest.fixture(scope="session")
+def tiny_predictor(tiny_model):
+    """A Predictor of the tiny model, compiled once for all tests."""
+    from src import Predictor
+
+    return Predictor(*tiny_model)
+
+
 class CocoFolder:
     """A COCO root that a test writes and spoils."""
 

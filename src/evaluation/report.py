@@ -273,7 +273,7 @@ def size_chart(summary: Summary) -> bytes:
 
 def curve_chart(precision: np.ndarray, title: str) -> bytes:
     """Precision over recall, the mean of the classes, at each IoU threshold."""
-    figure = Figure(figsize=(5.6, 4), dpi=110, layout="tight")
+    figure = Figure(figsize=(5, 3.8), dpi=110, layout="tight")
     axes = figure.subplots()
     recall = np.linspace(0, 1, precision.shape[1])
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, precision.shape[0]))
@@ -284,7 +284,7 @@ def curve_chart(precision: np.ndarray, title: str) -> bytes:
     axes.set(title=title, xlabel="recall", ylabel="precision, mean of classes", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     if measured.size:
-        axes.legend(fontsize=7, title="area under it", title_fontsize=7)
+        axes.legend(fontsize=7, title="area under it", title_fontsize=7, loc="lower left")
     return png(figure)
 
 
@@ -344,10 +344,8 @@ def best_and_worst(matches: dict[int, Matches], truth: COCO, results: list[dict]
     if not ranked:
         return "<p>No image holds an object or a detection of that score.</p>"
     half = min(SHOWN, (len(ranked) + 1) // 2)
-    best, worst = ranked[:half], ranked[half:][-SHOWN:][::-1]
-    if worst:
-        # the worst with most in them, as the best
-        worst = sorted(ranked[half:], key=lambda i: (quality[i], -len(matches[i].pairs), i))[:SHOWN]
+    best = ranked[:half]
+    worst = sorted(ranked[half:], key=lambda i: (quality[i], -len(matches[i].pairs), i))[:SHOWN]
     pictures = read_pictures(records, index, best + worst)
     names = {k: str(c.get("name", f"class {k}")) for k, c in truth.cats.items()}
     out = []
@@ -363,7 +361,8 @@ def best_and_worst(matches: dict[int, Matches], truth: COCO, results: list[dict]
             _, data = cv2.imencode(".jpg", side_by_side(left, right), [cv2.IMWRITE_JPEG_QUALITY, 85])
             name = html.escape(str(truth.imgs[i].get("file_name", i)))
             out.append(f"<figure>{picture(data.tobytes(), name, 'jpeg')}<figcaption>{name}: quality")
-            out.append(f" {quality[i]:.2f}, {len(truth.imgToAnns[i])} objects</figcaption></figure>")
+            objects = sum(not a["iscrowd"] for a in truth.imgToAnns[i])
+            out.append(f" {quality[i]:.2f}, objects: {objects}</figcaption></figure>")
     return "".join(out)
 
 

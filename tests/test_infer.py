@@ -1,0 +1,457 @@
+"""Prediction of files, folders, videos and arrays: the same detections as evaluation, every input accounted for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+
+from src import predict_files
+from src.data import reading
+from src.errors import UserError
+from src.predict_files import Annotations, find_inputs, predict_images, predict_video
+from src.predictor import coco_category_ids
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script, *arguments, cwd=ROOT):
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def photograph(shapes_root):
+    """An image (H, W, 3) uint8 RGB."""
+    return cv2.imread(str(shapes_root / "val2017/000000000001.jpg"))[:, :, ::-1]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_predictor, photograph):
+    return tiny_predictor(photograph).to_dict()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the command
+
+
+@pytest.fixture(scope="module")
+def folder(shapes_root, tmp_path_factory):
+    """The validation images, a text named as a photograph, and notes."""
+    folder = tmp_path_factory.mktemp("input") / "my photographs"
+    shutil.copytree(shapes_root / "val2017", folder)
+    (folder / "broken.jpg").write_text("no image")
+    (folder / "notes.txt").write_text("notes")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def commands(shapes_root, folder, tiny_arguments, tiny_model, tmp_path_factory):
+    """What eval.py and infer.py say and write of the same images."""
+    out = tmp_path_factory.mktemp("commands")
+    annotations = shapes_root / "annotations/instances_val2017.json"
+    places = [f"--train_outputs={out}", f"--val_dataset={shapes_root}", "--results", out / "eval.json"]
+    evaluated = run("eval.py", *tiny_arguments, *places, "--checkpoint_path", tiny_model[1])
+    assert evaluated.returncode == 0, evaluated.stderr
+    options = ["--coco_results", out / "infer.json", "--annotations", annotations]
+    model = [*tiny_arguments, "--ckpt_file", tiny_model[1]]
+    done = run("infer.py", *model, "--input", folder, "--output", out / "out", *options)
+    return done, out
+
+
+def test_the_same_results_as_evaluation(commands):
+    _, out = commands
+    evaluated, inferred = (json.loads((out / name).read_text()) for name in ("eval.json", "infer.json"))
+    assert len(evaluated) > 50
+    assert len({r["image_id"] for r in evaluated}) == 8
+    assert inferred == evaluated
+
+
+def test_the_json_holds_the_same(commands, folder):
+    _, out = commands
+    entries = json.loads((out / "out/predictions.json").read_text())
+    assert list(entries) == [str(folder / f"{i:012d}.jpg") for i in range(1, 9)]
+    flat = []
+    for i, (path, entry) in enumerate(entries.items(), 1):
+        height, width = cv2.imread(path).shape[:2]
+        assert (entry["height"], entry["width"], entry["image_id"]) == (height, width, i)
+        for p in entry["predictions"]:
+            box, category = p["bbox"], p["class"]
+            assert category["name"] == "circle square triangle star cross".split()[category["label"]]
+            assert p["mask"]["size"] == [height, width]
+            xywh = [box[k] for k in ("x_min", "y_min", "width", "height")]
+            row = {"image_id": i, "category_id": category["category_id"], "bbox": xywh, "score": p["score"]}
+            flat.append(row | {"segmentation": p["mask"]})
+    assert flat == json.loads((out / "eval.json").read_text())
+
+
+def test_unreadable_images_are_counted_and_named(commands):
+    done, out = commands
+    assert done.returncode == 2
+    assert "8 of 9 inputs predicted" in done.stdout
+    assert "passed over, neither image nor video: 1 (notes.txt)" in done.stdout
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: 1 of 9 inputs couldn't be read: ")
+    assert "broken.jpg: not an image" in last
+    assert "Traceback" not in done.stderr
+    assert not list(out.rglob("*.writing*"))
+
+
+def test_pictures_show_the_detections(commands, folder):
+    _, out = commands
+    pictures = sorted((out / "out/pictures").iterdir())
+    assert [p.name for p in pictures] == [f"{i:012d}.jpg" for i in range(1, 9)]
+    entries = json.loads((out / "out/predictions.json").read_text())
+    for path in pictures:
+        before, after = cv2.imread(str(folder / path.name)), cv2.imread(str(path))
+        assert max(after.shape) >= 480  # small images are enlarged, so that names can be read
+        before = cv2.resize(before, after.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        changed = (np.abs(before.astype(int) - after) > 60).any(2)
+        drawn = [p for p in entries[str(folder / path.name)]["predictions"] if p["score"] >= 0.5]
+        assert changed.mean() > 0.01 if drawn else changed.mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--input", "none*.jpg", "--output", "out"], ["none*.jpg", "no file of that pattern"]),
+        (["--output", "out"], ["--input"]),
+        (["--input", "a.png"], ["--output"]),
+        (["--input", "a.png", "--output", "out", "--scor_thr", "1"], ["scor_thr", "unknown key"]),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(arguments, parts, tmp_path):
+    (tmp_path / "a.png").write_bytes(cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes())
+    config = ["--config_path", ROOT / "configs/shapes.yaml", "--ckpt_file", "none.ckpt"]
+    done = run("infer.py", *config, *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    for part in parts:
+        assert part in line
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Predictor
+
+
+def test_src_is_imported_without_mindspore():
+    code = "import sys, src; from src.config import Config; assert 'mindspore' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_paths_and_arrays_alone_and_in_lists(tiny_predictor, shapes_root, photograph, expected):
+    paths = sorted((shapes_root / "val2017").iterdir())[:3]
+    alone = [tiny_predictor(p).to_dict() for p in paths]
+    assert alone[0] == expected
+    assert expected["predictions"]
+    assert [d.to_dict() for d in tiny_predictor([*paths, str(paths[0]), photograph])] == [*alone, expected, expected]
+    assert tiny_predictor([]) == []
+
+
+@pytest.fixture
+def variants(tmp_path, photograph):
+    """Writes `photograph` in a form that has the same colours; returns the file."""
+
+    def write(form):
+        bgr = np.ascontiguousarray(photograph[:, :, ::-1])
+        path = tmp_path / f"image.{'tif' if form == 'tiff' else 'jpg' if form == 'exif' else 'png'}"
+        if form == "rgba":
+            alpha = np.random.RandomState(0).randint(0, 256, bgr.shape[:2]).astype(np.uint8)
+            cv2.imwrite(str(path), np.dstack([bgr, alpha]))
+        elif form in ("deep", "tiff"):
+            cv2.imwrite(str(path), bgr.astype(np.uint16) * 257)
+        else:
+            cv2.imwrite(str(path), bgr)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("form", ["png", "rgba", "deep", "tiff"])
+def test_files_of_every_depth(form, variants, tiny_predictor, expected):
+    assert tiny_predictor(variants(form)).to_dict() == expected
+
+
+def test_grey_images_have_three_equal_channels(tmp_path, photograph, tiny_predictor):
+    grey = cv2.cvtColor(photograph, cv2.COLOR_RGB2GRAY)
+    for bits, image in ((8, grey), (16, grey.astype(np.uint16) * 257)):
+        path = tmp_path / f"{bits}.png"
+        cv2.imwrite(str(path), image)
+        assert tiny_predictor(path).to_dict() == tiny_predictor(np.dstack([grey] * 3)).to_dict()
+
+
+def test_cmyk_is_read(tmp_path, photograph, tiny_predictor):
+    Image.fromarray(photograph).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)
+    found = tiny_predictor(tmp_path / "cmyk.jpg")
+    assert (found.height, found.width) == photograph.shape[:2]
+    assert np.abs(reading.read_image(tmp_path / "cmyk.jpg")[:, :, ::-1].astype(int) - photograph).mean() < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, photograph, tiny_predictor, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    Image.fromarray(photograph).save(path, exif=exif, quality=95)
+    # as COCO annotates them, images are taken as stored; OpenCV's own turning is the reference for the upright ones
+    np.testing.assert_array_equal(
+        reading.read_image(path), cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    )
+    np.testing.assert_array_equal(reading.read_image(path, upright=True), cv2.imread(str(path), cv2.IMREAD_COLOR))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (2, 5)])
+def test_extreme_shapes(tmp_path, tiny_predictor, shape):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((*shape, 3), 77, np.uint8))
+    found = tiny_predictor(tmp_path / "a.png")
+    assert (found.height, found.width) == shape
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= [shape[1], shape[0]] * 2).all()
+    assert found.bitmaps().shape == (len(found), *shape)
+    predict_images(tiny_predictor, find_inputs([str(tmp_path / "a.png")]), tmp_path / "p.json", tmp_path / "pictures")
+    assert cv2.imread(str(tmp_path / "pictures/a.png")) is not None
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_large_image_is_predicted_and_drawn_smaller(tmp_path, tiny_predictor):
+    Image.new("L", (10_000, 10_000), 99).save(tmp_path / "large.png")
+    inputs = find_inputs([str(tmp_path / "large.png")])
+    assert predict_images(tiny_predictor, inputs, tmp_path / "p.json", tmp_path / "pictures", picture_score=0.95) == []
+    [entry] = json.loads((tmp_path / "p.json").read_text()).values()
+    assert (entry["height"], entry["width"]) == (10_000, 10_000)
+    assert cv2.imread(str(tmp_path / "pictures/large.png")).shape == (4096, 4096, 3)
+
+
+def bomb(path):
+    Image.new("1", (20_000, 20_000)).save(path)
+    assert path.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "part"),
+    [
+        ("bomb.png", bomb, "more than 100,000,000 pixels"),
+        ("empty.jpg", lambda p: p.write_bytes(b""), "empty"),
+        ("text.jpg", lambda p: p.write_text("hello"), "not an image"),
+        ("page.png", lambda p: p.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"), "not an image"),
+        ("header.png", lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 40), "not an image"),
+        ("none.jpg", lambda p: None, "can't read"),
+        ("folder.jpg", lambda p: p.mkdir(), "can't read"),
+    ],
+)
+def test_unreadable_files_are_refused_in_one_line(name, write, part, tmp_path, tiny_predictor, refusal):
+    path = tmp_path / name
+    write(path)
+    with refusal(UserError, path, part):
+        tiny_predictor(path)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.99])
+def test_cut_files_are_refused(kept, tmp_path, shapes_root, tiny_predictor, refusal):
+    data = (shapes_root / "val2017/000000000002.jpg").read_bytes()
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(data[: int(len(data) * kept)])
+    with refusal(UserError, path, "damaged"):
+        tiny_predictor(path)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((5, 5), np.uint8),
+        np.zeros((5, 5, 4), np.uint8),
+        np.zeros((5, 5, 3), np.float32),
+        np.zeros((0, 5, 3), np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(image, tiny_predictor, refusal):
+    with refusal(UserError, image.shape, image.dtype, "uint8, RGB"):
+        tiny_predictor(image)
+
+
+def test_a_refused_image_leaves_the_others_in_their_places(tiny_predictor, photograph, expected, tmp_path):
+    found = list(tiny_predictor.stream([tmp_path / "a", photograph, tmp_path / "b", tmp_path / "c", photograph]))
+    assert [bool(p.fault) for p in found] == [True, False, True, True, False]
+    assert found[1].detections.to_dict() == found[4].detections.to_dict() == expected
+
+
+def test_threads_share_a_predictor(tiny_predictor, photograph, expected):
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(tiny_predictor(photograph).to_dict())) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert answers == [expected] * 4
+
+
+def test_detections(tiny_predictor, photograph):
+    found = tiny_predictor(photograph)
+    assert found.boxes.shape == (len(found), 4)
+    assert found.boxes.dtype == found.scores.dtype == np.float32
+    assert (np.diff(found.scores) <= 0).all()
+    assert [found.names[i] for i in range(3)] == [tiny_predictor.class_names[i] for i in found.labels[:3]]
+    bitmaps = found.bitmaps()
+    assert bitmaps.dtype == bool
+    for bitmap, mask in zip(bitmaps, found.masks, strict=True):
+        np.testing.assert_array_equal(bitmap, rle.decode(mask).astype(bool))
+    middle = float(found.scores[len(found) // 2])
+    assert len(found.above(middle)) == (found.scores >= middle).sum()
+    assert found.above(1.1).to_dict()["predictions"] == []
+    drawn, empty = found.draw(photograph, middle), found.draw(photograph, 1.1)
+    np.testing.assert_array_equal(empty, photograph)
+    x1, y1, x2, y2 = found.boxes[0].round().astype(int)
+    assert (drawn != photograph).any(2)[y1:y2, x1:x2].any()
+    with pytest.raises(UserError, match="these detections are of"):
+        found.draw(photograph[1:])
+
+
+def test_classes_of_coco_have_cocos_ids():
+    ids = coco_category_ids(["background", "person", "stop sign", "toothbrush"])
+    assert ids == {1: 1, 2: 13, 3: 90}
+    assert coco_category_ids(["background", "person", "star"]) == {}
+
+
+def test_unknown_ids(tiny_predictor, expected):
+    assert {p["class"]["category_id"] for p in expected["predictions"]} == {"unknown"}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# inputs and outputs
+
+
+def test_inputs_are_told_by_their_content(tmp_path):
+    image = cv2.imencode(".png", np.zeros((3, 3, 3), np.uint8))[1].tobytes()
+    for name in ("b.png", "a.dat", "sub/c.png", "clip.mp4", "x.txt", "broken.jpeg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(image if name[0] in "abc" and name != "clip.mp4" and "ok" not in name else b"-")
+    found = find_inputs([str(tmp_path)])
+    assert [p.name for p in found.images] == ["a.dat", "b.png", "broken.jpeg"]
+    assert [p.name for p in found.videos] == ["clip.mp4"]
+    assert [p.name for p in found.passed_over] == ["x.txt"]
+    # a glob goes deeper, and nothing is taken twice
+    found = find_inputs([str(tmp_path / "**/*.png"), str(tmp_path / "b.png")])
+    assert [str(p.relative_to(tmp_path)) for p in found.images] == ["b.png", "sub/c.png"]
+
+
+def test_a_name_with_brackets_is_a_name(tmp_path):
+    path = tmp_path / "a[1].png"
+    path.write_bytes(cv2.imencode(".png", np.zeros((3, 3, 3), np.uint8))[1].tobytes())
+    assert find_inputs([str(path)]).images == [path]
+
+
+def test_pictures_never_replace_an_input(tmp_path, shapes_root, tiny_predictor, refusal):
+    shutil.copy(shapes_root / "val2017/000000000001.jpg", tmp_path / "a.jpg")
+    before = (tmp_path / "a.jpg").read_bytes()
+    inputs = find_inputs([str(tmp_path)])
+    with refusal(UserError, "a.jpg", "replace an input"):
+        predict_images(tiny_predictor, inputs, tmp_path / "p.json", tmp_path)
+    assert (tmp_path / "a.jpg").read_bytes() == before
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_an_output_that_cannot_be_written(tmp_path, shapes_root, tiny_predictor, refusal):
+    (tmp_path / "taken").write_text("mine")
+    inputs = find_inputs([str(shapes_root / "val2017/000000000001.jpg")])
+    with refusal(UserError, "taken", "can't write"):
+        predict_images(tiny_predictor, inputs, tmp_path / "taken/p.json")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full to stand for a full disk")
+def test_a_full_disk_leaves_no_half_file(tmp_path, shapes_root, tiny_predictor, refusal, monkeypatch):
+    inputs = find_inputs([str(shapes_root / "val2017/000000000001.jpg")])
+    (tmp_path / "p.writing.json").symlink_to("/dev/full")
+    with refusal(UserError, "p.json", "No space left"):
+        predict_images(tiny_predictor, inputs, tmp_path / "p.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ids_of_images_without_annotations(tmp_path, shapes_root, tiny_predictor):
+    for source, name in ((1, "7.jpg"), (2, "00012.jpg")):
+        shutil.copy(shapes_root / f"val2017/{source:012d}.jpg", tmp_path / name)
+    inputs = find_inputs([str(tmp_path)])
+    predict_images(tiny_predictor, inputs, tmp_path / "p.json", coco_path=tmp_path / "coco.json")
+    assert {r["image_id"] for r in json.loads((tmp_path / "coco.json").read_text())} == {7, 12}
+    # labels stand for ids that nobody knows
+    assert {r["category_id"] for r in json.loads((tmp_path / "coco.json").read_text())} <= {1, 2, 3, 4, 5}
+    (tmp_path / "7.jpg").rename(tmp_path / "b.jpg")
+    predict_images(tiny_predictor, find_inputs([str(tmp_path)]), tmp_path / "p.json", coco_path=tmp_path / "coco.json")
+    entries = json.loads((tmp_path / "p.json").read_text())
+    assert {Path(p).name: e["image_id"] for p, e in entries.items()} == {"00012.jpg": 1, "b.jpg": 2}
+
+
+def test_annotations_of_other_images_or_classes(shapes_root, tmp_path, tiny_predictor, refusal):
+    annotations = Annotations.read(shapes_root / "annotations/instances_val2017.json")
+    shutil.copy(shapes_root / "val2017/000000000001.jpg", tmp_path / "other.jpg")
+    with refusal(UserError, annotations.path, "other.jpg"):
+        predict_images(
+            tiny_predictor,
+            find_inputs([str(tmp_path)]),
+            tmp_path / "p.json",
+            coco_path=tmp_path / "c.json",
+            annotations=annotations,
+        )
+    with refusal(UserError, annotations.path, "'dog'"):
+        annotations.labels(["background", "circle", "dog"])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# video
+
+
+@pytest.fixture
+def film(tmp_path, photograph):
+    """A video of 6 frames of odd sides, the photograph moving."""
+    path = tmp_path / "film.avi"
+    frame = np.ascontiguousarray(photograph[:161, :201, ::-1])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 8, (frame.shape[1], frame.shape[0]))
+    assert writer.isOpened()
+    for i in range(6):
+        writer.write(np.roll(frame, 10 * i, 1))
+    writer.release()
+    return path
+
+
+def test_a_video(film, tmp_path, tiny_predictor):
+    assert predict_video(tiny_predictor, film, tmp_path / "out/film") == ""
+    capture, frames = cv2.VideoCapture(str(film)), []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    lines = [json.loads(line) for line in (tmp_path / "out/film.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(6))
+    assert [line["seconds"] for line in lines] == [i / 8 for i in range(6)]
+    for line, frame in zip(lines, frames, strict=True):
+        found = tiny_predictor(np.ascontiguousarray(frame[:, :, ::-1])).to_dict()
+        assert {k: line[k] for k in found} == found
+    drawn = cv2.VideoCapture(str(tmp_path / "out/film.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FPS) == 8
+    count = 0
+    while (read := drawn.read())[0]:
+        # the codec has even sides only
+        assert abs(read[1].shape[0] - frames[0].shape[0]) <= 1
+        count += 1
+    assert count == 6
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["film.jsonl", "film.mp4"]
+
+
+def test_videos_that_cannot_be_read(film, tmp_path, tiny_predictor):
+    (tmp_path / "text.mp4").write_text("no video")
+    assert "not a video" in predict_video(tiny_predictor, tmp_path / "text.mp4", tmp_path / "out/text")
+    data = film.read_bytes()
+    film.write_bytes(data[: len(data) // 2])
+    assert "cut short" in predict_video(tiny_predictor, film, tmp_path / "out/film", with_picture=False)
+    assert not (tmp_path / "out/text.jsonl").exists()
+
+
+def test_videos_of_one_name_keep_apart(tmp_path):
+    found = predict_files.Inputs(videos=[Path("a/x.mp4"), Path("a/x.avi"), Path("a/y.avi")])
+    assert [t.name for t in found.video_targets(tmp_path).values()] == ["x.mp4", "x.avi", "y"]
