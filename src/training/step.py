@@ -48,7 +48,7 @@ class LossScale(nn.Cell):
     def construct(self, finite: Tensor) -> Tensor:
         """Adapts to a step whose gradients were `finite`, a bool (); returns the scale from the next step on."""
         if not self.dynamic:
-            return self.value
+            return self.value * 1.0
         clean = ops.select(finite, self.clean + 1, ops.zeros_like(self.clean))
         full = clean >= self.window
         grown = ops.select(full, self.value * 2.0, self.value * 1.0)

@@ -1,0 +1,180 @@
+"""Two ranks under msrun on this machine's CPU, against one process; and what the ranks say when something is wrong."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from multiprocessing import Pipe
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.data.loader import EvalLoader, TrainLoader
+from src.data.mindrecord import ensure_mindrecord
+from src.data.shapes import make_shapes
+from src.errors import UserError
+from src.training.checkpoints import load_checkpoint
+from src.training.distributed import Group, join_group
+
+ROOT = Path(__file__).parents[2]
+# Frozen batch norms, for a rank's batch statistics are its own; samplers that take all there is. A small learning rate,
+# for random weights' scores nearly tie: at a high one, float32's last bits decide on proposals by the fifth step.
+KEYS = {
+    "img_width": 192,
+    "img_height": 128,
+    "epoch_size": 1,
+    "backbone.width_multiplier": 0.25,
+    "backbone.norm_eval": True,
+    "neck.fpn.in_channels": "[32,64,128,256]",
+    "train_cfg.rcnn.mask_buckets": 1,
+    "train_cfg.rpn.sampler.num": 8192,
+    "train_cfg.rcnn.sampler.num": 512,
+    "opt_type": "sgd",
+    "lr": 0.002,
+    "warmup_step": 0,
+    "run_eval": True,
+}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def msrun(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """Two workers under the supervisor."""
+    command = [sys.executable, "-m", "src.training.launch", str(Path(sys.executable).with_name("msrun"))]
+    command += ["--worker_num=2", "--local_worker_num=2", f"--master_port={free_port()}", f"--log_dir={folder}/log"]
+    # msrun starts `python` of PATH
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(
+        [*command, "--join=True", "--cluster_time_out=60", *words],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Makes train.py's arguments."""
+    root = make_shapes(tmp_path_factory.mktemp("twelve") / "root", train=12, val=5, seed=5)
+    records = tmp_path_factory.mktemp("records")
+
+    def make(outputs: Path, **more) -> list[str]:
+        places = {"train_dataset": root, "val_dataset": root, "mindrecord_dir": records, "train_outputs": outputs}
+        return ["--config_path", "configs/shapes.yaml", *(f"--{k}={v}" for k, v in (KEYS | places | more).items())]
+
+    return make
+
+
+def test_two_ranks_train_as_one_process_does(words, tmp_path):
+    alone = [sys.executable, "train.py", *words(tmp_path / "one", batch_size=2)]
+    subprocess.run(alone, cwd=ROOT, check=True, capture_output=True, timeout=400)
+    done = msrun(tmp_path, "train.py", *words(tmp_path / "two", batch_size=1, run_distribute="true"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    runs = [tmp_path / name / "shapes" for name in ("one", "two")]
+    logs = [[json.loads(line) for line in (r / "metrics.jsonl").read_text().splitlines()] for r in runs]
+    steps = [row for row in logs[0] if "total_loss" in row]
+    assert len(steps) >= 5 and len(logs[0]) == len(logs[1])
+    for one, two in zip(steps, logs[1], strict=False):
+        for name in (n for n in one if n.endswith("_loss")):
+            assert two[name] == pytest.approx(one[name], abs=1e-5), (name, one["step"])
+    assert len(list((runs[1] / "checkpoints").glob("*.ckpt"))) == 1
+    weights = [load_checkpoint(next((r / "checkpoints").glob("*.ckpt"))) for r in runs]
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], value, rtol=0, atol=1e-5, err_msg=name)
+    # the ranks' shares of the evaluation, put together in the data set's order
+    results = [json.loads((r / "results_epoch_1.json").read_text()) for r in runs]
+    assert [r["image_id"] for r in results[1]] == [r["image_id"] for r in results[0]]
+    assert len({r["image_id"] for r in results[1]}) == 5
+
+
+def test_rank_with_other_weights_ends_the_job(words, tmp_path):
+    script = tmp_path / "other_seed.py"
+    script.write_text(
+        "import os, runpy, sys\nsys.path.insert(0, os.getcwd())\n"
+        "sys.argv[0] = 'train.py'\nsys.argv += ['--seed', os.environ.get('MS_NODE_ID', '0')]\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+    )
+    done = msrun(tmp_path, str(script), *words(tmp_path / "two", batch_size=1, run_distribute="true"))
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "error: the weights of rank 1 differ from rank 0's before the first step" in done.stderr
+
+
+def test_ranks_share_the_images_of_an_epoch(shapes_config):
+    config = shapes_config(batch_size=2)
+    folder = ensure_mindrecord(config, "train", training=True)
+    shares = [TrainLoader(config, folder, rank, 2).epoch_rows(3)[0].tolist() for rank in (0, 1)]
+    together = [row for pair in zip(*shares, strict=True) for row in pair]
+    assert len(set(together)) == len(together) == 2 * 2 * len(TrainLoader(config, folder, 0, 2))
+    # and in the order of one process with batches of four
+    alone = TrainLoader(shapes_config(batch_size=4), folder).epoch_rows(3)[0].tolist()
+    assert together == alone[: len(together)]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_images_of_an_evaluation(shapes_config, ranks):
+    config = shapes_config(test_batch_size=2)
+    folder = ensure_mindrecord(config, "val", training=False)
+    seen = []
+    for rank in range(ranks):
+        for batch in EvalLoader(config, folder, rank, ranks):
+            seen += batch["image_id"][batch["valid"]].tolist()
+    whole = [i for b in EvalLoader(config, folder) for i in b["image_id"][b["valid"]].tolist()]
+    assert sorted(seen) == sorted(whole)
+
+
+def both(call):
+    """What `call(group)` returns or raises on each of two connected ranks."""
+    ends, out = Pipe(), [None, None]
+
+    def run(rank):
+        try:
+            out[rank] = call(Group(rank, 2, [ends[rank]]))
+        except UserError as e:
+            out[rank] = e
+
+    threads = [threading.Thread(target=run, args=(r,)) for r in (0, 1)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(30)
+    return out
+
+
+def test_what_rank_0_alone_does_all_learn_of():
+    assert both(lambda g: g.exchange(g.rank * 10)) == [[0, 10], [0, 10]]
+    assert both(lambda g: g.gather("ab"[g.rank])) == [["a", "b"], []]
+    assert both(lambda g: g.from_first(lambda: f"made by {g.rank}")) == ["made by 0", "made by 0"]
+
+    def refuse():
+        raise UserError("no space")
+
+    assert [str(e) for e in both(lambda g: g.from_first(refuse))] == ["no space", "no space"]
+
+
+def test_rank_that_is_gone_is_named(refusal):
+    ends = Pipe()
+    ends[1].close()
+    with refusal(UserError, "rank 0", "rank 1 has ended"):
+        Group(0, 2, [ends[0]]).barrier()
+
+
+def test_started_otherwise_than_configured(shapes_config, monkeypatch, refusal):
+    for name in ("MS_ROLE", "MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    assert join_group(shapes_config()).size == 1
+    with refusal(UserError, "run_distribute", "msrun"):
+        join_group(shapes_config(run_distribute=True))
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    with refusal(UserError, "--run_distribute true"):
+        join_group(shapes_config())

@@ -1,0 +1,127 @@
+"""The update: loss scales, steps that overflow, and execution operator by operator."""
+
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, context, nn, ops
+
+from benchmarks.synthetic import synthetic_batch
+from src.device import set_device
+from src.models.build import build_detector, build_loss
+from src.models.two_stage import LOSS_NAMES
+from src.training.loop import step_inputs
+from src.training.step import LossScale, SamplerKeys, TrainStep, build_step
+
+
+class Toy(nn.Cell):
+    """Losses x * w, the first of them x * sum(w) in float16 where `half`."""
+
+    def __init__(self, half=True):
+        super().__init__()
+        self.weight, self.half = Parameter(Tensor(np.array([1.0, 2.0], np.float32)), name="weight"), half
+
+    def construct(self, x):
+        w = self.weight
+        total = (w.astype(x.dtype) * x).sum().astype(w.dtype)
+        return ops.stack((total,) + (total * 0,) * (len(LOSS_NAMES) - 1))
+
+
+def make(scale, rate=0.5):
+    toy = Toy()
+    return toy, TrainStep(toy, nn.Momentum(toy.trainable_params(), rate, 0.9), scale).set_train()
+
+
+X = Tensor(np.array([0.25, 0.5], np.float16))
+
+
+@pytest.fixture(params=["graph", "pynative"])
+def mode(request):
+    before = context.get_context("mode")
+    context.set_context(mode=context.GRAPH_MODE if request.param == "graph" else context.PYNATIVE_MODE)
+    yield
+    context.set_context(mode=before)
+
+
+def test_overflow_leaves_the_step_out_and_halves_the_scale(mode):
+    toy, step = make(LossScale(2.0**20, dynamic=True, window=2))
+    moments = [p for p in step.optimizer.get_parameters() if p.name.startswith("moment")]
+    scales, skipped = [], []
+    for _ in range(8):
+        before = toy.weight.asnumpy().copy(), moments[0].asnumpy().copy()
+        losses, told = step(X)
+        assert np.isfinite(losses.asnumpy()).all()
+        skipped.append(int(told.asnumpy()[0]))
+        scales.append(float(told.asnumpy()[1]))
+        same = (toy.weight.asnumpy() == before[0]).all() and (moments[0].asnumpy() == before[1]).all()
+        assert same == bool(skipped[-1])
+    # float16 ends at 65504, below 2^16; two clean steps double the scale
+    assert skipped == [1, 1, 1, 1, 1, 0, 0, 1]
+    assert scales == [2.0**e for e in (19, 18, 17, 16, 15, 15, 16, 15)]
+    assert int(step.optimizer.global_step.asnumpy()[0]) == skipped.count(0)
+
+
+def test_scale_leaves_the_update_as_it_is(mode):
+    updated = []
+    for scale in (1.0, 1024.0, LossScale(1024.0)):
+        toy, step = make(scale)
+        for _ in range(3):
+            step(X)
+        updated.append(toy.weight.asnumpy())
+    # powers of two change no digit
+    np.testing.assert_array_equal(updated[1], updated[0])
+    np.testing.assert_array_equal(updated[2], updated[0])
+
+
+def test_fixed_scale_skips_but_stays(mode):
+    toy, step = make(LossScale(2.0**20))
+    for _ in range(3):
+        told = step(X)[1].asnumpy()
+        assert told.tolist() == [1.0, 2.0**20]
+    assert toy.weight.asnumpy().tolist() == [1.0, 2.0]
+
+
+SMALL = {
+    "detector": "faster_rcnn",
+    "img_width": 128,
+    "img_height": 64,
+    "batch_size": 1,
+    "warmup_step": 0,
+    "backbone.width_multiplier": 0.25,
+    "neck.fpn.in_channels": [32, 64, 128, 256],
+}
+
+
+@pytest.fixture
+def mode_as_before():
+    before = context.get_context("mode")
+    yield
+    context.set_context(mode=before)
+
+
+@pytest.mark.parametrize("options", [{"mode": "pynative"}, {"compute_type": "float16", "loss_scale_start": 256}])
+def test_trains(shapes_config, mode_as_before, options):
+    config = shapes_config(**SMALL, **options)
+    set_device(config)
+    loss = build_loss(config, build_detector(config))
+    step = build_step(config, loss, np.full(8, 1e-3, np.float32))
+    batch, keys = synthetic_batch(config, 2), SamplerKeys(config)
+    totals = []
+    for _ in range(4):
+        values, told = step(*step_inputs(batch, keys(0, batch["image_id"])))
+        assert told.asnumpy()[0] == 0
+        totals.append(float(values.asnumpy()[0]))
+    # the same image four times
+    assert totals[-1] < totals[0]
+    assert all(p.dtype == Tensor(0.0).dtype for p in loss.trainable_params())
+
+
+def test_scale_by_precision_and_config(shapes_config):
+    def kind(**options):
+        config = shapes_config(**options)
+        return config.is_half, config.has_dynamic_loss_scale
+
+    assert kind() == (False, False)
+    assert kind(compute_type="float16") == (True, True)
+    assert kind(compute_type="float16", loss_scale_type="fixed", loss_scale=256) == (True, False)
+    assert kind(device_target="Ascend") == (True, True)
+    assert kind(device_target="Ascend", compute_type="float32") == (False, False)
+    assert kind(loss_scale_type="dynamic") == (False, True)

@@ -1,0 +1,113 @@
+"""What is logged where: each line once, numbers that can be read back, and one line where a package isn't there."""
+
+import importlib.util
+import json
+import math
+
+import cv2
+import pytest
+
+from src.errors import UserError
+from src.models.two_stage import LOSS_NAMES
+from src.training.tracking import Interval, demand_packages, make_trackers
+
+METRICS = {"bbox AP": 0.25, "bbox APs": -1.0, "segm AP": 0.125}
+
+
+def follow(config, epochs, resumed=None):
+    """Two steps an epoch, the loss 1 / step, and an evaluation each."""
+    trackers = make_trackers(config, 2, resumed)
+    for epoch in epochs:
+        for step in (1, 2):
+            losses = dict.fromkeys(LOSS_NAMES, 1 / (2 * epoch - 2 + step))
+            for t in trackers:
+                t.losses(epoch, step, losses, {"learning_rate": 0.1})
+        for t in trackers:
+            t.evaluation(epoch, 2, METRICS)
+            t.epoch_end(epoch)
+    for t in trackers:
+        t.close()
+
+
+def test_metrics_file_and_curve(shapes_config):
+    config = shapes_config()
+    follow(config, [1, 2])
+    rows = [json.loads(line) for line in (config.output_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["step"], "bbox AP" in r) for r in rows] == [
+        (1, 1, False),
+        (1, 2, False),
+        (1, 2, True),
+        (2, 1, False),
+        (2, 2, False),
+        (2, 2, True),
+    ]
+    assert rows[4]["total_loss"] == 0.25 and rows[4]["learning_rate"] == 0.1
+    assert rows[2]["segm AP"] == 0.125
+    assert cv2.imread(str(config.output_dir / "loss_curve.png")) is not None
+
+
+def test_losses_that_are_not_finite_are_no_json(shapes_config):
+    config = shapes_config()
+    trackers = make_trackers(config, 2, None)
+    for t in trackers:
+        t.losses(1, 1, dict.fromkeys(LOSS_NAMES, math.nan), {})
+        t.close()
+    (line,) = (config.output_dir / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))["total_loss"] is None
+
+
+def test_mean_over_an_interval_leaves_out_steps_that_overflowed():
+    interval = Interval(3)
+    full = [interval.add(dict.fromkeys(LOSS_NAMES, v)) for v in (1.0, math.inf, 2.0)]
+    assert full == [False, False, True]
+    assert interval.mean() == dict.fromkeys(LOSS_NAMES, 1.5)
+    assert interval.pending == []
+
+
+def test_tensorboard_reads_each_step_once(shapes_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = shapes_config(tensorboard=True)
+    follow(config, [1, 2])
+    follow(config, [2, 3], resumed=(1, 2))  # killed in epoch 2, of which nothing was saved
+    events = EventAccumulator(str(config.output_dir / "tensorboard"))
+    events.Reload()
+    losses = events.Scalars("train/total_loss")
+    assert [e.step for e in losses] == [1, 2, 3, 4, 5, 6]
+    assert [e.value for e in losses] == pytest.approx([1 / n for n in range(1, 7)])
+    assert [(e.step, e.value) for e in events.Scalars("val/bbox AP")] == [(2, 0.25), (4, 0.25), (6, 0.25)]
+
+
+def test_mlflow_keeps_one_run_over_a_resume(shapes_config, monkeypatch):
+    import mlflow
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = shapes_config(mlflow=True)
+    follow(config, [1])
+    follow(config, [2], resumed=(1, 2))
+    client = mlflow.MlflowClient()
+    (experiment,) = (e for e in client.search_experiments() if e.name == config.detector)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == config.brief and run.info.status == "FINISHED"
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "total_loss")] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, pytest.approx(1 / 3)),
+        (4, 0.25),
+    ]
+    assert run.data.metrics["segm AP"] == 0.125
+    assert run.data.params["backbone.type"] == config.backbone.type
+
+
+def test_mlflow_server_that_is_not_there(shapes_config, refusal):
+    config = shapes_config(mlflow=True, mlflow_tracking_uri="http://127.0.0.1:9")
+    with refusal(UserError, "mlflow_tracking_uri http://127.0.0.1:9", "start the server"):
+        make_trackers(config, 2, None)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_missing_package_is_told(shapes_config, monkeypatch, refusal, name):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == name else found(n))
+    with refusal(UserError, name, "requirements-tracking.txt"):
+        demand_packages(shapes_config(**{name: True}))
