@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
+from src.data.sources import resolve_classes
 from src.errors import UserError, run_command
 
 
@@ -59,6 +60,7 @@ def predict(config: Config, a: argparse.Namespace) -> None:
     to_file = a.output.suffix == ".json"
     folder = a.output.parent if to_file else a.output
     pictures = folder / "pictures" if a.pictures is None and not to_file else Path(a.pictures or "none")
+    config = resolve_classes(config, training=False, checkpoint=a.ckpt_file)
     annotations = Annotations.read(a.annotations) if a.annotations else None
     categories = annotations.labels(config.coco_classes) if annotations else None
     predictor = Predictor(config, a.ckpt_file, a.batch, a.score_thr, a.upright, categories)

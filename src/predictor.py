@@ -14,6 +14,7 @@ from pycocotools import mask as rle
 from src.config import COCO_CLASSES, Config, load_config
 from src.data.coco import DataError
 from src.data.reading import read_image
+from src.data.sources import resolve_classes
 from src.data.transforms import prepare_image
 from src.device import set_device
 from src.errors import UserError
@@ -182,6 +183,7 @@ class Predictor:
         category_ids: dict[int, int] | None = None,
     ):
         config = copy.deepcopy(config) if isinstance(config, Config) else load_config(config)
+        config = resolve_classes(config, training=False, checkpoint=checkpoint)
         if score_thr is not None:
             if not 0 <= score_thr <= 1:
                 raise UserError(f"score_thr is {score_thr}; a score lies in 0..1")

@@ -93,6 +93,11 @@ def resolve_classes(config: Config, training: bool, checkpoint: str | Path = "")
     names = trained_classes(Path(checkpoint)) if checkpoint else None
     if names is None:
         use_train = training or bool(config.anno_path if config.dataset == "other" else config.train_dataset)
+        if checkpoint and not (use_train or config.val_dataset):
+            raise DataError(
+                f"{checkpoint}: no {RUN_CONFIG} of its run beside it says which classes it knows; set coco_classes and"
+                " num_classes, or name that file as the config"
+            )
         names = ["background", *found_classes(config, use_train)]
     return dataclasses.replace(config, coco_classes=names, num_classes=len(names))
 

@@ -73,6 +73,9 @@ def test_a_checkpoint_brings_its_classes(tmp_path, coco_folder, coco_config, ref
     for path in ("run/a.ckpt", "run/checkpoints/a.ckpt", "run/checkpoints/best/a.ckpt"):
         assert classes(path) == ["moon", "sun"]
     assert classes("a.ckpt") == ["sun", "moon"]
+    nowhere = coco_config(coco_classes="auto", train_dataset="", val_dataset="")
+    with refusal(DataError, tmp_path / "a.ckpt", "config.yaml", "coco_classes"):
+        resolve_classes(nowhere, training=False, checkpoint=tmp_path / "a.ckpt")
     for content in ("[", "{}", "coco_classes: []", "coco_classes: [background, 3]", "words"):
         (tmp_path / "run/config.yaml").write_text(content)
         with refusal(DataError, tmp_path / "run/config.yaml", "coco_classes"):
