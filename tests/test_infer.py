@@ -59,7 +59,8 @@ def commands(shapes_root, folder, tiny_arguments, tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("commands")
     annotations = shapes_root / "annotations/instances_val2017.json"
     places = [f"--train_outputs={out}", f"--val_dataset={shapes_root}", "--results", out / "eval.json"]
-    evaluated = run("eval.py", *tiny_arguments, *places, "--checkpoint_path", tiny_model[1])
+    options = ["--checkpoint_path", tiny_model[1], "--report", out / "report"]
+    evaluated = run("eval.py", *tiny_arguments, *places, *options)
     assert evaluated.returncode == 0, evaluated.stderr
     options = ["--coco_results", out / "infer.json", "--annotations", annotations]
     model = [*tiny_arguments, "--ckpt_file", tiny_model[1]]
@@ -73,6 +74,14 @@ def test_the_same_results_as_evaluation(commands):
     assert len(evaluated) > 50
     assert len({r["image_id"] for r in evaluated}) == 8
     assert inferred == evaluated
+
+
+def test_evaluation_leaves_a_report(commands):
+    _, out = commands
+    page = (out / "report/report.html").read_text()
+    assert "network, an image" in page
+    assert "tiny.ckpt" in page
+    assert page.count("<figure>") == 8
 
 
 def test_the_json_holds_the_same(commands, folder):
