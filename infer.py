@@ -52,7 +52,7 @@ def predict(config: Config, a: argparse.Namespace) -> None:
     """Predicts every input, tells what was left out, and raises UserError if anything was."""
     if not a.input or not a.output:
         raise UserError("--input and --output are needed (or --serve)")
-    # the inputs are looked at before the seconds that MindSpore takes to start
+    # MindSpore, seconds to load, isn't needed for --help and the mistakes above
     from src.predict_files import PICTURE_SCORE, Annotations, find_inputs, predict_images, predict_video
     from src.predictor import Predictor
 
