@@ -22,7 +22,7 @@ from src.errors import run_command
 from src.models.build import build_detector, build_loss
 from src.training.checkpoints import load_detector, save_checkpoint
 from src.training.loop import step_inputs
-from src.training.step import SamplerKeys, TrainStep, build_optimizer
+from src.training.step import SamplerKeys, build_step
 
 __all__ = ["BACKBONES", "DETECTORS", "train_steps"]
 
@@ -56,10 +56,9 @@ def train_steps(detector: str, backbone: str, steps: int) -> list[float]:
 
 def _train(config: Config, detector, steps: int) -> list[float]:
     loss = build_loss(config, detector)
-    rates = np.full(steps, config.lr, np.float32)
-    step = TrainStep(loss, build_optimizer(config, loss, rates), config.loss_scale, config.grad_clip).set_train()
+    step = build_step(config, loss, np.full(steps, config.lr, np.float32))
     batch, keys = synthetic_batch(config, 4), SamplerKeys(config)
-    return [float(step(*step_inputs(batch, keys(i, batch["image_id"])))[0].asnumpy()) for i in range(steps)]
+    return [float(step(*step_inputs(batch, keys(i, batch["image_id"])))[0].asnumpy()[0]) for i in range(steps)]
 
 
 def _row(detector_name: str, backbone: str) -> dict:
