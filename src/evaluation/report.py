@@ -315,12 +315,12 @@ def confusion(matches: dict[int, Matches], truth: COCO) -> str:
 
 
 def confusion_chart(matrix: np.ndarray, names: list[str]) -> bytes:
-    side = min(3.2 + 0.42 * len(names), 15)
+    side = min(3.2 + 0.42 * len(names), 12)
     figure = Figure(figsize=(side + 0.6, side), dpi=110, layout="tight")
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    size = 9 if len(names) <= 20 else 6
+    size = 9
     axes.set_xticks(range(len(matrix)), [*names, "missed"], rotation=90, fontsize=size)
     axes.set_yticks(range(len(matrix)), [*names, "background"], fontsize=size)
     axes.set(xlabel="detected as", ylabel="object")
