@@ -254,6 +254,7 @@ def bomb(path):
         ("header.png", lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 40), "not an image"),
         ("none.jpg", lambda p: None, "can't read"),
         ("folder.jpg", lambda p: p.mkdir(), "can't read"),
+        ("pipe.jpg", os.mkfifo, "can't read"),
     ],
 )
 def test_unreadable_files_are_refused_in_one_line(name, write, part, tmp_path, tiny_predictor, refusal):

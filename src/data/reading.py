@@ -1,5 +1,6 @@
 """Images from files that may be anything: bounded in size, told by their content, decoded as data sets are."""
 
+import errno
 import io
 import warnings
 from pathlib import Path
@@ -47,6 +48,8 @@ def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[
 
 def is_image(path: Path) -> bool:
     """Whether the file begins as an image of KINDS; it may be damaged further on."""
+    if not path.is_file():
+        return False
     try:
         with Image.open(path, formats=KINDS):
             return True
@@ -82,6 +85,9 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
     """The bytes of a file of at most `max_bytes`. Raises DataError."""
     path = Path(path)
     try:
+        # a pipe would be waited for without end
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a file")
         with path.open("rb") as f:
             data = f.read(max_bytes + 1)
     except OSError as e:
