@@ -15,6 +15,14 @@ from src.data.shapes import make_shapes
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_configure(config):
+    """Gives each of several test processes a core: MindSpore's threads spin while they wait, and would fight."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.startswith("gw"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+
+
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory):
     """A shapes data set of 24 training and 8 validation images. Not to be changed by a test."""
