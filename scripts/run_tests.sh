@@ -15,6 +15,6 @@ fi
 .venv/bin/shellcheck -x scripts/*.sh
 .venv/bin/hadolint Dockerfile
 # before the tests, which run in two processes, either of which would build it
-bash ascend310_infer/build.sh --fetch >.venv/build_infer.log 2>&1 ||
+PYTHON=$VENV_PYTHON bash ascend310_infer/build.sh --fetch >.venv/build_infer.log 2>&1 ||
     echo "warning: the C++ inference program wasn't built ($(tail -n 1 .venv/build_infer.log)); its tests skip" >&2
 exec "$VENV_PYTHON" -m pytest -q --durations=15 -n 2 --dist loadfile "$@"
