@@ -52,7 +52,9 @@ def conv_norm(x: Tensor, conv: Conv2d, norm: nn.BatchNorm2d, folded: bool, relu:
             y = y.astype(ms.float16)
         return ops.relu(y) if relu else y
     scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
-    return conv.convolve(x, conv.weight * scale.reshape(-1, 1, 1, 1), norm.beta - norm.moving_mean * scale, relu)
+    # Broadcast first: where Mul broadcasts itself, MindSpore's CPU kernel keeps two index lists of 8 bytes a weight.
+    factor = ops.broadcast_to(scale.reshape(-1, 1, 1, 1), conv.weight.shape)
+    return conv.convolve(x, conv.weight * factor, norm.beta - norm.moving_mean * scale, relu)
 
 
 class NormMaker:
