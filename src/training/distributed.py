@@ -10,14 +10,14 @@ import os
 import signal
 import socket
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from src.config import Config
 from src.errors import UserError
@@ -82,12 +82,12 @@ class Group:
         """Waits for all ranks."""
         self.exchange(None)
 
-    def check_same(self, net: nn.Cell, when: str) -> None:
-        """Raises UserError if the parameters of `net` aren't the same, bit for bit, on every rank."""
+    def check_same(self, parameters: Iterable[Parameter], when: str) -> None:
+        """Raises UserError if `parameters` aren't the same, bit for bit, on every rank."""
         if self.size == 1:
             return
         crc = 0
-        for p in net.get_parameters():
+        for p in parameters:
             crc = zlib.crc32(np.ascontiguousarray(p.asnumpy()), crc)
         found = self.exchange(crc)
         others = [i for i, c in enumerate(found) if c != found[0]]

@@ -20,9 +20,10 @@ import psutil
 __all__ = ["RANK_VARIABLES", "die_with_parent", "launch"]
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "RANK_ID")
-POLL = 0.1  # seconds; msrun reaps a dead worker, and with it its exit status, within one second
+POLL = 0.02  # seconds; msrun reaps a dead worker, and with it its exit status, within one second
+SCAN = 0.5  # seconds between searches for new workers
 GRACE = 60.0  # seconds that workers have to save after SIGTERM
-AFTER_FAILURE = 10.0  # seconds that msrun has to end by itself once its workers are gone
+AFTER_FAILURE = 3.0  # seconds that the others, and msrun, have to end by themselves
 LAST_LINES = 12
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl(2)
 
@@ -30,6 +31,11 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl(2)
 def die_with_parent(signum: int = signal.SIGKILL) -> None:
     """This process gets `signum` when the one that started it dies, however that happens (Linux)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
+
+
+def become_reaper() -> None:
+    """What this process's descendants leave behind becomes its own child, to be found and ended (Linux)."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Worker:
@@ -85,8 +91,6 @@ class Job:
     """A command and all that comes of it."""
 
     def __init__(self, command: Sequence[str]):
-        # what a dead parent leaves behind becomes a child of this process, so that it can be found and ended
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.command = subprocess.Popen(
             command,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -97,12 +101,9 @@ class Job:
         self.known: set[int] = set()
         self.stopping = 0
 
-    def descendants(self) -> list[psutil.Process]:
-        return psutil.Process().children(recursive=True)
-
-    def look(self) -> list[Worker]:
-        """Notes new workers; returns those that failed."""
-        for p in self.descendants():
+    def look(self) -> None:
+        """Notes new workers."""
+        for p in psutil.Process().children(recursive=True):
             if p.pid in self.known or p.pid == self.command.pid:
                 continue
             rank = rank_of(p)
@@ -113,68 +114,96 @@ class Job:
                 elif time.time() - p.create_time() < 1:
                     continue  # perhaps between fork and exec
                 self.known.add(p.pid)
-        return [w for w in self.workers.values() if w.poll()]
 
-    def tell(self, signum: int) -> None:
-        """Sends `signum` to every worker, or to the command while there is none."""
-        for pid in self.workers or [self.command.pid]:
+    def failed(self) -> list[Worker]:
+        """Workers that ended otherwise than well; none for one whose status went unseen, unless others failed."""
+        ended = [w for w in self.workers.values() if w.poll() not in (None, 0)]
+        return ended if any(w.status > 0 for w in ended) else []
+
+    def alive(self) -> list[Worker]:
+        return [w for w in self.workers.values() if w.poll() is None]
+
+    def stop(self, signum: int, _frame: object = None) -> None:
+        """Asks every worker to save and end, or the command while there is none."""
+        self.stopping = signum
+        for pid in [w.process.pid for w in self.alive()] or [self.command.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
-    def stop(self, signum: int, _frame: object = None) -> None:
-        self.stopping = signum
-        self.tell(signum)
-
-    def clear(self, keep: int | None = None) -> None:
-        """Ends every process of the job but `keep`."""
-        for p in self.descendants():
-            if p.pid != keep:
-                with contextlib.suppress(psutil.Error):
-                    p.kill()
-
     def run(self) -> int:
-        deadline = None
-        failed: list[Worker] = []
-        while self.command.poll() is None:
-            # all that ended before the rest is ended for them; the first look sees the cause
-            failed = failed or self.look()
-            if deadline is None and self.stopping:
-                deadline = time.monotonic() + GRACE
-            elif failed and not self.stopping and (deadline is None or deadline - time.monotonic() > AFTER_FAILURE):
-                time.sleep(1)  # what the others say
-                self.clear(keep=self.command.pid)
-                deadline = time.monotonic() + AFTER_FAILURE
-            elif self.stopping and self.workers and all(w.poll() is not None for w in self.workers.values()):
-                self.clear(keep=self.command.pid)
+        """Waits for the end, or makes it; returns the exit status."""
+        failed, deadline, scan = [], None, 0.0
+        while self.command.poll() is None or self.alive():
+            if time.monotonic() > scan:
+                self.look()
+                scan = time.monotonic() + SCAN
+            # those that end because one has ended come later: the first look sees the cause
+            failed = failed or self.failed()
+            if deadline is None and (failed or self.stopping or self.command.poll() is not None):
+                deadline = time.monotonic() + (AFTER_FAILURE if failed and not self.stopping else GRACE)
+                if not failed and not self.stopping:
+                    self.stop(signal.SIGTERM)  # the command is gone and has left its workers
+            if deadline is not None and not self.alive():
+                # msrun's scheduler waits for half a minute for workers that are gone
+                clear(keep=self.command.pid)
+                deadline = min(deadline, time.monotonic() + AFTER_FAILURE)
             if deadline is not None and time.monotonic() > deadline:
                 break
             time.sleep(POLL)
-        failed = failed or self.look()
-        self.clear()
-        for p in psutil.wait_procs(self.descendants(), timeout=5)[1]:
-            print(f"process {p.pid} is still there", file=sys.stderr)
+        failed = failed or self.failed()
+        clear()
         self.command.wait()
-        if self.stopping and not any(w.poll() not in (0, 128 + self.stopping) for w in self.workers.values()):
+        stopped = all(w.poll() in (0, -1, 128 + self.stopping) for w in self.workers.values())
+        if self.stopping and stopped:
             return 128 + self.stopping
         if failed:
-            print("error: " + "\n".join(w.epitaph() for w in failed), file=sys.stderr)
+            print("error: " + "\n".join(w.epitaph() for w in failed), file=sys.stderr, flush=True)
             return failed[0].status if failed[0].status > 0 else 1
         return self.command.returncode if self.command.returncode >= 0 else 128 - self.command.returncode
 
 
+def clear(keep: int | None = None) -> None:
+    """Ends every descendant of this process but `keep`."""
+    left = [p for p in psutil.Process().children(recursive=True) if p.pid != keep]
+    for p in left:
+        with contextlib.suppress(psutil.Error):
+            p.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
 def launch(command: Sequence[str]) -> int:
-    """Runs `command` to its end, or ends it; returns the exit status."""
-    try:
-        job = Job(command)
-    except OSError as e:
-        print(f"error: {command[0]}: can't start: {e.strerror}; is it installed and on PATH?", file=sys.stderr)
-        return 2
+    """Runs `command` to its end, or ends it; returns the exit status.
+
+    In two processes, each of which ends the job should the other be killed.
+    """
+    become_reaper()
+    watcher = os.fork()
+    if watcher == 0:
+        die_with_parent(signal.SIGTERM)
+        become_reaper()
+        os._exit(watch(command))
     for s in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(s, job.stop)
+        signal.signal(s, lambda signum, _: os.kill(watcher, signum))
+    _, code = os.waitpid(watcher, 0)
+    clear()
+    return os.waitstatus_to_exitcode(code) if os.WIFEXITED(code) else 128 + os.WTERMSIG(code)
+
+
+def watch(command: Sequence[str]) -> int:
+    """The work of the inner process."""
     try:
+        os.setsid()  # Ctrl-C comes once, from the outer process
+        job = Job(command)
+        for s in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(s, job.stop)
         return job.run()
+    except OSError as e:
+        print(
+            f"error: {command[0]}: can't start: {e.strerror}; is it installed and on PATH?", file=sys.stderr, flush=True
+        )
+        return 2
     finally:
-        job.clear()
+        clear()
 
 
 def main() -> None:

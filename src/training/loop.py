@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from src.config import Config, save_config
 from src.data.loader import TrainLoader
+from src.data.sources import save_classes
 from src.errors import UserError
 from src.evaluation.coco import Summary
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
@@ -76,6 +77,20 @@ class Trainer:
         weights = {p.name for p in self.detector.get_parameters()} | {"learning_rate"}
         return [p for p in self.step.get_parameters() if p.name not in weights]
 
+    def statistics(self) -> dict[str, Parameter]:
+        """Batch norms' running statistics: of each rank its own, where they are learnt."""
+        ends = ("moving_mean", "moving_variance")
+        return {p.name: p for p in self.detector.get_parameters() if p.name.endswith(ends)}
+
+    def share_statistics(self) -> None:
+        """Gives every rank the mean of all ranks' running statistics."""
+        own = self.statistics()
+        if self.group.size == 1 or not own:
+            return
+        found = self.group.exchange({n: p.asnumpy() for n, p in own.items()})
+        for n, p in own.items():
+            p.set_data(Tensor(np.mean([f[n] for f in found], axis=0, dtype=np.float64).astype(np.float32)))
+
     def resume(self) -> None:
         """Takes weights, optimizer and place from the newest whole checkpoint, which rank 0 reads for all."""
         found = self.group.from_first(self.folder.newest)
@@ -103,9 +118,12 @@ class Trainer:
             self.best.forget_after(position)
         else:
             for left in ("checkpoints", "tensorboard"):
-                if (c.output_dir / left).exists():
+                if any(p.suffix == ".ckpt" or "tfevents" in p.name for p in (c.output_dir / left).rglob("*")):
                     set_aside(c.output_dir / left)
         self.folder.make()
+        save_classes(c, self.folder.weights.folder)
+        if self.evaluate and c.keep_best_checkpoints_max:
+            save_classes(c, self.best.folder)
         self.trackers = make_trackers(c, len(self.loader), position)
         self.evaluated = evaluations(c.output_dir / "metrics.jsonl")
         save_config(c, c.output_dir / "config.yaml")
@@ -117,7 +135,7 @@ class Trainer:
         """
         steps, epochs = len(self.loader), self.config.epoch_size
         done = (self.state.epoch - 1) * steps + self.state.step
-        self.group.check_same(self.detector, "before the first step")
+        self.group.check_same(self.detector.get_parameters(), "before the first step")
         self.group.from_first(self.open_folder)
         try:
             with (
@@ -167,7 +185,9 @@ class Trainer:
         values, more = (x.asnumpy() for x in self.step(*inputs))
         skipped, scale = more.tolist()
         if self.group.size > 1 and not self.checked_first:
-            self.group.check_same(self.step, "after the first step")
+            own = self.statistics()
+            same = [p for p in self.step.get_parameters() if p.name not in own]
+            self.group.check_same(same, "after the first step")
             self.checked_first = True
         losses = dict(zip(LOSS_NAMES, values.tolist(), strict=True))
         # the optimizer counts its own steps
@@ -246,6 +266,7 @@ class Trainer:
         if self.saved == self.state.position:
             return
         self.state.pending = self.interval.pending
+        self.share_statistics()
         if self.group.is_first:
             self.folder.save(self.detector, self.state_parameters(), self.state)
         self.group.barrier()

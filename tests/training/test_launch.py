@@ -93,3 +93,18 @@ def test_command_that_is_not_there():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "no-such-msrun" in done.stderr
+
+
+def test_supervisor_that_is_killed_leaves_nothing(start, tmp_path):
+    job = start(
+        "import os, signal, sys, time\n"
+        f"def stop(*_):\n    open(f'{tmp_path}/saved_' + os.environ['RANK_ID'], 'w')\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop)\ntime.sleep(600)"
+    )
+    time.sleep(2)
+    family = psutil.Process(job.process.pid).children(recursive=True)
+    job.process.kill()
+    gone, left = psutil.wait_procs(family, timeout=30)
+    assert left == []
+    assert len(list(tmp_path.glob("saved_*"))) == 3
+    job.end()
