@@ -169,11 +169,12 @@ class Trainer:
             if self.interval.add(losses):
                 self.log(other)
             # ranks stop together: one that went on would wait for the others for ever
-            self.stop.signum = max(self.group.exchange(self.stop.signum))
+            stop = max(self.group.exchange(self.stop.signum))
             # an epoch's last step is saved by finish_epoch, after the log's last line
-            if self.stop.signum or (i < len(self.loader) and self.is_due(i)):
+            if stop or (i < len(self.loader) and self.is_due(i)):
                 self.save()
-            if self.stop.signum:
+            if stop:
+                self.stop.signum = stop
                 return False
         return True
 
@@ -235,6 +236,7 @@ class Trainer:
         if last or self.is_due(len(self.loader)) or (c.save_every_epochs and epoch % c.save_every_epochs == 0):
             self.save()
         if self.evaluate and (last or epoch % c.eval_every == 0):
+            self.save()  # what is evaluated, and what a signal in the meantime would lose
             with self.stop.interruptible():
                 self.run_evaluation(epoch)
         for t in self.trackers:
@@ -243,7 +245,6 @@ class Trainer:
     def run_evaluation(self, epoch: int) -> None:
         if self.group.from_first(lambda: epoch in self.evaluated):
             return
-        self.save()
         summary = self.evaluate(epoch)
         if not (self.group.is_first and summary):
             return
