@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from src.config import Config, save_config
 from src.data.loader import TrainLoader
-from src.data.sources import save_classes
 from src.errors import UserError
 from src.evaluation.coco import Summary
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
@@ -121,9 +120,6 @@ class Trainer:
                 if any(p.suffix == ".ckpt" or "tfevents" in p.name for p in (c.output_dir / left).rglob("*")):
                     set_aside(c.output_dir / left)
         self.folder.make()
-        save_classes(c, self.folder.weights.folder)
-        if self.evaluate and c.keep_best_checkpoints_max:
-            save_classes(c, self.best.folder)
         self.trackers = make_trackers(c, len(self.loader), position)
         self.evaluated = evaluations(c.output_dir / "metrics.jsonl")
         save_config(c, c.output_dir / "config.yaml")
