@@ -16,6 +16,12 @@ int RoIAlignForward(int, void **, int *, int64_t **, const char **, void *, void
 int RoIAlignBackward(int, void **, int *, int64_t **, const char **, void *, void *);
 int BatchedNMS(int, void **, int *, int64_t **, const char **, void *, void *);
 int MaxIoUMatch(int, void **, int *, int64_t **, const char **, void *, void *);
+int Conv3x3Forward(int, void **, int *, int64_t **, const char **, void *, void *);
+int Conv3x3ForwardReLU(int, void **, int *, int64_t **, const char **, void *, void *);
+int Conv3x3InputGradient(int, void **, int *, int64_t **, const char **, void *, void *);
+int Conv3x3InputGradientReLU(int, void **, int *, int64_t **, const char **, void *, void *);
+int Conv3x3WeightGradient(int, void **, int *, int64_t **, const char **, void *, void *);
+int Conv3x3WeightGradientReLU(int, void **, int *, int64_t **, const char **, void *, void *);
 }
 
 namespace {
@@ -178,6 +184,35 @@ void TestMatch(int64_t batch, int64_t count, int64_t gts, int64_t ignored, bool 
   if (arguments.Call(MaxIoUMatch) != 0) Arguments::Fail("MaxIoUMatch's status");
 }
 
+void TestConvolution(int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, bool relu) {
+  const std::vector<int64_t> in = {batch, inputs, height, width}, out = {batch, outputs, height, width};
+  const std::vector<int64_t> filters = {outputs, inputs, 3, 3};
+  const int64_t plane = batch * height * width;
+  const std::vector<float> y = Random(plane * outputs, -1, 1), dy = Random(plane * outputs, -1, 1);
+  const std::vector<float> x = Random(plane * inputs, -1, 1), weight = Random(outputs * inputs * 9, -1, 1);
+  Arguments forward, input, filter;
+  forward.Add<float>(in, x);
+  forward.Add<float>(filters, weight);
+  forward.Add<float>({outputs}, Random(outputs, -1, 1));
+  forward.Add<float>(out, {});
+  if (forward.Call(relu ? Conv3x3ForwardReLU : Conv3x3Forward) != 0) Arguments::Fail("Conv3x3Forward's status");
+  input.Add<float>(out, dy);
+  input.Add<float>(out, y);
+  input.Add<float>(filters, weight);
+  input.Add<float>(in, {});
+  if (input.Call(relu ? Conv3x3InputGradientReLU : Conv3x3InputGradient) != 0) {
+    Arguments::Fail("Conv3x3InputGradient's status");
+  }
+  filter.Add<float>(out, dy);
+  filter.Add<float>(out, y);
+  filter.Add<float>(in, x);
+  filter.Add<float>(filters, {});
+  filter.Add<float>({outputs}, {});
+  if (filter.Call(relu ? Conv3x3WeightGradientReLU : Conv3x3WeightGradient) != 0) {
+    Arguments::Fail("Conv3x3WeightGradient's status");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -200,6 +235,15 @@ int main() {
     TestMatch(2, 1030, 1, 1, false, bad);
     TestMatch(1, 5, 0, 0, false, bad);
     TestMatch(2, 0, 3, 2, true, bad);
+  }
+  for (const bool relu : {false, true}) {
+    TestConvolution(1, 1, 1, 1, 1, relu);
+    TestConvolution(2, 17, 33, 9, 23, relu);
+    TestConvolution(3, 5, 15, 14, 14, relu);
+    TestConvolution(1, 3, 2, 1, 140, relu);
+    TestConvolution(1, 2, 3, 140, 1, relu);
+    TestConvolution(1, 260, 9, 4, 5, relu);
+    TestConvolution(0, 3, 4, 5, 5, relu);
   }
   std::puts("done");
   return 0;

@@ -1,0 +1,210 @@
+"""The C++ 3x3 convolution and its gradients against a plain NumPy one, and what MindSpore sees of it."""
+
+import ctypes
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from src.ops import library
+from src.ops.conv import Conv2d
+
+needs_library = pytest.mark.skipif(library.find_library() is None, reason="library not built: scripts/build_custom.sh")
+
+# Of the result's root mean square. Winograd's transforms lose some bits: float32 errors of 64 channels were at most
+# 1e-5 of it, of single numbers in some 100,000; direct sums in another order 3e-6. A wrong tap or tile is of order 1.
+TOLERANCE = 4e-5
+
+# batch, input channels, output channels, height, width: single cells, lines, tiles that end with the map or beyond it,
+# channels around a vector's and a block's, maps of one tile, many small maps, rows of more than one vector of tiles
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (1, 3, 5, 7, 9),
+    (2, 16, 14, 8, 8),
+    (1, 17, 33, 12, 20),
+    (5, 8, 29, 14, 14),
+    (3, 9, 8, 7, 7),
+    (1, 2, 3, 1, 150),
+    (2, 3, 2, 150, 1),
+    (1, 4, 6, 5, 277),
+    (2, 64, 64, 24, 40),
+    (1, 300, 20, 6, 11),
+    (37, 1, 2, 3, 2),
+]
+
+
+def numpy_convolution(x, weight, bias, dy, relu):
+    """y, dx, dweight, dbias in float64, the gradients those of sum(y * dy)."""
+    x, weight, dy = (a.astype(np.float64) for a in (x, weight, dy))
+    height, width = x.shape[2:]
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    y = np.zeros(dy.shape) + bias.reshape(-1, 1, 1)
+    for i in range(3):
+        for j in range(3):
+            y += np.einsum("nchw,oc->nohw", padded[:, :, i : i + height, j : j + width], weight[:, :, i, j])
+    if relu:
+        dy = dy * (y > 0)
+        y = np.maximum(y, 0)
+    dx, dweight = np.zeros(padded.shape), np.zeros(weight.shape)
+    for i in range(3):
+        for j in range(3):
+            part = padded[:, :, i : i + height, j : j + width]
+            dweight[:, :, i, j] = np.einsum("nohw,nchw->oc", dy, part)
+            dx[:, :, i : i + height, j : j + width] += np.einsum("nohw,oc->nchw", dy, weight[:, :, i, j])
+    return y, dx[:, :, 1:-1, 1:-1], dweight, dy.sum((0, 2, 3))
+
+
+def call(name, inputs, *shapes):
+    """The library's operator as MindSpore calls it; outputs of these shapes, not set before."""
+    function = getattr(ctypes.CDLL(str(library.find_library())), name)
+    arrays = [np.ascontiguousarray(a, np.float32) for a in inputs] + [np.full(s, np.nan, np.float32) for s in shapes]
+    count = len(arrays)
+    sizes = [(ctypes.c_int64 * a.ndim)(*a.shape) for a in arrays]
+    status = function(
+        count,
+        (ctypes.c_void_p * count)(*[a.ctypes.data for a in arrays]),
+        (ctypes.c_int * count)(*[a.ndim for a in arrays]),
+        (ctypes.POINTER(ctypes.c_int64) * count)(*[ctypes.cast(s, ctypes.POINTER(ctypes.c_int64)) for s in sizes]),
+        None,
+        None,
+        None,
+    )
+    assert status == 0
+    return arrays[len(inputs) :]
+
+
+def all_passes(x, weight, bias, dy, relu):
+    """y, dx, dweight, dbias by the library."""
+    suffix = "ReLU" if relu else ""
+    (y,) = call(f"Conv3x3Forward{suffix}", [x, weight, bias], dy.shape)
+    (dx,) = call(f"Conv3x3InputGradient{suffix}", [dy, y, weight], x.shape)
+    return y, dx, *call(f"Conv3x3WeightGradient{suffix}", [dy, y, x], weight.shape, bias.shape)
+
+
+def make_inputs(batch, channels, filters, height, width):
+    r = np.random.default_rng(0)
+    weight = r.standard_normal((filters, channels, 3, 3), np.float32) / np.sqrt(9 * channels)
+    return (
+        r.standard_normal((batch, channels, height, width), np.float32),
+        weight.astype(np.float32),
+        r.standard_normal(filters, np.float32),
+        r.standard_normal((batch, filters, height, width), np.float32),
+    )
+
+
+def assert_close(got, want):
+    for a, b in zip(got, want, strict=True):
+        scale = np.sqrt(np.mean(np.square(b))) if b.any() else 1.0
+        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * scale)
+
+
+@needs_library
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients(shape, relu):
+    inputs = make_inputs(*shape)
+    if relu:
+        # The sign of an output that rounding decides would decide a whole gradient.
+        y = numpy_convolution(*inputs, False)[0]
+        inputs[3][np.abs(y) < 1e-4] = 0
+    assert_close(all_passes(*inputs, relu), numpy_convolution(*inputs, relu))
+
+
+@needs_library
+def test_no_images():
+    x, weight, bias, dy = make_inputs(0, 3, 4, 5, 6)
+    y, dx, dweight, dbias = all_passes(x, weight, bias, dy, False)
+    assert y.shape == dy.shape and dx.shape == x.shape
+    assert not dweight.any() and not dbias.any()
+
+
+@needs_library
+@pytest.mark.parametrize("size", [(14, 14), (9, 70)])
+def test_an_image_alone_gives_the_same_bits_as_in_a_batch(size):
+    x, weight, bias, dy = make_inputs(5, 20, 30, *size)
+    together = all_passes(x, weight, bias, dy, True)
+    for i in range(5):
+        alone = all_passes(x[i : i + 1], weight, bias, dy[i : i + 1], True)
+        assert np.array_equal(alone[0], together[0][i : i + 1])
+        assert np.array_equal(alone[1], together[1][i : i + 1])
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(3, 40, 50, 14, 14), (1, 20, 33, 9, 70), (1, 5, 60, 4, 4)])
+def test_any_number_of_threads_gives_the_same_bits(shape, monkeypatch):
+    inputs = make_inputs(*shape)
+    monkeypatch.setenv("RCNN_NUM_THREADS", "1")
+    one = all_passes(*inputs, True)
+    monkeypatch.delenv("RCNN_NUM_THREADS")
+    for a, b in zip(one, all_passes(*inputs, True), strict=True):
+        assert np.array_equal(a, b)
+
+
+@needs_library
+def test_nan_is_not_hidden_by_relu():
+    x, weight, bias, _ = make_inputs(1, 4, 5, 8, 8)
+    x[0, 0, 2, 2] = np.nan
+    (y,) = call("Conv3x3ForwardReLU", [x, weight, bias], (1, 5, 8, 8))
+    assert np.isnan(y[0, :, 1:4, 1:4]).all()
+
+
+class Net(nn.Cell):
+    """Two convolutions, the second with weights that are computed."""
+
+    def __init__(self, relu, has_bias):
+        super().__init__()
+        self.first = Conv2d(6, 20, 3, relu=relu, has_bias=has_bias)
+        self.second = Conv2d(20, 7, 3)
+        self.scale = ms.Parameter(Tensor(np.linspace(0.5, 2, 7).astype(np.float32)), name="scale")
+        self.shift = ms.Parameter(Tensor(np.linspace(-1, 1, 7).astype(np.float32)), name="shift")
+
+    def construct(self, x):
+        weight = self.second.weight * ops.broadcast_to(self.scale.reshape(-1, 1, 1, 1), self.second.weight.shape)
+        return self.second.convolve(self.first(x), weight, self.shift, True)
+
+
+@needs_library
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
+@pytest.mark.parametrize(("relu", "has_bias"), [(True, True), (False, False)])
+def test_a_network_is_what_it_is_with_standard_operators(mode, relu, has_bias):
+    ms.set_context(mode=mode)
+    ours = Net(relu, has_bias)
+    with library.standard_operators():
+        theirs = Net(relu, has_bias)
+    assert ours.first.custom and ours.second.custom and not theirs.first.custom and not theirs.second.custom
+    for p, q in zip(ours.get_parameters(), theirs.get_parameters(), strict=True):
+        assert p.name == q.name
+        q.set_data(Tensor(p.asnumpy()))
+    r = np.random.default_rng(1)
+    x, sens = (Tensor(r.standard_normal(s).astype(np.float32)) for s in ((2, 6, 11, 18), (2, 7, 11, 18)))
+    results = []
+    for net in (ours, theirs):
+        gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+        got = gradient(net, ms.ParameterTuple(net.trainable_params()))(x, sens)
+        results.append([a.asnumpy().astype(np.float64) for a in (net(x), *got[0], *got[1])])
+    # Both are float32: their errors add up, and a second layer passes on those of the first.
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=5 * TOLERANCE * np.sqrt(np.mean(b**2)))
+
+
+@needs_library
+def test_half_precision_is_left_to_mindspore():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    conv = Conv2d(4, 5, 3, relu=True).to_float(ms.float16)
+    y = conv(Tensor(np.random.default_rng(0).standard_normal((1, 4, 6, 6)).astype(np.float32)))
+    assert y.dtype == ms.float16 and y.asnumpy().min() == 0 < y.asnumpy().max()
+
+
+def test_only_what_the_operator_can_do_goes_to_it():
+    assert not Conv2d(4, 4, 3, 2).custom and not Conv2d(4, 4, 5).custom and not Conv2d(4, 4, 3, group=2).custom
+    assert not Conv2d(4, 4, 3, dilation=2).custom
+
+
+def test_a_detector_for_export_has_standard_operators_only():
+    from src.config import load_config
+    from src.models.build import build_detector
+
+    detector = build_detector(load_config("configs/shapes.yaml", {}), builtin_ops=True)
+    assert not [name for name, cell in detector.cells_and_names() if getattr(cell, "custom", False)]
+    assert not library.standard_operators_only()
