@@ -8,12 +8,16 @@
 
 namespace rcnn {
 
-// Rows and columns of the block: of 32 registers (AVX-512, NEON) or 16, two hold b and one a; the rest are sums.
-#if defined(__AVX512F__) || defined(__aarch64__)
+// Rows and columns of the block: of AVX-512's 32 registers two hold b and one a, and the rest are sums; of AVX's 16
+// likewise. Not more rows than lanes: whoever lays out a has a block's rows in one vector.
+#if defined(__AVX512F__)
 constexpr int64_t kBlockRows = 14;
-#else
+#elif defined(__AVX__)
 constexpr int64_t kBlockRows = 6;
+#else
+constexpr int64_t kBlockRows = 4;
 #endif
+static_assert(kBlockRows <= kLanes, "a block's rows are made in one vector");
 constexpr int64_t kBlockColumns = 2 * kLanes;
 
 // c[r][j] (+)= sum over i < depth of a[r][i] * b[i][j], in the order of i: a sum's value depends on nothing else.
