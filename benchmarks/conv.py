@@ -1,0 +1,162 @@
+"""The 3x3 convolutions of Mask R-CNN R50-FPN, forward and gradients: C++ operator, MindSpore's own and PyTorch's.
+
+python -m benchmarks.conv [--height H --width W --batch B] [--threads N] [--json OUT] [--torchvision [PYTHON]]
+
+GFLOP/s counts the multiplications and additions of the plain sum, which Winograd's algorithm needs a quarter of.
+PyTorch runs in a process of its own (of another interpreter, if one is named).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import Timing, measure, print_table, set_threads, write_json
+
+PASSES = ("forward", "input gradient", "weight gradient")
+
+
+def layers(batch: int, height: int, width: int) -> dict[str, tuple[int, int, int, int, int]]:
+    """Batch, input and output channels, height and width of the stride-1 layers, by name."""
+    out = {}
+    for stage, channels in enumerate((64, 128, 256, 512)):
+        stride = 4 << stage
+        out[f"stage {stage + 1}"] = (batch, channels, channels, height // stride, width // stride)
+    for level in range(2, 7):
+        out[f"FPN, RPN P{level}"] = (batch, 256, 256, height >> level, width >> level)
+    out["mask head, 128 RoIs"] = (128, 256, 256, 14, 14)
+    return out
+
+
+def make_input(n: int, c: int, o: int, h: int, w: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, weight and the output's gradient."""
+    r = np.random.default_rng(0)
+    shapes = (n, c, h, w), (o, c, 3, 3), (n, o, h, w)
+    return tuple(r.standard_normal(s, np.float32) for s in shapes)
+
+
+def time_mindspore(sizes: dict, repeats: int, custom: bool) -> dict[str, dict[str, Timing]]:
+    import mindspore as ms
+    from mindspore import Tensor, nn, ops
+    from mindspore.ops.operations import _grad_ops
+
+    from src.ops.conv import Conv2d
+    from src.ops.library import standard_operators
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    backward = {"pad_mode": "pad", "pad": 1, "pad_list": (1,) * 4, "stride": 1, "dilation": (1,) * 4}
+
+    class Pass(nn.Cell):
+        def __init__(self, number: int, c: int, o: int):
+            super().__init__()
+            self.number = number
+            self.conv = Conv2d(c, o, 3)
+            if custom:
+                self.input_gradient = self.conv.linear.input_gradient
+                self.weight_gradient = self.conv.linear.weight_gradient
+            else:
+                self.input_gradient = ops.operations.Conv2DBackpropInput(o, 3, **backward)
+                self.weight_gradient = _grad_ops.Conv2DBackpropFilter(o, 3, **backward)
+
+        def construct(self, x, weight, dy, bias):
+            if self.number == 0:
+                return self.conv.convolve(x, weight, bias, False)
+            if self.number == 1:
+                return self.input_gradient(dy, dy, weight) if custom else self.input_gradient(dy, weight, x.shape)
+            return self.weight_gradient(dy, dy, x)[0] if custom else self.weight_gradient(dy, x, weight.shape)
+
+    results = {}
+    for name, (n, c, o, h, w) in sizes.items():
+        inputs = [*map(Tensor, make_input(n, c, o, h, w)), ops.zeros(o, ms.float32)]
+        results[name] = {}
+        for number, title in enumerate(PASSES):
+            with standard_operators(not custom):
+                call = Pass(number, c, o)
+            results[name][title] = measure(lambda f=call, a=inputs: f(*a), repeats)
+    return results
+
+
+def time_torch(sizes: dict, threads: int, repeats: int) -> dict[str, dict[str, Timing]]:
+    import torch
+
+    torch.set_num_threads(threads)
+    results = {}
+    for name, size in sizes.items():
+        x, weight, dy = map(torch.from_numpy, make_input(*size))
+        bias = torch.zeros(size[2])
+
+        def gradient(wanted, x=x, weight=weight, dy=dy):
+            one, none = [1, 1], [0, 0]
+            return torch.ops.aten.convolution_backward(dy, x, weight, None, one, one, one, False, none, 1, wanted)
+
+        def forward(x=x, weight=weight, bias=bias):
+            return torch.conv2d(x, weight, bias, padding=1)
+
+        results[name] = {
+            "forward": measure(forward, repeats),
+            "input gradient": measure(lambda f=gradient: f([True, False, False]), repeats),
+            "weight gradient": measure(lambda f=gradient: f([False, True, False]), repeats),
+        }
+    return results
+
+
+def torch_elsewhere(python: str, words: list[str]) -> dict[str, dict[str, Timing]] | None:
+    """PyTorch's times from a child process, or None (with a line saying why) where it can't run."""
+    command = [python, "-m", "benchmarks.conv", "--child", *words]
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ.copy(), check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        print(f"PyTorch left out: {python}: {reason}", file=sys.stderr)
+        return None
+    times = json.loads(result.stdout.splitlines()[-1])
+    return {name: {title: Timing(**t) for title, t in passes.items()} for name, passes in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--height", type=int, default=768, help="canvas height")
+    parser.add_argument("--width", type=int, default=1280, help="canvas width")
+    parser.add_argument("--batch", type=int, default=1, help="images")
+    parser.add_argument("--threads", type=int, help="cores to use (default: all)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", help="file to write")
+    parser.add_argument("--torchvision", nargs="?", const=sys.executable, metavar="PYTHON", help="compare with PyTorch")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    threads = set_threads(a.threads)
+    sizes = layers(a.batch, a.height, a.width)
+    if a.child:
+        times = time_torch(sizes, threads, a.repeats)
+        print(json.dumps({name: {title: vars(t) for title, t in passes.items()} for name, passes in times.items()}))
+        return
+    from src.ops.library import find_library
+
+    if find_library() is None:
+        sys.exit("error: the C++ operators are not built: scripts/build_custom.sh")
+    results = {"ours": time_mindspore(sizes, a.repeats, True), "MindSpore": time_mindspore(sizes, a.repeats, False)}
+    if a.torchvision:
+        words = ["--height", a.height, "--width", a.width, "--batch", a.batch, "--threads", threads]
+        reference = torch_elsewhere(a.torchvision, [str(w) for w in (*words, "--repeats", a.repeats)])
+        if reference is not None:
+            results["PyTorch"] = reference
+    rows = []
+    for name, (n, c, o, h, w) in sizes.items():
+        work = 2 * 9 * n * c * o * h * w / 1e6  # per millisecond: GFLOP/s
+        for title in PASSES:
+            ours = results["ours"][name][title]
+            row = [f"{name}: {c} -> {o}, {h}x{w}", title, ours.median, ours.cpu, work / ours.median]
+            others = [results[k][name][title].median for k in list(results)[1:]]
+            rows.append(row + others + [t / ours.median for t in others])
+    names = list(results)[1:]
+    columns = ["layer", "pass", "ms", "CPU ms", "GFLOP/s", *(f"{k} ms" for k in names), *(f"{k} / ours" for k in names)]
+    print_table(f"3x3 convolutions, {a.batch} x {a.height} x {a.width}, {threads} threads", columns, rows)
+    write_json(a.json, {"threads": threads, "results": results})
+
+
+if __name__ == "__main__":
+    main()
