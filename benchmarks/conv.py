@@ -1,8 +1,9 @@
-"""The 3x3 convolutions of Mask R-CNN R50-FPN, forward and gradients: C++ operator, MindSpore's own and PyTorch's.
+"""The 3x3 and 7x7 convolutions of Mask R-CNN R50-FPN, forward and gradients: ours, MindSpore's own and PyTorch's.
 
 python -m benchmarks.conv [--height H --width W --batch B] [--threads N] [--json OUT] [--torchvision [PYTHON]]
 
-GFLOP/s counts the multiplications and additions of the plain sum, which Winograd's algorithm needs a quarter of.
+GFLOP/s counts the multiplications and additions of the plain sum; Winograd's algorithm, which the 3x3 convolutions of
+stride 1 take, needs a quarter of the multiplications.
 PyTorch runs in a process of its own (of another interpreter, if one is named).
 """
 
@@ -20,26 +21,31 @@ from benchmarks.common import Timing, measure, print_table, set_threads, write_j
 PASSES = ("forward", "input gradient", "weight gradient")
 
 
-def layers(batch: int, height: int, width: int) -> dict[str, tuple[int, int, int, int, int]]:
-    """Batch, input and output channels, height and width of the stride-1 layers, by name."""
-    out = {}
+Layer = tuple[int, int, int, int, int, int, int]
+
+
+def layers(batch: int, height: int, width: int) -> dict[str, Layer]:
+    """Batch, input and output channels, input height and width, kernel and stride of the layers, by name."""
+    out = {"stem": (batch, 3, 64, height, width, 7, 2)}
     for stage, channels in enumerate((64, 128, 256, 512)):
-        stride = 4 << stage
-        out[f"stage {stage + 1}"] = (batch, channels, channels, height // stride, width // stride)
+        h, w = height // (4 << stage), width // (4 << stage)
+        if stage:
+            out[f"stage {stage + 1}, first block"] = (batch, channels, channels, 2 * h, 2 * w, 3, 2)
+        out[f"stage {stage + 1}"] = (batch, channels, channels, h, w, 3, 1)
     for level in range(2, 7):
-        out[f"FPN, RPN P{level}"] = (batch, 256, 256, height >> level, width >> level)
-    out["mask head, 128 RoIs"] = (128, 256, 256, 14, 14)
+        out[f"FPN, RPN P{level}"] = (batch, 256, 256, height >> level, width >> level, 3, 1)
+    out["mask head, 128 RoIs"] = (128, 256, 256, 14, 14, 3, 1)
     return out
 
 
-def make_input(n: int, c: int, o: int, h: int, w: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def make_input(n: int, c: int, o: int, h: int, w: int, k: int, s: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x, weight and the output's gradient."""
     r = np.random.default_rng(0)
-    shapes = (n, c, h, w), (o, c, 3, 3), (n, o, h, w)
-    return tuple(r.standard_normal(s, np.float32) for s in shapes)
+    shapes = (n, c, h, w), (o, c, k, k), (n, o, -(-h // s), -(-w // s))
+    return tuple(r.standard_normal(shape, np.float32) for shape in shapes)
 
 
-def time_mindspore(sizes: dict, repeats: int, custom: bool) -> dict[str, dict[str, Timing]]:
+def time_mindspore(sizes: dict[str, Layer], repeats: int, custom: bool) -> dict[str, dict[str, Timing]]:
     import mindspore as ms
     from mindspore import Tensor, nn, ops
     from mindspore.ops.operations import _grad_ops
@@ -48,39 +54,40 @@ def time_mindspore(sizes: dict, repeats: int, custom: bool) -> dict[str, dict[st
     from src.ops.library import standard_operators
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    backward = {"pad_mode": "pad", "pad": 1, "pad_list": (1,) * 4, "stride": 1, "dilation": (1,) * 4}
 
     class Pass(nn.Cell):
-        def __init__(self, number: int, c: int, o: int):
+        def __init__(self, number: int, c: int, o: int, k: int, stride: int):
             super().__init__()
             self.number = number
-            self.conv = Conv2d(c, o, 3)
+            self.conv = Conv2d(c, o, k, stride)
             if custom:
                 self.input_gradient = self.conv.linear.input_gradient
                 self.weight_gradient = self.conv.linear.weight_gradient
             else:
-                self.input_gradient = ops.operations.Conv2DBackpropInput(o, 3, **backward)
-                self.weight_gradient = _grad_ops.Conv2DBackpropFilter(o, 3, **backward)
+                pad, dilation = (k // 2,) * 4, (1,) * 4
+                options = {"pad_mode": "pad", "pad": pad, "pad_list": pad, "stride": stride, "dilation": dilation}
+                self.input_gradient = ops.operations.Conv2DBackpropInput(o, k, **options)
+                self.weight_gradient = _grad_ops.Conv2DBackpropFilter(o, k, **options)
 
         def construct(self, x, weight, dy, bias):
             if self.number == 0:
                 return self.conv.convolve(x, weight, bias, False)
             if self.number == 1:
-                return self.input_gradient(dy, dy, weight) if custom else self.input_gradient(dy, weight, x.shape)
-            return self.weight_gradient(dy, dy, x)[0] if custom else self.weight_gradient(dy, x, weight.shape)
+                return self.input_gradient(dy, dy, weight, x) if custom else self.input_gradient(dy, weight, x.shape)
+            return self.weight_gradient(dy, dy, x, weight)[0] if custom else self.weight_gradient(dy, x, weight.shape)
 
     results = {}
-    for name, (n, c, o, h, w) in sizes.items():
-        inputs = [*map(Tensor, make_input(n, c, o, h, w)), ops.zeros(o, ms.float32)]
+    for name, size in sizes.items():
+        inputs = [*map(Tensor, make_input(*size)), ops.zeros(size[2], ms.float32)]
         results[name] = {}
         for number, title in enumerate(PASSES):
             with standard_operators(not custom):
-                call = Pass(number, c, o)
+                call = Pass(number, size[1], size[2], *size[5:])
             results[name][title] = measure(lambda f=call, a=inputs: f(*a), repeats)
     return results
 
 
-def time_torch(sizes: dict, threads: int, repeats: int) -> dict[str, dict[str, Timing]]:
+def time_torch(sizes: dict[str, Layer], threads: int, repeats: int) -> dict[str, dict[str, Timing]]:
     import torch
 
     torch.set_num_threads(threads)
@@ -89,12 +96,14 @@ def time_torch(sizes: dict, threads: int, repeats: int) -> dict[str, dict[str, T
         x, weight, dy = map(torch.from_numpy, make_input(*size))
         bias = torch.zeros(size[2])
 
-        def gradient(wanted, x=x, weight=weight, dy=dy):
-            one, none = [1, 1], [0, 0]
-            return torch.ops.aten.convolution_backward(dy, x, weight, None, one, one, one, False, none, 1, wanted)
+        kernel, stride = size[5:]
+        pad, strides, one, none = [kernel // 2] * 2, [stride] * 2, [1, 1], [0, 0]
 
-        def forward(x=x, weight=weight, bias=bias):
-            return torch.conv2d(x, weight, bias, padding=1)
+        def gradient(wanted, given=(dy, x, weight), options=(None, strides, pad, one, False, none, 1)):
+            return torch.ops.aten.convolution_backward(*given, *options, wanted)
+
+        def forward(x=x, weight=weight, bias=bias, stride=stride, pad=kernel // 2):
+            return torch.conv2d(x, weight, bias, stride, pad)
 
         results[name] = {
             "forward": measure(forward, repeats),
@@ -145,16 +154,16 @@ def main() -> None:
         if reference is not None:
             results["PyTorch"] = reference
     rows = []
-    for name, (n, c, o, h, w) in sizes.items():
-        work = 2 * 9 * n * c * o * h * w / 1e6  # per millisecond: GFLOP/s
+    for name, (n, c, o, h, w, k, stride) in sizes.items():
+        work = 2 * k * k * n * c * o * -(-h // stride) * -(-w // stride) / 1e6  # per millisecond: GFLOP/s
         for title in PASSES:
             ours = results["ours"][name][title]
-            row = [f"{name}: {c} -> {o}, {h}x{w}", title, ours.median, ours.cpu, work / ours.median]
+            row = [f"{name}: {c} -> {o}, {h}x{w}, {k}x{k} / {stride}", title, ours.median, ours.cpu, work / ours.median]
             others = [results[k][name][title].median for k in list(results)[1:]]
             rows.append(row + others + [t / ours.median for t in others])
     names = list(results)[1:]
     columns = ["layer", "pass", "ms", "CPU ms", "GFLOP/s", *(f"{k} ms" for k in names), *(f"{k} / ours" for k in names)]
-    print_table(f"3x3 convolutions, {a.batch} x {a.height} x {a.width}, {threads} threads", columns, rows)
+    print_table(f"Convolutions, {a.batch} x {a.height} x {a.width}, {threads} threads", columns, rows)
     write_json(a.json, {"threads": threads, "results": results})
 
 

@@ -43,7 +43,7 @@ class FPN(nn.Cell):
         super().__init__()
         self.lateral_convs = nn.CellList(
             [
-                nn.Conv2d(c, out_channels, 1, has_bias=True, bias_init="zeros", weight_init=XavierUniform())
+                Conv2d(c, out_channels, 1, has_bias=True, bias_init="zeros", weight_init=XavierUniform())
                 for c in in_channels
             ]
         )

@@ -28,8 +28,8 @@ class RPNHead(nn.Cell):
         super().__init__()
         init = Normal(0.01)
         self.conv = Conv2d(in_channels, feat_channels, 3, relu=True, has_bias=True, weight_init=init, bias_init="zeros")
-        self.cls = nn.Conv2d(feat_channels, num_anchors, 1, has_bias=True, weight_init=init, bias_init="zeros")
-        self.reg = nn.Conv2d(feat_channels, num_anchors * 4, 1, has_bias=True, weight_init=init, bias_init="zeros")
+        self.cls = Conv2d(feat_channels, num_anchors, 1, has_bias=True, weight_init=init, bias_init="zeros")
+        self.reg = Conv2d(feat_channels, num_anchors * 4, 1, has_bias=True, weight_init=init, bias_init="zeros")
         self.relu = nn.ReLU()
 
     def construct(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -37,6 +37,7 @@ SOURCES: tuple[tuple[Path, str], ...] = (
     (_OPS / "csrc" / "nms.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "matching.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "winograd.cc", "-ffp-contract=fast"),
+    (_OPS / "csrc" / "convolution.cc", "-ffp-contract=fast"),
 )
 _HEADERS: tuple[Path, ...] = (
     _OPS / "roi_align" / "csrc" / "roi_align.h",

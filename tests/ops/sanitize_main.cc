@@ -16,12 +16,16 @@ int RoIAlignForward(int, void **, int *, int64_t **, const char **, void *, void
 int RoIAlignBackward(int, void **, int *, int64_t **, const char **, void *, void *);
 int BatchedNMS(int, void **, int *, int64_t **, const char **, void *, void *);
 int MaxIoUMatch(int, void **, int *, int64_t **, const char **, void *, void *);
-int Conv3x3Forward(int, void **, int *, int64_t **, const char **, void *, void *);
-int Conv3x3ForwardReLU(int, void **, int *, int64_t **, const char **, void *, void *);
-int Conv3x3InputGradient(int, void **, int *, int64_t **, const char **, void *, void *);
-int Conv3x3InputGradientReLU(int, void **, int *, int64_t **, const char **, void *, void *);
-int Conv3x3WeightGradient(int, void **, int *, int64_t **, const char **, void *, void *);
-int Conv3x3WeightGradientReLU(int, void **, int *, int64_t **, const char **, void *, void *);
+#define DECLARE(name) int name(int, void **, int *, int64_t **, const char **, void *, void *);
+#define DECLARE_CONVOLUTION(kind) \
+  DECLARE(kind##Forward)          \
+  DECLARE(kind##ForwardReLU)      \
+  DECLARE(kind##InputGradient)    \
+  DECLARE(kind##InputGradientReLU) \
+  DECLARE(kind##WeightGradient)   \
+  DECLARE(kind##WeightGradientReLU)
+DECLARE_CONVOLUTION(Conv3x3)
+DECLARE_CONVOLUTION(ConvStride2)
 }
 
 namespace {
@@ -184,33 +188,40 @@ void TestMatch(int64_t batch, int64_t count, int64_t gts, int64_t ignored, bool 
   if (arguments.Call(MaxIoUMatch) != 0) Arguments::Fail("MaxIoUMatch's status");
 }
 
-void TestConvolution(int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, bool relu) {
-  const std::vector<int64_t> in = {batch, inputs, height, width}, out = {batch, outputs, height, width};
-  const std::vector<int64_t> filters = {outputs, inputs, 3, 3};
-  const int64_t plane = batch * height * width;
-  const std::vector<float> y = Random(plane * outputs, -1, 1), dy = Random(plane * outputs, -1, 1);
-  const std::vector<float> x = Random(plane * inputs, -1, 1), weight = Random(outputs * inputs * 9, -1, 1);
+struct Passes {
+  int64_t kernel, stride;
+  decltype(&Conv3x3Forward) forward, input_gradient, weight_gradient;
+};
+
+void TestConvolution(const Passes &passes, int64_t batch, int64_t inputs, int64_t outputs, int64_t height,
+                     int64_t width) {
+  const int64_t kernel = passes.kernel, stride = passes.stride;
+  const std::vector<int64_t> in = {batch, inputs, height, width};
+  const std::vector<int64_t> out = {batch, outputs, (height + stride - 1) / stride, (width + stride - 1) / stride};
+  const std::vector<int64_t> filters = {outputs, inputs, kernel, kernel};
+  const int64_t count = batch * outputs * out[2] * out[3];
+  const std::vector<float> y = Random(count, -1, 1), dy = Random(count, -1, 1);
+  const std::vector<float> x = Random(batch * inputs * height * width, -1, 1);
+  const std::vector<float> weight = Random(outputs * inputs * kernel * kernel, -1, 1);
   Arguments forward, input, filter;
   forward.Add<float>(in, x);
   forward.Add<float>(filters, weight);
   forward.Add<float>({outputs}, Random(outputs, -1, 1));
   forward.Add<float>(out, {});
-  if (forward.Call(relu ? Conv3x3ForwardReLU : Conv3x3Forward) != 0) Arguments::Fail("Conv3x3Forward's status");
+  if (forward.Call(passes.forward) != 0) Arguments::Fail("a convolution's status");
   input.Add<float>(out, dy);
   input.Add<float>(out, y);
   input.Add<float>(filters, weight);
+  input.Add<float>(in, x);
   input.Add<float>(in, {});
-  if (input.Call(relu ? Conv3x3InputGradientReLU : Conv3x3InputGradient) != 0) {
-    Arguments::Fail("Conv3x3InputGradient's status");
-  }
+  if (input.Call(passes.input_gradient) != 0) Arguments::Fail("an input gradient's status");
   filter.Add<float>(out, dy);
   filter.Add<float>(out, y);
   filter.Add<float>(in, x);
+  filter.Add<float>(filters, weight);
   filter.Add<float>(filters, {});
   filter.Add<float>({outputs}, {});
-  if (filter.Call(relu ? Conv3x3WeightGradientReLU : Conv3x3WeightGradient) != 0) {
-    Arguments::Fail("Conv3x3WeightGradient's status");
-  }
+  if (filter.Call(passes.weight_gradient) != 0) Arguments::Fail("a weight gradient's status");
 }
 
 }  // namespace
@@ -236,14 +247,19 @@ int main() {
     TestMatch(1, 5, 0, 0, false, bad);
     TestMatch(2, 0, 3, 2, true, bad);
   }
-  for (const bool relu : {false, true}) {
-    TestConvolution(1, 1, 1, 1, 1, relu);
-    TestConvolution(2, 17, 33, 9, 23, relu);
-    TestConvolution(3, 5, 15, 14, 14, relu);
-    TestConvolution(1, 3, 2, 1, 140, relu);
-    TestConvolution(1, 2, 3, 140, 1, relu);
-    TestConvolution(1, 260, 9, 4, 5, relu);
-    TestConvolution(0, 3, 4, 5, 5, relu);
+  for (const Passes &passes : {
+           Passes{3, 1, Conv3x3Forward, Conv3x3InputGradient, Conv3x3WeightGradient},
+           Passes{3, 1, Conv3x3ForwardReLU, Conv3x3InputGradientReLU, Conv3x3WeightGradientReLU},
+           Passes{7, 2, ConvStride2Forward, ConvStride2InputGradient, ConvStride2WeightGradient},
+           Passes{3, 2, ConvStride2ForwardReLU, ConvStride2InputGradientReLU, ConvStride2WeightGradientReLU},
+       }) {
+    TestConvolution(passes, 1, 1, 1, 1, 1);
+    TestConvolution(passes, 2, 17, 33, 9, 23);
+    TestConvolution(passes, 3, 5, 15, 14, 14);
+    TestConvolution(passes, 1, 3, 2, 1, 140);
+    TestConvolution(passes, 1, 2, 3, 140, 1);
+    TestConvolution(passes, 1, 260, 9, 4, 5);
+    TestConvolution(passes, 0, 3, 4, 5, 5);
   }
   std::puts("done");
   return 0;

@@ -1,4 +1,4 @@
-"""The 3x3 convolution is MindSpore's own, gradients included."""
+"""The convolution is MindSpore's own, gradients included."""
 
 import mindspore as ms
 import numpy as np
@@ -9,7 +9,8 @@ from src.ops.conv import Conv2d
 
 
 @pytest.mark.parametrize(
-    ("channels", "filters", "kernel", "size"), [(3, 5, 3, (7, 9)), (8, 4, 3, (1, 6)), (2, 3, 5, (6, 6))]
+    ("channels", "filters", "kernel", "size"),
+    [(3, 5, 3, (7, 9)), (8, 4, 3, (1, 6)), (2, 3, 5, (6, 6)), (3, 4, 1, (5, 4))],
 )
 def test_values_and_gradients_are_those_of_conv2d(channels, filters, kernel, size):
     ms.set_context(mode=ms.GRAPH_MODE)

@@ -31,6 +31,11 @@ __attribute__((noinline)) void MultiplyBlock(int64_t depth, const float *a, int6
 #pragma GCC unroll 2
     for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = add ? Load(c + r * c_row + v * kLanes) : Floats{};
   }
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) __builtin_prefetch(c + (kRows + r) * c_row + v * kLanes, 1, 3);
+  }
   for (int64_t i = 0; i < depth; ++i) {
     Floats columns[kVectors];
 #pragma GCC unroll 2
@@ -41,6 +46,7 @@ __attribute__((noinline)) void MultiplyBlock(int64_t depth, const float *a, int6
 #pragma GCC unroll 2
       for (int64_t v = 0; v < kVectors; ++v) sums[r][v] += factor * columns[v];
     }
+    __builtin_prefetch(a + 48 * a_depth, 0, 3);
     a += a_depth;
     b += kBlockColumns;
   }
@@ -50,6 +56,40 @@ __attribute__((noinline)) void MultiplyBlock(int64_t depth, const float *a, int6
     for (int64_t v = 0; v < kVectors; ++v) Store(c + r * c_row + v * kLanes, sums[r][v]);
   }
 }
+
+// The same of any number of rows up to kBlockRows, and of columns.
+template <int64_t kRows = kBlockRows>
+void Multiply(int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t a_row, int64_t a_depth,
+              const float *b, float *c, int64_t c_row, bool add) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return Multiply<kRows - 1>(rows, columns, depth, a, a_row, a_depth, b, c, c_row, add);
+  }
+  if (columns > kLanes) {
+    MultiplyBlock<kRows, 2>(depth, a, a_row, a_depth, b, c, c_row, add);
+  } else {
+    MultiplyBlock<kRows, 1>(depth, a, a_row, a_depth, b, c, c_row, add);
+  }
+}
+
+// Rows of a matrix, `stride` apart, as the columns of a product's b: up to kBlockColumns rows, any number of columns.
+inline void TurnBlock(const float *from, int64_t stride, int64_t rows, int64_t columns, float *to) {
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      Floats block[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) block[i] = r + i < rows ? Load(from + (r + i) * stride + c) : Floats{};
+      Transpose(block);
+      for (int64_t i = 0; i < kLanes; ++i) Store(to + (c + i) * kBlockColumns + r, block[i]);
+    }
+  }
+}
+
+inline int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t RoundUp(int64_t a, int64_t b) { return Ceil(a, b) * b; }
+
+struct Range {
+  int64_t begin, end;
+  int64_t Size() const { return end - begin; }
+};
 
 }  // namespace rcnn
 

@@ -22,6 +22,7 @@
 namespace {
 
 using rcnn::Floats;
+using rcnn::Ceil;
 using rcnn::kBlockColumns;
 using rcnn::kBlockRows;
 using rcnn::kCacheLine;
@@ -31,6 +32,8 @@ using rcnn::kOut;
 using rcnn::kPositions;
 using rcnn::Load;
 using rcnn::LoadWithin;
+using rcnn::Range;
+using rcnn::RoundUp;
 using rcnn::Store;
 using rcnn::Workspace;
 
@@ -41,16 +44,8 @@ constexpr int64_t kDepth = 256;     // channels multiplied at a time: their part
 constexpr int64_t kSumTiles = 128;  // tiles of a block of the weight's gradient
 constexpr int64_t kSumRows = 3;     // rows of the transform that a task of the weight's gradient sums
 
-int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t RoundUp(int64_t a, int64_t b) { return Ceil(a, b) * b; }
-
 // Arrays of which one element each is written in turn must not lie a power of two apart: the cache holds few such.
 int64_t Stride(int64_t count) { return Workspace::Padded(count) + kCacheLine; }
-
-struct Range {
-  int64_t begin, end;
-  int64_t Size() const { return end - begin; }
-};
 
 // A batch of maps (N, C, H, W), taken as 0 where `gate`, a batch of the same shape, isn't positive.
 struct Maps {
@@ -177,19 +172,6 @@ class Columns {
 
   alignas(64) float tiles_[kIn][kFrom][kMost + kLanes] = {};
 };
-
-template <int64_t kRows = kBlockRows>
-void Multiply(int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t a_row, int64_t a_depth,
-              const float *b, float *c, int64_t c_row, bool add) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) return Multiply<kRows - 1>(rows, columns, depth, a, a_row, a_depth, b, c, c_row, add);
-  }
-  if (columns > kLanes) {
-    rcnn::MultiplyBlock<kRows, 2>(depth, a, a_row, a_depth, b, c, c_row, add);
-  } else {
-    rcnn::MultiplyBlock<kRows, 1>(depth, a, a_row, a_depth, b, c, c_row, add);
-  }
-}
 
 // Weights (O, C, 3, 3), transformed, in the order that the products read them: [position][block of rows][depth][row].
 // Plain: the rows are O and the depth is C. Turned, for the input's gradient: the rows are C, the depth is O, and each
@@ -354,7 +336,8 @@ class Convolution {
         for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
           const int64_t count = weights_.BlockRows(row);
           float *c = s.products + (row * kPositions + p) * tile_stride_ + t;
-          Multiply(count, tiles - t, depth, weights_.At(p, row, d), 1, count, b, c, kPositions * tile_stride_, d > 0);
+          rcnn::Multiply(count, tiles - t, depth, weights_.At(p, row, d), 1, count, b, c, kPositions * tile_stride_,
+                         d > 0);
         }
       }
     }
@@ -514,24 +497,10 @@ class WeightGradient {
     float *sums = sums_ + (kFirst * kIn + p) * dy_.channels * padded_ + outputs.begin * padded_;
     for (int64_t c = 0; c < x_.channels; c += kBlockColumns) {
       const int64_t columns = std::min(kBlockColumns, x_.channels - c);
-      Turn(input + c * kSumTiles, columns, tiles, s.turned);
+      rcnn::TurnBlock(input + c * kSumTiles, kSumTiles, columns, tiles, s.turned);
       for (int64_t o = 0; o < outputs.Size(); o += kBlockRows) {
-        Multiply(std::min(kBlockRows, outputs.Size() - o), columns, tiles, gradient + o * kSumTiles, kSumTiles, 1,
+        rcnn::Multiply(std::min(kBlockRows, outputs.Size() - o), columns, tiles, gradient + o * kSumTiles, kSumTiles, 1,
                  s.turned, sums + o * padded_ + c, padded_, tile > 0);
-      }
-    }
-  }
-
-  // [channel][tile] -> [tile][channel].
-  static void Turn(const float *from, int64_t channels, int64_t tiles, float *to) {
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      for (int64_t t = 0; t < tiles; t += kLanes) {
-        Floats rows[kLanes];
-        for (int64_t i = 0; i < kLanes; ++i) {
-          rows[i] = c + i < channels ? Load(from + (c + i) * kSumTiles + t) : Floats{};
-        }
-        rcnn::Transpose(rows);
-        for (int64_t i = 0; i < kLanes; ++i) Store(to + (t + i) * kBlockColumns + c, rows[i]);
       }
     }
   }
@@ -607,11 +576,11 @@ int Forward(int nparam, void **params, int64_t **shapes, bool relu) try {
   return 1;
 }
 
-// dy and y (N, O, H, W), weight (O, C, 3, 3) -> dx (N, C, H, W). y is read only for ReLU.
+// dy and y (N, O, H, W), weight (O, C, 3, 3), x (N, C, H, W) -> dx like x. y is read only for ReLU, x never.
 int InputGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
-  if (nparam != 4) return 1;
+  if (nparam != 5) return 1;
   Convolution(MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), shapes[2],
-              static_cast<const float *>(params[2]), true, nullptr, false, static_cast<float *>(params[3]))
+              static_cast<const float *>(params[2]), true, nullptr, false, static_cast<float *>(params[4]))
       .Run();
   return 0;
 } catch (const std::exception &error) {
@@ -619,11 +588,12 @@ int InputGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
   return 1;
 }
 
-// dy and y (N, O, H, W), x (N, C, H, W) -> dweight (O, C, 3, 3), dbias (O,). y is read only for ReLU.
+// dy and y (N, O, H, W), x (N, C, H, W), weight (O, C, 3, 3) -> dweight like weight, dbias (O,). y is read only for
+// ReLU, weight never.
 int FilterGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
-  if (nparam != 5) return 1;
+  if (nparam != 6) return 1;
   WeightGradient(MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), MakeMaps(params[2], nullptr, shapes[2]),
-                 static_cast<float *>(params[3]), static_cast<float *>(params[4]))
+                 static_cast<float *>(params[4]), static_cast<float *>(params[5]))
       .Run();
   return 0;
 } catch (const std::exception &error) {

@@ -1,4 +1,4 @@
-"""The C++ 3x3 convolution and its gradients against a plain NumPy one, and what MindSpore sees of it."""
+"""The C++ convolutions and their gradients against a plain NumPy one, and what MindSpore sees of them."""
 
 import ctypes
 
@@ -34,25 +34,32 @@ SHAPES = [
 ]
 
 
-def numpy_convolution(x, weight, bias, dy, relu):
+# kernel, stride: Winograd's algorithm, and direct sums
+KINDS = [(3, 1), (3, 2), (7, 2)]
+
+
+def numpy_convolution(x, weight, bias, dy, relu, stride=1):
     """y, dx, dweight, dbias in float64, the gradients those of sum(y * dy)."""
     x, weight, dy = (a.astype(np.float64) for a in (x, weight, dy))
-    height, width = x.shape[2:]
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    kernel = weight.shape[2]
+    pad = kernel // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    windows = {
+        (i, j): (slice(None), slice(None), slice(i, i + x.shape[2], stride), slice(j, j + x.shape[3], stride))
+        for i in range(kernel)
+        for j in range(kernel)
+    }
     y = np.zeros(dy.shape) + bias.reshape(-1, 1, 1)
-    for i in range(3):
-        for j in range(3):
-            y += np.einsum("nchw,oc->nohw", padded[:, :, i : i + height, j : j + width], weight[:, :, i, j])
+    for (i, j), window in windows.items():
+        y += np.einsum("nchw,oc->nohw", padded[window], weight[:, :, i, j])
     if relu:
         dy = dy * (y > 0)
         y = np.maximum(y, 0)
     dx, dweight = np.zeros(padded.shape), np.zeros(weight.shape)
-    for i in range(3):
-        for j in range(3):
-            part = padded[:, :, i : i + height, j : j + width]
-            dweight[:, :, i, j] = np.einsum("nohw,nchw->oc", dy, part)
-            dx[:, :, i : i + height, j : j + width] += np.einsum("nohw,oc->nchw", dy, weight[:, :, i, j])
-    return y, dx[:, :, 1:-1, 1:-1], dweight, dy.sum((0, 2, 3))
+    for (i, j), window in windows.items():
+        dweight[:, :, i, j] = np.einsum("nohw,nchw->oc", dy, padded[window])
+        dx[window] += np.einsum("nohw,oc->nchw", dy, weight[:, :, i, j])
+    return y, dx[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]], dweight, dy.sum((0, 2, 3))
 
 
 def call(name, inputs, *shapes):
@@ -74,22 +81,27 @@ def call(name, inputs, *shapes):
     return arrays[len(inputs) :]
 
 
-def all_passes(x, weight, bias, dy, relu):
+def name(kernel, stride):
+    return "Conv3x3" if (kernel, stride) == (3, 1) else "ConvStride2"
+
+
+def all_passes(x, weight, bias, dy, relu, stride=1):
     """y, dx, dweight, dbias by the library."""
     suffix = "ReLU" if relu else ""
-    (y,) = call(f"Conv3x3Forward{suffix}", [x, weight, bias], dy.shape)
-    (dx,) = call(f"Conv3x3InputGradient{suffix}", [dy, y, weight], x.shape)
-    return y, dx, *call(f"Conv3x3WeightGradient{suffix}", [dy, y, x], weight.shape, bias.shape)
+    kind = name(weight.shape[2], stride)
+    (y,) = call(f"{kind}Forward{suffix}", [x, weight, bias], dy.shape)
+    (dx,) = call(f"{kind}InputGradient{suffix}", [dy, y, weight, x], x.shape)
+    return y, dx, *call(f"{kind}WeightGradient{suffix}", [dy, y, x, weight], weight.shape, bias.shape)
 
 
-def make_inputs(batch, channels, filters, height, width):
+def make_inputs(batch, channels, filters, height, width, kernel=3, stride=1):
     r = np.random.default_rng(0)
-    weight = r.standard_normal((filters, channels, 3, 3), np.float32) / np.sqrt(9 * channels)
+    weight = r.standard_normal((filters, channels, kernel, kernel), np.float32) / (kernel * np.sqrt(channels))
     return (
         r.standard_normal((batch, channels, height, width), np.float32),
         weight.astype(np.float32),
         r.standard_normal(filters, np.float32),
-        r.standard_normal((batch, filters, height, width), np.float32),
+        r.standard_normal((batch, filters, -(-height // stride), -(-width // stride)), np.float32),
     )
 
 
@@ -102,59 +114,64 @@ def assert_close(got, want):
 @needs_library
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients(shape, relu):
-    inputs = make_inputs(*shape)
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_values_and_gradients(kernel, stride, shape, relu):
+    inputs = make_inputs(*shape, kernel, stride)
     if relu:
         # The sign of an output that rounding decides would decide a whole gradient.
-        y = numpy_convolution(*inputs, False)[0]
+        y = numpy_convolution(*inputs, False, stride)[0]
         inputs[3][np.abs(y) < 1e-4] = 0
-    assert_close(all_passes(*inputs, relu), numpy_convolution(*inputs, relu))
+    assert_close(all_passes(*inputs, relu, stride), numpy_convolution(*inputs, relu, stride))
 
 
 @needs_library
-def test_no_images():
-    x, weight, bias, dy = make_inputs(0, 3, 4, 5, 6)
-    y, dx, dweight, dbias = all_passes(x, weight, bias, dy, False)
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_no_images(kernel, stride):
+    x, weight, bias, dy = make_inputs(0, 3, 4, 5, 6, kernel, stride)
+    y, dx, dweight, dbias = all_passes(x, weight, bias, dy, False, stride)
     assert y.shape == dy.shape and dx.shape == x.shape
     assert not dweight.any() and not dbias.any()
 
 
 @needs_library
 @pytest.mark.parametrize("size", [(14, 14), (9, 70)])
-def test_an_image_alone_gives_the_same_bits_as_in_a_batch(size):
-    x, weight, bias, dy = make_inputs(5, 20, 30, *size)
-    together = all_passes(x, weight, bias, dy, True)
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_an_image_alone_gives_the_same_bits_as_in_a_batch(kernel, stride, size):
+    x, weight, bias, dy = make_inputs(5, 20, 30, *size, kernel, stride)
+    together = all_passes(x, weight, bias, dy, True, stride)
     for i in range(5):
-        alone = all_passes(x[i : i + 1], weight, bias, dy[i : i + 1], True)
+        alone = all_passes(x[i : i + 1], weight, bias, dy[i : i + 1], True, stride)
         assert np.array_equal(alone[0], together[0][i : i + 1])
         assert np.array_equal(alone[1], together[1][i : i + 1])
 
 
 @needs_library
 @pytest.mark.parametrize("shape", [(3, 40, 50, 14, 14), (1, 20, 33, 9, 70), (1, 5, 60, 4, 4)])
-def test_any_number_of_threads_gives_the_same_bits(shape, monkeypatch):
-    inputs = make_inputs(*shape)
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_any_number_of_threads_gives_the_same_bits(kernel, stride, shape, monkeypatch):
+    inputs = make_inputs(*shape, kernel, stride)
     monkeypatch.setenv("RCNN_NUM_THREADS", "1")
-    one = all_passes(*inputs, True)
+    one = all_passes(*inputs, True, stride)
     monkeypatch.delenv("RCNN_NUM_THREADS")
-    for a, b in zip(one, all_passes(*inputs, True), strict=True):
+    for a, b in zip(one, all_passes(*inputs, True, stride), strict=True):
         assert np.array_equal(a, b)
 
 
 @needs_library
-def test_nan_is_not_hidden_by_relu():
-    x, weight, bias, _ = make_inputs(1, 4, 5, 8, 8)
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_nan_is_not_hidden_by_relu(kernel, stride):
+    x, weight, bias, dy = make_inputs(1, 4, 5, 8, 8, kernel, stride)
     x[0, 0, 2, 2] = np.nan
-    (y,) = call("Conv3x3ForwardReLU", [x, weight, bias], (1, 5, 8, 8))
-    assert np.isnan(y[0, :, 1:4, 1:4]).all()
+    (y,) = call(f"{name(kernel, stride)}ForwardReLU", [x, weight, bias], dy.shape)
+    assert np.isnan(y[0, :, 2 // stride, 2 // stride]).all()
 
 
 class Net(nn.Cell):
     """Two convolutions, the second with weights that are computed."""
 
-    def __init__(self, relu, has_bias):
+    def __init__(self, kernel, stride, relu, has_bias):
         super().__init__()
-        self.first = Conv2d(6, 20, 3, relu=relu, has_bias=has_bias)
+        self.first = Conv2d(6, 20, kernel, stride, relu=relu, has_bias=has_bias)
         self.second = Conv2d(20, 7, 3)
         self.scale = ms.Parameter(Tensor(np.linspace(0.5, 2, 7).astype(np.float32)), name="scale")
         self.shift = ms.Parameter(Tensor(np.linspace(-1, 1, 7).astype(np.float32)), name="shift")
@@ -166,18 +183,21 @@ class Net(nn.Cell):
 
 @needs_library
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
-@pytest.mark.parametrize(("relu", "has_bias"), [(True, True), (False, False)])
-def test_a_network_is_what_it_is_with_standard_operators(mode, relu, has_bias):
+@pytest.mark.parametrize(
+    ("kernel", "stride", "relu", "has_bias"), [(3, 1, True, True), (3, 1, False, False), (5, 2, True, False)]
+)
+def test_a_network_is_what_it_is_with_standard_operators(mode, kernel, stride, relu, has_bias):
     ms.set_context(mode=mode)
-    ours = Net(relu, has_bias)
+    ours = Net(kernel, stride, relu, has_bias)
     with library.standard_operators():
-        theirs = Net(relu, has_bias)
+        theirs = Net(kernel, stride, relu, has_bias)
     assert ours.first.custom and ours.second.custom and not theirs.first.custom and not theirs.second.custom
     for p, q in zip(ours.get_parameters(), theirs.get_parameters(), strict=True):
         assert p.name == q.name
         q.set_data(Tensor(p.asnumpy()))
     r = np.random.default_rng(1)
-    x, sens = (Tensor(r.standard_normal(s).astype(np.float32)) for s in ((2, 6, 11, 18), (2, 7, 11, 18)))
+    size = (-(-11 // stride), -(-18 // stride))
+    x, sens = (Tensor(r.standard_normal(s).astype(np.float32)) for s in ((2, 6, 11, 18), (2, 7, *size)))
     results = []
     for net in (ours, theirs):
         gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
@@ -197,8 +217,9 @@ def test_half_precision_is_left_to_mindspore():
 
 
 def test_only_what_the_operator_can_do_goes_to_it():
-    assert not Conv2d(4, 4, 3, 2).custom and not Conv2d(4, 4, 5).custom and not Conv2d(4, 4, 3, group=2).custom
-    assert not Conv2d(4, 4, 3, dilation=2).custom
+    assert not Conv2d(4, 4, 3, 3).custom and not Conv2d(4, 4, 2, 2).custom and not Conv2d(4, 4, 1).custom
+    assert not Conv2d(4, 4, 5).custom and not Conv2d(4, 4, 1, 2).custom
+    assert not Conv2d(4, 4, 3, group=2).custom and not Conv2d(4, 4, 3, dilation=2).custom
 
 
 def test_a_detector_for_export_has_standard_operators_only():
