@@ -104,8 +104,10 @@ class CascadeLoss(TwoStageLoss):
         **shared: nn.Cell,
     ):
         super().__init__(detector, rcnn_sampler=rcnn_samplers[0], bbox_loss=bbox_losses[0], **shared)
-        self.rcnn_samplers, self.bbox_losses = nn.CellList(rcnn_samplers), nn.CellList(bbox_losses)
-        self.mask_losses = nn.CellList(mask_losses)
+        # a list's own prefix would go before the names of the detector's parameters
+        self.rcnn_samplers = nn.CellList(rcnn_samplers, auto_prefix=False)
+        self.bbox_losses = nn.CellList(bbox_losses, auto_prefix=False)
+        self.mask_losses = nn.CellList(mask_losses, auto_prefix=False)
         self.stage_weights, self.resample = tuple(stage_weights), resample
         self.feature_gradient = feature_gradient
 
