@@ -77,6 +77,8 @@ class Backbone:
     groups: int = key(1, "ResNeXt groups of the 3x3 convolution", low=1)
     base_width: int = key(64, "ResNeXt width of one group at stage 1", low=1)
     width_multiplier: float = key(1.0, "MobileNetV1 width multiplier", low=0.05)
+    same_padding: bool = key(False, "ResNet's stem pool, MobileNetV1's convolutions: padded right and below alone")
+    relu6: bool = key(False, "MobileNetV1's activation is ReLU6")
 
 
 @dataclass
@@ -84,6 +86,7 @@ class Fpn:
     in_channels: list[int] = key([256, 512, 1024, 2048], "channels of each backbone output", low=1)
     out_channels: int = key(256, "channels of each FPN output", low=1)
     num_outs: int = key(5, "number of FPN outputs; those past the backbone's come by stride-2 subsampling", low=1)
+    upsample: str = key("nearest", "interpolation of the top-down path", choices=("nearest", "bilinear"))
 
 
 @dataclass

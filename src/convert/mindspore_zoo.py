@@ -95,9 +95,9 @@ def traits(names: Collection[str]) -> Traits:
         eps = 1e-4
         notes.append("convolutions of stride 2 padded one more right and below (pad_mode same); here evenly")
     if any(re.match(BODY + r"layer1\.0\.conv1\.weight", n) for n in names):
-        notes.append("the stem's max pool padded right and below alone (pad_mode same); here all around")
+        notes.append("the stem's max pool padded right and below alone: set backbone.same_padding")
     if any(re.match(MOBILE + r"0\.0\.weight", n) for n in names):
-        notes.append("convolutions of stride 2 padded right and below alone, and ReLU6; here all around, and ReLU")
+        notes.append("strides pad right and below alone, and ReLU6: set backbone.same_padding, backbone.relu6")
     if any(n.startswith("rcnn_mask.") for n in names):
-        notes.append("the FPN upsampled bilinearly; here to the nearest cell")
+        notes.append("the FPN upsampled bilinearly: set neck.fpn.upsample")
     return Traits(norm_eps=eps, notes=tuple(notes))

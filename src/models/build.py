@@ -33,9 +33,10 @@ def build_backbone(config: Config) -> nn.Cell:
         "norm_grad": c.norm_grad,
         "norm_eps": c.norm_eps,
         "norm_momentum": c.norm_momentum,
+        "same_padding": c.same_padding,
     }
     if c.type == "mobilenet_v1":
-        return MobileNetV1(c.width_multiplier, **shared)
+        return MobileNetV1(c.width_multiplier, relu6=c.relu6, **shared)
     groups, base_width = (c.groups, c.base_width) if c.type == "resnext" else (1, 64)
     return ResNet(c.depth, c.stride_in_1x1, groups, base_width, **shared)
 
@@ -136,7 +137,7 @@ def _detector(config: Config, builtin_ops: bool) -> TwoStageDetector:
     fpn, rpn, cascade = config.neck.fpn, config.rpn, config.cascade
     shared = {
         "backbone": build_backbone(config),
-        "neck": FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs),
+        "neck": FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, fpn.upsample == "bilinear"),
         "rpn": RPNHead(
             rpn.in_channels, rpn.feat_channels, len(rpn.anchor_generator.scales) * len(rpn.anchor_generator.ratios)
         ),

@@ -16,16 +16,22 @@ class UpsampleAdd(nn.Cell):
     """fine (B, C, 2H, 2W) + nearest-neighbour 2x of coarse (B, C, H, W).
 
     The upsampling is a depthwise transposed convolution with a filter of ones, which copies each cell exactly and is
-    several times as fast on CPU as MindSpore's ResizeNearestNeighbor.
+    several times as fast on CPU as MindSpore's ResizeNearestNeighbor.  bilinear: every odd row and column is the mean
+    of its neighbours instead, the last ones the one before: what MindSpore's ResizeBilinear does.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, bilinear: bool = False):
         super().__init__()
+        self.mean = nn.AvgPool2d(2, 1, pad_mode="valid") if bilinear else None
         self.ones = Tensor(np.ones((channels, 1, 2, 2), np.float32))
         self.upsample = ops.Conv2DTranspose(channels, 2, pad_mode="valid", stride=2, group=channels)
 
     def construct(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        return float32(fine) + self.upsample(float32(coarse), self.ones, fine.shape)
+        up = self.upsample(float32(coarse), self.ones, fine.shape)
+        if self.mean is not None:
+            up = ops.concat((up, up[:, :, -1:]), 2)
+            up = self.mean(ops.concat((up, up[:, :, :, -1:]), 3))
+        return float32(fine) + up
 
 
 class FPN(nn.Cell):
@@ -34,12 +40,13 @@ class FPN(nn.Cell):
     Args:
         in_channels: channels of each input.  out_channels: channels of each output.  num_outs: outputs, at
         least as many as inputs; each one past the inputs is a stride-2 max pool of kernel 1 of the one before.
+        bilinear: the top-down path interpolates so, as the model zoo's Mask R-CNN; else to the nearest cell.
 
     Input: a tuple of (B, C_i, H / 2^i, W / 2^i), finest first, sides even. Output: a tuple of num_outs maps
     (B, out_channels, H / 2^i, W / 2^i).
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int = 256, num_outs: int = 5):
+    def __init__(self, in_channels: Sequence[int], out_channels: int = 256, num_outs: int = 5, bilinear: bool = False):
         super().__init__()
         self.lateral_convs = nn.CellList(
             [
@@ -54,7 +61,7 @@ class FPN(nn.Cell):
             ]
         )
         self.num_ins, self.extra = len(in_channels), num_outs - len(in_channels)
-        self.upsample_add = UpsampleAdd(out_channels)
+        self.upsample_add = UpsampleAdd(out_channels, bilinear)
         self.subsample = nn.MaxPool2d(1, 2, pad_mode="valid")
 
     def construct(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -3,12 +3,13 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from src.config import load_config
 from src.models.backbones.mobilenet_v1 import MobileNetV1
-from src.models.backbones.resnet import ResNet
+from src.models.backbones.resnet import ResNet, StemPool
 from src.models.build import build_detector
+from src.models.fpn import UpsampleAdd
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
 
@@ -94,3 +95,68 @@ def test_training_norms_follow_the_batch_and_keep_running_statistics():
     still = MobileNetV1(0.25, norm_eval=True).set_train()
     still(Tensor(IMAGE + 3))
     np.testing.assert_array_equal(before, still.bn1.moving_mean.asnumpy())
+
+
+class ZooMobileNet(nn.Cell):
+    """MindSpore's own layers as the model zoo joined them: padding mode `same`, batch norm, ReLU6."""
+
+    def __init__(self):
+        super().__init__()
+        plan, channels = [(3, 32, 3, 2, 1)], 32
+        for out, stride in (
+            [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)] + [(512, 1)] * 5 + [(1024, 2), (1024, 1)]
+        ):
+            plan += [(channels, channels, 3, stride, channels), (channels, out, 1, 1, 1)]
+            channels = out
+        self.convs = nn.CellList([nn.Conv2d(i, o, k, s, pad_mode="same", group=g) for i, o, k, s, g in plan])
+        self.norms = nn.CellList([nn.BatchNorm2d(o) for _, o, _, _, _ in plan])
+        self.act = nn.ReLU6()
+
+    def construct(self, x):
+        outputs = ()
+        for i in range(len(self.convs)):
+            x = self.act(self.norms[i](self.convs[i](x)))
+            if i in (6, 10, 22, 26):
+                outputs += (x,)
+        return outputs
+
+
+def test_mobilenet_in_the_zoos_form_is_the_zoos():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ours, theirs = MobileNetV1(same_padding=True, relu6=True), ZooMobileNet().set_train(False)
+    randomise_norms(ours)
+    by_kind = [{}, {}]
+    for found, net in zip(by_kind, (ours, theirs), strict=True):
+        for p in net.get_parameters():
+            found.setdefault("weight" if len(p.shape) == 4 else p.name.rpartition(".")[2], []).append(p)
+    for kind, params in by_kind[0].items():
+        for p, q in zip(params, by_kind[1][kind], strict=True):
+            # activations grow beyond 6, or ReLU6 would go unnoticed
+            p.set_data(Tensor(p.asnumpy() * (2 if kind == "gamma" else 1)))
+            q.set_data(Tensor(p.asnumpy()))
+    want = [f.asnumpy() for f in theirs(Tensor(IMAGE))]
+    assert want[0].max() == 6
+    for training in (False, True):
+        got = ours.set_train(training)(Tensor(IMAGE))
+        for a, b in zip(got, want, strict=True):
+            # float32 through 27 layers, each of which doubles what it gets
+            assert np.linalg.norm(a.asnumpy() - b) < 1e-3 * np.linalg.norm(b)
+
+
+def test_stem_pool_of_mode_same_is_mindspores():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    x = Tensor(np.random.default_rng(2).uniform(0, 1, (2, 3, 8, 12)).astype(np.float32))
+    want = nn.MaxPool2d(3, 2, pad_mode="same")(x).asnumpy()
+    assert np.array_equal(StemPool(same_padding=True)(x).asnumpy(), want)
+    assert not np.array_equal(StemPool()(x).asnumpy(), want)
+
+
+def test_bilinear_top_down_path_is_mindspores_resize_bilinear():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    r = np.random.default_rng(3)
+    fine, coarse = (Tensor(r.standard_normal((2, 4, *s)).astype(np.float32)) for s in ((6, 10), (3, 5)))
+    want = ops.ResizeBilinearV2(False, False)(coarse, (6, 10)).asnumpy() + fine.asnumpy()
+    got = UpsampleAdd(4, bilinear=True)(fine, coarse).asnumpy()
+    # sums of two and of four numbers, in float32
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+    assert np.abs(UpsampleAdd(4)(fine, coarse).asnumpy() - want).max() > 0.1

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm
 
@@ -18,18 +18,24 @@ STAGES = (
 
 
 class SeparableBlock(nn.Cell):
-    """3x3 depthwise and 1x1 pointwise convolution, each with batch norm and ReLU."""
+    """3x3 depthwise and 1x1 pointwise convolution, each with batch norm and ReLU, or ReLU6."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: NormMaker):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, norm: NormMaker, relu6: bool, same_padding: bool
+    ):
         super().__init__()
-        self.depthwise, self.bn1 = conv(in_channels, in_channels, 3, stride, groups=in_channels), norm(in_channels)
-        self.pointwise, self.bn2 = conv(in_channels, out_channels, 1), norm(out_channels)
-        self.folded = norm.constant
+        self.depthwise = conv(in_channels, in_channels, 3, stride, in_channels, same_padding)
+        self.pointwise = conv(in_channels, out_channels, 1)
+        self.bn1, self.bn2 = norm(in_channels), norm(out_channels)
+        self.folded, self.relu6 = norm.constant, relu6
 
     def construct(self, x: Tensor) -> Tensor:
         folded = self.folded or not self.training
         x = conv_norm(x, self.depthwise, self.bn1, folded, relu=True)
-        return conv_norm(x, self.pointwise, self.bn2, folded, relu=True)
+        if self.relu6:
+            x = ops.relu6(x)
+        x = conv_norm(x, self.pointwise, self.bn2, folded, relu=True)
+        return ops.relu6(x) if self.relu6 else x
 
 
 class MobileNetV1(StagedBackbone):
@@ -38,6 +44,8 @@ class MobileNetV1(StagedBackbone):
     Args:
         width_multiplier: scales every channel count (rounded to a multiple of 8, at least 8).
         num_stages, out_indices, frozen_stages, norm_*: as for ResNet.
+        same_padding: convolutions of stride 2 pad right and below alone, as the model zoo's.
+        relu6: ReLU6 in ReLU's place, as the model zoo's.
 
     Input (B, 3, H, W) float32, normalised. Output: a tuple of (B, w * 128 * 2^i, H / 2^(i+2), W / 2^(i+2)).
     """
@@ -52,24 +60,27 @@ class MobileNetV1(StagedBackbone):
         norm_grad: bool = True,
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.9,
+        same_padding: bool = False,
+        relu6: bool = False,
     ):
         super().__init__()
         norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad)
         channels = scaled_channels(32, width_multiplier)
-        self.conv1, self.bn1 = conv(3, channels, 3, 2), norm(channels)
-        self.stem_folded = norm.constant or frozen_stages >= 0
+        self.conv1, self.bn1 = conv(3, channels, 3, 2, same_padding=same_padding), norm(channels)
+        self.stem_folded, self.relu6 = norm.constant or frozen_stages >= 0, relu6
         stages = []
         for plan in STAGES[:num_stages]:
             blocks = []
             for out_channels, stride in plan:
                 out_channels = scaled_channels(out_channels, width_multiplier)
-                blocks.append(SeparableBlock(channels, out_channels, stride, norm))
+                blocks.append(SeparableBlock(channels, out_channels, stride, norm, relu6, same_padding))
                 channels = out_channels
             stages.append(nn.SequentialCell(blocks))
         self.add_stages(stages, out_indices, frozen_stages)
 
     def stem(self, x: Tensor) -> Tensor:
-        return conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training, relu=True)
+        x = conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training, relu=True)
+        return ops.relu6(x) if self.relu6 else x
 
 
 def scaled_channels(channels: int, width_multiplier: float) -> int:

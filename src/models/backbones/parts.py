@@ -3,20 +3,50 @@
 from collections.abc import Sequence
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
 from src.ops.conv import Conv2d
 
-__all__ = ["ChannelBias", "NormMaker", "StagedBackbone", "conv", "conv_norm", "freeze"]
+__all__ = ["ChannelBias", "NormMaker", "StagedBackbone", "conv", "conv_norm", "freeze", "with_zeros"]
 
 
-def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> Conv2d:
-    """A convolution without bias, padded to keep the size at stride 1."""
+def conv(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, same_padding: bool = False
+) -> Conv2d:
+    """A convolution without bias, padded to keep the size at stride 1; `same_padding`: as SamePaddedConv2d."""
     # HeNormal's fan_out counts all output channels, which a depthwise filter doesn't feed
     fan = "fan_in" if groups > 1 else "fan_out"
     init = HeNormal(mode=fan, nonlinearity="relu")
-    return Conv2d(in_channels, out_channels, kernel, stride, group=groups, weight_init=init)
+    kind = SamePaddedConv2d if same_padding and stride == 2 else Conv2d
+    return kind(in_channels, out_channels, kernel, stride, group=groups, weight_init=init)
+
+
+class SamePaddedConv2d(Conv2d):
+    """A 3x3 convolution of stride 2, of maps (B, C, H, W) with H and W even, padded below and on the right alone:
+    what the mode `same` of MindSpore and TensorFlow is.
+
+    With one more row of zeros above and one more column on the left, each window but the first begins one cell later
+    than in Conv2d, which pads all around.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, **options):
+        super().__init__(in_channels, out_channels, kernel_size, stride, **options)
+        self.zeros = Tensor(np.zeros(out_channels, np.float32))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.convolve(x, self.weight, self.zeros, False)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+        return super().convolve(with_zeros(x), weight, bias, relu)[:, :, 1:, 1:]
+
+
+def with_zeros(x: Tensor) -> Tensor:
+    """Maps (B, C, H, W) with a row of zeros above and a column on the left."""
+    b, c, h, w = x.shape
+    x = ops.concat((ops.zeros((b, c, 1, w), x.dtype), x), 2)
+    return ops.concat((ops.zeros((b, c, h + 1, 1), x.dtype), x), 3)
 
 
 def freeze(cell: nn.Cell) -> None:

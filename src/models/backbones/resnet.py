@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops
 
-from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm
+from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm, with_zeros
 from src.models.precision import float32
 
 __all__ = ["RESNET_BLOCKS", "ResNet"]
@@ -47,18 +47,20 @@ class StemPool(nn.Cell):
     """3x3 max pool of stride 2 and padding 1, of maps (B, C, H, W) that have passed ReLU, H and W even.
 
     Only the first row and column of the padding are ever seen, and after ReLU zeros serve for them; joining them on
-    takes a quarter of the time of MindSpore's own padded pooling on CPU.
+    takes a quarter of the time of MindSpore's own padded pooling on CPU.  same_padding: it is the row below and the
+    column on the right instead, as MindSpore's and TensorFlow's mode `same` have it.
     """
 
-    def __init__(self):
+    def __init__(self, same_padding: bool = False):
         super().__init__()
-        self.pool = nn.MaxPool2d(3, 2, pad_mode="valid")
+        self.pool, self.same_padding = nn.MaxPool2d(3, 2, pad_mode="valid"), same_padding
 
     def construct(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        x = ops.concat((ops.zeros((b, c, 1, w), x.dtype), x), 2)
-        x = ops.concat((ops.zeros((b, c, h + 1, 1), x.dtype), x), 3)
-        return self.pool(x)
+        if self.same_padding:
+            b, c, h, w = x.shape
+            x = ops.concat((x, ops.zeros((b, c, 1, w), x.dtype)), 2)
+            return self.pool(ops.concat((x, ops.zeros((b, c, h + 1, 1), x.dtype)), 3))
+        return self.pool(with_zeros(x))
 
 
 class ResNet(StagedBackbone):
@@ -71,6 +73,7 @@ class ResNet(StagedBackbone):
         num_stages, out_indices: how many stages there are, and whose outputs are returned.
         frozen_stages: -1 none, 0 the stem, i stem and stages 1..i; frozen stages pass no gradient on.
         norm_eval: batch norm uses running statistics in training.  norm_grad: its scale and shift are trained.
+        same_padding: the stem's pool pads right and below alone, as the model zoo's.
 
     Input (B, 3, H, W) float32, normalised. Output: a tuple of (B, 256 * 2^i, H / 2^(i+2), W / 2^(i+2)).
     """
@@ -88,11 +91,12 @@ class ResNet(StagedBackbone):
         norm_grad: bool = True,
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.9,
+        same_padding: bool = False,
     ):
         super().__init__()
         norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad)
         self.conv1, self.bn1 = conv(3, 64, 7, 2), norm(64)
-        self.maxpool, self.stem_folded = StemPool(), norm.constant or frozen_stages >= 0
+        self.maxpool, self.stem_folded = StemPool(same_padding), norm.constant or frozen_stages >= 0
         in_channels, stages = 64, []
         for i in range(num_stages):
             planes = 64 * 2**i
