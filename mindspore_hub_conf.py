@@ -5,6 +5,7 @@ from pathlib import Path
 from mindspore import nn
 
 from src.config import load_config
+from src.data.sources import resolve_classes
 from src.errors import UserError
 from src.models.build import build_detector
 from src.training.checkpoints import load_detector
@@ -22,6 +23,8 @@ def create_network(name: str, *args: object, **kwargs: object) -> nn.Cell:
     MindSpore's own operators alone, as export needs; any other is a key of the config (num_classes=..., nested ones by
     **{"test_cfg.rcnn.score_thr": 0.3}). Inputs and outputs of the Cell: see src.models.two_stage.TwoStageDetector.
 
+    Where the config leaves the classes to the data (coco_classes: auto), they are those of the checkpoint's run.
+
     Raises UserError for another name, which lists those there are, for a positional argument, and for an unknown key.
     """
     if args:
@@ -32,7 +35,8 @@ def create_network(name: str, *args: object, **kwargs: object) -> nn.Cell:
     if file not in known:
         raise UserError(f"{name!r} isn't a network of this repository; there are {', '.join(k[:-5] for k in known)}")
     checkpoint, builtin_ops = kwargs.pop("checkpoint", None), bool(kwargs.pop("builtin_ops", False))
-    detector = build_detector(load_config(CONFIGS / file, kwargs), builtin_ops)
+    config = resolve_classes(load_config(CONFIGS / file, kwargs), training=False, checkpoint=checkpoint or "")
+    detector = build_detector(config, builtin_ops)
     if checkpoint is not None:
         load_detector(detector, checkpoint)
     return detector.set_train(False)

@@ -1,10 +1,14 @@
 """MindSpore Hub's entry."""
 
+import shutil
+
 import numpy as np
 import pytest
+import yaml
 from mindspore import Tensor
 
 from mindspore_hub_conf import create_network
+from src.config import load_config
 from src.errors import UserError
 from tests.conftest import TINY
 
@@ -16,6 +20,14 @@ def test_a_network_with_its_checkpoint(tiny_model):
     assert boxes.shape == (2, 20, 4)
     assert scores.shape == labels.shape == valid.shape == (2, 20)
     assert masks.shape == (2, 20, 28, 28)
+
+
+def test_classes_left_to_the_data_are_those_of_the_checkpoints_run(tiny_model, tmp_path):
+    checkpoint = shutil.copy(tiny_model[1], tmp_path)
+    classes = load_config("configs/shapes.yaml", {}).coco_classes
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"coco_classes": classes}))
+    network = create_network("shapes", checkpoint=checkpoint, **(TINY | {"coco_classes": "auto"}))
+    assert network.bbox_head.cls.weight.shape[0] == 6
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,8 @@ def convert(where: Split, folder: Path, print_of_source: str, config: Config) ->
         truth = where.annotations
         if config.dataset != "coco":
             truth = folder / "annotations.json"
-            data.records = [r for r in data.records if r.image_id in set(index["image_ids"])]
+            kept = set(index["image_ids"])
+            data.records = [r for r in data.records if r.image_id in kept]
             (beside / truth.name).write_text(json.dumps(coco_file(data, config)))
         index |= {
             "fingerprint": print_of_source,
