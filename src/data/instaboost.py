@@ -22,6 +22,7 @@ __all__ = ["Scene", "instaboost"]
 
 NEAR_BORDER = 10  # pixels: an object so near the image's border continues beyond it
 HOLE_MARGIN = 3  # pixels around a mask that still show its object
+RIM = 1  # pixels around a mask that are pasted with it
 FILL_SIDE = 96  # pixels: holes are filled at a resolution that makes their surroundings no larger
 FILL_AROUND = 16  # pixels around a hole from which it is filled
 HEAT_SIDE = 96  # pixels: places are compared at a resolution that makes the image no larger
@@ -255,12 +256,14 @@ def paste(g: Group, scene: Scene, image: np.ndarray, masks: list, changed: set[i
     x2, y2 = np.minimum(np.ceil(reached.max(1)).astype(int) + 1, [width, height])
     if x2 <= x1 or y2 <= y1:
         return False
-    rows, columns = around(g, 2, (height, width))
+    rows, columns = around(g, RIM + 2, (height, width))
     source = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
     source[y - rows.start : y - rows.start + h, x - columns.start : x - columns.start + w] = g.patch * 255
     local = local_move(g.move, (columns.start, rows.start), (x1, y1))
     size = (int(x2 - x1), int(y2 - y1))
-    alpha = cv2.warpAffine(cv2.GaussianBlur(source, (3, 3), 0), local, size, flags=cv2.INTER_LINEAR)
+    # with the pixels around it: what is half object and half background must stay as bright as it was
+    grown = cv2.dilate(source, np.ones((2 * RIM + 1,) * 2, np.uint8))
+    alpha = cv2.warpAffine(cv2.GaussianBlur(grown, (3, 3), 0), local, size, flags=cv2.INTER_LINEAR)
     covered = cv2.warpAffine(source, local, size, flags=cv2.INTER_LINEAR) > 127
     expected = g.patch.sum() * abs(np.linalg.det(g.move[:, :2]))
     if covered.sum() < MOST_LOST * expected:
