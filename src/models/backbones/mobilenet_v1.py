@@ -25,8 +25,8 @@ class SeparableBlock(nn.Cell):
     ):
         super().__init__()
         self.depthwise = conv(in_channels, in_channels, 3, stride, in_channels, same_padding)
-        self.pointwise = conv(in_channels, out_channels, 1)
-        self.bn1, self.bn2 = norm(in_channels), norm(out_channels)
+        self.bn1 = norm(in_channels)
+        self.pointwise, self.bn2 = conv(in_channels, out_channels, 1), norm(out_channels)
         self.folded, self.relu6 = norm.constant, relu6
 
     def construct(self, x: Tensor) -> Tensor:
