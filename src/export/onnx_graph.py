@@ -130,10 +130,9 @@ class DetectorGraph(Graph):
     def conv(self, x: str, cell: nn.Conv2d, bias: ChannelBias | None = None, relu: bool = False) -> str:
         """The convolution, and the bias that its batch norm has left or its own."""
         pad = list(cell.padding) if isinstance(cell.padding, tuple) else [cell.padding] * 4
+        pads = {"pads": [pad[0], pad[2], pad[1], pad[3]]}  # MindSpore: top, bottom, left, right
         if cell.pad_mode != "pad":
-            if cell.pad_mode == "same" and (max(cell.kernel_size) > 1 or max(cell.stride) > 1):
-                raise ValueError("a convolution of pad_mode 'same' that pads")
-            pad = [0] * 4
+            pads = {"auto_pad": "SAME_UPPER" if cell.pad_mode == "same" else "VALID"}
         kind, transposed = "Conv", isinstance(cell, nn.Conv2dTranspose)
         if transposed:
             kind = "ConvTranspose"
@@ -145,16 +144,22 @@ class DetectorGraph(Graph):
             *inputs,
             kernel_shape=list(cell.kernel_size),
             strides=list(cell.stride),
-            pads=[pad[0], pad[2], pad[1], pad[3]],  # MindSpore: top, bottom, left, right
+            **pads,
             dilations=list(cell.dilation),
             group=cell.group,
         )
         return self.op("Relu", y) if relu else y
 
+    def relu6(self, x: str) -> str:
+        return self.op("Clip", x, np.float32(0), np.float32(6))
+
     def backbone(self, net: StagedBackbone, x: str) -> list[str]:
         x = self.conv(x, net.conv1, net.bn1, relu=True)
         if not isinstance(net, MobileNetV1):
-            x = self.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+            pads = {"auto_pad": "SAME_UPPER"} if net.maxpool.same_padding else {"pads": [1, 1, 1, 1]}
+            x = self.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], **pads)
+        elif net.relu6:
+            x = self.relu6(x)
         outputs = []
         for stage in net.stages:
             for block in stage:
@@ -164,7 +169,10 @@ class DetectorGraph(Graph):
 
     def separable(self, block: SeparableBlock, x: str) -> str:
         x = self.conv(x, block.depthwise, block.bn1, relu=True)
-        return self.conv(x, block.pointwise, block.bn2, relu=True)
+        if block.relu6:
+            x = self.relu6(x)
+        x = self.conv(x, block.pointwise, block.bn2, relu=True)
+        return self.relu6(x) if block.relu6 else x
 
     def bottleneck(self, block: Bottleneck, x: str) -> str:
         y = self.conv(x, block.conv1, block.bn1, relu=True)
@@ -179,6 +187,8 @@ class DetectorGraph(Graph):
         outputs = [self.conv(x, neck.fpn_convs[-1])]
         twice = np.array([1, 1, 2, 2], np.float32)
         how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        if neck.upsample_add.mean is not None:
+            how = {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}
         for i in range(len(inputs) - 2, -1, -1):
             x = self.op("Add", self.conv(inputs[i], neck.lateral_convs[i]), self.op("Resize", x, "", twice, **how))
             outputs.insert(0, self.conv(x, neck.fpn_convs[i]))

@@ -40,9 +40,10 @@ TOLERANCE = 1e-4
 class StemPool(nn.Cell):
     """The backbone's 3x3 max pool of stride 2 and padding 1, after ReLU, without a constant of the map's size."""
 
-    def __init__(self):
+    def __init__(self, same_padding: bool):
         super().__init__()
-        self.pad = ops.Pad(((0, 0), (0, 0), (1, 1), (1, 1)))
+        before = 0 if same_padding else 1
+        self.pad = ops.Pad(((0, 0), (0, 0), (before, 1), (before, 1)))
         self.pool = nn.MaxPool2d(3, 2, pad_mode="valid")
 
     def construct(self, x: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_
     """The graphs' files NAME_ROLE.mindir, by role: "features", "box0", ..., "mask0", ..."""
     plain = standard(config, detector)
     if hasattr(plain.backbone, "maxpool"):
-        plain.backbone.maxpool = StemPool()
+        plain.backbone.maxpool = StemPool(plain.backbone.maxpool.same_padding)
     levels = len(config.rpn.anchor_generator.strides)
     graphs = {"features": FeatureGraph(plain.backbone, plain.neck, plain.rpn, levels, num_maps(config))}
     # Lite chooses its kernels for the shapes that it finds here: for a small canvas those that, with ResNet-50 at

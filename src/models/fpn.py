@@ -22,16 +22,14 @@ class UpsampleAdd(nn.Cell):
 
     def __init__(self, channels: int, bilinear: bool = False):
         super().__init__()
-        self.mean = nn.AvgPool2d(2, 1, pad_mode="valid") if bilinear else None
+        # of two cells at the right and lower borders
+        self.mean = nn.AvgPool2d(2, 1, pad_mode="same") if bilinear else None
         self.ones = Tensor(np.ones((channels, 1, 2, 2), np.float32))
         self.upsample = ops.Conv2DTranspose(channels, 2, pad_mode="valid", stride=2, group=channels)
 
     def construct(self, fine: Tensor, coarse: Tensor) -> Tensor:
         up = self.upsample(float32(coarse), self.ones, fine.shape)
-        if self.mean is not None:
-            up = ops.concat((up, up[:, :, -1:]), 2)
-            up = self.mean(ops.concat((up, up[:, :, :, -1:]), 3))
-        return float32(fine) + up
+        return float32(fine) + (up if self.mean is None else self.mean(up))
 
 
 class FPN(nn.Cell):

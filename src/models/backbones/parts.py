@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
 from src.ops.conv import Conv2d
 
-__all__ = ["ChannelBias", "NormMaker", "StagedBackbone", "conv", "conv_norm", "freeze", "with_zeros"]
+__all__ = ["ChannelBias", "NormMaker", "StagedBackbone", "conv", "conv_norm", "freeze"]
 
 
 def conv(
@@ -24,29 +23,14 @@ def conv(
 
 
 class SamePaddedConv2d(Conv2d):
-    """A 3x3 convolution of stride 2, of maps (B, C, H, W) with H and W even, padded below and on the right alone:
-    what the mode `same` of MindSpore and TensorFlow is.
-
-    With one more row of zeros above and one more column on the left, each window but the first begins one cell later
-    than in Conv2d, which pads all around.
+    """A convolution in MindSpore's and TensorFlow's padding mode `same`: of stride 2, a 3x3 kernel on maps of even
+    sides is padded below and on the right alone.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, **options):
         super().__init__(in_channels, out_channels, kernel_size, stride, **options)
-        self.zeros = Tensor(np.zeros(out_channels, np.float32))
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.convolve(x, self.weight, self.zeros, False)
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        return super().convolve(with_zeros(x), weight, bias, relu)[:, :, 1:, 1:]
-
-
-def with_zeros(x: Tensor) -> Tensor:
-    """Maps (B, C, H, W) with a row of zeros above and a column on the left."""
-    b, c, h, w = x.shape
-    x = ops.concat((ops.zeros((b, c, 1, w), x.dtype), x), 2)
-    return ops.concat((ops.zeros((b, c, h + 1, 1), x.dtype), x), 3)
+        self.custom, self.pad_mode, self.padding = False, "same", 0
+        self.conv2d = ops.Conv2D(out_channels, kernel_size, pad_mode="same", stride=stride, group=self.group)
 
 
 def freeze(cell: nn.Cell) -> None:

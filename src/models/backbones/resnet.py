@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops
 
-from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm, with_zeros
+from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm
 from src.models.precision import float32
 
 __all__ = ["RESNET_BLOCKS", "ResNet"]
@@ -47,20 +47,22 @@ class StemPool(nn.Cell):
     """3x3 max pool of stride 2 and padding 1, of maps (B, C, H, W) that have passed ReLU, H and W even.
 
     Only the first row and column of the padding are ever seen, and after ReLU zeros serve for them; joining them on
-    takes a quarter of the time of MindSpore's own padded pooling on CPU.  same_padding: it is the row below and the
-    column on the right instead, as MindSpore's and TensorFlow's mode `same` have it.
+    takes a quarter of the time of MindSpore's own padded pooling on CPU.  same_padding: MindSpore's and
+    TensorFlow's mode `same` instead, which pads below and on the right alone.
     """
 
     def __init__(self, same_padding: bool = False):
         super().__init__()
-        self.pool, self.same_padding = nn.MaxPool2d(3, 2, pad_mode="valid"), same_padding
+        self.pool = nn.MaxPool2d(3, 2, pad_mode="same" if same_padding else "valid")
+        self.same_padding = same_padding
 
     def construct(self, x: Tensor) -> Tensor:
         if self.same_padding:
-            b, c, h, w = x.shape
-            x = ops.concat((x, ops.zeros((b, c, 1, w), x.dtype)), 2)
-            return self.pool(ops.concat((x, ops.zeros((b, c, h + 1, 1), x.dtype)), 3))
-        return self.pool(with_zeros(x))
+            return self.pool(x)
+        b, c, h, w = x.shape
+        x = ops.concat((ops.zeros((b, c, 1, w), x.dtype), x), 2)
+        x = ops.concat((ops.zeros((b, c, h + 1, 1), x.dtype), x), 3)
+        return self.pool(x)
 
 
 class ResNet(StagedBackbone):
