@@ -33,6 +33,11 @@ OTHERS = {
     "mask_roi__roi_layer__last_pixel_end": True,
     "cascade__average_masks": "probabilities",
 }
+ZOO = {
+    "backbone__same_padding": True,
+    "backbone__relu6": True,
+    "neck__fpn__upsample": "bilinear",
+}
 AGNOSTIC = {
     "detector": "cascade_rcnn",
     "bbox_head__reg_class_agnostic": True,
@@ -49,8 +54,8 @@ def without_threshold(model, value=0.0):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"detector": "faster_rcnn", "test_cfg__rpn__max_per_img": 7}, OTHERS, AGNOSTIC],
-    ids=["mask", "faster", "conventions", "agnostic"],
+    [{}, {"detector": "faster_rcnn", "test_cfg__rpn__max_per_img": 7}, OTHERS, ZOO, AGNOSTIC],
+    ids=["mask", "faster", "conventions", "zoo", "agnostic"],
 )
 def test_detects_what_the_detector_detects(small_config, make_detector, options):
     config = small_config(**options)
