@@ -1,6 +1,7 @@
-"""Inference: image to 100 detections with masks; torchvision at the same work.
+"""Inference: image to 100 detections with masks; ONNX Runtime and torchvision at the same work.
 
-python -m benchmarks.inference [--height H --width W --batch B] [--threads N] [--json OUT] [--torchvision [PYTHON]]
+python -m benchmarks.inference [--height H --width W --batch B] [--threads N] [--json OUT] [--onnx]
+                               [--torchvision [PYTHON]]
 
 A noise image and the golden weights on both sides, which keep 100 detections. Pasting masks into the image isn't
 counted on either side (benchmarks/eval_postprocess.py times it).
@@ -11,14 +12,27 @@ import time
 
 import numpy as np
 
-from benchmarks.common import measure, peak_memory_mib, print_table, set_threads, write_json
+from benchmarks.common import Timing, measure, peak_memory_mib, print_table, set_threads, write_json
 from benchmarks.network import add_arguments, load_golden_weights, read_config
 from benchmarks.torchvision_child import run_elsewhere
+
+
+def time_onnx(config, detector, image: np.ndarray, size: np.ndarray, threads: int, repeats: int) -> Timing:
+    """The detector as ONNX in ONNX Runtime, from the same image."""
+    from src.export.onnx_graph import onnx_model
+    from src.export.onnx_runtime import OnnxModel
+    from src.export.whole import standard
+
+    model = onnx_model(config, standard(config, detector), len(image))
+    run = OnnxModel(model.SerializeToString(), threads)
+    shape = np.concatenate([size, np.ones_like(size)], 1)  # and scales of 1
+    return measure(lambda: run(image, shape), repeats, 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, batch=1)
+    parser.add_argument("--onnx", action="store_true", help="also export to ONNX and run that (peak memory: of both)")
     a, rest = parser.parse_known_args()
     threads = set_threads(a.threads)
 
@@ -48,6 +62,10 @@ def main() -> None:
     rows = [
         ["MindSpore", timing.median / 1e3, timing.low / 1e3, f"{timing.spread:.0%}", timing.cpu / 1e3, peak, str(kept)]
     ]
+    if a.onnx:
+        t = results["onnx"] = time_onnx(config, detector, image, size, threads, a.repeats)
+        row = [t.median / 1e3, t.low / 1e3, f"{t.spread:.0%}", t.cpu / 1e3, peak_memory_mib(), ""]
+        rows.append(["ONNX Runtime", *row])
     if a.torchvision:
         sizes = {"height": a.height, "width": a.width, "batch": a.batch}
         reference = run_elsewhere(a.torchvision, "infer", threads, a.repeats, **sizes)
