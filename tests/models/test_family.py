@@ -58,7 +58,6 @@ def test_backbones_go_by_name(name):
 
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_it_learns_evaluates_saves_and_loads(detector, tmp_path):
-    ms.set_context(mode=ms.GRAPH_MODE)
     row = run(detector, "mobilenet_v1", tmp_path)
     assert row["last 3 losses"] < 0.9 * row["first 3 losses"]
     assert row["loads the same"]
