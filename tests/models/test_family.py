@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
 
