@@ -180,14 +180,14 @@ def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_
         plain.backbone.maxpool = StemPool(plain.backbone.maxpool.same_padding)
     levels = len(config.rpn.anchor_generator.strides)
     graphs = {"features": FeatureGraph(plain.backbone, plain.neck, plain.rpn, levels, num_maps(config))}
-    # Lite chooses its kernels for the shapes that it finds here: for a small canvas those that, with ResNet-50 at
-    # 768 x 1280, take a tenth less memory and a thirtieth more time
-    shapes = {"features": (1, 3, *small_canvas(config))}
+    # any canvas and number of RoIs will do, but Lite chooses its kernels for the shapes that it finds here: with
+    # ResNet-50 at 768 x 1280, those for a small canvas take a tenth less memory and a tenth more time
+    shapes = {"features": (1, 3, config.img_height, config.img_width)}
+    most = {"box": config.test_cfg.rpn.max_per_img, "mask": config.test_cfg.rcnn.max_per_img}
     for role, kind, nets in zip(("box", "mask"), (BoxGraph, MaskGraph), heads(plain), strict=True):
         for i, net in enumerate(nets):
             graphs[f"{role}{i}"] = kind(net)
-            # any number of RoIs will do, but Lite keeps the memory of those that it was exported with
-            shapes[f"{role}{i}"] = head_shape(config, role, 8)
+            shapes[f"{role}{i}"] = head_shape(config, role, most[role])
     paths = {}
     for role, graph in graphs.items():
         paths[role] = name.with_name(f"{name.name}_{role}.mindir")
