@@ -26,7 +26,7 @@ made=$SECONDS
 "$VENV_PYTHON" train.py --config_path configs/shapes.yaml --train_dataset "$data" --val_dataset "$data" \
     --train_outputs "$out" "$@" --brief shapes
 trained=$SECONDS
-newest=$(find "$out/shapes/checkpoints" -name 'mask_rcnn-*.ckpt' -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2-)
+newest=$(find "$out/shapes/checkpoints" -maxdepth 1 -name 'mask_rcnn-*.ckpt' -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2-)
 "$VENV_PYTHON" eval.py --config_path configs/shapes.yaml --checkpoint_path "$newest" --val_dataset "$data" \
     --train_outputs "$out" "$@" --brief shapes
 evaluated=$SECONDS
