@@ -118,9 +118,10 @@ class TrainStep(nn.Cell):
         self.grad_clip, self.ranks = grad_clip, ranks
         self.map = ops.HyperMap()
         if ranks > 1:
-            joined = ms.get_context("device_target") == "CPU"
-            means = nn.DistributedGradReducer(self.weights, True, ranks)
-            self.reducer = JoinedMean(self.weights, ranks) if joined else means
+            if ms.get_context("device_target") == "CPU":
+                self.reducer = JoinedMean(self.weights, ranks)
+            else:
+                self.reducer = nn.DistributedGradReducer(self.weights, True, ranks)
             self.sum = ops.AllReduce()
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
