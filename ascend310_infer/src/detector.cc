@@ -8,6 +8,7 @@
 
 #include "../../src/ops/roi_align/csrc/roi_align.h"
 #include "files.h"
+#include "mask_head.h"
 
 namespace rcnn {
 
@@ -123,13 +124,15 @@ class WholeDetector : public Detector {
 
 // ---- the split form -------------------------------------------------------------------------------------
 
-constexpr size_t kBoxesAtOnce = 512, kMasksAtOnce = 32;
+struct Samples;
+
+constexpr size_t kBoxesAtOnce = 512;  // the network's memory grows with them, and they are no faster together
 
 class SplitDetector : public Detector {
  public:
-  SplitDetector(const Sidecar &sidecar, const Device &device) : sidecar_(sidecar) {
+  SplitDetector(const Sidecar &sidecar, const Device &device) : sidecar_(sidecar), device_(device) {
     // the largest last: what the others' loading needed is free by then
-    for (const ModelFile &file : sidecar.masks) masks_.push_back(std::make_unique<Graph>(file, "MINDIR", device));
+    masks_ = MaskHeads(!device.ascend);
     for (const ModelFile &file : sidecar.boxes) boxes_.push_back(std::make_unique<Graph>(file, "MINDIR", device));
     features_ = std::make_unique<Graph>(sidecar.features, "MINDIR", device);
     const Shape shape = features_->InputShape(0);
@@ -161,6 +164,8 @@ class SplitDetector : public Detector {
   void SelfCheck() override;
 
  private:
+  double CheckMaskHead(MaskHead *head, const Shape &shape, uint64_t seed, float scale, const Samples &wanted) const;
+
   size_t NumMaps() const { return std::max(sidecar_.roi.strides.size(), sidecar_.mask_roi.strides.size()); }
 
   const float *Map(int64_t batch, int64_t image, size_t output, int64_t channels, size_t level) {
@@ -182,44 +187,61 @@ class SplitDetector : public Detector {
     return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn, bounds);
   }
 
-  // Writes boxes' features into the head's input and runs it, on at most `most` at a time: the network's memory grows
-  // with them, and past some ten they are no faster together. take(first, count): fetches what it gave for these.
-  template <typename Take>
-  void RunHead(int64_t batch, int64_t image, const std::vector<Box> &boxes, const RoiSettings &roi, size_t most,
-               Graph *head, const char *stage, StageTimes *times, const Take &take) {
+  std::vector<std::unique_ptr<MaskHead>> MaskHeads(bool on_host) const {
+    std::vector<std::unique_ptr<MaskHead>> heads;
+    for (size_t i = 0; i < sidecar_.masks.size(); ++i) {
+      heads.push_back(on_host ? MakeHostMaskHead(sidecar_.mask_weights[i])
+                              : MakeGraphMaskHead(sidecar_.masks[i], device_));
+    }
+    return heads;
+  }
+
+  // Calls part(first, count) for `boxes` in equal parts of at most `most`.
+  template <typename Part>
+  static void InParts(const std::vector<Box> &boxes, size_t most, const Part &part) {
     const size_t parts = (boxes.size() + most - 1) / most, each = (boxes.size() + parts - 1) / parts;
     for (size_t first = 0; first < boxes.size(); first += each) {
-      const auto begin = boxes.begin() + static_cast<int64_t>(first);
       const size_t count = std::min(each, boxes.size() - first);
-      RunHead(batch, image, std::vector<Box>(begin, begin + static_cast<int64_t>(count)), roi, head, stage, times);
-      take(static_cast<int64_t>(first), static_cast<int64_t>(count));
+      part({boxes.begin() + static_cast<int64_t>(first), boxes.begin() + static_cast<int64_t>(first + count)},
+           static_cast<int64_t>(first), static_cast<int64_t>(count));
     }
   }
 
-  void RunHead(int64_t batch, int64_t image, const std::vector<Box> &boxes, const RoiSettings &roi, Graph *head,
-               const char *stage, StageTimes *times) {
-    const Shape wanted = head->InputShape(0);
-    const int64_t channels = wanted.size() == 4 ? wanted[1] : 0;
-    const auto count = static_cast<int64_t>(boxes.size());
-    {
-      const Timed timed(times, "roi_align");
-      head->SetShapes({{count, channels, roi.out_size, roi.out_size}});
-      std::vector<float> rois;
-      const float end = roi.last_pixel_end ? 1.0f : 0.0f;
-      for (const Box &box : boxes) rois.insert(rois.end(), {0.0f, box[0], box[1], box[2] - end, box[3] - end});
-      std::vector<RoIAlignLevel> levels;
-      std::vector<const float *> maps;
-      for (size_t l = 0; l < roi.strides.size(); ++l) {
-        levels.push_back({sidecar_.height / sidecar_.strides[l], sidecar_.width / sidecar_.strides[l], roi.strides[l]});
-        maps.push_back(Map(batch, image, l, channels, l));
-      }
-      const std::string problem =
-          RoIAlignForward({roi.out_size, roi.sampling_ratio, roi.aligned}, levels, maps, 1, channels, rois.data(),
-                          RoiLevels(boxes, roi).data(), count, head->Input<float>(0));
-      if (!problem.empty()) throw UserError(sidecar_.path + ": " + problem);
+  // Features (boxes, channels, out_size, out_size) of these boxes.
+  void Align(int64_t batch, int64_t image, const std::vector<Box> &boxes, const RoiSettings &roi, int64_t channels,
+             float *to, StageTimes *times) {
+    const Timed timed(times, "roi_align");
+    std::vector<float> rois;
+    const float end = roi.last_pixel_end ? 1.0f : 0.0f;
+    for (const Box &box : boxes) rois.insert(rois.end(), {0.0f, box[0], box[1], box[2] - end, box[3] - end});
+    std::vector<RoIAlignLevel> levels;
+    std::vector<const float *> maps;
+    for (size_t l = 0; l < roi.strides.size(); ++l) {
+      levels.push_back({sidecar_.height / sidecar_.strides[l], sidecar_.width / sidecar_.strides[l], roi.strides[l]});
+      maps.push_back(Map(batch, image, l, channels, l));
     }
-    const Timed timed(times, stage);
-    head->Run();
+    const std::string problem =
+        RoIAlignForward({roi.out_size, roi.sampling_ratio, roi.aligned}, levels, maps, 1, channels, rois.data(),
+                        RoiLevels(boxes, roi).data(), static_cast<int64_t>(boxes.size()), to);
+    if (!problem.empty()) throw UserError(sidecar_.path + ": " + problem);
+  }
+
+  // A box head's logits and deltas of these boxes.
+  void RunBoxHead(int64_t batch, int64_t image, const std::vector<Box> &boxes, Graph *head, StageTimes *times,
+                  float *logits, float *deltas) {
+    const auto classes = static_cast<int64_t>(sidecar_.classes.size());
+    const int64_t numbers = sidecar_.class_agnostic ? 4 : 4 * classes;
+    InParts(boxes, kBoxesAtOnce, [&](const std::vector<Box> &part, int64_t first, int64_t count) {
+      const Shape wanted = head->InputShape(0);
+      const int64_t channels = wanted.size() == 4 ? wanted[1] : 0, side = sidecar_.roi.out_size;
+      head->SetShapes({{count, channels, side, side}});
+      Align(batch, image, part, sidecar_.roi, channels, head->Input<float>(0), times);
+      const Timed timed(times, "box_head");
+      head->Run();
+      head->ExpectOutputs(2);
+      std::copy_n(head->Output<float>(0, {count, classes}), count * classes, logits + first * classes);
+      std::copy_n(head->Output<float>(1, {count, numbers}), count * numbers, deltas + first * numbers);
+    });
   }
 
   Detections DetectOne(int64_t batch, int64_t image, const Prepared &prepared, StageTimes *times) {
@@ -236,13 +258,7 @@ class SplitDetector : public Detector {
     std::vector<float> logits(static_cast<size_t>(count * classes)), deltas(static_cast<size_t>(count * numbers));
     std::vector<float> total(logits.size(), 0.0f);
     for (size_t stage = 0; stage < boxes_.size(); ++stage) {
-      Graph *head = boxes_[stage].get();
-      RunHead(batch, image, boxes, sidecar_.roi, kBoxesAtOnce, head, "box_head", times,
-              [&](int64_t first, int64_t taken) {
-                head->ExpectOutputs(2);
-                std::copy_n(head->Output<float>(0, {taken, classes}), taken * classes, logits.data() + first * classes);
-                std::copy_n(head->Output<float>(1, {taken, numbers}), taken * numbers, deltas.data() + first * numbers);
-              });
+      RunBoxHead(batch, image, boxes, boxes_[stage].get(), times, logits.data(), deltas.data());
       const Timed timed(times, "detections");
       if (stage + 1 < boxes_.size()) {
         boxes = RefineBoxes(logits.data(), deltas.data(), sidecar_.class_agnostic, classes, boxes,
@@ -265,20 +281,20 @@ class SplitDetector : public Detector {
 
   void Masks(int64_t batch, int64_t image, Detections *out, StageTimes *times) {
     const auto count = static_cast<int64_t>(out->boxes.size()), classes = static_cast<int64_t>(sidecar_.classes.size());
-    const int64_t side = sidecar_.mask_size, cells = side * side;
+    const int64_t cells = sidecar_.mask_size * sidecar_.mask_size;
     std::vector<float> total(static_cast<size_t>(count * cells), 0.0f);
+    std::vector<float> logits(total.size());
     for (const auto &head : masks_) {
-      const auto take = [&](int64_t first, int64_t taken) {
-        const Timed timed(times, "masks");
-        head->ExpectOutputs(1);
-        const float *logits = head->Output<float>(0, {taken, classes, side, side});
-        for (int64_t d = 0; d < taken; ++d) {
-          const float *own = logits + (d * classes + out->labels[static_cast<size_t>(first + d)]) * cells;
-          float *to = total.data() + (first + d) * cells;
-          for (int64_t c = 0; c < cells; ++c) to[c] += sidecar_.average_mask_probabilities ? Sigmoid(own[c]) : own[c];
-        }
-      };
-      RunHead(batch, image, out->boxes, sidecar_.mask_roi, kMasksAtOnce, head.get(), "mask_head", times, take);
+      InParts(out->boxes, head->MostRois(), [&](const std::vector<Box> &part, int64_t first, int64_t number) {
+        const int64_t channels = head->Channels();
+        Align(batch, image, part, sidecar_.mask_roi, channels, head->Input(number, sidecar_.mask_roi.out_size), times);
+        const Timed timed(times, "mask_head");
+        head->Run(out->labels.data() + first, classes, logits.data() + first * cells);
+      });
+      const Timed timed(times, "masks");
+      for (size_t i = 0; i < total.size(); ++i) {
+        total[i] += sidecar_.average_mask_probabilities ? Sigmoid(logits[i]) : logits[i];
+      }
     }
     const Timed timed(times, "masks");
     const auto heads = static_cast<float>(masks_.size());
@@ -289,8 +305,10 @@ class SplitDetector : public Detector {
   }
 
   const Sidecar sidecar_;
+  const Device device_;
   std::unique_ptr<Graph> features_;
-  std::vector<std::unique_ptr<Graph>> boxes_, masks_;
+  std::vector<std::unique_ptr<Graph>> boxes_;
+  std::vector<std::unique_ptr<MaskHead>> masks_;
 };
 
 // ---- comparison with Python -----------------------------------------------------------------------------
@@ -299,7 +317,7 @@ class SplitDetector : public Detector {
 class ReferenceReader {
  public:
   explicit ReferenceReader(const ModelFile &file) : path_(file.path), bytes_(ReadChecked(file)) {
-    if (bytes_.size() < 8 || std::memcmp(bytes_.data(), "RCNNREF1", 8) != 0) Fail();
+    if (bytes_.size() < 8 || std::memcmp(bytes_.data(), "RCNNREF2", 8) != 0) Fail();
     at_ = 8;
   }
 
@@ -345,45 +363,98 @@ void FillUniform(uint64_t seed, float scale, int64_t count, float *to) {
   }
 }
 
+// Some elements of an output: 0, step, 2 step, ...
+struct Samples {
+  Shape shape;
+  float most;  // largest absolute value
+  int64_t step;
+  std::vector<float> values;
+};
+
+Samples ReadSamples(ReferenceReader *reader) {
+  Samples out;
+  out.shape = reader->NextShape();
+  out.most = reader->Next<float>();
+  out.step = reader->Next<uint32_t>();
+  const auto count = reader->Next<uint32_t>();
+  for (uint32_t i = 0; i < count; ++i) out.values.push_back(reader->Next<float>());
+  return out;
+}
+
+// The largest difference, as a share of the largest value.
+double Difference(const Samples &wanted, const float *values) {
+  double worst = 0;
+  for (size_t s = 0; s < wanted.values.size(); ++s) {
+    const int64_t place = std::min(static_cast<int64_t>(s) * wanted.step, Elements(wanted.shape) - 1);
+    const double difference = std::abs(static_cast<double>(values[place]) - static_cast<double>(wanted.values[s]));
+    // written so that what is no number counts as wrong
+    if (!(difference <= worst * static_cast<double>(wanted.most))) {
+      worst = std::isfinite(difference) && wanted.most > 0 ? difference / static_cast<double>(wanted.most) : INFINITY;
+    }
+  }
+  return worst;
+}
+
+double CheckGraph(Graph *graph, const Shape &shape, uint64_t seed, float scale, const std::vector<Samples> &wanted) {
+  graph->SetShapes({shape});
+  FillUniform(seed, scale, Elements(shape), graph->Input<float>(0));
+  graph->Run();
+  graph->ExpectOutputs(wanted.size());
+  double worst = 0;
+  for (size_t o = 0; o < wanted.size(); ++o) {
+    worst = std::max(worst, Difference(wanted[o], graph->Output<float>(o, wanted[o].shape)));
+  }
+  return worst;
+}
+
+// RoI r is of class r, counted around.
+double SplitDetector::CheckMaskHead(MaskHead *head, const Shape &shape, uint64_t seed, float scale,
+                                    const Samples &wanted) const {
+  const int64_t side = shape[2], cells = 4 * side * side, classes = static_cast<int64_t>(sidecar_.classes.size());
+  if (shape[1] != head->Channels() || wanted.shape != Shape{shape[0], 2 * side, 2 * side}) return INFINITY;
+  std::vector<float> features(static_cast<size_t>(Elements(shape))), logits(static_cast<size_t>(shape[0] * cells));
+  FillUniform(seed, scale, Elements(shape), features.data());
+  for (int64_t first = 0; first < shape[0]; first += static_cast<int64_t>(head->MostRois())) {
+    const int64_t count = std::min(static_cast<int64_t>(head->MostRois()), shape[0] - first);
+    const int64_t each = shape[1] * side * side;
+    std::copy_n(features.data() + first * each, count * each, head->Input(count, side));
+    std::vector<int32_t> labels;
+    for (int64_t r = first; r < first + count; ++r) labels.push_back(static_cast<int32_t>(r % classes));
+    head->Run(labels.data(), classes, logits.data() + first * cells);
+  }
+  return Difference(wanted, logits.data());
+}
+
 void SplitDetector::SelfCheck() {
   ReferenceReader reader(sidecar_.reference);
   const auto tolerance = reader.Next<float>();
-  const char *names[] = {"features", "box head", "mask head"};
+  const auto check = [&](const char *name, uint32_t stage, const Shape &shape, double worst) {
+    std::printf("%-15s %u, input %-22s largest difference %.1e of the largest value\n", name, stage,
+                ShapeText(shape).c_str(), worst);
+    if (!(worst <= static_cast<double>(tolerance))) {
+      throw UserError(sidecar_.path + ": the " + name + " on input " + ShapeText(shape) +
+                      " doesn't give what it gave in Python; export again, with another release of MindSpore Lite");
+    }
+  };
+  // the one of them that this device doesn't use as well, where it can
+  const auto graphs = MaskHeads(false), hosts = MaskHeads(true);
   const auto cases = reader.Next<uint32_t>();
   for (uint32_t c = 0; c < cases; ++c) {
     const auto role = reader.Next<uint32_t>(), stage = reader.Next<uint32_t>();
     const auto seed = reader.Next<uint64_t>();
     const auto scale = reader.Next<float>();
     const Shape shape = reader.NextShape();
-    const auto &heads = role == 1 ? boxes_ : masks_;
-    if (role > 2 || stage >= (role == 0 ? 1 : heads.size())) reader.Fail();
-    Graph *graph = role == 0 ? features_.get() : heads[stage].get();
-    graph->SetShapes({shape});
-    FillUniform(seed, scale, Elements(shape), graph->Input<float>(0));
-    graph->Run();
-    const auto outputs = reader.Next<uint32_t>();
-    graph->ExpectOutputs(outputs);
-    double worst = 0;
-    for (uint32_t o = 0; o < outputs; ++o) {
-      const Shape given = reader.NextShape();
-      const auto most = reader.Next<float>();
-      const auto step = reader.Next<uint32_t>(), samples = reader.Next<uint32_t>();
-      const float *values = graph->Output<float>(o, given);
-      for (uint32_t s = 0; s < samples; ++s) {
-        const int64_t place = std::min<int64_t>(int64_t{s} * step, Elements(given) - 1);
-        const double wanted = reader.Next<float>();
-        const double difference = std::abs(static_cast<double>(values[place]) - wanted);
-        // written so that what is no number counts as wrong
-        if (!(difference <= worst * static_cast<double>(most))) {
-          worst = std::isfinite(difference) && most > 0 ? difference / static_cast<double>(most) : INFINITY;
-        }
-      }
-    }
-    std::printf("%-9s %u, input %-22s largest difference %.1e of the largest value\n", names[role], stage,
-                ShapeText(shape).c_str(), worst);
-    if (!(worst <= static_cast<double>(tolerance))) {
-      throw UserError(sidecar_.path + ": the " + names[role] + " on input " + ShapeText(shape) +
-                      " doesn't give what it gave in Python; export again, with another release of MindSpore Lite");
+    std::vector<Samples> wanted(std::min<uint32_t>(reader.Next<uint32_t>(), 64));
+    for (Samples &output : wanted) output = ReadSamples(&reader);
+    if (role > 2 || stage >= (role == 0 ? 1 : role == 1 ? boxes_.size() : masks_.size())) reader.Fail();
+    if (role == 0) {
+      check("features", stage, shape, CheckGraph(features_.get(), shape, seed, scale, wanted));
+    } else if (role == 1) {
+      check("box head", stage, shape, CheckGraph(boxes_[stage].get(), shape, seed, scale, wanted));
+    } else {
+      if (shape.size() != 4 || shape[2] != shape[3] || wanted.size() != 1) reader.Fail();
+      check("mask head graph", stage, shape, CheckMaskHead(graphs[stage].get(), shape, seed, scale, wanted[0]));
+      check("mask head", stage, shape, CheckMaskHead(hosts[stage].get(), shape, seed, scale, wanted[0]));
     }
   }
 }

@@ -77,6 +77,7 @@ void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
   out->features = File(files.At("features"), folder);
   out->boxes = Files(files, "box", folder);
   out->masks = Files(files, "mask", folder);
+  out->mask_weights = Files(files, "mask_weights", folder);
   out->reference = File(json.At("reference").At("file"), folder);
   out->strides = rpn.Integers("strides", 1, kMost);
   for (const Json &level : json.List("base_anchors")) {
@@ -109,7 +110,9 @@ void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
   const size_t levels = out->strides.size();
   bool sound = out->base_anchors.size() == levels && out->roi.strides.size() <= levels &&
                out->mask_roi.strides.size() <= levels && !out->boxes.empty() &&
-               out->boxes.size() == out->stages.size() && out->masks.empty() != out->with_mask;
+               out->boxes.size() == out->stages.size() && out->masks.empty() != out->with_mask &&
+               out->mask_weights.size() == out->masks.size() &&
+               (!out->with_mask || out->mask_size == 2 * out->mask_roi.out_size);
   for (const auto &anchors : out->base_anchors) sound = sound && !anchors.empty();
   if (!sound) throw UserError(out->path + ": its parts don't fit together; export the model again");
 }

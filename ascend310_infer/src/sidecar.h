@@ -51,6 +51,7 @@ struct Sidecar {
   ModelFile model;                      // of the whole form
   ModelFile features, reference;        // the rest: of the split form
   std::vector<ModelFile> boxes, masks;  // one, or one a stage
+  std::vector<ModelFile> mask_weights;  // of masks, for the host
   std::vector<int64_t> strides;         // of the RPN's levels
   std::vector<std::vector<Box>> base_anchors;
   BoxCoder rpn_coder;

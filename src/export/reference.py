@@ -1,9 +1,10 @@
 """What the split form's graphs give in Python for inputs that any program can make again, in a small file.
 
-Little endian: "RCNNREF1", float32 tolerance, uint32 cases. Each case: uint32 role (0 features, 1 box, 2 mask), uint32
+Little endian: "RCNNREF2", float32 tolerance, uint32 cases. Each case: uint32 role (0 features, 1 box, 2 mask), uint32
 stage, uint64 seed, float32 scale, uint32 dimensions and uint32 each of them: the input is `uniform` of these; uint32
 outputs, and for each: uint32 dimensions and each of them, float32 largest absolute value, uint32 step, uint32 samples,
-float32 each of them: elements 0, step, 2 step, ...
+float32 each of them: elements 0, step, 2 step, ... What mask heads give is (R, 2 S, 2 S), the logits of RoI r's class
+r modulo the number of classes.
 """
 
 import struct
@@ -43,7 +44,7 @@ def uniform(seed: int, shape: tuple[int, ...], scale: float) -> np.ndarray:
 
 def write_reference(path: str | Path, cases: list[Case], tolerance: float) -> None:
     """Writes the file. Raises OSError."""
-    parts = [b"RCNNREF1", struct.pack("<fI", tolerance, len(cases))]
+    parts = [b"RCNNREF2", struct.pack("<fI", tolerance, len(cases))]
     for c in cases:
         parts.append(struct.pack("<IIQf", ROLES.index(c.role), c.stage, c.seed, c.scale))
         parts += [dimensions(c.shape), struct.pack("<I", len(c.outputs))]

@@ -5,7 +5,8 @@
     RoI features (R, C, S, S) -> mask logits (R, num_classes, 2 S, 2 S)
 
 Every graph takes any batch, and the first any canvas, through MindSpore Lite's Model::Resize. Proposals, NMS and
-RoIAlign are the host's (ascend310_infer/), which reads the sidecar for their settings.
+RoIAlign are the host's (ascend310_infer/), which reads the sidecar for their settings. So are, on a CPU, the masks: it
+has a faster mask head than Lite's, and gets the weights for it.
 """
 
 import copy
@@ -21,6 +22,7 @@ from mindspore import Tensor, nn, ops
 from src.config import Config
 from src.errors import quiet_logging
 from src.export import sidecar
+from src.export.mask_weights import write_mask_weights
 from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.reference import Case, uniform, write_reference
 from src.export.sidecar import ExportError
@@ -101,7 +103,8 @@ class MaskGraph(nn.Cell):
 def export_split(
     config: Config, detector: TwoStageDetector, path: str | Path, mindir_version: int = 1, program: Path | None = None
 ) -> Path:
-    """Writes NAME_features.mindir, NAME_box*.mindir, NAME_mask*.mindir, NAME_reference.bin and the sidecar NAME.json.
+    """Writes NAME_features.mindir, NAME_box*.mindir, NAME_mask*.mindir and .bin, NAME_reference.bin, and the sidecar
+    NAME.json.
 
     path: NAME, or NAME.mindir.  detector: `config`'s, with its weights.  mindir_version: 1, which MindSpore Lite 2.0
     reads, or 3, as MindSpore 2.8 writes it.  program: the C++ program, which compares every graph with Python before
@@ -166,7 +169,7 @@ def reference_cases(config: Config, detector: TwoStageDetector) -> list[Case]:
     scale = 2 * float(np.abs(cases[0].outputs[0]).mean())
     for role, nets, most in (
         ("box", boxes, config.test_cfg.rpn.max_per_img),
-        ("mask", [MaskGraph(head) for head in masks], config.test_cfg.rcnn.max_per_img),
+        ("mask", [EveryClass(head) for head in masks], config.test_cfg.rcnn.max_per_img),
     ):
         for i, net in enumerate(nets):
             cases += [run_case(net, role, i, n, scale, head_shape(config, role, n)) for n in (most, 3)]
@@ -174,7 +177,7 @@ def reference_cases(config: Config, detector: TwoStageDetector) -> list[Case]:
 
 
 def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_version: int) -> dict[str, Path]:
-    """The graphs' files NAME_ROLE.mindir, by role: "features", "box0", ..., "mask0", ..."""
+    """The graphs' files NAME_ROLE.mindir, by role: "features", "box0", ..., "mask0", ..., and "mask_weights0", ..."""
     plain = standard(config, detector)
     if hasattr(plain.backbone, "maxpool"):
         plain.backbone.maxpool = StemPool(plain.backbone.maxpool.same_padding)
@@ -197,6 +200,9 @@ def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_
         os.chmod(paths[role], 0o644)
         if mindir_version == 1:
             rewrite_as_version_1(paths[role])
+    for i, head in enumerate(heads(detector)[1]):
+        paths[f"mask_weights{i}"] = name.with_name(f"{name.name}_mask{i}.bin")
+        write_mask_weights(paths[f"mask_weights{i}"], head)
     return paths
 
 
@@ -219,6 +225,17 @@ class FeatureReference(nn.Cell):
         return features[: self.num_maps] + logits + deltas
 
 
+class EveryClass(nn.Cell):
+    """RoI features (R, C, S, S) -> the mask logits (R, 2 S, 2 S) of classes 0, 1, ..., and around."""
+
+    def __init__(self, head: MaskHead):
+        super().__init__(auto_prefix=False)
+        self.head, self.num_classes = head, head.logits.out_channels
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.head(x, ops.arange(x.shape[0]).astype(ms.int32) % self.num_classes)
+
+
 def run_case(net: nn.Cell, role: str, stage: int, seed: int, scale: float, shape: Sequence[int]) -> Case:
     """`net`'s answer to the input that (seed, shape, scale) name."""
     out = net.set_train(False)(Tensor(uniform(seed, tuple(shape), scale)))
@@ -232,7 +249,7 @@ def write_sidecar(
     """The sidecar of `files`, not compared yet."""
     entries = {role: sidecar.file_entry(file) for role, file in files.items()}
     listed = {"features": entries["features"]}
-    listed |= {k: [e for role, e in entries.items() if role.rstrip("0123456789") == k] for k in ("box", "mask")}
+    listed |= {k: [e for role, e in entries.items() if role.rstrip("0123456789") == k] for k in ("box", "mask", "mask_weights")}
     reference = {"file": entries["reference"], "tolerance": TOLERANCE, "compared": False}
     content = sidecar.describe(config, "split", "MINDIR", listed, config.test_batch_size, reference)
     content |= {"mindir_version": mindir_version, "base_anchors": base_anchors(config, detector)}

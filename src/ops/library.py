@@ -47,6 +47,7 @@ _HEADERS: tuple[Path, ...] = (
     _OPS / "csrc" / "parallel.h",
     _OPS / "csrc" / "simd.h",
     _OPS / "csrc" / "vector_width.h",
+    _OPS / "csrc" / "winograd.h",
     _OPS / "csrc" / "winograd_transform.h",
     _OPS / "csrc" / "workspace.h",
 )

@@ -17,6 +17,7 @@ from PIL import Image
 from src.evaluation.cpp_results import read_result, read_summary
 from src.export import sidecar
 from src.export.mindir_v1 import rewrite_as_version_1
+from src.export.split import export_split
 from tests.ascend310_infer.conftest import build_program, random_detector
 
 LARGEST = 96 * 1024  # bytes of an image's result
@@ -181,6 +182,28 @@ def test_another_canvas(exported, infer, pictures, agree, tmp_path):
     assert share([agree(tmp_path / "out" / f"{p.name}.det", p, config, detector) for p in images]) >= 0.99
 
 
+OTHERS = {
+    "Faster R-CNN": {"detector": "faster_rcnn"},
+    "Cascade R-CNN": {"detector": "cascade_rcnn", "bbox_head.reg_class_agnostic": True},
+    "a mask head a stage": {"detector": "cascade_mask_rcnn", "cascade.average_masks": "probabilities"},
+    "one mask head": {"detector": "cascade_mask_rcnn", "cascade.mask_head_per_stage": False}
+    | {"cascade.average_scores": "probabilities", "cascade.resample": False},
+    "another mask head": {"mask_head.num_convs": 3, "mask_head.conv_out_channels": 24, "mask_roi.roi_layer.out_size": 9}
+    | {"train_cfg.rcnn.mask_size": 18},
+    "mask head without 3x3 convolutions, many RoIs": {"mask_head.num_convs": 0, "test_cfg.rcnn.max_per_img": 150},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_detectors(kind, program, infer, pictures, agree, tmp_path):
+    config, detector = random_detector(**OTHERS[kind])
+    model = export_split(config, detector, tmp_path / "model/other", program=program)
+    images = sorted((pictures / "val2017").iterdir())[:3]
+    run = infer("--model", model, "--input", images[0].parent, "--output", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert share([agree(tmp_path / "out" / f"{p.name}.det", p, config, detector) for p in images]) >= 0.99
+
+
 def test_under_the_sanitizers(exported, infer, pictures, tmp_path):
     # the runtime keeps what it has until the process ends
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
@@ -218,7 +241,8 @@ def sign(path):
     """Makes the sidecar's checksums those of the files as they are."""
     content = json.loads(path.read_text())
     files = content["files"]
-    for entry in [files["features"], *files["box"], *files["mask"], content["reference"]["file"]]:
+    heads = [*files["box"], *files["mask"], *files["mask_weights"]]
+    for entry in [files["features"], *heads, content["reference"]["file"]]:
         entry.update(sidecar.file_entry(path.with_name(entry["name"])))
     path.write_text(json.dumps(content))
 
@@ -235,9 +259,18 @@ def flip(path, name="shapes_box0.mindir"):
     file.write_bytes(bytes(data))
 
 
-def foreign(path):
+def foreign(path, name="shapes_box0.mindir"):
     """A model file of another kind, for which the sidecar was made to vouch."""
-    path.with_name("shapes_mask0.mindir").write_bytes(b"not a MINDIR" * 100)
+    path.with_name(name).write_bytes(b"not a MINDIR" * 100)
+    sign(path)
+
+
+def poke(path, at, number):
+    """Another number among those that the mask head's file says of itself, with a checksum that fits."""
+    file = path.with_name("shapes_mask0.bin")
+    data = bytearray(file.read_bytes())
+    data[at : at + 4] = struct.pack("<I", number)
+    file.write_bytes(bytes(data))
     sign(path)
 
 
@@ -245,7 +278,16 @@ SPOILT = {
     "no features": (lambda p: p.with_name("shapes_features.mindir").unlink(), "shapes_features.mindir"),
     "truncated": (cut, "shapes_features.mindir"),
     "another model": (flip, "shapes_box0.mindir"),
-    "foreign file": (foreign, "shapes_mask0.mindir"),
+    "foreign file": (foreign, "shapes_box0.mindir"),
+    "no mask head": (lambda p: p.with_name("shapes_mask0.bin").unlink(), "shapes_mask0.bin"),
+    "mask head truncated": (lambda p: cut(p, "shapes_mask0.bin"), "shapes_mask0.bin"),
+    "another mask head": (lambda p: flip(p, "shapes_mask0.bin"), "shapes_mask0.bin"),
+    "foreign mask head": (lambda p: foreign(p, "shapes_mask0.bin"), "shapes_mask0.bin"),
+    "truncated mask head, checksum made to fit": (lambda p: (cut(p, "shapes_mask0.bin"), sign(p)), "shapes_mask0.bin"),
+    "mask head of no layers": (lambda p: poke(p, 8, 0), "shapes_mask0.bin"),
+    "mask head of a huge layer": (lambda p: poke(p, 12, 2**31), "shapes_mask0.bin"),
+    "mask head of other channels": (lambda p: poke(p, 12, 32), "shapes_mask0.bin"),
+    "other mask size": (lambda p: change(p, mask_paste__size=14), "fit together"),
     "truncated, checksum made to fit": (lambda p: (cut(p), sign(p)), "shapes_features.mindir"),
     "heads swapped": (
         lambda p: change(p, files__box=json.loads(p.read_text())["files"]["mask"]),

@@ -40,8 +40,8 @@ def test_without_the_program_nothing_is_called_compared(tiny, tmp_path, capsys):
     content = sidecar.read(path)
     assert content["reference"]["compared"] is False
     files = content["files"]
-    entries = [files["features"], *files["box"], *files["mask"], content["reference"]["file"]]
-    assert len(entries) == 4
+    entries = [files["features"], *files["box"], *files["mask"], *files["mask_weights"], content["reference"]["file"]]
+    assert len(entries) == 5
     for entry in entries:
         sidecar.check_file(path.with_name(entry["name"]), entry)
     # nothing else is left

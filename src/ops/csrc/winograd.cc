@@ -16,6 +16,7 @@
 
 #include "gemm_kernel.h"
 #include "parallel.h"
+#include "winograd.h"
 #include "winograd_transform.h"
 #include "workspace.h"
 
