@@ -4,7 +4,7 @@
     RoI features (R, C, s, s) -> class logits (R, num_classes); deltas (R, 4 num_classes) or (R, 4)
     RoI features (R, C, S, S) -> mask logits (R, num_classes, 2 S, 2 S)
 
-Every graph takes any batch, and the first any canvas, through MindSpore Lite's Model::Resize. Proposals, NMS and
+The heads take any number of RoIs, the first graph any canvas, through MindSpore Lite's Model::Resize. Proposals, NMS and
 RoIAlign are the host's (ascend310_infer/), which reads the sidecar for their settings. So are, on a CPU, the masks: it
 has a faster mask head than Lite's, and gets the weights for it.
 """
@@ -172,7 +172,7 @@ def reference_cases(config: Config, detector: TwoStageDetector) -> list[Case]:
         ("mask", [EveryClass(head) for head in masks], config.test_cfg.rcnn.max_per_img),
     ):
         for i, net in enumerate(nets):
-            cases += [run_case(net, role, i, n, scale, head_shape(config, role, n)) for n in (most, 3)]
+            cases += [run_case(net, role, i, n, scale, head_shape(config, role, n)) for n in (most, 3, 1)]
     return cases
 
 

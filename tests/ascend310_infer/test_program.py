@@ -162,13 +162,22 @@ def test_every_kind_of_image(exported, infer, pictures, agree, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [2, 4, 9])
-def test_batches_change_nothing(batch, exported, infer, pictures, agree, tmp_path):
-    images = sorted((pictures / "val2017").iterdir())
-    words = ("--model", exported.sidecar, "--input", images[0].parent, "--output", tmp_path / "out")
-    run = infer(*words, "--batch_size", batch)
-    assert run.returncode == 0, run.stderr
-    # the last batch is smaller
-    assert share([agree(tmp_path / "out" / f"{p.name}.det", p) for p in images]) >= 0.99
+def test_batches_change_nothing(batch, exported, infer, pictures, tmp_path):
+    results = []
+    # the last batch is smaller. On this canvas Lite 2.0's numbers for batches of 4 are wrong on 2 threads
+    canvas = ("--width", 256, "--height", 192)
+    for size, threads in ((1, 2), (batch, 2), (batch, 1)):
+        out = tmp_path / f"{size}_{threads}"
+        words = ("--model", exported.sidecar, "--input", pictures / "val2017", "--output", out)
+        run = infer(*words, *canvas, "--batch_size", size, "--threads", threads)
+        assert run.returncode == 0, run.stderr
+        results.append({p.name: read_result(p) for p in sorted(out.glob("*.det"))})
+    assert len(results[0]) == 6
+    for other in results[1:]:
+        for name, wanted in results[0].items():
+            # sums in another order, by another number of threads
+            np.testing.assert_allclose(other[name].scores, wanted.scores, atol=1e-4)
+            np.testing.assert_allclose(other[name].boxes, wanted.boxes, atol=0.05)
 
 
 def test_another_canvas(exported, infer, pictures, agree, tmp_path):
