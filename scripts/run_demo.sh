@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the shapes data set, trains Mask R-CNN on it from random weights, evaluates, and draws what it predicts.
 # usage: bash scripts/run_demo.sh [OUTPUT_FOLDER] [--KEY VALUE of the config ...]
+# TRAIN_IMAGES and VAL_IMAGES, from the environment: how many are made (800 and 100).
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -21,7 +22,7 @@ set_up requirements.txt
 cd "$ROOT"
 data=$out/shapes_data
 begin=$SECONDS
-"$VENV_PYTHON" -m src.data.shapes --out "$data" --train 800 --val 100
+"$VENV_PYTHON" -m src.data.shapes --out "$data" --train "${TRAIN_IMAGES:-800}" --val "${VAL_IMAGES:-100}"
 made=$SECONDS
 "$VENV_PYTHON" train.py --config_path configs/shapes.yaml --train_dataset "$data" --val_dataset "$data" \
     --train_outputs "$out" "$@" --brief shapes

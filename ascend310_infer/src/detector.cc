@@ -9,6 +9,7 @@
 #include "../../src/ops/roi_align/csrc/roi_align.h"
 #include "files.h"
 #include "mask_head.h"
+#include "reference.h"
 
 namespace rcnn {
 
@@ -124,8 +125,6 @@ class WholeDetector : public Detector {
 
 // ---- the split form -------------------------------------------------------------------------------------
 
-struct Samples;
-
 constexpr size_t kBoxesAtOnce = 512;  // the network's memory grows with them, and they are no faster together
 
 class SplitDetector : public Detector {
@@ -165,7 +164,7 @@ class SplitDetector : public Detector {
   void SelfCheck() override;
 
  private:
-  double CheckMaskHead(MaskHead *head, const Shape &shape, uint64_t seed, float scale, const Samples &wanted) const;
+  double CheckMaskHead(const ReferenceCase &c, MaskHead *head) const;
 
   size_t NumMaps() const { return std::max(sidecar_.roi.strides.size(), sidecar_.mask_roi.strides.size()); }
 
@@ -209,8 +208,7 @@ class SplitDetector : public Detector {
   }
 
   // Features (boxes, channels, out_size, out_size) of these boxes.
-  void Align(const std::vector<Box> &boxes, const RoiSettings &roi, int64_t channels,
-             float *to, StageTimes *times) {
+  void Align(const std::vector<Box> &boxes, const RoiSettings &roi, int64_t channels, float *to, StageTimes *times) {
     const Timed timed(times, "roi_align");
     std::vector<float> rois;
     const float end = roi.last_pixel_end ? 1.0f : 0.0f;
@@ -228,8 +226,7 @@ class SplitDetector : public Detector {
   }
 
   // A box head's logits and deltas of these boxes.
-  void RunBoxHead(const std::vector<Box> &boxes, Graph *head, StageTimes *times,
-                  float *logits, float *deltas) {
+  void RunBoxHead(const std::vector<Box> &boxes, Graph *head, StageTimes *times, float *logits, float *deltas) {
     const auto classes = static_cast<int64_t>(sidecar_.classes.size());
     const int64_t numbers = sidecar_.class_agnostic ? 4 : 4 * classes;
     InParts(boxes, kBoxesAtOnce, [&](const std::vector<Box> &part, int64_t first, int64_t count) {
@@ -314,148 +311,61 @@ class SplitDetector : public Detector {
 
 // ---- comparison with Python -----------------------------------------------------------------------------
 
-// Reads src/export/reference.py's file.
-class ReferenceReader {
- public:
-  explicit ReferenceReader(const ModelFile &file) : path_(file.path), bytes_(ReadChecked(file)) {
-    if (bytes_.size() < 8 || std::memcmp(bytes_.data(), "RCNNREF2", 8) != 0) Fail();
-    at_ = 8;
-  }
-
-  template <typename T>
-  T Next() {
-    T value;
-    if (bytes_.size() - at_ < sizeof(T)) Fail();
-    std::memcpy(&value, bytes_.data() + at_, sizeof(T));
-    at_ += sizeof(T);
-    return value;
-  }
-
-  Shape NextShape() {
-    Shape shape(std::min<uint32_t>(Next<uint32_t>(), 8));
-    for (int64_t &side : shape) side = Next<uint32_t>();
-    return shape;
-  }
-
-  [[noreturn]] void Fail() const {
-    throw UserError(path_ + ": not a reference of this version; export the model again");
-  }
-
- private:
-  std::string path_;
-  std::vector<uint8_t> bytes_;
-  size_t at_ = 0;
-};
-
-int64_t Elements(const Shape &shape) {
-  int64_t count = 1;
-  for (const int64_t side : shape) count *= side;
-  return count;
-}
-
-// src/export/reference.py's `uniform`.
-void FillUniform(uint64_t seed, float scale, int64_t count, float *to) {
-  for (int64_t i = 0; i < count; ++i) {
-    uint64_t x = (static_cast<uint64_t>(i) + 1) * 0x9E3779B97F4A7C15u + seed;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-    x ^= x >> 31;
-    to[i] = (static_cast<float>(x >> 40) * 0x1p-23f - 1.0f) * scale;
-  }
-}
-
-// Some elements of an output: 0, step, 2 step, ...
-struct Samples {
-  Shape shape;
-  float most;  // largest absolute value
-  int64_t step;
-  std::vector<float> values;
-};
-
-Samples ReadSamples(ReferenceReader *reader) {
-  Samples out;
-  out.shape = reader->NextShape();
-  out.most = reader->Next<float>();
-  out.step = reader->Next<uint32_t>();
-  const auto count = reader->Next<uint32_t>();
-  for (uint32_t i = 0; i < count; ++i) out.values.push_back(reader->Next<float>());
-  return out;
-}
-
-// The largest difference, as a share of the largest value.
-double Difference(const Samples &wanted, const float *values) {
-  double worst = 0;
-  for (size_t s = 0; s < wanted.values.size(); ++s) {
-    const int64_t place = std::min(static_cast<int64_t>(s) * wanted.step, Elements(wanted.shape) - 1);
-    const double difference = std::abs(static_cast<double>(values[place]) - static_cast<double>(wanted.values[s]));
-    // written so that what is no number counts as wrong
-    if (!(difference <= worst * static_cast<double>(wanted.most))) {
-      worst = std::isfinite(difference) && wanted.most > 0 ? difference / static_cast<double>(wanted.most) : INFINITY;
-    }
-  }
-  return worst;
-}
-
-double CheckGraph(Graph *graph, const Shape &shape, uint64_t seed, float scale, const std::vector<Samples> &wanted) {
-  graph->SetShapes({shape});
-  FillUniform(seed, scale, Elements(shape), graph->Input<float>(0));
+double CheckGraph(const ReferenceCase &c, Graph *graph) {
+  graph->SetShapes({c.shape});
+  const std::vector<float> input = ReferenceInput(c);
+  std::copy(input.begin(), input.end(), graph->Input<float>(0));
   graph->Run();
-  graph->ExpectOutputs(wanted.size());
+  graph->ExpectOutputs(c.outputs.size());
   double worst = 0;
-  for (size_t o = 0; o < wanted.size(); ++o) {
-    worst = std::max(worst, Difference(wanted[o], graph->Output<float>(o, wanted[o].shape)));
+  for (size_t o = 0; o < c.outputs.size(); ++o) {
+    worst = std::max(worst, Difference(c.outputs[o], graph->Output<float>(o, c.outputs[o].shape)));
   }
   return worst;
 }
 
-// RoI r is of class r, counted around.
-double SplitDetector::CheckMaskHead(MaskHead *head, const Shape &shape, uint64_t seed, float scale,
-                                    const Samples &wanted) const {
-  const int64_t side = shape[2], cells = 4 * side * side, classes = static_cast<int64_t>(sidecar_.classes.size());
-  if (shape[1] != head->Channels() || wanted.shape != Shape{shape[0], 2 * side, 2 * side}) return INFINITY;
-  std::vector<float> features(static_cast<size_t>(Elements(shape))), logits(static_cast<size_t>(shape[0] * cells));
-  FillUniform(seed, scale, Elements(shape), features.data());
-  for (int64_t first = 0; first < shape[0]; first += static_cast<int64_t>(head->MostRois())) {
-    const int64_t count = std::min(static_cast<int64_t>(head->MostRois()), shape[0] - first);
-    const int64_t each = shape[1] * side * side;
-    std::copy_n(features.data() + first * each, count * each, head->Input(count, side));
+double SplitDetector::CheckMaskHead(const ReferenceCase &c, MaskHead *head) const {
+  const int64_t count = c.shape[0], side = c.shape.back(), cells = 4 * side * side;
+  const auto classes = static_cast<int64_t>(sidecar_.classes.size()), most = static_cast<int64_t>(head->MostRois());
+  if (c.shape != Shape{count, head->Channels(), side, side} || c.outputs.size() != 1 ||
+      c.outputs[0].shape != Shape{count, 2 * side, 2 * side}) {
+    return INFINITY;
+  }
+  const std::vector<float> input = ReferenceInput(c);
+  const int64_t each = c.shape[1] * side * side;
+  std::vector<float> logits(static_cast<size_t>(count * cells));
+  for (int64_t first = 0; first < count; first += most) {
+    const int64_t number = std::min(most, count - first);
+    std::copy_n(input.data() + first * each, number * each, head->Input(number, side));
     std::vector<int32_t> labels;
-    for (int64_t r = first; r < first + count; ++r) labels.push_back(static_cast<int32_t>(r % classes));
+    for (int64_t r = first; r < first + number; ++r) labels.push_back(static_cast<int32_t>(r % classes));
     head->Run(labels.data(), classes, logits.data() + first * cells);
   }
-  return Difference(wanted, logits.data());
+  return Difference(c.outputs[0], logits.data());
 }
 
 void SplitDetector::SelfCheck() {
-  ReferenceReader reader(sidecar_.reference);
-  const auto tolerance = reader.Next<float>();
-  const auto check = [&](const char *name, uint32_t stage, const Shape &shape, double worst) {
-    std::printf("%-15s %u, input %-22s largest difference %.1e of the largest value\n", name, stage,
-                ShapeText(shape).c_str(), worst);
-    if (!(worst <= static_cast<double>(tolerance))) {
-      throw UserError(sidecar_.path + ": the " + name + " on input " + ShapeText(shape) +
+  const Reference reference = ReadReference(sidecar_.reference);
+  const auto check = [&](const char *name, const ReferenceCase &c, double worst) {
+    std::printf("%-15s %u, input %-22s largest difference %.1e of the largest value\n", name, c.stage,
+                ShapeText(c.shape).c_str(), worst);
+    if (!(worst <= static_cast<double>(reference.tolerance))) {
+      throw UserError(sidecar_.path + ": the " + name + " on input " + ShapeText(c.shape) +
                       " doesn't give what it gave in Python; export again, with another release of MindSpore Lite");
     }
   };
-  // the one of them that this device doesn't use as well, where it can
+  // the one of them that this device doesn't use as well
   const auto graphs = MaskHeads(false), hosts = MaskHeads(true);
-  const auto cases = reader.Next<uint32_t>();
-  for (uint32_t c = 0; c < cases; ++c) {
-    const auto role = reader.Next<uint32_t>(), stage = reader.Next<uint32_t>();
-    const auto seed = reader.Next<uint64_t>();
-    const auto scale = reader.Next<float>();
-    const Shape shape = reader.NextShape();
-    std::vector<Samples> wanted(std::min<uint32_t>(reader.Next<uint32_t>(), 64));
-    for (Samples &output : wanted) output = ReadSamples(&reader);
-    if (role > 2 || stage >= (role == 0 ? 1 : role == 1 ? boxes_.size() : masks_.size())) reader.Fail();
-    if (role == 0) {
-      check("features", stage, shape, CheckGraph(features_.get(), shape, seed, scale, wanted));
-    } else if (role == 1) {
-      check("box head", stage, shape, CheckGraph(boxes_[stage].get(), shape, seed, scale, wanted));
+  for (const ReferenceCase &c : reference.cases) {
+    const size_t stages = c.role == Role::kFeatures ? 1 : c.role == Role::kBox ? boxes_.size() : masks_.size();
+    if (c.stage >= stages) throw UserError(sidecar_.reference.path + ": of another model; export the model again");
+    if (c.role == Role::kFeatures) {
+      check("features", c, CheckGraph(c, features_.get()));
+    } else if (c.role == Role::kBox) {
+      check("box head", c, CheckGraph(c, boxes_[c.stage].get()));
     } else {
-      if (shape.size() != 4 || shape[2] != shape[3] || wanted.size() != 1) reader.Fail();
-      check("mask head graph", stage, shape, CheckMaskHead(graphs[stage].get(), shape, seed, scale, wanted[0]));
-      check("mask head", stage, shape, CheckMaskHead(hosts[stage].get(), shape, seed, scale, wanted[0]));
+      check("mask head graph", c, CheckMaskHead(c, graphs[c.stage].get()));
+      check("mask head", c, CheckMaskHead(c, hosts[c.stage].get()));
     }
   }
 }

@@ -1,0 +1,42 @@
+"""scripts/run_demo.sh: what the README's first command leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+
+ROOT = Path(__file__).parents[2]
+
+
+def checkout_with_environment(folder):
+    """A checkout whose .venv holds this Python, so that nothing is installed."""
+    folder.mkdir()
+    for name in ("scripts", "src", "configs", "train.py", "eval.py", "build", *map(str, ROOT.glob("requirements*.txt"))):
+        (folder / Path(name).name).symlink_to(ROOT / name)
+    (folder / ".venv/bin").mkdir(parents=True)
+    python = folder / ".venv/bin/python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    wanted = subprocess.run("cat requirements*.txt | cksum", shell=True, cwd=folder, capture_output=True, check=True)
+    (folder / ".venv/installed-requirements.txt").write_bytes(wanted.stdout)
+    return folder
+
+
+def test_the_demo(tmp_path):
+    root = checkout_with_environment(tmp_path / "checkout")
+    command = ["bash", root / "scripts/run_demo.sh", tmp_path / "out", "--epoch_size", "2", "--save_every_epochs", "1"]
+    environment = {**os.environ, "TRAIN_IMAGES": "8", "VAL_IMAGES": "3"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "Average Precision" in run.stdout
+    shapes = tmp_path / "out/shapes"
+    # the newer of both
+    assert f"{shapes}/checkpoints/mask_rcnn-2_2.ckpt" in run.stdout
+    assert isinstance(json.loads((shapes / "results.json").read_text()), list)
+    pictures = sorted((shapes / "pictures").iterdir())
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert cv2.imread(str(picture)) is not None
