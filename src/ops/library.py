@@ -42,6 +42,7 @@ SOURCES: tuple[tuple[Path, str], ...] = (
 _HEADERS: tuple[Path, ...] = (
     _OPS / "roi_align" / "csrc" / "roi_align.h",
     _OPS / "roi_align" / "csrc" / "roi_align_geometry.h",
+    _OPS / "csrc" / "conv_operators.h",
     _OPS / "csrc" / "gemm_kernel.h",
     _OPS / "csrc" / "nms.h",
     _OPS / "csrc" / "parallel.h",

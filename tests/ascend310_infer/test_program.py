@@ -213,6 +213,18 @@ def test_other_detectors(kind, program, infer, pictures, agree, tmp_path):
     assert share([agree(tmp_path / "out" / f"{p.name}.det", p, config, detector) for p in images]) >= 0.99
 
 
+RESNEXT = {"backbone.type": "resnext", "backbone.depth": 50, "backbone.groups": 32, "backbone.base_width": 4}
+RESNEXT |= {"neck.fpn.in_channels": [256, 512, 1024, 2048]}
+ZOO = {"backbone.same_padding": True, "backbone.relu6": True, "neck.fpn.upsample": "bilinear"}
+
+
+@pytest.mark.parametrize("overrides", [RESNEXT, ZOO], ids=["grouped convolutions", "model zoo"])
+def test_what_lite_lacks_or_has_wrong(overrides, program, tmp_path):
+    # compared with Python on the canvas and on another one, or nothing is written
+    model = export_split(*random_detector(**overrides), tmp_path / "net", program=program)
+    assert sidecar.read(model)["reference"]["compared"] is True
+
+
 def test_under_the_sanitizers(exported, infer, pictures, tmp_path):
     # the runtime keeps what it has until the process ends
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}

@@ -7,11 +7,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstdio>
-#include <exception>
 #include <memory>
 #include <vector>
 
+#include "conv_operators.h"
 #include "gemm_kernel.h"
 #include "parallel.h"
 #include "workspace.h"
@@ -380,21 +379,15 @@ Grid PhaseGrid(const Maps &dy, int64_t kernel, int64_t height, int64_t width, in
 }
 
 // x (N, C, H, W), weight (O, C, k, k), bias (O,) -> y (N, O, ceil(H / 2), ceil(W / 2))
-int Forward(int nparam, void **params, int64_t **shapes, bool relu) try {
-  if (nparam != 4) return 1;
+void Forward(void **params, int64_t **shapes, bool relu) {
   const Maps x = MakeMaps(params[0], nullptr, shapes[0]);
   Product product(x, OutputGrid(x, shapes[1][2]), shapes[1], static_cast<const float *>(params[1]), false);
   product.Run({static_cast<float *>(params[3]), shapes[3][2], shapes[3][3], 1, 0, 0,
                static_cast<const float *>(params[2]), relu});
-  return 0;
-} catch (const std::exception &error) {
-  std::fprintf(stderr, "ConvStride2Forward: %s\n", error.what());
-  return 1;
 }
 
 // dy and y (N, O, h, w), weight (O, C, k, k), x (N, C, H, W) -> dx like x. y is read only for ReLU, x never.
-int InputGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
-  if (nparam != 5) return 1;
+void InputGradient(void **params, int64_t **shapes, bool relu) {
   const Maps dy = MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]);
   const int64_t height = shapes[4][2], width = shapes[4][3];
   float *dx = static_cast<float *>(params[4]);
@@ -404,36 +397,17 @@ int InputGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
                     static_cast<const float *>(params[2]), true);
     product.Run({dx, height, width, kStride, y, x, nullptr, false});
   }
-  return 0;
-} catch (const std::exception &error) {
-  std::fprintf(stderr, "ConvStride2InputGradient: %s\n", error.what());
-  return 1;
 }
 
 // dy and y (N, O, h, w), x (N, C, H, W), weight (O, C, k, k) -> dweight like weight, dbias (O,). y is read only for
 // ReLU, weight never.
-int FilterGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
-  if (nparam != 6) return 1;
+void FilterGradient(void **params, int64_t **shapes, bool relu) {
   const Maps x = MakeMaps(params[2], nullptr, shapes[2]);
   WeightGradient(MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), x, OutputGrid(x, shapes[3][2]),
                  static_cast<float *>(params[4]), static_cast<float *>(params[5]))
       .Run();
-  return 0;
-} catch (const std::exception &error) {
-  std::fprintf(stderr, "ConvStride2WeightGradient: %s\n", error.what());
-  return 1;
 }
 
 }  // namespace
 
-#define RCNN_OPERATOR(name, function, relu)                                                                \
-  extern "C" int name(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) { \
-    return function(nparam, params, shapes, relu);                                                         \
-  }
-
-RCNN_OPERATOR(ConvStride2Forward, Forward, false)
-RCNN_OPERATOR(ConvStride2ForwardReLU, Forward, true)
-RCNN_OPERATOR(ConvStride2InputGradient, InputGradient, false)
-RCNN_OPERATOR(ConvStride2InputGradientReLU, InputGradient, true)
-RCNN_OPERATOR(ConvStride2WeightGradient, FilterGradient, false)
-RCNN_OPERATOR(ConvStride2WeightGradientReLU, FilterGradient, true)
+RCNN_CONVOLUTION(ConvStride2)

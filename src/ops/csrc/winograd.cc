@@ -8,12 +8,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstdio>
-#include <exception>
 #include <memory>
 #include <type_traits>
 #include <vector>
 
+#include "conv_operators.h"
 #include "gemm_kernel.h"
 #include "parallel.h"
 #include "winograd.h"
@@ -566,52 +565,27 @@ Maps MakeMaps(const void *data, const void *gate, const int64_t *shape) {
 }
 
 // x (N, C, H, W), weight (O, C, 3, 3), bias (O,) -> y (N, O, H, W)
-int Forward(int nparam, void **params, int64_t **shapes, bool relu) try {
-  if (nparam != 4) return 1;
+void Forward(void **params, int64_t **shapes, bool relu) {
   Convolution(MakeMaps(params[0], nullptr, shapes[0]), shapes[1], static_cast<const float *>(params[1]), false,
               static_cast<const float *>(params[2]), relu, static_cast<float *>(params[3]))
       .Run();
-  return 0;
-} catch (const std::exception &error) {
-  std::fprintf(stderr, "Conv3x3Forward: %s\n", error.what());
-  return 1;
 }
 
 // dy and y (N, O, H, W), weight (O, C, 3, 3), x (N, C, H, W) -> dx like x. y is read only for ReLU, x never.
-int InputGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
-  if (nparam != 5) return 1;
+void InputGradient(void **params, int64_t **shapes, bool relu) {
   Convolution(MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), shapes[2],
               static_cast<const float *>(params[2]), true, nullptr, false, static_cast<float *>(params[4]))
       .Run();
-  return 0;
-} catch (const std::exception &error) {
-  std::fprintf(stderr, "Conv3x3InputGradient: %s\n", error.what());
-  return 1;
 }
 
 // dy and y (N, O, H, W), x (N, C, H, W), weight (O, C, 3, 3) -> dweight like weight, dbias (O,). y is read only for
 // ReLU, weight never.
-int FilterGradient(int nparam, void **params, int64_t **shapes, bool relu) try {
-  if (nparam != 6) return 1;
+void FilterGradient(void **params, int64_t **shapes, bool relu) {
   WeightGradient(MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), MakeMaps(params[2], nullptr, shapes[2]),
                  static_cast<float *>(params[4]), static_cast<float *>(params[5]))
       .Run();
-  return 0;
-} catch (const std::exception &error) {
-  std::fprintf(stderr, "Conv3x3WeightGradient: %s\n", error.what());
-  return 1;
 }
 
 }  // namespace
 
-#define RCNN_OPERATOR(name, function, relu)                                                                \
-  extern "C" int name(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) { \
-    return function(nparam, params, shapes, relu);                                                         \
-  }
-
-RCNN_OPERATOR(Conv3x3Forward, Forward, false)
-RCNN_OPERATOR(Conv3x3ForwardReLU, Forward, true)
-RCNN_OPERATOR(Conv3x3InputGradient, InputGradient, false)
-RCNN_OPERATOR(Conv3x3InputGradientReLU, InputGradient, true)
-RCNN_OPERATOR(Conv3x3WeightGradient, FilterGradient, false)
-RCNN_OPERATOR(Conv3x3WeightGradientReLU, FilterGradient, true)
+RCNN_CONVOLUTION(Conv3x3)
