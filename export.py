@@ -55,7 +55,9 @@ def main() -> int:
         return 0
     agreement = export_whole(config, detector, path, file_format)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB), {path}.json")
-    if agreement:
+    if agreement and not agreement.total:
+        print("not compared: the checkpoint detects nothing on the reference input; is it trained?")
+    elif agreement:
         print(f"compared with the checkpoint on the reference input: {agreement}")
     return 0
 

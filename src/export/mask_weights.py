@@ -1,8 +1,8 @@
 """A mask head's weights in a small file, for the C++ program's own mask head (ascend310_infer/src/mask_head.h).
 
-Little endian: "RCNNMSK1", uint32 layers: the 3x3 convolutions with ReLU, the 2x2 transposed convolution of stride 2 with
-ReLU, the 1x1 convolution. Each layer: 4 uint32 the weight's shape, (O, C, 3, 3), (C, O, 2, 2) or (classes, C, 1, 1);
-float32 the weight; float32 the bias.
+Little endian: "RCNNMSK1", uint32 layers: the 3x3 convolutions with ReLU, the 2x2 transposed convolution of stride 2
+with ReLU, the 1x1 convolution. Each layer: 4 uint32 the weight's shape, (O, C, 3, 3), (C, O, 2, 2) or
+(classes, C, 1, 1); float32 the weight; float32 the bias.
 """
 
 import struct

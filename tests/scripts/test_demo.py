@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 def checkout_with_environment(folder):
     """A checkout whose .venv holds this Python, so that nothing is installed."""
     folder.mkdir()
-    for name in ("scripts", "src", "configs", "train.py", "eval.py", "build", *map(str, ROOT.glob("requirements*.txt"))):
-        (folder / Path(name).name).symlink_to(ROOT / name)
+    names = ["scripts", "src", "configs", "train.py", "eval.py", "build", *(p.name for p in ROOT.glob("require*.txt"))]
+    for name in names:
+        (folder / name).symlink_to(ROOT / name)
     (folder / ".venv/bin").mkdir(parents=True)
     python = folder / ".venv/bin/python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')

@@ -1,0 +1,97 @@
+"""The detector's parts that MindSpore Lite 2.0 lacks, or has wrong, in operators that it has."""
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.models.two_stage import TwoStageDetector
+
+__all__ = ["for_lite"]
+
+CHANNELS_APART = 64  # of a part of a grouped convolution
+
+
+def for_lite(plain: TwoStageDetector) -> TwoStageDetector:
+    """Puts what Lite 2.0 runs in the place of what it lacks or has wrong, in place; `plain`: of `standard`."""
+    if hasattr(plain.backbone, "maxpool"):
+        plain.backbone.maxpool = StemPool(plain.backbone.maxpool.same_padding)
+    if plain.neck.upsample_add.mean is not None:
+        plain.neck.upsample_add.mean = MeanOfNext(plain.neck.upsample_add.ones.shape[0])
+    for _, parent in list(plain.backbone.cells_and_names()):
+        for name, cell in list(parent.name_cells().items()):
+            if isinstance(cell, nn.Conv2d) and 1 < cell.group < cell.in_channels:
+                apart = GroupsApart(cell)
+                names = [p.name for p in apart.get_parameters()]
+                setattr(parent, name, apart)
+                # placed in a parent that has no name of its own, they would share their names with others
+                for p, own in zip(apart.get_parameters(), names, strict=True):
+                    p.name = own
+    return plain
+
+
+class StemPool(nn.Cell):
+    """The backbone's 3x3 max pool of stride 2 and padding 1, after ReLU, without a constant of the map's size."""
+
+    def __init__(self, same_padding: bool):
+        super().__init__()
+        before = 0 if same_padding else 1
+        self.pad = ops.Pad(((0, 0), (0, 0), (before, 1), (before, 1)))
+        self.pool = nn.MaxPool2d(3, 2, pad_mode="valid")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.pool(self.pad(x))
+
+
+class MeanOfNext(nn.Cell):
+    """nn.AvgPool2d(2, 1, pad_mode="same") of (B, C, H, W), which Lite lacks, for maps of any size: sums over 2x2 cells,
+    of which there are fewer at the right and lower borders, divided by the same sums of ones.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.one = nn.Conv2d(channels, 1, 1, has_bias=True, weight_init="zeros", bias_init="ones")
+        self.pad = ops.Pad(((0, 0), (0, 0), (0, 1), (0, 1)))
+        self.sum = nn.Conv2d(channels, channels, 2, pad_mode="valid", group=channels, weight_init="ones")
+        self.count = nn.Conv2d(1, 1, 2, pad_mode="valid", weight_init="ones")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.sum(self.pad(x)) / self.count(self.pad(self.one(x)))
+
+
+class GroupsApart(nn.Cell):
+    """A grouped 3x3 convolution as dense ones of some of its groups each: Lite 2.0's own gives wrong numbers, without
+    an error, for maps of another size than the graph was exported with.
+
+    A 1x1 convolution picks each part's channels: what slices them would write the map's size into the graph.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        weight = conv.weight.asnumpy()
+        outputs, inputs = weight.shape[0] // conv.group, weight.shape[1]
+        # one group of few channels each would be many small products, more groups together more zeros
+        together = min(conv.group, max(1, CHANNELS_APART // inputs))
+        picks, convs = [], []
+        for first in range(0, conv.group, together):
+            groups = range(first, min(first + together, conv.group))
+            pick = np.zeros((len(groups) * inputs, conv.in_channels, 1, 1), np.float32)
+            dense = np.zeros((len(groups) * outputs, len(groups) * inputs, *conv.kernel_size), np.float32)
+            pick[np.arange(len(pick)), first * inputs + np.arange(len(pick))] = 1
+            for i, g in enumerate(groups):
+                rows, columns = slice(i * outputs, (i + 1) * outputs), slice(i * inputs, (i + 1) * inputs)
+                dense[rows, columns] = weight[g * outputs : (g + 1) * outputs]
+            picks.append(nn.Conv2d(conv.in_channels, len(pick), 1, weight_init=Tensor(pick)))
+            options = {"stride": conv.stride, "pad_mode": conv.pad_mode, "padding": conv.padding}
+            convs.append(nn.Conv2d(dense.shape[1], len(dense), conv.kernel_size, weight_init=Tensor(dense), **options))
+        self.picks, self.convs = nn.CellList(picks), nn.CellList(convs)
+        self.concat, self.relu = ops.Concat(1), nn.ReLU()
+        self.weight = None
+        for p in self.get_parameters():
+            p.name = f"{conv.weight.name}.{p.name}"
+
+    def convolve(self, x: Tensor, weight: None, bias: Tensor, relu: bool) -> Tensor:
+        """Conv2d's, with the weight in the parts."""
+        parts = ()
+        for pick, conv in zip(self.picks, self.convs):  # noqa: B905 - graph mode knows no `strict`
+            parts += (conv(pick(x)),)
+        y = ops.bias_add(self.concat(parts), bias)
+        return self.relu(y) if relu else y
