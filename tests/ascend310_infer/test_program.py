@@ -193,13 +193,11 @@ def test_another_canvas(exported, infer, pictures, agree, tmp_path):
 
 OTHERS = {
     "Faster R-CNN": {"detector": "faster_rcnn"},
-    "Cascade R-CNN": {"detector": "cascade_rcnn", "bbox_head.reg_class_agnostic": True},
     "a mask head a stage": {"detector": "cascade_mask_rcnn", "cascade.average_masks": "probabilities"},
     "one mask head": {"detector": "cascade_mask_rcnn", "cascade.mask_head_per_stage": False}
-    | {"cascade.average_scores": "probabilities", "cascade.resample": False},
-    "another mask head": {"mask_head.num_convs": 3, "mask_head.conv_out_channels": 24, "mask_roi.roi_layer.out_size": 9}
-    | {"train_cfg.rcnn.mask_size": 18},
-    "mask head without 3x3 convolutions, many RoIs": {"mask_head.num_convs": 0, "test_cfg.rcnn.max_per_img": 150},
+    | {"cascade.average_scores": "probabilities", "cascade.resample": False, "bbox_head.reg_class_agnostic": True},
+    "a small mask head, many detections": {"mask_head.num_convs": 0, "mask_head.conv_out_channels": 24}
+    | {"mask_roi.roi_layer.out_size": 9, "train_cfg.rcnn.mask_size": 18, "test_cfg.rcnn.max_per_img": 150},
 }
 
 
