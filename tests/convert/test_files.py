@@ -386,6 +386,23 @@ def test_backbone_for_training(mobile_config, tmp_path, capsys):
     np.testing.assert_array_equal(detector.backbone.layer3[1].depthwise.weight.asnumpy(), state["features.9.0.weight"])
 
 
+@pytest.mark.parametrize("backbone", [{}, {"type": "resnet", "depth": 50}], ids=["mobilenet", "resnet"])
+def test_our_own_backbone_by_itself(backbone, mobile_config, tmp_path, capsys):
+    """As save_checkpoint(detector.backbone, ...) names it."""
+    overrides = {f"backbone.{k}": v for k, v in backbone.items()}
+    overrides |= {"neck.fpn.in_channels": [256, 512, 1024, 2048]} if backbone else {}
+    config = load_config(mobile_config, overrides)
+    source = build_backbone(config)
+    state = {p.name.removeprefix("backbone."): p.asnumpy() for p in source.get_parameters()}
+    assert "conv1.weight" in state
+    save_checkpoint(state, tmp_path / "source.ckpt")
+    convert(tmp_path / "source.ckpt", tmp_path / "out.ckpt")
+    assert "recognised as native: the backbone alone" in capsys.readouterr().out
+    detector = build_detector(config)
+    load_backbone(detector, tmp_path / "out.ckpt")
+    np.testing.assert_array_equal(detector.backbone.conv1.weight.asnumpy(), state["conv1.weight"])
+
+
 def test_nothing_is_written_unless_all_fits(mobile_config, tmp_path, capsys, refusal):
     detector = build_detector(load_config(mobile_config))
     params = {p.name: p.asnumpy() for p in detector.get_parameters()}
