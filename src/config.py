@@ -430,7 +430,9 @@ class Config:
     dx: float = key(15.0, "InstaBoost: an object moves sideways by at most its width / dx", low=0.1)
     dy: float = key(15.0, "InstaBoost: an object moves up or down by at most its height / dy", low=0.1)
     theta: list[float] = key([-1.0, 1.0], "InstaBoost: least and largest rotation, degrees", low=-180, high=180)
-    color_prob: float = key(0.5, "InstaBoost: probability that the image's colours change too", low=0, high=1)
+    color_prob: float = key(
+        0.0, "InstaBoost: probability that the image's colours change too; 0.5 in the published run", low=0, high=1
+    )
     heatmap_flag: bool = key(False, "InstaBoost: objects go where the surroundings look like their own")
 
     @property
