@@ -179,8 +179,7 @@ class SplitDetector : public Detector {
     std::vector<RpnLevel> inputs;
     for (size_t l = 0; l < levels; ++l) {
       const auto each = static_cast<int64_t>(sidecar_.base_anchors[l].size());
-      inputs.push_back({Map(NumMaps() + l, each, l),
-                        Map(NumMaps() + levels + l, 4 * each, l),
+      inputs.push_back({Map(NumMaps() + l, each, l), Map(NumMaps() + levels + l, 4 * each, l),
                         sidecar_.height / sidecar_.strides[l], sidecar_.width / sidecar_.strides[l],
                         sidecar_.strides[l], &sidecar_.base_anchors[l]});
     }
@@ -196,7 +195,7 @@ class SplitDetector : public Detector {
     return heads;
   }
 
-  // Calls part(first, count) for `boxes` in equal parts of at most `most`.
+  // Calls part(boxes, first, count) for equal parts of `boxes`, of at most `most` each.
   template <typename Part>
   static void InParts(const std::vector<Box> &boxes, size_t most, const Part &part) {
     const size_t parts = (boxes.size() + most - 1) / most, each = (boxes.size() + parts - 1) / parts;
@@ -354,7 +353,7 @@ void SplitDetector::SelfCheck() {
                       " doesn't give what it gave in Python; export again, with another release of MindSpore Lite");
     }
   };
-  // the one of them that this device doesn't use as well
+  // both kinds, the one that this device doesn't use too
   const auto graphs = MaskHeads(false), hosts = MaskHeads(true);
   for (const ReferenceCase &c : reference.cases) {
     const size_t stages = c.role == Role::kFeatures ? 1 : c.role == Role::kBox ? boxes_.size() : masks_.size();
