@@ -35,9 +35,10 @@ def time_stages(config: "Config", folder: Path, repeats: int) -> tuple[dict[str,
     import mindspore.dataset as ds
     import mmcv
 
+    from src.data.images import decode_image
     from src.data.loader import BatchMaker, Sample
     from src.data.mindrecord import record_files
-    from src.data.transforms import crop_mask, decode_image, fit_size, prepare_image
+    from src.data.transforms import crop_mask, fit_size, prepare_image
 
     names = ["image_id", "crc", "image", "annotation"]
     data = ds.MindDataset(record_files(folder), columns_list=names, shuffle=False, num_parallel_workers=1)

@@ -12,8 +12,8 @@ from mindspore import Tensor
 from pycocotools import mask as rle
 
 from src.config import COCO_CLASSES, Config, load_config
-from src.data.coco import DataError
-from src.data.reading import read_image
+from src.data.images import read_image
+from src.data.records import DataError
 from src.data.sources import resolve_classes
 from src.data.transforms import prepare_image
 from src.device import set_device

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from src.config import Config
-from src.data.reading import safe_decode
+from src.data.images import safe_decode
 from src.errors import UserError
 
 __all__ = ["MAX_UPLOAD", "create_app", "serve"]

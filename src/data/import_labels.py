@@ -19,8 +19,9 @@ import numpy as np
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from src.data.coco import DataError, folder_beside, read_json
-from src.data.files import image_files, image_size
+from src.data.coco import folder_beside, read_json
+from src.data.images import image_files, image_size
+from src.data.records import DataError
 from src.errors import run_command
 
 __all__ = ["import_labels"]

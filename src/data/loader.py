@@ -9,11 +9,14 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.config import Config
-from src.data.augment import draw_view, photometric_distortion, sample_generator
-from src.data.coco import DataError
-from src.data.instaboost import Scene, instaboost
+from src.data.augment import sample_generator
+from src.data.augment.colour import photometric_distortion
+from src.data.augment.geometry import draw_view
+from src.data.augment.instaboost import Scene, instaboost
+from src.data.images import decode_image
 from src.data.mindrecord import read_index, record_crc, record_files
-from src.data.transforms import View, crop_mask, decode_image, fit_size, prepare_image, visible_objects
+from src.data.records import DataError
+from src.data.transforms import View, crop_mask, fit_size, prepare_image, visible_objects
 
 __all__ = ["EvalLoader", "TrainLoader"]
 

@@ -19,7 +19,7 @@ from mindspore.mindrecord.common.exceptions import MindRecordException
 from tqdm import tqdm
 
 from src.config import Config
-from src.data.coco import DataError, ImageRecord, Split
+from src.data.records import DataError, ImageRecord, Split
 from src.data.sources import coco_file, find_split, load_split, source_digest
 
 __all__ = ["ensure_mindrecord", "ground_truth", "read_index", "record_crc", "record_files"]

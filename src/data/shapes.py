@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from src.data.coco import DataError
+from src.data.records import DataError
 from src.errors import run_command
 
 __all__ = ["CLASSES", "make_shapes"]

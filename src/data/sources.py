@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 
 from src.config import Config
-from src.data.coco import CocoSplit, DataError, Split, category_names, load_coco, resolve_split
-from src.data.files import image_files
+from src.data.coco import category_names, load_coco, resolve_split
+from src.data.images import image_files
+from src.data.records import CocoSplit, DataError, Split
 from src.data.txt import highest_class, listed_images, load_txt, resolve_txt
 from src.data.voc import load_voc, object_names, part_file, resolve_voc
 

@@ -8,12 +8,10 @@ import numpy as np
 from pycocotools import mask as rle
 
 from src.config import Config
-from src.data.coco import DataError
 
 __all__ = [
     "View",
     "crop_mask",
-    "decode_image",
     "fit_size",
     "prepare_image",
     "tight_box",
@@ -23,22 +21,6 @@ __all__ = [
 ]
 
 LEAST_VISIBLE = 1.0  # canvas pixels: an object of which a narrower part is left in a crop is gone
-
-# OpenCV's own threads would compete with the loader's workers
-cv2.setNumThreads(0)
-
-
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Image bytes (JPEG, PNG, ...) as (H, W, 3) uint8, BGR. Raises DataError for bytes that don't decode.
-
-    EXIF rotation is not applied: COCO's annotations are in the stored pixels' coordinates. Grey images get three equal
-    channels, alpha is dropped, 16-bit images are scaled down to 8.
-    """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    if image is None:
-        raise DataError(f"{name}: not an image, or damaged; fetch it again")
-    return image
 
 
 def fit_size(height: int, width: int, config: Config) -> tuple[int, int]:

@@ -11,8 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from src.config import Config
-from src.data.coco import CocoSplit, DataError, ImageRecord, Split, clipped_box
-from src.data.files import IMAGE_SUFFIXES, image_size
+from src.data.coco import clipped_box
+from src.data.images import IMAGE_SUFFIXES, image_size
+from src.data.records import CocoSplit, DataError, ImageRecord, Split
 
 __all__ = ["highest_class", "listed_images", "load_txt", "resolve_txt"]
 

@@ -9,8 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from src.config import Config
-from src.data.coco import FOLDER_NAMES, CocoSplit, DataError, ImageRecord, Split, clipped_box
-from src.data.files import image_files, image_size
+from src.data.coco import FOLDER_NAMES, clipped_box
+from src.data.images import image_files, image_size
+from src.data.records import CocoSplit, DataError, ImageRecord, Split
 
 __all__ = ["load_voc", "object_names", "resolve_voc", "voc_files"]
 

@@ -19,8 +19,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from src.config import Config
+from src.data.images import decode_image
 from src.data.mindrecord import read_index, record_files
-from src.data.transforms import decode_image
 from src.errors import UserError
 from src.evaluation.coco import EvaluationError, Summary, read_annotations
 from src.evaluation.inference import Timing

@@ -12,8 +12,9 @@ import pytest
 from mindspore import Tensor
 
 from src.config import Config, load_config
+from src.data.images import decode_image
 from src.data.shapes import make_shapes
-from src.data.transforms import decode_image, prepare_image
+from src.data.transforms import prepare_image
 from src.device import set_device
 from src.evaluation.cpp_results import ImageResult, read_result
 from src.export.split import export_split

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from src.config import Config
-from src.data.coco import DataError
-from src.data.transforms import decode_image, fit_size
+from src.data.images import decode_image
+from src.data.records import DataError
+from src.data.transforms import fit_size
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ["ascend310_infer/src/image.cc", "ascend310_infer/src/files.cc", "tests/ascend310_infer/prepare_main.cc"]

@@ -6,8 +6,10 @@ import pytest
 from pycocotools import mask as rle
 
 from src.config import Config
-from src.data.augment import draw_view, photometric_distortion, sample_generator
-from src.data.instaboost import Scene, instaboost
+from src.data.augment import sample_generator
+from src.data.augment.colour import photometric_distortion
+from src.data.augment.geometry import draw_view
+from src.data.augment.instaboost import Scene, instaboost
 from src.data.transforms import View, crop_mask, fit_size, prepare_image, tight_box, to_bitmap, visible_objects
 
 CANVAS = (192, 256)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from src.data.coco import DataError, Split, load_coco, read_json, resolve_split
+from src.data.coco import load_coco, read_json, resolve_split
+from src.data.records import DataError, Split
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from src.data.coco import DataError, load_coco, resolve_split
+from src.data.coco import load_coco, resolve_split
 from src.data.import_labels import import_labels
+from src.data.records import DataError
 from src.data.sources import resolve_classes
 
 SQUARE = [[10, 10], [30, 10], [30, 25], [10, 25]]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.data.coco import DataError
 from src.data.loader import EvalLoader, TrainLoader
 from src.data.mindrecord import ensure_mindrecord, read_index, record_files
+from src.data.records import DataError
 from src.data.transforms import fit_size
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from src.data import mindrecord
-from src.data.coco import DataError
 from src.data.loader import EvalLoader
 from src.data.mindrecord import ensure_mindrecord, read_index, record_files
+from src.data.records import DataError
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from src.data import shapes
-from src.data.coco import DataError
+from src.data.records import DataError
 from src.data.shapes import CLASSES, make_shapes
 
 

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from src.config import load_config, save_config
-from src.data.coco import DataError, load_coco, resolve_split
+from src.data.coco import load_coco, resolve_split
+from src.data.records import DataError
 from src.data.sources import resolve_classes
 
 

@@ -6,8 +6,9 @@ import pytest
 from pycocotools import mask as rle
 
 from src.config import Config
-from src.data.coco import DataError
-from src.data.transforms import crop_mask, decode_image, fit_size, prepare_image, transform_objects
+from src.data.images import decode_image
+from src.data.records import DataError
+from src.data.transforms import crop_mask, fit_size, prepare_image, transform_objects
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from src.config import ConfigError
-from src.data.coco import DataError
 from src.data.mindrecord import ensure_mindrecord, read_index
+from src.data.records import DataError
 from src.data.sources import load_split, resolve_classes
 from src.data.txt import resolve_txt
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from src.data.coco import DataError
 from src.data.mindrecord import ensure_mindrecord, read_index
+from src.data.records import DataError
 from src.data.sources import load_split, resolve_classes
 from src.data.voc import resolve_voc
 

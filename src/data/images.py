@@ -1,17 +1,33 @@
-"""Images from files that may be anything: bounded in size, told by their content, decoded as data sets are."""
+"""Image files: which there are, their sizes without decoding them, and their pixels; bounded in size."""
 
 import errno
 import io
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from src.data.coco import DataError
-from src.data.transforms import decode_image
+from src.data.records import DataError
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "image_header", "is_image", "read_bytes", "read_image", "safe_decode"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "decode_image",
+    "image_files",
+    "image_header",
+    "image_size",
+    "is_image",
+    "read_bytes",
+    "read_image",
+    "safe_decode",
+]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 MAX_PIXELS = 100_000_000  # decoded, that is 300 MB
 MAX_BYTES = 512 * 1024 * 1024
@@ -20,7 +36,45 @@ ORIENTATION = 0x0112  # EXIF tag
 # the limit is MAX_PIXELS, for which an error is raised below
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 Image.init()
+# OpenCV's own threads would compete with the loader's workers
+cv2.setNumThreads(0)
 KINDS = [k for k in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000") if k in Image.OPEN]
+
+
+def image_files(folder: Path) -> Iterator[os.DirEntry]:
+    """Images in `folder` and the folders in it, in order of their names. Raises OSError."""
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.is_dir():
+            yield from image_files(Path(entry.path))
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            yield entry
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the stored pixels, from the file's head; EXIF rotation isn't applied. Raises DataError."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow's advice on large images: only the head is read here
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.height, image.width
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise DataError(f"{path}: not an image, or damaged or too large") from None
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Image bytes (JPEG, PNG, ...) as (H, W, 3) uint8, BGR. Raises DataError for bytes that don't decode.
+
+    EXIF rotation is not applied: COCO's annotations are in the stored pixels' coordinates. Grey images get three equal
+    channels, alpha is dropped, 16-bit images are scaled down to 8.
+    """
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    if image is None:
+        raise DataError(f"{name}: not an image, or damaged; fetch it again")
+    return image
 
 
 def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int, int]:

@@ -5,26 +5,16 @@ So boxes follow by two multiplications, masks are cut from their polygons withou
 once, whatever the chain.
 """
 
-import cv2
 import numpy as np
 
 from src.config import Config
 from src.data.transforms import View, fit_size
 
-__all__ = ["draw_view", "photometric_distortion", "sample_generator"]
+__all__ = ["draw_view"]
 
 CROP_TRIES = 10
 
 Window = tuple[int, int, int, int]
-
-
-def sample_generator(seed: int, epoch: int, image_id: int) -> np.random.Generator:
-    """The generator of an image's augmentation in an epoch, whatever the batch, worker or rank that it lands in.
-
-    Philox counts (Salmon et al., 2011); the high word of its counter keeps it apart from the samplers' streams.
-    """
-    key = np.array([seed << 32 | epoch, image_id & (2**64 - 1)], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 1]))
 
 
 def draw_view(
@@ -95,38 +85,3 @@ def crop_within(window: Window, sides: tuple[int, int], boxes: np.ndarray, rando
         place = np.clip(np.round(wanted).astype(int), corner, corner + room)
     x, y = place.tolist()
     return (x, y, x + sides[0], y + sides[1])
-
-
-def photometric_distortion(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast, saturation and hue, each changed with probability 1/2, and the channels' order with 1/2.
-
-    image (H, W, 3) uint8 BGR, left as it is; returns another. The ranges are those of Liu et al. (2016,
-    arXiv:1512.02325). Contrast comes before or after the others, with equal probability. In bytes, by tables: five
-    times as fast as in floats, to a rounding of each step.
-    """
-    levels = np.arange(256, dtype=np.float32)
-    shift = random.uniform(-32, 32) if random.random() < 0.5 else 0.0
-    contrast = random.uniform(0.5, 1.5) if random.random() < 0.5 else 1.0
-    contrast_first = random.random() < 0.5
-    saturation = random.uniform(0.5, 1.5) if random.random() < 0.5 else 1.0
-    hue = random.uniform(-18, 18) if random.random() < 0.5 else 0.0
-    before = levels + shift
-    if contrast_first:
-        before *= contrast
-    image = cv2.LUT(image, to_bytes(before))
-    if saturation != 1 or hue:
-        hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-        # OpenCV's hue of bytes is in steps of two degrees, 0..179
-        tables = [(levels + round(hue / 2)) % 180, levels * saturation, levels]
-        hsv = cv2.LUT(hsv, np.stack([to_bytes(t) for t in tables], -1)[None])
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
-    if not contrast_first and contrast != 1:
-        image = cv2.LUT(image, to_bytes(levels * contrast))
-    if random.random() < 0.5:
-        image = np.ascontiguousarray(image[:, :, random.permutation(3)])
-    return image
-
-
-def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Rounded and clipped to 0..255."""
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
