@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
+from src.data.formats import resolve_classes
 from src.data.mindrecord import ensure_mindrecord, ground_truth
-from src.data.sources import resolve_classes
 from src.device import set_device
 from src.errors import run_command
 from src.evaluation.coco import evaluate, load_results, saved_results

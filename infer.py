@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
-from src.data.sources import resolve_classes
+from src.data.formats import resolve_classes
 from src.errors import UserError, run_command
 
 

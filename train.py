@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
+from src.data.formats import resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
-from src.data.sources import resolve_classes
 from src.device import set_device
 from src.errors import run_command
 from src.evaluation.inference import Evaluator

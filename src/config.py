@@ -351,8 +351,7 @@ class Config:
     )
     dataset: str = key(
         "coco",
-        "format of the data: COCO's JSON; other: rows 'image.jpg x1,y1,x2,y2,class ...' of anno_path; Pascal VOC's XML",
-        choices=("coco", "other", "voc"),
+        "format of the data: coco (JSON); other (rows 'image.jpg x1,y1,x2,y2,class ...' of anno_path); voc (XML)",
     )
     train_dataset: str = key(
         "", "training split: a COCO root, a folder with labels.json and data/, an annotation file, or a VOC folder"
@@ -379,6 +378,16 @@ class Config:
         COCO_CLASSES, "class names; the first is the background; auto: read from the data, num_classes follows"
     )
     num_classes: int = key(81, "classes with the background", low=2)
+    other_classes: str = key(
+        "stop",
+        "objects of classes that coco_classes leaves out: stop; they are background; or neither object nor background",
+        choices=("stop", "background", "ignore"),
+    )
+    exif: str = key(
+        "auto",
+        "pictures turned as their EXIF says: auto, where the annotated size is the upright one; upright; stored: never",
+        choices=("auto", "upright", "stored"),
+    )
     train_empty_images: bool = key(False, "images without objects train too")
     on_bad_image: str = key("stop", "an image or annotation that can't be used", choices=("stop", "skip"))
     max_instance_count: int = key(128, "most objects in an image", low=1)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from src.data.coco import read_json
+from src.data.formats.coco import read_json
 from src.data.images import MAX_PIXELS, is_image
 from src.errors import UserError
 from src.predictor import Detections, Prediction, Predictor

@@ -12,9 +12,9 @@ from mindspore import Tensor
 from pycocotools import mask as rle
 
 from src.config import COCO_CLASSES, Config, load_config
+from src.data.formats import resolve_classes
 from src.data.images import read_image
 from src.data.records import DataError
-from src.data.sources import resolve_classes
 from src.data.transforms import prepare_image
 from src.device import set_device
 from src.errors import UserError

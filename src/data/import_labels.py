@@ -19,8 +19,8 @@ import numpy as np
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from src.data.coco import folder_beside, read_json
-from src.data.images import image_files, image_size
+from src.data.formats.coco import folder_beside, read_json
+from src.data.images import frame_of, sorted_files
 from src.data.records import DataError
 from src.errors import run_command
 
@@ -146,7 +146,7 @@ def read_labelme(folder: Path, skip: bool) -> tuple[list, list, list[str]]:
     for i, (image, objects, source) in enumerate(read, 1):
         used.add(Path(image["file_name"]))
         entries.append(({"id": i, **image}, [{"category_id": ids[a.pop("label")], **a} for a in objects], source))
-    bare = [e.name for e in image_files(folder) if Path(e.path).relative_to(folder) not in used]
+    bare = [p.name for p in sorted_files(folder)[0] if p.relative_to(folder) not in used]
     if bare and not skipped:
         print(f"{len(bare)} images without labels are left out: {', '.join(bare[:5])}{' ...' if len(bare) > 5 else ''}")
     return entries, [{"id": i, "name": n} for n, i in ids.items()], skipped
@@ -166,7 +166,7 @@ def read_labelme_file(path: Path, root: Path) -> tuple[dict, list[dict], Path | 
         raise DataError(f"{path}: not a file of labelme's (shapes and imagePath are missing)")
     source = path.parent / str(data["imagePath"]).replace("\\", "/")
     if source.is_file():
-        height, width = image_size(source)
+        height, width, _ = frame_of(source, "stored")
         inside = source.resolve().is_relative_to(root.resolve())
         name = str(source.resolve().relative_to(root.resolve())) if inside else source.name
     else:

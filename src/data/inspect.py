@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 
 from src.config import Config, load_config, parse_overrides
+from src.data.formats import resolve_classes
 from src.data.loader import EvalLoader, TrainLoader
 from src.data.mindrecord import ensure_mindrecord, read_index, record_files
 from src.data.records import DataError
-from src.data.sources import resolve_classes
 from src.errors import run_command
 from src.visualize import draw_ground_truth
 

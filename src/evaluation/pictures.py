@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from src.data.coco import check_segmentation
+from src.data.segmentations import normal_segmentation
 from src.errors import UserError, run_command
 from src.evaluation.coco import load_results, read_annotations
 from src.visualize import draw_records, plot_loss_curve, side_by_side
@@ -81,7 +81,7 @@ def check_record(record: dict, height: int, width: int, where: str) -> None:
         raise UserError(f"{where}: category_id {record['category_id']!r} isn't an integer")
     # a detector without masks leaves it out
     if record.get("segmentation"):
-        check_segmentation(record["segmentation"], height, width, where)
+        normal_segmentation(record["segmentation"], height, width, where)
 
 
 def main() -> int:
