@@ -17,6 +17,7 @@ from src.models.build import build_detector, build_loss
 from src.training.checkpoints import load_backbone, load_detector
 from src.training.distributed import join_group, use_local_device
 from src.training.loop import Trainer
+from src.training.lr_schedule import describe_rates
 from src.training.resume import has_checkpoint, run_folder
 
 
@@ -45,12 +46,27 @@ def main() -> int:
         return train(in_folder(config, folder) if folder else config, folder is not None)
 
 
+def announce(config: Config, loader: TrainLoader, trainer: Trainer) -> None:
+    """What a run is going to do, and what it is going to leave out."""
+    if loader.left_out:
+        print(f"{loader.left_out} images without objects don't train (train_empty_images: true trains on them)")
+    for line in loader.never_trained():
+        print(line)
+    print(describe_rates(config, trainer.rates, len(loader), trainer.group.size))
+    print(
+        f"training {config.detector}: {len(loader)} steps an epoch, {config.epoch_size} epochs -> {config.output_dir}"
+    )
+
+
 def train(config: Config, resume: bool) -> int:
     """Trains as the config says; returns the exit status."""
     config = resolve_classes(use_local_device(config), training=True)
     set_device(config)
     group = join_group(config)
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True), group.rank, group.size)
+    if config.run_eval:
+        # what is wrong with the truth is told before anything is computed
+        ensure_mindrecord(config, "val", training=False)
     detector = build_detector(config)
     if not (resume and has_checkpoint(config)):
         if config.backbone.pretrained:
@@ -62,9 +78,8 @@ def train(config: Config, resume: bool) -> int:
     evaluator = Evaluator(config, detector, group) if config.run_eval else None
     loss = build_loss(config, detector, group.size)
     trainer = Trainer(config, loss, loader, evaluator and evaluator.after_epoch, group, resume)
-    print(
-        f"training {config.detector}: {len(loader)} steps an epoch, {config.epoch_size} epochs -> {config.output_dir}"
-    )
+    if group.is_first:
+        announce(config, loader, trainer)
     return trainer.run()
 
 

@@ -406,6 +406,25 @@ class Config:
 
     img_width: int = key(1280, "canvas width", low=64)
     img_height: int = key(768, "canvas height", low=64)
+    resize: str = key(
+        "canvas",
+        "pictures fill the canvas as far as they fit; or have short_side whatever their orientation, and upright ones"
+        " the canvas turned",
+        choices=("canvas", "short_side"),
+    )
+    short_side: int = key(800, "resize: short_side: pixels of a picture's shorter side", low=1)
+    long_side: int = key(1333, "resize: short_side: most pixels of its longer side", low=1)
+    resize_rounding: str = key(
+        "nearest",
+        "whole pixels of resized sides: nearest (Detectron2, mmdetection); floor (torchvision); short_first: the long"
+        " side, down, of the rounded short one (maskrcnn-benchmark)",
+        choices=("nearest", "floor", "short_first"),
+    )
+    resize_filter: str = key(
+        "bilinear",
+        "resizing between the nearest pixels, or over all that a smaller one covers (antialias: Pillow, so Detectron2)",
+        choices=("bilinear", "antialias"),
+    )
     keep_ratio: bool = key(True, "resize keeps the image's proportions, and pads")
     img_mean: list[float] = key([123.675, 116.28, 103.53], "mean of each channel, subtracted")
     img_std: list[float] = key([58.395, 57.12, 57.375], "standard deviation of each channel", low=1e-9)
@@ -453,6 +472,11 @@ class Config:
     def needs_masks(self) -> bool:
         """Whether training reads the objects' masks: to learn them, or to cut objects out."""
         return self.with_mask or self.aug_prob > 0
+
+    @property
+    def turns_canvas(self) -> bool:
+        """Whether upright pictures have the canvas turned; a square one has no other side."""
+        return self.resize == "short_side" and self.img_height != self.img_width
 
     @property
     def is_cascade(self) -> bool:

@@ -206,8 +206,10 @@ class TrainLoader:
 
     The order of an epoch is a permutation drawn from (seed, epoch), the flip of an image from (seed, epoch, row), what
     else changes it from (seed, epoch, image id): the same whatever the number of workers and wherever training starts.
-    With several ranks each takes every `ranks`-th image of the same permutation. Images without objects are left out
-    unless config.train_empty_images.
+    With several ranks each takes every `ranks`-th image of the same permutation. Where upright pictures have a canvas
+    of their own, the images of a step, of all ranks, have one orientation: the permutation's images of each orientation
+    fill steps in their order, and a step comes when its last image does. Images without objects are left out unless
+    config.train_empty_images.
 
     `epoch(e, start_step)` yields dicts of arrays, B = batch_size:
         image (B, 3, H, W) float32; image_size (B, 2) float32, (height, width) of the picture on the canvas;
@@ -222,6 +224,8 @@ class TrainLoader:
         self.rows = np.arange(len(objects)) if config.train_empty_images else np.flatnonzero(objects > 0)
         self.left_out = len(objects) - len(self.rows)
         self.maker = BatchMaker(config)
+        self.upright = upright_rows(index, config)
+        self.faulty: set[int] = set()
         if len(self) == 0:
             raise DataError(
                 f"{index['source']}: {len(self.rows)} images with objects, fewer than one batch of"
@@ -229,7 +233,21 @@ class TrainLoader:
             )
 
     def __len__(self) -> int:
-        return len(self.rows) // (self.config.batch_size * self.ranks)
+        return sum(len(rows) // (self.config.batch_size * self.ranks) for rows in self.groups().values())
+
+    def groups(self) -> dict[str, np.ndarray]:
+        """The rows that may stand in one batch."""
+        upright = self.upright[self.rows]
+        return {"landscape": self.rows[~upright], "upright": self.rows[upright]}
+
+    def never_trained(self) -> list[str]:
+        """A line for each group of images that is too small for a batch."""
+        size = self.config.batch_size * self.ranks
+        return [
+            f"{len(rows)} {name} images never train: fewer than a batch of {size} of their orientation"
+            for name, rows in self.groups().items()
+            if 0 < len(rows) < size
+        ]
 
     def epoch_rows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """This rank's rows of `epoch`, in order, and their flips."""
@@ -238,7 +256,8 @@ class TrainLoader:
         order = random.permutation(self.rows)
         # one draw for each row of the data set, so that an image's flip doesn't depend on its place
         flips = random.random(int(self.rows.max()) + 1) < self.config.flip_ratio
-        mine = order[: len(self) * self.config.batch_size * self.ranks][self.rank :: self.ranks]
+        order = grouped(order, self.upright[order], self.config.batch_size * self.ranks)
+        mine = order[self.rank :: self.ranks]
         return mine, flips[mine]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
@@ -253,30 +272,51 @@ class TrainLoader:
     def usable_samples(self, epoch: int, start: int) -> Iterator[Sample]:
         """Samples for this rank's places of `epoch` from `start` on.
 
-        A faulty image's place goes to the next usable one, past the end to the epoch's first: so the epoch keeps its
-        length, and what a place holds doesn't depend on `start`.
+        A faulty image's place goes to the next usable one of its orientation, past the end to the epoch's first: so the
+        epoch keeps its length, and what a place holds doesn't depend on `start`.
         """
         order, flips = self.epoch_rows(epoch)
-        left, waiting = len(order) - start, 0
-        # the second round is read only where the epoch's last images are faulty
-        for part in (slice(start, None), slice(None)):
-            if not left:
-                return
-            for sample in samples(self.folder, order[part], flips[part], self.config, True, epoch):
-                waiting += 1
-                if not self.maker.usable(sample):
-                    continue
-                filled = min(waiting, left)
-                yield from [sample] * filled
-                left, waiting = left - filled, 0
-                if not left:
-                    return
-        if left:
-            raise DataError(f"{self.folder}: no usable image in epoch {epoch}; {self.maker.skipped[-1]}")
+        found = samples(self.folder, order[start:], flips[start:], self.config, True, epoch)
+        for place, sample in enumerate(found, start):
+            if self.maker.usable(sample):
+                yield sample
+            else:
+                self.faulty.add(int(order[place]))
+                yield self.replacement(order, flips, place, epoch)
+
+    def replacement(self, order: np.ndarray, flips: np.ndarray, place: int, epoch: int) -> Sample:
+        """The usable sample that takes a faulty one's place. Raises DataError where there is none."""
+        for i in np.roll(np.arange(len(order)), -place)[1:]:
+            alike = self.upright[order[i]] == self.upright[order[place]]
+            if not alike or int(order[i]) in self.faulty:
+                continue
+            for sample in samples(self.folder, order[i : i + 1], flips[i : i + 1], self.config, True, epoch):
+                if self.maker.usable(sample):
+                    return sample
+                self.faulty.add(int(order[i]))
+        raise DataError(f"{self.folder}: no usable image in epoch {epoch}; {self.maker.skipped[-1]}")
+
+
+def upright_rows(index: dict, config: Config) -> np.ndarray:
+    """(N,) bool: rows whose pictures have the canvas turned."""
+    sizes = np.array(index["sizes"]).reshape(-1, 2)
+    return (sizes[:, 0] > sizes[:, 1]) & config.turns_canvas
+
+
+def grouped(order: np.ndarray, upright: np.ndarray, size: int) -> np.ndarray:
+    """`order` in groups of `size` rows of one orientation each, by the place of a group's last; incomplete ones go."""
+    ends, groups = [], []
+    for kind in (False, True):
+        places = np.flatnonzero(upright == kind)
+        whole = places[: len(places) // size * size].reshape(-1, size)
+        ends.append(whole[:, -1])
+        groups.append(order[whole])
+    return np.concatenate(groups)[np.argsort(np.concatenate(ends))].ravel()
 
 
 class EvalLoader:
-    """Every image of a split once, in the data set's order; with several ranks, each every `ranks`-th.
+    """Every image of a split once, in the data set's order, but upright ones last where they have a canvas of their
+    own; with several ranks, each every `ranks`-th.
 
     Iterating yields dicts of arrays, B = test_batch_size: image and image_size as TrainLoader's; original_size (B, 2)
     int32, (height, width) of the image file; scale (B, 2) float32, canvas = original * scale, (y, x); image_id (B,)
@@ -286,14 +326,19 @@ class EvalLoader:
     def __init__(self, config: Config, folder: Path, rank: int = 0, ranks: int = 1):
         self.config, self.folder = config, Path(folder)
         self.index = read_index(self.folder)
-        self.rows = np.arange(len(self.index["image_ids"]))[rank::ranks]
+        upright = upright_rows(self.index, config)
+        self.groups = [np.flatnonzero(upright == kind)[rank::ranks] for kind in (False, True)]
         self.maker = BatchMaker(config)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.config.test_batch_size)
+        return sum(-(-len(rows) // self.config.test_batch_size) for rows in self.groups)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        order = self.rows
+        for order in self.groups:
+            yield from self.batches(order)
+
+    def batches(self, order: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of rows of one orientation."""
         flips = np.zeros(len(order), bool)
         pending = []
         for sample in samples(self.folder, order, flips, self.config, training=False):

@@ -48,9 +48,10 @@ def record_crc(image: bytes, annotation: bytes) -> int:
 def read_index(folder: Path) -> dict:
     """index.json of a converted split.
 
-    `image_ids`, `objects` and `crowds` a row; `skipped`: why images were left out; `notes`; `category_ids` of labels;
-    `annotations`: the path of its truth, `source`: of the annotations it was made from; `with_masks`: objects have
-    masks; `settings`, `opened` and `listed`: what it depends on, `fingerprint` of all that. Raises DataError.
+    `image_ids`, `objects`, `crowds` and `sizes` (height, width) a row; `skipped`: why images were left out; `notes`;
+    `category_ids` of labels; `annotations`: the path of its truth, `source`: of the annotations it was made from;
+    `with_masks`: objects have masks; `settings`, `opened` and `listed`: what it depends on, `fingerprint` of all that.
+    Raises DataError.
     """
     try:
         return dict(json.loads((folder / "index.json").read_text()))
@@ -284,7 +285,7 @@ def write_records(records: list[ImageRecord], skipped: list[str], folder: Path, 
     writer = FileWriter(str(folder / "data.mindrecord"), shard_num=config.mindrecord_shards)
     writer.add_schema(SCHEMA, "detection")
     skipped = list(skipped)
-    objects, crowds, pending = {}, {}, []
+    objects, crowds, sizes, pending = {}, {}, {}, []
     bar = tqdm(zip(records, rows_of(records, config), strict=True), total=len(records), unit="img", desc="converting")
     for record, row in bar:
         if row is None:
@@ -292,6 +293,7 @@ def write_records(records: list[ImageRecord], skipped: list[str], folder: Path, 
             continue
         crowd = sum(i.crowd for i in record.instances)
         objects[record.image_id], crowds[record.image_id] = len(record.instances) - crowd, crowd
+        sizes[record.image_id] = [record.height, record.width]
         pending.append(row)
         if len(pending) == CHUNK:
             writer.write_raw_data(pending)
@@ -308,6 +310,7 @@ def write_records(records: list[ImageRecord], skipped: list[str], folder: Path, 
         "image_ids": ids,
         "objects": [objects[i] for i in ids],
         "crowds": [crowds[i] for i in ids],
+        "sizes": [sizes[i] for i in ids],
         "skipped": skipped,
         "notes": [],
     }
