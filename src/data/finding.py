@@ -57,7 +57,7 @@ class ImageFinder:
         for ending in endings(name):
             for folder in self.folders:
                 path = folder / ending
-                if path.is_file():
+                if os.path.isfile(path):
                     self.loose.add(path)
                     return path
         wanted = plain_name(name)
@@ -80,7 +80,7 @@ class ImageFinder:
             for folder, _, files in os.walk(self.folders[0], followlinks=True):
                 for file in files:
                     path = Path(folder, file)
-                    if path.is_file():
+                    if os.path.isfile(path):
                         self._by_name.setdefault(plain_name(file), []).append(path)
         return self._by_name
 

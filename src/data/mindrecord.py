@@ -75,12 +75,12 @@ def settings_digest(where: Split, config: Config, training: bool) -> str:
     return digest.hexdigest()
 
 
-def ensure_mindrecord(config: Config, split: str, training: bool) -> Path:
+def ensure_mindrecord(config: Config, split: str, training: bool, quiet: bool = False) -> Path:
     """The folder of the converted `split` ("train", "val", "test" or a file), converting it if there is none that fits.
 
     training: it is learnt from, so that objects need masks where the detector has them and may not be more than
-    max_instance_count. The conversion is written beside and renamed, so a folder of that name is whole. Of several
-    processes that ask at once one converts, the others wait. Raises DataError.
+    max_instance_count. quiet: what was left out isn't printed. The conversion is written beside and renamed, so a
+    folder of that name is whole. Of several processes that ask at once one converts, the others wait. Raises DataError.
     """
     where = find_split(config, split)
     settings = settings_digest(where, config, training)
@@ -92,8 +92,8 @@ def ensure_mindrecord(config: Config, split: str, training: bool) -> Path:
             # another process may have converted it meanwhile
             if not is_current(folder, settings):
                 convert(read_split(config, split, where, training), folder, settings, config)
-    index = read_index(folder)
-    report_notes(index)
+    if not quiet:
+        report_notes(read_index(folder))
     return folder
 
 
@@ -261,6 +261,7 @@ def set_orientation(record: ImageRecord, image: bytes, config: Config) -> None:
     """
     stored = decode_check(image, str(record.path))
     _, _, _, orientation = image_header(image, str(record.path))
+    record.exif = orientation
     annotated = (record.height, record.width)
     if record.orientation is None:
         record.orientation = orientation_for(config.exif, stored, orientation, annotated)
@@ -312,8 +313,23 @@ def write_records(records: list[ImageRecord], skipped: list[str], folder: Path, 
         "crowds": [crowds[i] for i in ids],
         "sizes": [sizes[i] for i in ids],
         "skipped": skipped,
-        "notes": [],
+        "notes": turned_notes(records, config),
     }
+
+
+def turned_notes(records: list[ImageRecord], config: Config) -> list[str]:
+    """What became of pictures that their EXIF says to turn."""
+    turned = [r for r in records if r.exif != 1 and r.orientation == r.exif]
+    stored = [r for r in records if r.exif != 1 and r.orientation != r.exif]
+    notes = []
+    if turned:
+        notes.append(f"{len(turned)} pictures are turned upright, as their EXIF says and their annotations are")
+    if stored:
+        notes.append(
+            f"{len(stored)} pictures that their EXIF says to turn are used as stored (exif: {config.exif}), such as"
+            f" {stored[0].path.name}"
+        )
+    return notes
 
 
 def reading_order(folder: Path) -> list[int]:
