@@ -101,7 +101,7 @@ class BoxCoder:
     wh_ratio_clip: float = key(0.016, "dw and dh are clamped to at most |ln(wh_ratio_clip)|", low=1e-9, high=1)
     delta_clamp: str = key(
         "upper",
-        "dw and dh are clamped from above alone, or to -|ln(wh_ratio_clip)| from below too (mmdetection, MindSpore's zoo)",
+        "dw and dh are clamped from above alone; or to -|ln(wh_ratio_clip)| too (mmdetection, MindSpore's zoo)",
         choices=("upper", "both"),
     )
 

@@ -17,7 +17,7 @@ MAX_LEVELS = 5
 # The builtin adaptive version holds at most this many floats of one intermediate at a time (64 MiB).
 _CHUNK_FLOATS = 1 << 24
 
-# What ``ops.ROIAlign`` is given coordinates in, parts of a pixel: float16, where it computes so, still holds 2047 pixels.
+# Parts of a pixel that ``ops.ROIAlign`` is given coordinates in. float16, where it computes so, holds 2047 pixels.
 _UNIT = 32.0
 
 
