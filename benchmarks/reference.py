@@ -35,6 +35,7 @@ MAPS = 1e-4  # float32 sums in another order: some 1e-6 measured; 1e-4 still tel
 BOX, SCORE = 0.05, 1e-4  # pixels; probability
 MATCHED = 0.99  # a pair at a threshold may fall either way in float32
 PASTED = 0.98  # IoU of a bitmap: a pixel whose probability is the threshold may fall either way, a few an outline
+PIXELS = 1  # and of a bitmap of less than 50 pixels that one alone is more than PASTED allows
 MASK_LOSS = 1e-2  # targets are cut from 112 x 112 crops, not from the image's bitmap
 GRAD, MASK_GRAD = 1e-2, 5e-2  # relative norms; the mask branch inherits the crops' difference
 LOSSES = {
@@ -320,11 +321,13 @@ def compare_detections(
 
 
 def worst_iou(masks: np.ndarray, boxes: np.ndarray, pairs: np.ndarray, want: np.ndarray) -> float:
-    """Least IoU of pasted masks with the bitmaps (K, H, W) that they are paired with."""
+    """Least IoU of pasted masks with the bitmaps (K, H, W) that they are paired with, of those that differ in more than
+    PIXELS pixels; 1 where none does.
+    """
     encoded = paste_masks(masks[pairs[:, 0]], boxes[pairs[:, 0]], *want.shape[1:], convention="grid")
     ours = np.stack([rle.decode(r) for r in encoded])
-    union = (ours | want).sum((1, 2))
-    return float(((ours & want).sum((1, 2)) / np.maximum(union, 1))[union > 0].min())
+    differ, union = (ours != want).sum((1, 2)), (ours | want).sum((1, 2))
+    return float((1 - differ / np.maximum(union, 1))[differ > PIXELS].min(initial=1.0))
 
 
 def compare_training(

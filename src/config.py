@@ -99,6 +99,11 @@ class BoxCoder:
     target_means: list[float] = key([0.0, 0.0, 0.0, 0.0], "subtracted from dx, dy, dw, dh")
     target_stds: list[float] = key([1.0, 1.0, 1.0, 1.0], "dx, dy, dw, dh are divided by these", low=1e-9)
     wh_ratio_clip: float = key(0.016, "dw and dh are clamped to at most |ln(wh_ratio_clip)|", low=1e-9, high=1)
+    delta_clamp: str = key(
+        "upper",
+        "dw and dh are clamped from above alone; or to -|ln(wh_ratio_clip)| too (mmdetection, MindSpore's zoo)",
+        choices=("upper", "both"),
+    )
 
 
 @dataclass
@@ -123,6 +128,9 @@ class AnchorGenerator:
         "older anchors, centred on the cell: caffe2 (also maskrcnn-benchmark), mmdet1 (also MindSpore's model zoo)",
         choices=("", "caffe2", "mmdet1"),
     )
+    grid_strides: bool = key(
+        False, "anchors lie canvas side // map side apart, as torchvision's: 61, not 64, for 13 rows on a side of 800"
+    )
 
 
 @dataclass
@@ -132,6 +140,17 @@ class Rpn:
     bbox_coder: BoxCoder = group(BoxCoder, "box coder of the RPN")
     loss_cls: ClassLoss = group(ClassLoss, "objectness loss (binary cross entropy)")
     loss_bbox: BoxLoss = group(BoxLoss, "box loss (smooth L1)")
+    loss_normaliser: str = key(
+        "sampled",
+        "both losses are divided by the sampled anchors; these, but at least one positive and one negative an image"
+        " (mmdet); or train_cfg.rpn.sampler.num an image (Detectron2, MindSpore's zoo)",
+        choices=("sampled", "mmdet", "num"),
+    )
+    nms_scores: str = key(
+        "probabilities",
+        "what NMS ranks proposals by; probabilities of logits beyond 17 are all 1; logits: Detectron2",
+        choices=("probabilities", "logits"),
+    )
     anchor_generator: AnchorGenerator = group(AnchorGenerator, "anchors")
 
 
@@ -192,8 +211,16 @@ class Roi:
 class Assigner:
     pos_iou_thr: float = key(0.5, "a box of at least this IoU with an object is positive", low=0, high=1)
     neg_iou_thr: float = key(0.5, "a box below this IoU with every object is negative", low=0, high=1)
-    min_pos_iou: float = key(0.0, "least IoU of a low-quality match", low=0, high=1)
+    min_pos_iou: float = key(
+        0.0, "least IoU of a low-quality match with the object whose best box it is", low=0, high=1
+    )
     match_low_quality: bool = key(False, "each object's best boxes are positive too, whatever their IoU")
+    matcher: str = key(
+        "torchvision",
+        "a low-quality match trains on the box's own best object (torchvision, Detectron2), or on the last one whose"
+        " best it is, and ground truth that joins the proposals isn't matched (mmdet, also MindSpore's zoo)",
+        choices=("torchvision", "mmdet"),
+    )
     ignore_iof_thr: float = key(0.5, "negatives with this share of their area in a crowd region are ignored", low=0)
 
 
@@ -232,6 +259,19 @@ class RcnnTrain:
     sampler: Sampler = group(Sampler, "sampler of proposals", add_gt_as_proposals=True)
     mask_buckets: int = key(4, "sizes that the mask head is compiled for: all positives, half, a quarter, ...", low=1)
     mask_size: int = key(28, "side of the mask targets and of the mask head's output", low=2)
+    mask_targets: str = key(
+        "soft",
+        "a target's cell is the share of it that the object covers, or 1 from one half on, else 0 (Detectron2,"
+        " mmdetection, maskrcnn-benchmark, MindSpore's zoo)",
+        choices=("soft", "binary"),
+    )
+    mask_target_box: str = key(
+        "auto",
+        "what of the mask is the target: half a pixel beside the box (torchvision), the box (Detectron2, mmdetection),"
+        " the box up to its last pixel (maskrcnn-benchmark), in whole pixels (MindSpore's zoo); auto: box where"
+        " mask_roi is aligned, else shifted",
+        choices=("auto", "shifted", "box", "last_pixel", "whole_pixels"),
+    )
 
 
 @dataclass
@@ -249,6 +289,12 @@ class RcnnTest:
     nms_pre: int = key(4096, "(box, class) candidates above score_thr that enter NMS, best first", low=1)
     min_bbox_size: float = key(1e-2, "detections with a smaller side are dropped (pixels)", low=0)
     mask_thr_binary: float = key(0.5, "mask threshold", low=0, high=1)
+    mask_paste: str = key(
+        "auto",
+        "how masks are drawn into the image: torchvision (also maskrcnn-benchmark), grid (Detectron2, mmdetection);"
+        " auto: grid where mask_roi is aligned",
+        choices=("auto", "torchvision", "grid"),
+    )
 
 
 @dataclass
@@ -469,6 +515,18 @@ class Config:
         return self.detector in ("mask_rcnn", "cascade_mask_rcnn")
 
     @property
+    def mask_paste(self) -> str:
+        """test_cfg.rcnn.mask_paste, decided."""
+        chosen = self.test_cfg.rcnn.mask_paste
+        return ("grid" if self.mask_roi.roi_layer.aligned else "torchvision") if chosen == "auto" else chosen
+
+    @property
+    def mask_target_box(self) -> str:
+        """train_cfg.rcnn.mask_target_box, decided."""
+        chosen = self.train_cfg.rcnn.mask_target_box
+        return ("box" if self.mask_roi.roi_layer.aligned else "shifted") if chosen == "auto" else chosen
+
+    @property
     def needs_masks(self) -> bool:
         """Whether training reads the objects' masks: to learn them, or to cut objects out."""
         return self.with_mask or self.aug_prob > 0
@@ -656,10 +714,11 @@ def _check_together(c: Config, source: str) -> None:
     for name, coder in (("rpn", c.rpn.bbox_coder), ("bbox_head", c.bbox_head.bbox_coder)):
         for part in ("target_means", "target_stds"):
             demand(len(getattr(coder, part)) == 4, f"{name}.bbox_coder.{part} needs 4 values")
-    last = strides[-1]
+    # levels past the backbone's subsample, and round up
+    last = strides[len(fpn.in_channels) - 1]
     demand(
         c.img_width % last == 0 and c.img_height % last == 0,
-        f"img_width and img_height must be multiples of the last stride, {last}",
+        f"img_width and img_height must be multiples of the backbone's last stride, {last}",
     )
     stages = len(c.cascade.pos_iou_thr)
     for name in ("target_stds", "loss_weights"):

@@ -44,7 +44,8 @@ std::unique_ptr<Detector> MakeDetector(const Sidecar &sidecar, const Device &dev
 // One level of the RPN's outputs for one image.
 struct RpnLevel {
   const float *logits, *deltas;  // (A, height, width), (4 A, height, width)
-  int64_t height, width, stride;
+  int64_t height, width;
+  int64_t down, across;  // pixels between anchors
   const std::vector<Box> *base_anchors;
 };
 
@@ -56,7 +57,7 @@ struct Bounds {
 
 // src/models/proposals.py
 std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,
-                               const Bounds &bounds);
+                               bool nms_by_logits, const Bounds &bounds);
 
 // src/models/bbox_head.py's Detections. scores: (N, classes) probabilities; deltas: (N, 4 classes) or (N, 4). Boxes in
 // canvas pixels.

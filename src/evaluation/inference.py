@@ -15,6 +15,7 @@ from src.data.loader import EvalLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.evaluation.coco import Summary, coco_results, evaluate, save_results
 from src.models.two_stage import TwoStageDetector
+from src.training.checkpoints import CheckpointError, not_finite
 from src.training.distributed import Group
 
 __all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "report"]
@@ -114,7 +115,7 @@ def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, ca
         batch["scale"][i],
         categories,
         config.test_cfg.rcnn.mask_thr_binary,
-        "grid" if config.mask_roi.roi_layer.aligned else "torchvision",
+        config.mask_paste,
     )
 
 
@@ -133,8 +134,15 @@ class Evaluator:
     def run(self, results_path: Path) -> Summary | None:
         """Detects, saves the results, prints both tables and the classes', and returns the numbers.
 
-        On rank 0; the others, which do their share of detecting, return None.
+        On rank 0; the others, which do their share of detecting, return None. Raises CheckpointError where weights
+        aren't finite: they detect nothing, which would pass for an AP of 0.
         """
+        broken = not_finite({p.name: p.asnumpy() for p in self.detector.get_parameters()})
+        if broken:
+            raise CheckpointError(
+                f"the training diverged: {broken[0]} and {len(broken) - 1} more parameters hold NaN or infinity; train"
+                " again from an earlier checkpoint, with a lower lr or a longer warmup_step"
+            )
         self.timing = Timing()
         mine = detect_split(self.config, self.detector, self.loader, self.timing, quiet=not self.group.is_first)
         shares = self.group.gather(mine)

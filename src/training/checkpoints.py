@@ -21,6 +21,7 @@ __all__ = [
     "load_backbone",
     "load_checkpoint",
     "load_detector",
+    "not_finite",
     "position_of",
     "save_checkpoint",
 ]
@@ -146,14 +147,26 @@ def _is_of_classes(name: str, shape: tuple[int, ...]) -> bool:
     return parts[-2] in ("cls", "logits") or (parts[-2] == "reg" and shape[0] != 4)
 
 
+def not_finite(params: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the parameters that hold NaN or infinity."""
+    return [n for n, v in params.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+
+
 def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -> list[str]:
     """Loads a whole checkpoint. With `finetune`, the layers that have an output a class, and parameters of another
     shape, keep their random values: equally many classes aren't the same classes.
 
-    Returns the names left random. Raises CheckpointError for a checkpoint of another model, naming what differs.
+    Returns the names left random. Raises CheckpointError for a checkpoint of another model, naming what differs, and
+    for one with numbers that aren't finite.
     """
     path = Path(path)
     params = load_checkpoint(path)
+    broken = not_finite(params)
+    if broken:
+        raise CheckpointError(
+            f"{path}: holds NaN or infinity (in {_some(broken)}): its training diverged; use an earlier checkpoint, and"
+            " train with a lower lr or a longer warmup_step"
+        )
     missing, extra, differ = _compare(detector, params, path)
     if finetune:
         own = {p.name: tuple(p.shape) for p in detector.get_parameters()}
