@@ -72,7 +72,8 @@ class FirstStage(nn.Cell):
         d = self.detector
         features = d.neck(d.backbone(image))
         logits, deltas = d.rpn(features)
-        proposals, _, valid = d.proposals(logits, deltas, d.anchors, d.anchor_valid(image_size), image_size)
+        anchors, _, inside = d.grid(image, image_size)
+        proposals, _, valid = d.proposals(logits, deltas, anchors, inside, image_size)
         return features, proposals, valid
 
 
@@ -87,7 +88,8 @@ class Stages(nn.Cell):
         d = self.detector
         features = d.neck(d.backbone(image))
         logits, deltas = d.rpn(features)
-        proposals, _, valid = d.proposals(logits, deltas, d.anchors, d.anchor_valid(image_size), image_size)
+        anchors, _, inside = d.grid(image, image_size)
+        proposals, _, valid = d.proposals(logits, deltas, anchors, inside, image_size)
         given = ops.ones(rois.shape[:2], ms.bool_)
         box_features = d.roi_extractor(features, rois, given)
         cls, reg = d.bbox_head(box_features)
@@ -106,16 +108,8 @@ class GivenProposals(nn.Cell):
     def construct(self, image, image_size, rois, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rpn_keys, rcnn_keys):
         d = self.loss.detector
         features = d.neck(d.backbone(image))
-        rpn = self.loss.rpn_loss(
-            features,
-            d.anchors,
-            d.anchor_corners,
-            d.anchor_valid(image_size),
-            gt_boxes,
-            gt_valid,
-            ignore,
-            rpn_keys,
-        )
+        anchors, corners, inside = d.grid(image, image_size)
+        rpn = self.loss.rpn_loss(features, anchors, corners, inside, gt_boxes, gt_valid, ignore, rpn_keys)
         given = ops.ones(rois.shape[:2], ms.bool_)
         rcnn = self.loss.second_stage(
             features, image_size, rois, given, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rcnn_keys

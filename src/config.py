@@ -720,6 +720,10 @@ def _check_together(c: Config, source: str) -> None:
         c.img_width % last == 0 and c.img_height % last == 0,
         f"img_width and img_height must be multiples of the backbone's last stride, {last}",
     )
+    demand(
+        c.resize == "canvas" or c.img_width >= c.img_height,
+        f"resize: {c.resize} turns the canvas for upright pictures; give it lying: img_width at least img_height",
+    )
     stages = len(c.cascade.pos_iou_thr)
     for name in ("target_stds", "loss_weights"):
         got = len(getattr(c.cascade, name))

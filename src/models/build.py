@@ -92,11 +92,10 @@ def _sampler(assigner, sampler, builtin_ops: bool = False, **changes) -> Assigne
     )
 
 
-def _anchors(config: Config):
-    a = config.rpn.anchor_generator
-    return make_anchors(
-        config.img_height, config.img_width, a.strides, a.scales, a.ratios, a.rounded, a.legacy, a.grid_strides
-    )
+def _anchors(config: Config, turned: bool = False):
+    a, canvas = config.rpn.anchor_generator, (config.img_height, config.img_width)
+    height, width = canvas[::-1] if turned else canvas
+    return make_anchors(height, width, a.strides, a.scales, a.ratios, a.rounded, a.legacy, a.grid_strides)
 
 
 def _bbox_head(config: Config) -> BBoxHead:
@@ -145,6 +144,7 @@ def _detector(config: Config, builtin_ops: bool) -> TwoStageDetector:
         "rpn": RPNHead(
             rpn.in_channels, rpn.feat_channels, len(rpn.anchor_generator.scales) * len(rpn.anchor_generator.ratios)
         ),
+        "turned": tuple(Tensor(a) for a in _anchors(config, True)[:2]) if config.turns_canvas else None,
         "anchors": Tensor(anchors),
         "anchor_corners": Tensor(corners),
         "proposals": _proposals(config, config.test_cfg.rpn, counts, builtin_ops),
@@ -197,6 +197,7 @@ def build_loss(config: Config, detector: TwoStageDetector, ranks: int = 1) -> Tw
                 config.img_height,
                 config.img_width,
                 rpn.anchor_generator.grid_strides,
+                config.turns_canvas,
             ),
             _sampler(train.rpn.assigner, train.rpn.sampler),
             _coder(rpn.bbox_coder),

@@ -51,7 +51,8 @@ class SampledRPN(nn.Cell):
     proposals, and each sampled anchor's 3x3 neighbourhood is cut out and the head applied to it as matrix products.
     RoIAlign with one sample a bin, on a RoI of three cells, reads whole cells and knows the way back.
 
-    Inputs: features, a tuple of L maps (B, C, H_l, W_l); index (B, S) int32 into the anchors; corners (N, 2) float32,
+    height, width: of the canvas; turns: maps may be those of the canvas turned. Inputs: features, a tuple of L maps
+    (B, C, H_l, W_l); index (B, S) int32 into the anchors; corners (N, 2) float32,
     each anchor's cell's corner (x, y) in canvas pixels. Outputs: logits (B, S), deltas (B, S, 4).
     """
 
@@ -63,15 +64,18 @@ class SampledRPN(nn.Cell):
         height: int,
         width: int,
         grid_strides: bool = False,
+        turns: bool = False,
     ):
         super().__init__(auto_prefix=False)
-        self.head = head
+        self.head, self.turns = head, turns
         self.num_anchors = head.cls.out_channels
         self.ends = np.cumsum(counts)[:-1].tolist()
         self.strides = Tensor(np.asarray(strides, np.float32))
         # x before y: cells of each map, and pixels between its anchors
-        self.sizes = Tensor(np.array([map_size(height, width, s)[::-1] for s in strides], np.float32))
-        self.steps = Tensor(np.array([cell_steps(height, width, s, grid_strides)[::-1] for s in strides], np.float32))
+        sizes = np.array([map_size(height, width, s)[::-1] for s in strides], np.float32)
+        steps = np.array([cell_steps(height, width, s, grid_strides)[::-1] for s in strides], np.float32)
+        self.sizes, self.steps = Tensor(sizes), Tensor(steps)
+        self.turned_sizes, self.turned_steps = Tensor(sizes[:, ::-1].copy()), Tensor(steps[:, ::-1].copy())
         self.cut = MultiScaleRoIAlign(3, 1, True, tuple(strides))
         self.offsets = Tensor(np.array([-1, 0, 1], np.float32))
         self.reach = Tensor(np.array([-1, -1, 2, 2], np.float32))
@@ -94,14 +98,17 @@ class SampledRPN(nn.Cell):
 
     def neighbourhood(self, features: tuple, flat: Tensor, level: Tensor, corners: Tensor, b: int) -> Tensor:
         """(B * S, C, 3, 3) cells around each anchor's, zero outside its map."""
-        cell = ops.gather(corners, flat, 0) / ops.gather(self.steps, level, 0)
+        sizes, steps = self.sizes, self.steps
+        if self.turns and features[0].shape[2] > features[0].shape[3]:
+            sizes, steps = self.turned_sizes, self.turned_steps
+        cell = ops.gather(corners, flat, 0) / ops.gather(steps, level, 0)
         stride = ops.gather(self.strides, level, 0).expand_dims(1)
         boxes = (ops.tile(cell, (1, 2)) + self.reach) * stride
         image = ops.arange(b).astype(boxes.dtype).reshape(b, 1).broadcast_to((b, flat.shape[0] // b)).reshape(-1, 1)
         cells = self.cut(features, ops.stop_gradient(ops.concat((image, boxes), 1)), level)
         # RoIAlign repeats a map's edge; the convolution that this stands for pads with zeros
         place = cell.expand_dims(2) + self.offsets
-        size = ops.gather(self.sizes, level, 0).expand_dims(2)
+        size = ops.gather(sizes, level, 0).expand_dims(2)
         inside = ops.logical_and(place >= 0, place < size).astype(cells.dtype)
         mask = inside[:, 1].expand_dims(2) * inside[:, 0].expand_dims(1)
         return cells * ops.stop_gradient(mask).expand_dims(1)
