@@ -380,6 +380,12 @@ class Config:
     )
     num_classes: int = key(81, "classes with the background", low=2)
     train_empty_images: bool = key(False, "images without objects train too")
+    exif: str = key(
+        "auto",
+        "turn images as their EXIF orientation says: upright always, stored never, auto where the annotated size is"
+        " that of the upright picture and not of the stored one (without annotations never); videos are always upright",
+        choices=("auto", "upright", "stored"),
+    )
     on_bad_image: str = key("stop", "an image or annotation that can't be used", choices=("stop", "skip"))
     max_instance_count: int = key(128, "most objects in an image", low=1)
     max_crowd_count: int = key(8, "most crowd regions in an image; the largest are kept", low=1)
