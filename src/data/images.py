@@ -35,6 +35,7 @@ __all__ = [
     "is_image",
     "orientation_for",
     "read_bytes",
+    "read_frame",
     "read_image",
     "safe_decode",
     "turn",
@@ -297,13 +298,20 @@ def safe_decode(
     exif: whether the picture is turned, see orientation_for; annotated: the (height, width) that it must have then, and
     by which auto decides. Raises DataError, as image_header, for bytes that don't decode, and for another size.
     """
+    return decode_frame(data, name, exif, annotated, max_pixels)[0]
+
+
+def decode_frame(
+    data: bytes, name: str, exif: str, annotated: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, int]:
+    """safe_decode's image, and the EXIF orientation by which viewers turn it further: 1 where it is upright."""
     header = image_header(data, name, max_pixels)
     orientation = orientation_for(exif, header.stored, header.orientation, annotated)
     check_frame(header, orientation, annotated, name)
     image = decode_image(data, name)
     if image.shape[:2] != header.stored:
         raise DataError(f"{name}: a damaged image, {image.shape[1]} x {image.shape[0]} where its header says otherwise")
-    return turn(image, orientation)
+    return turn(image, orientation), 1 if orientation == header.orientation else header.orientation
 
 
 def check_frame(header: Header, orientation: int, annotated: tuple[int, int] | None, name: str) -> None:
@@ -375,3 +383,8 @@ def read_image(
 ) -> np.ndarray:
     """An image file as (H, W, 3) uint8 BGR; see safe_decode. Raises DataError."""
     return safe_decode(read_bytes(path), str(path), exif, annotated, max_pixels)
+
+
+def read_frame(path: str | Path, exif: str, annotated: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
+    """read_image's image, and the EXIF orientation by which viewers turn it further: 1 where it is upright."""
+    return decode_frame(read_bytes(path), str(path), exif, annotated)
