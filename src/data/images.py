@@ -211,12 +211,15 @@ def orientation_entry(data: bytes) -> tuple[int, int, str] | None:
     `data` may begin with EXIF's own six bytes; the place counts from the beginning of the rest. None where the
     directory has no orientation, or can't be read.
     """
-    data = data[6:] if data[:6] == b"Exif\0\0" else data
+    while data[:6] == b"Exif\0\0":
+        data = data[6:]
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         return None
     try:
         (magic,) = struct.unpack_from(order + "H", data, 2)
+        if magic not in (42, 43):
+            return None
         big = magic == 43
         (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
