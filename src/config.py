@@ -429,12 +429,13 @@ class Config:
         "objects of classes that coco_classes leaves out: stop; they are background; or neither object nor background",
         choices=("stop", "background", "ignore"),
     )
+    train_empty_images: bool = key(False, "images without objects train too")
     exif: str = key(
         "auto",
-        "pictures turned as their EXIF says: auto, where the annotated size is the upright one; upright; stored: never",
+        "turn images as their EXIF orientation says: upright always, stored never, auto where the annotated size is"
+        " that of the upright picture and not of the stored one (without annotations never); videos are always upright",
         choices=("auto", "upright", "stored"),
     )
-    train_empty_images: bool = key(False, "images without objects train too")
     on_bad_image: str = key("stop", "an image or annotation that can't be used", choices=("stop", "skip"))
     max_instance_count: int = key(128, "most objects in an image", low=1)
     max_crowd_count: int = key(8, "most crowd regions in an image; the largest are kept", low=1)

@@ -117,7 +117,7 @@ def create_app(predictor, hosts: tuple[str, ...] | None = LOCAL):
             name = clean_name(file.filename)
             try:
                 # a browser shows photographs turned as their EXIF orientation says
-                image = safe_decode(file.read(), name, upright=True, max_pixels=MAX_PIXELS)
+                image = safe_decode(file.read(), name, exif="upright", max_pixels=MAX_PIXELS)
                 found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
             except UserError as e:
                 return refuse(str(e), 400)

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from src import predict_files
-from src.data import reading
+from src.data import images
 from src.errors import UserError
 from src.predict_files import Annotations, find_inputs, predict_images, predict_video
 from src.predictor import coco_category_ids
@@ -201,7 +201,7 @@ def test_cmyk_is_read(tmp_path, photograph, tiny_predictor):
     Image.fromarray(photograph).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)
     found = tiny_predictor(tmp_path / "cmyk.jpg")
     assert (found.height, found.width) == photograph.shape[:2]
-    assert np.abs(reading.read_image(tmp_path / "cmyk.jpg")[:, :, ::-1].astype(int) - photograph).mean() < 12
+    assert np.abs(images.read_image(tmp_path / "cmyk.jpg")[:, :, ::-1].astype(int) - photograph).mean() < 12
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -212,9 +212,9 @@ def test_exif_orientation(tmp_path, photograph, tiny_predictor, orientation):
     Image.fromarray(photograph).save(path, exif=exif, quality=95)
     # as COCO annotates them, images are taken as stored; OpenCV's own turning is the reference for the upright ones
     np.testing.assert_array_equal(
-        reading.read_image(path), cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        images.read_image(path), cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     )
-    np.testing.assert_array_equal(reading.read_image(path, upright=True), cv2.imread(str(path), cv2.IMREAD_COLOR))
+    np.testing.assert_array_equal(images.read_image(path, "upright"), cv2.imread(str(path), cv2.IMREAD_COLOR))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (2, 5)])

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from src.config import Config
 from src.data.formats import find_split, read_split, source_digest
-from src.data.images import decode_check, image_header, orientation_for
+from src.data.images import check_decodes, image_header, orientation_for, turned_size
 from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split
 from src.data.segmentations import segmentation_json
 from src.data.truth import is_truth, write_truth
@@ -259,15 +259,13 @@ def set_orientation(record: ImageRecord, image: bytes, config: Config) -> None:
 
     Raises DataError where they don't, or where neither frame has the annotated size.
     """
-    stored = decode_check(image, str(record.path))
-    _, _, _, orientation = image_header(image, str(record.path))
-    record.exif = orientation
+    stored = check_decodes(image, str(record.path))
+    record.exif = image_header(image, str(record.path)).orientation
     annotated = (record.height, record.width)
     if record.orientation is None:
-        record.orientation = orientation_for(config.exif, stored, orientation, annotated)
-    frame = stored[::-1] if record.orientation >= 5 else stored
-    if frame != annotated:
-        upright = "" if orientation < 5 else f", upright {stored[0]} x {stored[1]}"
+        record.orientation = orientation_for(config.exif, stored, record.exif, annotated)
+    if turned_size(stored, record.orientation) != annotated:
+        upright = "" if record.exif < 5 else f", upright {stored[0]} x {stored[1]}"
         raise DataError(
             f"{record.path}: the image is {stored[1]} x {stored[0]}{upright}, annotated as {record.width} x"
             f" {record.height}; mend the annotation or the image"

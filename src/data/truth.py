@@ -104,19 +104,19 @@ def read_truth(path: Path) -> dict:
     return dict(json.loads(data))
 
 
-def truth_of(path: str | Path) -> dict:
+def truth_of(path: str | Path, on_bad_image: str = "stop") -> dict:
     """Any COCO instances file as truth: its own truth where it is one, else as the reader of data sets takes it.
 
     With the classes of the file itself; the images' files aren't looked for. Raises DataError for what that reader
-    doesn't take.
+    doesn't take; on_bad_image: skip leaves out what is wrong with single objects and images.
     """
     path = Path(path)
     if is_truth(path):
         return read_truth(path)
     data = read_json(path)
-    config = Config(coco_classes=["background", *category_names(data, path)], on_bad_image="stop")
+    config = Config(coco_classes=["background", *category_names(data, path)], on_bad_image=on_bad_image)
     config.num_classes = len(config.coco_classes)
     config.max_instance_count = 1 << 31
     records = Coco().parse(data, Split(path, path.parent), config, "if_any", files=False)
-    records.usable("stop")
+    records.usable(on_bad_image)
     return truth_dict(records)
