@@ -255,11 +255,17 @@ class Predictor:
     def _batches(
         self, sources: Iterable[Source], pool: ThreadPoolExecutor, prepare: Callable[[Source], Prepared]
     ) -> Iterator[list[Prepared]]:
-        """Lists with test_batch_size usable images each, but the last; faulty ones stay in their places between."""
-        size, items, usable = self.config.test_batch_size, [], 0
+        """Lists with test_batch_size usable images each, but the last, and those before an image that has the canvas
+        turned; faulty ones stay in their places between.
+        """
+        size, items, usable, shape = self.config.test_batch_size, [], 0, None
         for item in self._prepared(sources, pool, prepare):
+            if usable and not item.fault and item.canvas.shape != shape:
+                yield items
+                items, usable = [], 0
             items.append(item)
             usable += not item.fault
+            shape = shape if item.fault else item.canvas.shape
             # a run of faults isn't held back for the images after it
             if usable == size or (not usable and len(items) > size):
                 yield items

@@ -70,3 +70,22 @@ def test_detections_and_losses_are_those_of_the_canvas(detectors):
     np.testing.assert_array_equal(a[0].asnumpy(), b[0].asnumpy())
     np.testing.assert_array_equal(a[1].asnumpy(), b[1].asnumpy())
     assert np.isfinite(a[0].asnumpy()).all()
+
+
+def test_the_predictor_takes_pictures_of_both_orientations(tmp_path):
+    """Mixed in one call and in batches, each as alone."""
+    from src import Predictor
+    from src.training.checkpoints import save_checkpoint
+
+    config, detector, _ = built(resize="short_side", test_batch_size=2)
+    save_checkpoint({p.name: p.asnumpy() for p in detector.get_parameters()}, tmp_path / "a.ckpt")
+    predictor = Predictor(config, tmp_path / "a.ckpt", score_thr=0.0)
+    random = np.random.default_rng(1)
+    images = [random.integers(0, 256, (*s, 3), np.uint8) for s in ((60, 90), (90, 60), (70, 90), (95, 60), (80, 60))]
+    together = predictor(images)
+    for image, found in zip(images, together, strict=True):
+        assert (found.height, found.width) == image.shape[:2]
+        alone = predictor(image)
+        np.testing.assert_array_equal(found.boxes, alone.boxes)
+        np.testing.assert_array_equal(found.scores, alone.scores)
+        assert len(found)
