@@ -146,10 +146,12 @@ class Rpn:
         " (mmdet); or train_cfg.rpn.sampler.num an image (Detectron2, MindSpore's zoo)",
         choices=("sampled", "mmdet", "num"),
     )
-    nms_scores: str = key(
-        "probabilities",
-        "what NMS ranks proposals by; probabilities of logits beyond 17 are all 1; logits: Detectron2",
-        choices=("probabilities", "logits"),
+    rank_by: str = key(
+        "logits_first",
+        "what proposals are ranked by, of equal ones the first coming first: logits in each level and probabilities in"
+        " NMS (torchvision); logits (Detectron2); probabilities, of which those of logits beyond 17 are equal"
+        " (mmdetection, maskrcnn-benchmark, MindSpore's zoo)",
+        choices=("logits_first", "logits", "probabilities"),
     )
     anchor_generator: AnchorGenerator = group(AnchorGenerator, "anchors")
 

@@ -192,7 +192,8 @@ class SplitDetector : public Detector {
                         Cells(sidecar_.height, l), Cells(sidecar_.width, l), Step(sidecar_.height, l),
                         Step(sidecar_.width, l), &sidecar_.base_anchors[l]});
     }
-    return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn, sidecar_.nms_by_logits, bounds);
+    return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn,
+                         {sidecar_.level_by_logits, sidecar_.nms_by_logits}, bounds);
   }
 
   std::vector<std::unique_ptr<MaskHead>> MaskHeads(bool on_host) const {

@@ -49,6 +49,11 @@ struct RpnLevel {
   const std::vector<Box> *base_anchors;
 };
 
+// What proposals are ranked by, logits or probabilities: in each level, and in NMS.
+struct Ranking {
+  bool level_by_logits, nms_by_logits;
+};
+
 // What boxes are clipped to: the picture's part of the canvas.
 struct Bounds {
   int64_t height, width;
@@ -57,7 +62,7 @@ struct Bounds {
 
 // src/models/proposals.py
 std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,
-                               bool nms_by_logits, const Bounds &bounds);
+                               const Ranking &ranking, const Bounds &bounds);
 
 // src/models/bbox_head.py's Detections. scores: (N, classes) probabilities; deltas: (N, 4 classes) or (N, 4). Boxes in
 // canvas pixels.

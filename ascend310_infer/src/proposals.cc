@@ -29,6 +29,8 @@ Box Decode(const float *deltas, int64_t step, const Box &reference, const BoxCod
           clip(centre_x + half_x, pixel, width), clip(centre_y + half_y, pixel, height)};
 }
 
+float Sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+
 bool LargeEnough(const Box &box, float least) { return box[2] - box[0] >= least && box[3] - box[1] >= least; }
 
 // Indices of the kept, best first. scores and groups as long as boxes, all of them valid.
@@ -68,7 +70,7 @@ std::vector<int64_t> Largest(const std::vector<Value> &values, int64_t most) {
 }  // namespace
 
 std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,
-                               bool nms_by_logits, const Bounds &bounds) {
+                               const Ranking &ranking, const Bounds &bounds) {
   std::vector<Box> boxes;
   std::vector<float> scores;
   std::vector<int32_t> groups;
@@ -79,14 +81,17 @@ std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCod
     const int64_t rows = std::min(level.height, (bounds.height + level.down - 1) / level.down);
     const int64_t columns = std::min(level.width, (bounds.width + level.across - 1) / level.across);
     const int64_t plane = level.height * level.width;
-    std::vector<float> logits;
-    logits.reserve(static_cast<size_t>(rows * columns * each));
+    std::vector<float> ranked;
+    ranked.reserve(static_cast<size_t>(rows * columns * each));
     for (int64_t y = 0; y < rows; ++y) {
       for (int64_t x = 0; x < columns; ++x) {
-        for (int64_t a = 0; a < each; ++a) logits.push_back(level.logits[a * plane + y * level.width + x]);
+        for (int64_t a = 0; a < each; ++a) {
+          const float logit = level.logits[a * plane + y * level.width + x];
+          ranked.push_back(ranking.level_by_logits ? logit : Sigmoid(logit));
+        }
       }
     }
-    for (const int64_t place : Largest(logits, settings.nms_pre)) {
+    for (const int64_t place : Largest(ranked, settings.nms_pre)) {
       const int64_t a = place % each, x = place / each % columns, y = place / each / columns;
       const Box &base = (*level.base_anchors)[static_cast<size_t>(a)];
       const auto left = static_cast<float>(x * level.across), top = static_cast<float>(y * level.down);
@@ -95,8 +100,8 @@ std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCod
       const Box box = Decode(delta, plane, anchor, coder, bounds);
       if (!LargeEnough(box, settings.min_bbox_size)) continue;
       boxes.push_back(box);
-      const float logit = logits[static_cast<size_t>(place)];
-      scores.push_back(nms_by_logits ? logit : 1.0f / (1.0f + std::exp(-logit)));
+      const float value = ranked[static_cast<size_t>(place)];
+      scores.push_back(ranking.level_by_logits && !ranking.nms_by_logits ? Sigmoid(value) : value);
       groups.push_back(static_cast<int32_t>(l));
     }
   }

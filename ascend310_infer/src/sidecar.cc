@@ -52,19 +52,18 @@ RoiSettings Roi(const Json &from) {
   return roi;
 }
 
-// A convention by its name, one of two; older exports, which don't say it, did the first.
-bool Second(const Json &from, const std::string &key, const std::string &first, const std::string &second) {
-  const std::string said = from.Has(key) ? from.Text(key) : first;
-  if (said != first && said != second) {
-    throw UserError(key + " \"" + said + "\" in the sidecar is neither " + first + " nor " + second +
-                    "; this program is older than the export");
+// A convention by its name; older exports, which don't say it, did the first.
+std::string Convention(const Json &from, const std::string &key, const std::vector<std::string> &known) {
+  const std::string said = from.Has(key) ? from.Text(key) : known[0];
+  if (std::find(known.begin(), known.end(), said) == known.end()) {
+    throw UserError("the sidecar's " + key + " is \"" + said + "\", which this program doesn't know; build it anew");
   }
-  return said == second;
+  return said;
 }
 
 void ReadClamp(const Json &from, BoxCoder *coder) {
   coder->max_log = static_cast<float>(from.Number("max_log"));
-  coder->min_log = Second(from, "delta_clamp", "upper", "both") ? -coder->max_log : -INFINITY;
+  coder->min_log = Convention(from, "delta_clamp", {"upper", "both"}) == "both" ? -coder->max_log : -INFINITY;
 }
 
 BoxCoder Coder(const Json &from) {
@@ -110,7 +109,9 @@ void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
   }
   out->rpn_coder = Coder(rpn);
   out->grid_strides = rpn.Has("grid_strides") && rpn.Bool("grid_strides");
-  out->nms_by_logits = Second(rpn, "nms_scores", "probabilities", "logits");
+  const std::string rank_by = Convention(rpn, "rank_by", {"logits_first", "logits", "probabilities"});
+  out->level_by_logits = rank_by != "probabilities";
+  out->nms_by_logits = rank_by == "logits";
   out->rpn = Nms(rpn);
   out->rcnn = Nms(rcnn);
   out->score_thr = static_cast<float>(rcnn.Number("score_thr"));

@@ -54,7 +54,8 @@ struct Sidecar {
   std::vector<ModelFile> mask_weights;  // of masks, for the host
   std::vector<int64_t> strides;         // of the RPN's levels
   bool grid_strides = false;            // anchors lie canvas side / map side apart, rounded down, not a stride
-  bool nms_by_logits = false;           // proposals are ranked by logits, not by probabilities
+  bool level_by_logits = true;          // a level's best are those of the largest logits, else probabilities
+  bool nms_by_logits = false;           // so does NMS rank proposals
   std::vector<std::vector<Box>> base_anchors;
   BoxCoder rpn_coder;
   NmsSettings rpn, rcnn;

@@ -232,6 +232,8 @@ class DetectorGraph(Graph):
             (h, w), a = map_size(c.img_height, c.img_width, stride), head.cls.out_channels
             y = self.conv(x, head.conv, relu=True)
             logit = self.op("Transpose", self.conv(y, head.cls), perm=[0, 2, 3, 1])
+            if d.proposals.rank_by == "probabilities":
+                logit = self.op("Sigmoid", logit)
             logit = self.op("Where", self.inside(h, w, stride, limit), logit, NO_LOGIT)
             best, index = self.op("TopK", self.reshape(logit, self.n, h * w * a), [d.proposals.taken[i]], outputs=2)
             delta = self.op("Transpose", self.conv(y, head.reg), perm=[0, 2, 3, 1])
@@ -246,7 +248,7 @@ class DetectorGraph(Graph):
         usable = self.op(
             "And", self.large_enough(boxes, c.test_cfg.rpn.min_bbox_size), self.op("Greater", logit, LEAST_LOGIT)
         )
-        if not d.proposals.nms_by_logits:
+        if d.proposals.rank_by == "logits_first":
             logit = self.op("Sigmoid", logit)
         scores = self.op("Where", usable, logit, UNUSABLE)
         return boxes, scores, self.constant(np.array(levels)[None, None] == np.arange(len(maps))[None, :, None])

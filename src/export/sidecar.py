@@ -26,7 +26,7 @@ AGREED = ("detector", "backbone", "canvas", "keep_ratio", "to_rgb", "mean", "std
 AGREED += ("rpn", "roi", "mask_roi", "rcnn", "cascade", "box_plus_one")
 # what older exports, which don't say so, did
 UNSAID = {
-    "rpn": {"grid_strides": False, "nms_scores": "probabilities", "delta_clamp": "upper"},
+    "rpn": {"grid_strides": False, "rank_by": "logits_first", "delta_clamp": "upper"},
     "rcnn": {"delta_clamp": "upper"},
 }
 KEYS = {
@@ -117,7 +117,7 @@ def describe(
             "rounded": anchors.rounded,
             "legacy": anchors.legacy,
             "grid_strides": anchors.grid_strides,
-            "nms_scores": config.rpn.nms_scores,
+            "rank_by": config.rpn.rank_by,
             **_coder(config.rpn.bbox_coder),
             **_proposals(test.rpn),
         },

@@ -55,7 +55,7 @@ def _proposals(config: Config, c, counts: list[int], builtin_ops: bool) -> Propo
         c.iou_threshold,
         c.min_bbox_size,
         plus_one=config.box_plus_one,
-        nms_by_logits=config.rpn.nms_scores == "logits",
+        rank_by=config.rpn.rank_by,
         builtin_ops=builtin_ops,
     )
 
