@@ -177,6 +177,8 @@ def predict_images(
     known = annotations.find(inputs.images) if annotations else {}
     if annotations and (coco_path or labels):
         annotations.demand(inputs.images, known)
+    elif annotations and (unknown := len(inputs.images) - len(known)):
+        print(f"{unknown} of {len(inputs.images)} images aren't in {annotations.path}: no ids, taken as without it")
     sizes = {p: known[p].size for p in known}
     ids = image_ids(inputs, known) if annotations or coco_path or labels else {}
     names = picture_names(inputs, pictures) if pictures else {}
