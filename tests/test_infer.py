@@ -23,6 +23,7 @@ from src.errors import UserError
 from src.predict_files import find_inputs, predict_images, predict_video, split_inputs
 from src.predict_labels import mask_polygons
 from src.predictor import Predictor, coco_category_ids
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 
@@ -138,6 +139,12 @@ def test_pictures_show_the_detections(commands, folder):
         (["--input", "none*.jpg", "--output", "out"], ["none*.jpg", "no file of that pattern"]),
         (["--output", "out"], ["--input"]),
         (["--input", "a.png"], ["--output"]),
+        (["--input", "a.png", "--split", "val", "--output", "out"], ["--split", "--input"]),
+        (
+            ["--split", "vla", "--output", "out", "--coco_classes", "[background, a]", "--num_classes", "2"],
+            ["--split vla"],
+        ),
+        (["--input", "a.png", "--output", "out", "--exif", "sideways"], ["exif", "auto, upright, stored"]),
         (["--input", "a.png", "--output", "out", "--scor_thr", "1"], ["scor_thr", "unknown key"]),
     ],
 )
@@ -305,6 +312,42 @@ def test_threads_share_a_predictor(tiny_predictor, photograph, expected):
     for t in threads:
         t.join()
     assert answers == [expected] * 4
+
+
+def test_a_forked_child_is_told(tiny_predictor, photograph):
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            tiny_predictor(photograph)
+        except UserError as e:
+            os.write(write, str(e).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as told:
+        assert "make one in the child" in told.read()
+
+
+def test_interrupts_stay_pythons(tiny_model, tiny_arguments, tmp_path):
+    program = f"""
+import signal
+import numpy as np
+from src import Predictor
+from src.config import load_config
+signal.signal(signal.SIGINT, signal.default_int_handler)
+predictor = Predictor(load_config({tiny_arguments[1]!r}, {TINY!r}), {str(tiny_model[1])!r}, batch_size=1)
+predictor(np.zeros((64, 64, 3), np.uint8))
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("caught", len(predictor(np.zeros((64, 64, 3), np.uint8))))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("caught ")
 
 
 def test_detections(tiny_predictor, photograph):
