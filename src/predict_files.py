@@ -173,8 +173,10 @@ def predict_images(
     at least picture_score. Returns what couldn't be read, a line each. Raises UserError.
     """
     known = annotations.find(inputs.images) if annotations else {}
-    if annotations and (coco_path or labels):
+    if annotations and (coco_path or (labels and labels[0] == "coco")):
         annotations.demand(inputs.images, known)
+    elif annotations and (unknown := len(inputs.images) - len(known)):
+        print(f"{unknown} of {len(inputs.images)} images aren't in {annotations.path}: no ids, taken as without it")
     sizes = {p: known[p].size for p in known}
     ids = image_ids(inputs, known) if annotations or coco_path or labels else {}
     names = picture_names(inputs, pictures) if pictures else {}

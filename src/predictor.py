@@ -3,6 +3,9 @@
 import copy
 import difflib
 import functools
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,7 +60,7 @@ class Detections:
     scores: np.ndarray
     labels: np.ndarray
     names: list[str]
-    category_ids: list[int | None]
+    category_ids: list[int | str | None]
     masks: list[dict] | None = None
 
     def __len__(self) -> int:
@@ -124,7 +127,7 @@ class Detections:
             rows.append(row | {"score": result["score"]})
         return {"height": self.height, "width": self.width, "predictions": rows}
 
-    def to_coco(self, image_id: int) -> list[dict]:
+    def to_coco(self, image_id: int | str) -> list[dict]:
         """COCO results, as eval.py writes them; a class without a known id counts by its label."""
         out = []
         for i, (x1, y1, x2, y2) in enumerate(self.boxes.astype(np.float64)):
@@ -187,7 +190,7 @@ class Predictor:
         batch_size: int | None = None,
         score_thr: float | None = None,
         upright: bool = False,
-        category_ids: dict[int, int] | None = None,
+        category_ids: dict[int, int | str] | None = None,
         classes: Sequence[str] | None = None,
     ):
         config = copy.deepcopy(config) if isinstance(config, Config) else load_config(config)
@@ -210,6 +213,7 @@ class Predictor:
         self._wanted = class_labels(self.class_names, classes)
         # MindSpore's graph mode is a setting of each thread, so the network stays in one
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._process = os.getpid()
         self._detector = self._network.submit(self._load, Path(checkpoint)).result()
 
     def _load(self, checkpoint: Path):
@@ -242,6 +246,9 @@ class Predictor:
         sizes: the annotated (height, width) of files, which they must have, and by which exif: auto turns them. Files
         are decoded by threads, and masks pasted, while the network goes on; no more than a few batches are held.
         """
+        if os.getpid() != self._process:
+            # the network's thread stayed behind, and would be waited for without end
+            raise UserError("this Predictor was made before the process was forked; make one in the child")
         prepare = functools.partial(self._prepare, keep=keep_images, sizes=sizes or {})
         with ThreadPoolExecutor(max(1, self.config.num_parallel_workers)) as pool:
             running: deque[tuple[list[Prepared], Future]] = deque()
@@ -311,6 +318,7 @@ class Predictor:
 
     def _finish(self, items: list[Prepared], outputs: Future, pool: ThreadPoolExecutor) -> Iterator[Prediction]:
         out, row, pending = outputs.result(), 0, []
+        keep_interrupts()
         for item in items:
             pending.append(None if item.fault else pool.submit(self._detections, out, row, item.sizes))
             row += not item.fault
@@ -339,6 +347,13 @@ class Predictor:
             category_ids=[self.category_ids.get(int(i)) for i in labels],
             masks=[r["segmentation"] for r in results] if len(out) > 4 else None,
         ).above(self.score_thr)
+
+
+def keep_interrupts() -> None:
+    """Gives Ctrl-C back to Python: MindSpore, once a network has run, answers it by ending the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
 
 
 def class_labels(class_names: Sequence[str], wanted: Sequence[str] | None) -> set[int]:

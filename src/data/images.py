@@ -48,6 +48,7 @@ MAX_PIXELS = 100_000_000  # decoded, that is 300 MB
 MAX_BYTES = 512 * 1024 * 1024
 EXIF_POLICIES = ("auto", "upright", "stored")
 WIDTH, HEIGHT, ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of EXIF and TIFF
+MOST_CHUNKS = 100_000  # of a PNG that are looked through; the largest written by any tool have some 10,000
 SWAPPED = (5, 6, 7, 8)  # orientations that exchange height and width
 
 # the limit is MAX_PIXELS, for which an error is raised below
@@ -251,7 +252,7 @@ def orientation_entry(data: bytes) -> tuple[int, int, str] | None:
 def late_exif(stream: BinaryIO) -> bytes:
     """The eXIf chunk of a PNG, which may come after its pixels; empty without one."""
     at = 8
-    while True:
+    for _ in range(MOST_CHUNKS):
         stream.seek(at)
         head = stream.read(8)
         if len(head) < 8 or head[4:] == b"IEND":
@@ -260,6 +261,7 @@ def late_exif(stream: BinaryIO) -> bytes:
         if head[4:] == b"eXIf":
             return stream.read(length)
         at += 12 + length
+    return b""
 
 
 def is_image(path: Path) -> bool:
