@@ -36,8 +36,8 @@ SOURCES: tuple[tuple[Path, str], ...] = (
     (_OPS / "roi_align" / "csrc" / "roi_align_cpu.cc", "-ffp-contract=fast"),
     (_OPS / "csrc" / "nms.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "matching.cc", "-ffp-contract=off"),
-    (_OPS / "csrc" / "winograd.cc", "-ffp-contract=fast"),
-    (_OPS / "csrc" / "convolution.cc", "-ffp-contract=fast"),
+    (_OPS / "csrc" / "winograd.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "convolution.cc", "-ffp-contract=off"),
 )
 _HEADERS: tuple[Path, ...] = (
     _OPS / "roi_align" / "csrc" / "roi_align.h",

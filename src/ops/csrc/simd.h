@@ -1,9 +1,15 @@
-// What the convolution needs of vectors beyond arithmetic: loads and stores at an edge, and shuffles.
+// What the convolution needs of vectors beyond arithmetic: products with a sum, loads and stores at an edge, shuffles.
+//
+// Compile without contraction (-ffp-contract=off): which products are fused with a sum is written out here, by MulAdd.
+// Left to the compiler, two copies of one expression (a loop's body and its remainder, say) may round differently, and
+// an image would have other numbers in a batch than alone.
 #ifndef RCNN_OPS_SIMD_H_
 #define RCNN_OPS_SIMD_H_
 
 #if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include <algorithm>
@@ -24,6 +30,38 @@ RCNN_INLINE Floats Load(const float *from) {
 }
 
 RCNN_INLINE void Store(float *to, const Floats &v) { std::memcpy(to, &v, sizeof(v)); }
+
+// The number in each lane. Minus zero, which unlike a sum with zero keeps a zero's sign, and costs nothing.
+RCNN_INLINE Floats Broadcast(float number) { return number - Floats{}; }
+
+// c + a * b and c - a * b: rounded once where the CPU fuses them, otherwise twice, but the same wherever they stand.
+#if defined(__AVX512F__)
+RCNN_INLINE Floats MulAdd(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+}
+RCNN_INLINE Floats MulSub(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(_mm512_fnmadd_ps(__m512(a), __m512(b), __m512(c)));
+}
+#elif defined(__AVX__) && defined(__FMA__)
+RCNN_INLINE Floats MulAdd(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+}
+RCNN_INLINE Floats MulSub(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(_mm256_fnmadd_ps(__m256(a), __m256(b), __m256(c)));
+}
+#elif defined(__aarch64__)
+RCNN_INLINE Floats MulAdd(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
+}
+RCNN_INLINE Floats MulSub(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(vfmsq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
+}
+#else
+RCNN_INLINE Floats MulAdd(const Floats &a, const Floats &b, const Floats &c) { return c + a * b; }
+RCNN_INLINE Floats MulSub(const Floats &a, const Floats &b, const Floats &c) { return c - a * b; }
+#endif
+RCNN_INLINE Floats MulAdd(float a, const Floats &b, const Floats &c) { return MulAdd(Broadcast(a), b, c); }
+RCNN_INLINE Floats MulSub(float a, const Floats &b, const Floats &c) { return MulSub(Broadcast(a), b, c); }
 
 // row[x], row[x + 1], ..., with 0 for what lies outside of [0, width): nothing there is read.
 RCNN_INLINE Floats LoadWithin(const float *row, int64_t x, int64_t width) {
