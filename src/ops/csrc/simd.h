@@ -72,6 +72,11 @@ RCNN_INLINE Floats LoadWithin(const float *row, int64_t x, int64_t width) {
   // The address as a number: a pointer before the row isn't one that C++ may form.
   const uintptr_t address = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(x * 4);
   return reinterpret_cast<Floats>(_mm512_maskz_loadu_ps(mask, reinterpret_cast<const float *>(address)));
+#elif defined(__AVX2__)
+  const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  const Ints mask = (lanes >= static_cast<int32_t>(begin)) & (lanes < static_cast<int32_t>(end));
+  const uintptr_t address = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(x * 4);
+  return Floats(_mm256_maskload_ps(reinterpret_cast<const float *>(address), __m256i(mask)));
 #else
   Floats v = {};
   for (int64_t i = begin; i < end; ++i) v[i] = row[x + i];
@@ -87,6 +92,9 @@ RCNN_INLINE void StoreFirst(float *to, const Floats &v, int64_t count) {
   }
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1u), reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+  const Ints mask = Ints{0, 1, 2, 3, 4, 5, 6, 7} < static_cast<int32_t>(count);
+  _mm256_maskstore_ps(to, __m256i(mask), __m256(v));
 #else
   for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 #endif
