@@ -58,6 +58,17 @@ def pytest_configure(config):
         os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
 
 
+@contextlib.contextmanager
+def all_cores():
+    """What is started within may use every core of the machine, where this test process has one alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory):
     """A shapes data set of 24 training and 8 validation images. Not to be changed by a test."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.ops import library
+from tests.conftest import all_cores
 
 ROOT = Path(__file__).parents[2]
 MARCHES = library.runnable_marches()
@@ -55,12 +56,5 @@ def builtin(request, monkeypatch):
 @pytest.fixture
 def threads(monkeypatch):
     """threads(n): from now on the operators use n threads, where the machine has as many cores."""
-    # a test process has one alone
-    before = os.sched_getaffinity(0)
-
-    def use(count):
-        monkeypatch.setenv("RCNN_NUM_THREADS", str(count))
-        os.sched_setaffinity(0, range(os.cpu_count()))
-
-    yield use
-    os.sched_setaffinity(0, before)
+    with all_cores():
+        yield lambda count: monkeypatch.setenv("RCNN_NUM_THREADS", str(count))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.ops.library import SOURCES, cxx_flags, runnable_marches
+from tests.conftest import all_cores
 
 DRIVER = Path(__file__).with_name("sanitize_main.cc")
 
@@ -41,12 +42,7 @@ def test_edge_cases(sanitizers, march, tmp_path):
     )
     assert built.returncode == 0, built.stderr
     environment = {**os.environ, "RCNN_NUM_THREADS": "2"}
-    # A test process may have a single core, on which threads would hardly meet.
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count()))
-    try:
+    with all_cores():
         result = subprocess.run([program], capture_output=True, text=True, env=environment, timeout=120)
-    finally:
-        os.sched_setaffinity(0, cores)
     assert result.returncode == 0, result.stderr[-4000:]
     assert result.stdout == "done\n"
