@@ -12,6 +12,7 @@ from src.evaluation.coco import evaluate, load_results, saved_results
 from src.evaluation.inference import Evaluator
 from src.modelarts import local_checkpoint, on_modelarts
 from src.models.build import build_detector
+from src.ops.library import describe_operators
 from src.training.checkpoints import load_detector
 from src.training.distributed import join_group, use_local_device
 
@@ -48,6 +49,8 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
     config = use_local_device(config)
     set_device(config)
     group = join_group(config)
+    if group.is_first:
+        print(describe_operators(config.device_target))
     detector = build_detector(config)
     load_detector(detector, checkpoint)
     evaluator = Evaluator(config, detector, group)

@@ -14,6 +14,7 @@ from src.errors import run_command
 from src.evaluation.inference import Evaluator
 from src.modelarts import on_modelarts
 from src.models.build import build_detector, build_loss
+from src.ops.library import describe_operators
 from src.training.checkpoints import load_backbone, load_detector
 from src.training.distributed import join_group, use_local_device
 from src.training.loop import Trainer
@@ -63,6 +64,8 @@ def train(config: Config, resume: bool) -> int:
     config = resolve_classes(use_local_device(config), training=True)
     set_device(config)
     group = join_group(config)
+    if group.is_first:
+        print(describe_operators(config.device_target))
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True), group.rank, group.size)
     if config.run_eval:
         # what is wrong with the truth is told before anything is computed

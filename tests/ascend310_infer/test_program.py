@@ -19,6 +19,7 @@ from src.evaluation.cpp_results import read_result, read_summary
 from src.export import sidecar
 from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.split import export_split
+from src.ops.library import runnable_marches
 from tests.ascend310_infer.conftest import build_program, random_detector
 
 LARGEST = 96 * 1024  # bytes of an image's result
@@ -312,6 +313,16 @@ def test_what_lite_lacks_or_has_wrong(overrides, program, tmp_path):
     # compared with Python on the canvas and on another one, or nothing is written
     model = export_split(*random_detector(**overrides), tmp_path / "net", program=program)
     assert sidecar.read(model)["reference"]["compared"] is True
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("march", runnable_marches()[1:])
+def test_the_program_for_another_instruction_set(march, exported, infer, pictures, agree, tmp_path):
+    images = sorted((pictures / "val2017").iterdir())
+    words = ("--model", exported.sidecar, "--input", images[0].parent, "--output", tmp_path / "out", "--self_check")
+    run = infer(*words, executable=build_program("--march", march))
+    assert run.returncode == 0, run.stderr
+    assert share([agree(tmp_path / "out" / f"{p.name}.det", p) for p in images]) >= 0.99
 
 
 def test_under_the_sanitizers(exported, infer, pictures, tmp_path):

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.ops.library import find_library
 from src.ops.matching import MaxIoUMatch
 
-needs_library = pytest.mark.skipif(find_library() is None, reason="library not built: scripts/build_custom.sh")
-IMPLEMENTATIONS = [pytest.param(False, id="custom", marks=needs_library), pytest.param(True, id="builtin")]
+each_library = pytest.mark.usefixtures("operators")
 
 
 def numpy_match(boxes, box_valid, gt_boxes, gt_valid, ignore_boxes, min_best_iou=0.0):
@@ -63,7 +61,6 @@ def run(builtin, case, min_best_iou=0.0):
     return [result.asnumpy() for result in MaxIoUMatch(min_best_iou, builtin)(*map(Tensor, case))]
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("count", "gt_count"), [(2500, 20), (1024, 3), (7, 1), (1, 40)])
@@ -75,14 +72,12 @@ def test_matches_the_definition(builtin, shared, ties, count, gt_count):
             np.testing.assert_array_equal(result, expected)
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 def test_no_ground_truth_and_no_ignored_boxes(builtin):
     boxes, box_valid, gts, gt_valid, ignored = make_case(0, 50, 4, True, False)
     iou, which, best_of, iof = run(builtin, (boxes, box_valid, gts, np.zeros_like(gt_valid), np.zeros_like(ignored)))
     assert not iou.any() and not which.any() and not iof.any() and (best_of == -1).all()
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 def test_invalid_rows_change_nothing(builtin):
     boxes, box_valid, gts, gt_valid, ignored = make_case(3, 400, 8, False, False)
     expected = run(builtin, (boxes, box_valid, gts, gt_valid, ignored))
@@ -93,10 +88,10 @@ def test_invalid_rows_change_nothing(builtin):
         assert (result[~box_valid] <= 0).all()
 
 
-@needs_library
-@pytest.mark.parametrize("threads", ["1", "2"])
-def test_not_finite_boxes_are_harmless(threads, monkeypatch):
-    monkeypatch.setenv("RCNN_NUM_THREADS", threads)
+@each_library
+@pytest.mark.parametrize("count", [1, 2])
+def test_not_finite_boxes_are_harmless(count, threads):
+    threads(count)
     boxes, box_valid, gts, gt_valid, ignored = make_case(3, 3000, 8, False, False)
     boxes[0, ::3] = np.nan
     results = run(False, (boxes, box_valid, gts, gt_valid, ignored))
