@@ -19,6 +19,7 @@ __all__ = [
     "MAX_PIXELS",
     "decode_check",
     "decode_image",
+    "file_header",
     "frame_of",
     "image_header",
     "is_image",
@@ -131,16 +132,21 @@ def orientation_for(
     return orientation if tuple(annotated) == tuple(turned) != tuple(stored) else 1
 
 
+def file_header(path: Path) -> tuple[str, int, int, int]:
+    """image_header of a file. Raises DataError."""
+    try:
+        with path.open("rb") as f:
+            return image_header(f, str(path))
+    except OSError as e:
+        raise DataError(f"{path}: can't read: {e.strerror}") from None
+
+
 def frame_of(path: Path, policy: str, annotated: tuple[int, int] | None = None) -> tuple[int, int, int]:
     """(height, width) of an image file's frame and the orientation by which its pixels are turned into it.
 
     From the file's head. Raises DataError.
     """
-    try:
-        with path.open("rb") as f:
-            _, height, width, orientation = image_header(f, str(path))
-    except OSError as e:
-        raise DataError(f"{path}: can't read: {e.strerror}") from None
+    _, height, width, orientation = file_header(path)
     applied = orientation_for(policy, (height, width), orientation, annotated)
     return (width, height, applied) if applied >= 5 else (height, width, applied)
 
