@@ -399,10 +399,13 @@ class Config:
     )
     dataset: str = key(
         "coco",
-        "format of the data: coco (JSON); other (rows 'image.jpg x1,y1,x2,y2,class ...' of anno_path); voc (XML)",
+        "format of the data: coco (JSON); yolo (Ultralytics' data.yaml, images/, labels/); labelme (JSON beside the"
+        " images); voc (XML); other (rows 'image.jpg x1,y1,x2,y2,class ...' of anno_path)",
     )
     train_dataset: str = key(
-        "", "training split: a COCO root, a folder with labels.json and data/, an annotation file, or a VOC folder"
+        "",
+        "training split: a COCO root, a folder with labels.json and data/, an annotation file, a VOC or labelme folder,"
+        " or YOLO's data.yaml or its folder",
     )
     val_dataset: str = key("", "validation split, as train_dataset")
     val_annotations: str = key(
@@ -412,12 +415,16 @@ class Config:
     anno_path: str = key("", "TXT file of dataset: other")
     val_share: float = key(
         0.2,
-        "share of a VOC folder without ImageSets/Main that validates, drawn by seed; 0: train and validate on all",
+        "share of a folder that tells no splits apart (VOC's without ImageSets/Main, labelme's, YOLO's) that validates,"
+        " drawn by seed; 0: train and validate on all",
         low=0,
         high=0.9,
     )
     voc_difficult: str = key(
         "ignore", "VOC's difficult objects: neither object nor background, or objects", choices=("ignore", "train")
+    )
+    labelme_ignore: str = key(
+        "skip", "labelme's shapes called __ignore__: nothing, or crowd regions of no class", choices=("skip", "crowd")
     )
     voc_first_pixel: int = key(1, "coordinate of the first pixel in VOC files", choices=(0, 1))
     mindrecord_dir: str = key("", "where MindRecord files go; empty: mindrecord/ in train_outputs")
@@ -733,7 +740,7 @@ def _check_together(c: Config, source: str) -> None:
         demand(got == stages, f"cascade.{name} has {got} entries, cascade.pos_iou_thr {stages}")
     demand(stages > 0, "cascade.pos_iou_thr is empty")
     demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
-    if c.dataset != "coco":
+    if c.dataset in ("other", "voc"):
         demand(
             not c.with_mask,
             f"dataset: {c.dataset} has boxes but no masks, which detector: {c.detector} trains on; use"

@@ -1,5 +1,6 @@
 """Which file an annotation means: by the path that it gives, by the same path written otherwise, by name last."""
 
+import contextlib
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,13 @@ __all__ = ["ImageFinder", "plain_name", "refuse_shared"]
 def plain_name(name: str) -> str:
     """A path or name without what tools and file systems write differently: separators, case, composed accents, and
     bytes that aren't UTF-8."""
-    name = name.replace("\\", "/").encode("utf-8", "surrogateescape")
-    try:
-        text = name.decode()
-    except UnicodeDecodeError:
-        text = name.decode("latin-1")
+    text = name.replace("\\", "/")
+    with contextlib.suppress(UnicodeEncodeError):
+        name = text.encode("utf-8", "surrogateescape")
+        try:
+            text = name.decode()
+        except UnicodeDecodeError:
+            text = name.decode("latin-1")
     return unicodedata.normalize("NFC", text).casefold()
 
 

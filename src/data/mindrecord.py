@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from src.config import Config
 from src.data.formats import find_split, read_split, source_digest
-from src.data.images import check_decodes, image_header, orientation_for, turned_size
+from src.data.images import check_decodes, dark_16bit, image_header, orientation_for, turned_size
 from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split
 from src.data.segmentations import segmentation_json
 from src.data.truth import is_truth, write_truth
@@ -261,6 +261,7 @@ def set_orientation(record: ImageRecord, image: bytes, config: Config) -> None:
     """
     stored = check_decodes(image, str(record.path))
     record.exif = image_header(image, str(record.path)).orientation
+    record.bits = dark_16bit(image, str(record.path))
     annotated = (record.height, record.width)
     if record.orientation is None:
         record.orientation = orientation_for(config.exif, stored, record.exif, annotated)
@@ -311,12 +312,12 @@ def write_records(records: list[ImageRecord], skipped: list[str], folder: Path, 
         "crowds": [crowds[i] for i in ids],
         "sizes": [sizes[i] for i in ids],
         "skipped": skipped,
-        "notes": turned_notes(records, config),
+        "notes": picture_notes(records, config),
     }
 
 
-def turned_notes(records: list[ImageRecord], config: Config) -> list[str]:
-    """What became of pictures that their EXIF says to turn."""
+def picture_notes(records: list[ImageRecord], config: Config) -> list[str]:
+    """What became of pictures that their EXIF says to turn, and which are dark because their values are few."""
     turned = [r for r in records if r.exif != 1 and r.orientation == r.exif]
     stored = [r for r in records if r.exif != 1 and r.orientation != r.exif]
     notes = []
@@ -326,6 +327,12 @@ def turned_notes(records: list[ImageRecord], config: Config) -> list[str]:
         notes.append(
             f"{len(stored)} pictures that their EXIF says to turn are used as stored (exif: {config.exif}), such as"
             f" {stored[0].path.name}"
+        )
+    dark = [r for r in records if r.bits]
+    if dark:
+        notes.append(
+            f"{len(dark)} pictures hold {dark[0].bits} bits in 16, such as {dark[0].path.name}: nearly black as 8 bits;"
+            " scale their values up first"
         )
     return notes
 

@@ -59,7 +59,7 @@ class ImageRecord:
 
     height, width: of the frame that its annotations are in, 0 where nothing tells; orientation: EXIF's 1..8, by which
     the stored pixels are turned into that frame, None where the file wasn't looked at yet; exif: what the file says, so
-    far as it was looked at. file_name: as annotated.
+    far as it was looked at; bits: that 16-bit values fill where they are few, else 0. file_name: as annotated.
     source_id: the annotations' own id where that is no number image_id can be. faults: why the image can't be used, a
     line each; then `instances` are those of its objects that are whole, and `path` may lead nowhere.
     """
@@ -73,6 +73,7 @@ class ImageRecord:
     orientation: int | None = 1
     source_id: object = None
     exif: int = 1
+    bits: int = 0
     faults: list[str] = field(default_factory=list)
 
     @property

@@ -107,7 +107,6 @@ def test_an_image_kept_in_the_file(labelme, tmp_path):
 BROKEN = {
     "cut short": ("{", "line 1"),
     "not UTF-8": (b"\xff\xfe", "JSON"),
-    "another file": ("[]", "labelme"),
     "no shapes": ('{"imagePath": "one.jpg"}', "labelme"),
     "a line": (shape(shape_type="line", points=[[1, 1], [9, 9]]), "shape 2 (dog): a line has no area"),
     "two points": (shape(points=[[1, 1], [9, 9]]), "shape 2 (dog): no area"),

@@ -10,13 +10,15 @@ import yaml
 from src.config import Config
 from src.data.formats.base import Format
 from src.data.formats.coco import Coco
+from src.data.formats.labelme import Labelme
 from src.data.formats.txt import Txt
 from src.data.formats.voc import Voc
+from src.data.formats.yolo import Yolo
 from src.data.records import DataError, Records, Split
 
-__all__ = ["FORMATS", "find_split", "format_of", "read_split", "resolve_classes", "source_digest"]
+__all__ = ["FORMATS", "SPLITS", "find_split", "format_of", "read_split", "resolve_classes", "source_digest"]
 
-FORMATS: dict[str, Format] = {f.name: f for f in (Coco(), Txt(), Voc())}
+FORMATS: dict[str, Format] = {f.name: f for f in (Coco(), Labelme(), Txt(), Voc(), Yolo())}
 SPLITS = ("train", "val", "test")
 RUN_CONFIG = "config.yaml"
 
@@ -55,17 +57,17 @@ def read_split(config: Config, split: str, where: Split | None = None, training:
 
 def source_digest(config: Config, where: Split) -> str:
     """Changes with the annotations, and the options by which they are read. Raises DataError."""
-    digest = hashlib.sha256()
+    digest, form = hashlib.sha256(), format_of(config)
     try:
-        for path in format_of(config).annotation_files(where):
+        for path in form.annotation_files(where):
             digest.update(f"{path.name}/{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
             with open(path, "rb") as f:
                 while block := f.read(1 << 22):
                     digest.update(block)
     except OSError as e:
         raise DataError(f"{e.filename or where.annotations}: can't read: {e.strerror}") from None
-    options = [config.dataset, where.part, config.val_share, config.seed if config.dataset == "voc" else 0]
-    options += [config.voc_difficult, config.voc_first_pixel, config.exif, config.other_classes]
+    options = [config.dataset, where.part, config.val_share, config.seed if form.draws else 0]
+    options += [config.voc_difficult, config.voc_first_pixel, config.exif, config.other_classes, config.labelme_ignore]
     digest.update(json.dumps(options).encode())
     return digest.hexdigest()
 

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from src.config import Config
 from src.data.finding import ImageFinder, refuse_shared
-from src.data.formats.base import FOLDER_NAMES, Format, Masks, class_labels, split_source
+from src.data.formats.base import FOLDER_NAMES, Format, Masks, NoSplitError, class_labels, split_source
 from src.data.images import frame_of
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box, number
 from src.data.segmentations import extent, mask_area, normal_segmentation
 
-__all__ = ["Coco", "folder_beside", "read_json"]
+__all__ = ["Coco", "category_names", "load_json", "read_json"]
 
 LARGEST = 1 << 31  # pixels: no decoder takes a longer side
 Key = int | str
@@ -24,8 +24,8 @@ Key = int | str
 class Coco(Format):
     """`path` of a split is a COCO root (annotations/instances_{split}2017.json with {split}2017/; also other years, or
     instances_default.json as CVAT writes), a folder with labels.json and data/ (FiftyOne), _annotations.coco.json
-    beside its images (Roboflow) or result.json and images/ (Label Studio), the parent of such folders named train/,
-    validation/ and test/, or an annotation file.
+    beside its images (Roboflow), result.json and images/ (Label Studio) or annotations.json (labelme2coco), the parent
+    of such folders named train/, validation/ and test/, or an annotation file.
     """
 
     name = "coco"
@@ -69,7 +69,9 @@ def resolve_split(path: str | Path, split: str, annotations: str | Path = "", im
                 raise DataError(f"{c.images}: no such folder, though {c.annotations} is there; put the images in it")
             return c
     wanted = " or ".join(str(c.annotations) for c in candidates[:2])
-    raise DataError(f"{root}: no COCO annotations for {split}; expected {wanted}, or name the annotation file itself")
+    raise NoSplitError(
+        f"{root}: no COCO annotations for {split}; expected {wanted}, or name the annotation file itself"
+    )
 
 
 def layouts(root: Path, split: str) -> Iterator[Split]:
@@ -79,6 +81,7 @@ def layouts(root: Path, split: str) -> Iterator[Split]:
         yield Split(folder / "labels.json", folder / "data")
         yield Split(folder / "_annotations.coco.json", folder)
         yield Split(folder / "result.json", folder / "images")
+        yield Split(folder / "annotations.json", folder)
     named = [p for n in FOLDER_NAMES[split] for p in sorted(root.glob(f"annotations/instances_{n}*.json"))]
     named += sorted(root.glob(f"annotations/instances_{split.capitalize()}*.json"))
     if len(named) > 1:
@@ -109,19 +112,21 @@ def image_folder(root: Path, split: str, annotations: Path) -> Path:
 # the file and its ids
 
 
-def read_json(path: Path) -> dict:
-    """The annotation file as a mapping with its three lists; UTF-8, with or without its mark, or UTF-16.
-
-    Raises DataError.
-    """
+def load_json(path: Path) -> object:
+    """What a JSON file holds; UTF-8, with or without its mark, or UTF-16. Raises DataError."""
     try:
-        data = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as e:
         raise DataError(f"{path}: can't read the annotations: {e.strerror}") from None
     except json.JSONDecodeError as e:
         raise DataError(f"{path}, line {e.lineno}: not valid JSON ({e.msg}); fetch or write the file again") from None
     except (ValueError, RecursionError):
         raise DataError(f"{path}: not valid JSON; fetch or write the file again") from None
+
+
+def read_json(path: Path) -> dict:
+    """The annotation file as a mapping with its three lists. Raises DataError."""
+    data = load_json(path)
     for name in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(name), list):
             raise DataError(f"{path}: no list of {name!r}; not a COCO instances file")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from src.config import Config
 from src.data.finding import ImageFinder, refuse_shared
-from src.data.formats.base import Format, Masks, truth_categories
+from src.data.formats.base import Format, Masks, read_lines, truth_categories
 from src.data.images import IMAGE_SUFFIXES, frame_of
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box
 
@@ -89,17 +89,8 @@ class Txt(Format):
 
 def read_rows(split: Split) -> list[tuple[int, str, list[str]]]:
     """(line number, path, columns after it) of every row; rows without anything are left out. Raises DataError."""
-    try:
-        data = split.annotations.read_bytes()
-        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff") and len(data) % 2 == 0
-        lines = data.decode("utf-16" if utf16 else "utf-8-sig").split("\n")
-    except OSError as e:
-        raise DataError(f"{split.annotations}: can't read: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        line = e.object[: e.start].count(b"\n") + 1
-        raise DataError(f"{split.annotations}, line {line}: not UTF-8 text; save the file as UTF-8") from None
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(split.annotations), 1):
         words = line.split()
         if words:
             # a path may hold spaces: it ends with the first word that ends as an image's name does

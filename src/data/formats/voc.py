@@ -3,17 +3,26 @@
 import math
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from xml.parsers import expat
 
-import numpy as np
 from tqdm import tqdm
 
 from src.config import Config
 from src.data.finding import ImageFinder, plain_name, refuse_shared
-from src.data.formats.base import FOLDER_NAMES, Format, Masks, class_labels, split_source, truth_categories
+from src.data.formats.base import (
+    FOLDER_NAMES,
+    Format,
+    Labels,
+    Masks,
+    NoSplitError,
+    passed_over,
+    read_lines,
+    share_of,
+    split_source,
+    truth_categories,
+)
 from src.data.images import frame_of, sorted_files
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box, number
 
@@ -79,6 +88,7 @@ class Voc(Format):
     """
 
     name = "voc"
+    draws = True
 
     def locate(self, config: Config, split: str) -> Split:
         root = Path(split_source(config, split))
@@ -91,7 +101,7 @@ class Voc(Format):
                 if annotations.is_dir() and xml_files(annotations):
                     images = next(folder / n for n in IMAGE_FOLDERS if (folder / n).is_dir())
                     return voc_split(annotations, images, split if folder == root else "", listing)
-        raise DataError(
+        raise NoSplitError(
             f"{root}: no XML annotations for {split}; expected {root / 'Annotations'} with {root / 'JPEGImages'}"
         )
 
@@ -132,7 +142,7 @@ def voc_split(annotations: Path, images: Path, part: str, listing: Path | None) 
     if listing is None and part and (folder / f"{part}.txt").is_file():
         listing = folder / f"{part}.txt"
     if listing is None and part == "test":
-        raise DataError(f"{folder / 'test.txt'}: no such file, and no test/ folder; there is no split test")
+        raise NoSplitError(f"{folder / 'test.txt'}: no such file, and no test/ folder; there is no split test")
     return Split(annotations, images, part, listing)
 
 
@@ -141,7 +151,7 @@ class VocReader:
 
     def __init__(self, where: Split, config: Config, masks: Masks):
         self.where, self.config, self.masks = where, config, masks
-        self.known, self.foreign = class_labels(config), Counter()
+        self.labels = Labels(config)
         try:
             self.xml = {stem_below(p, where.annotations): p for p in xml_files(where.annotations)}
             files, others = sorted_files(where.images)
@@ -169,25 +179,14 @@ class VocReader:
         names = {*self.xml, *self.images}
         listed = self.where.listing
         if listed is not None:
-            try:
-                lines = listed.read_text("utf-8-sig").splitlines()
-            except OSError as e:
-                raise DataError(f"{listed}: can't read: {e.strerror}") from None
-            except UnicodeDecodeError:
-                raise DataError(f"{listed}: not text; expected an image name a line") from None
             # a class's own list says 1, 0 or -1 after the name
-            part = [re.sub(r"\s+-?[01]$", "", line.strip()) for line in lines if line.strip()]
+            part = [re.sub(r"\s+-?[01]$", "", line.strip()) for line in read_lines(listed) if line.strip()]
             part = [n if n in names else self.listed_name(n) for n in part]
             ids = {name: i for i, name in enumerate(sorted(names | set(part)), 1)}
             return list(dict.fromkeys(part)), ids
         ordered = sorted(names)
         ids = {name: i for i, name in enumerate(ordered, 1)}
-        share = self.config.val_share
-        if not self.where.part or not share:
-            return ordered, ids
-        drawn = np.random.default_rng([self.config.seed, 1]).permutation(ordered)
-        held_out = set(drawn[: round(len(ids) * share)])
-        return [n for n in ordered if (n in held_out) == (self.where.part == "val")], ids
+        return share_of(ordered, self.where.part, self.config), ids
 
     def listed_name(self, name: str) -> str:
         """A listed name that is written as a path, or with a suffix; else its first word."""
@@ -205,14 +204,7 @@ class VocReader:
         finder = ImageFinder([self.where.images])
         records = [self.image_record(ids[n], n, finder) for n in tqdm(names, unit="img", desc="reading", leave=False)]
         refuse_shared(records, finder)
-        notes = []
-        if self.passed_over:
-            some = ", ".join(p.name for p in self.passed_over[:5]) + (", ..." if len(self.passed_over) > 5 else "")
-            notes.append(f"{self.where.images}: passed over, no images: {len(self.passed_over)} ({some})")
-        if self.foreign:
-            told = ", ".join(f"{n} {c}" for n, c in self.foreign.most_common(10))
-            what = "background" if self.config.other_classes == "background" else "neither object nor background"
-            notes.append(f"objects of classes that the config leaves out are {what}: {told}")
+        notes = passed_over(self.where.images, self.passed_over) + self.labels.notes()
         return Records(self.where, records, truth_categories(self.config), notes, listed=[self.where.images])
 
     def image_record(self, image_id: int, name: str, finder: ImageFinder) -> ImageRecord:
@@ -286,22 +278,14 @@ class VocReader:
         """An <object>, or None for one that the config leaves out. Raises DataError."""
         where = f"{xml}, line {o.line}"
         name = child_text(o, "name")
-        other = self.config.other_classes
-        if name not in self.known:
-            if not name:
-                raise DataError(f"{where}: an object without <name>")
-            if other == "stop":
-                raise DataError(
-                    f"{where}: class {name!r} isn't in the config; add it to coco_classes and count it in num_classes,"
-                    " or set other_classes to background or ignore"
-                )
-            self.foreign[name] += 1
-            if other == "background":
-                return None
+        if not name:
+            raise DataError(f"{where}: an object without <name>")
+        label = self.labels.of(name, where)
+        if label is None:
+            return None
         box = object_box(o, record.height, record.width, self.config.voc_first_pixel, xml)
         difficult = flag(o, "difficult", xml) and self.config.voc_difficult == "ignore"
         bbox = (box[0], box[1], box[2] - box[0], box[3] - box[1])
-        label = self.known.get(name, 0)
         return Instance(label, difficult or not label, box, bbox, bbox[2] * bbox[3])
 
 
