@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from src.config import Config, add_config_arguments, config_from_arguments
+from src.config import Config, add_config_arguments, check_training, config_from_arguments
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.data.sources import resolve_classes
@@ -47,6 +47,7 @@ def main() -> int:
 
 def train(config: Config, resume: bool) -> int:
     """Trains as the config says; returns the exit status."""
+    check_training(config)
     config = resolve_classes(use_local_device(config), training=True)
     set_device(config)
     group = join_group(config)

@@ -1,7 +1,8 @@
 """A detector over a split: detections of every image, and their AP."""
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +12,19 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from src.config import Config
+from src.data.coco import read_json
 from src.data.loader import EvalLoader
 from src.data.mindrecord import ensure_mindrecord
-from src.evaluation.coco import Summary, coco_results, evaluate, save_results
+from src.data.sources import find_split
+from src.errors import UserError
+from src.evaluation.coco import Summary, choose_kinds, coco_results, evaluate
+from src.evaluation.results import save_results
+from src.evaluation.truth import read_annotations
 from src.models.two_stage import TwoStageDetector
+from src.training.checkpoints import CheckpointError, not_finite
 from src.training.distributed import Group
 
-__all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "report"]
+__all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "kinds_of", "records_of", "report"]
 
 
 @dataclass
@@ -65,7 +72,7 @@ def collect_results(
     """
     timing = timing or Timing()
     timing.batch_size = config.test_batch_size
-    categories = {int(k): v for k, v in loader.index["category_ids"].items()}
+    categories = all_categories(config, loader.index["category_ids"])
     pending: list[Future] = []
     results: list[dict] = []
 
@@ -91,13 +98,59 @@ def collect_results(
     return results
 
 
-def report(config: Config, loader: EvalLoader, results: list[dict], path: Path) -> Summary:
-    """Saves the results, prints both tables and the classes', and returns the numbers."""
-    save_results(path, results)
-    summary = evaluate(loader.index["annotations"], results, ("bbox", "segm") if config.with_mask else ("bbox",))
+def report(
+    config: Config, loader: EvalLoader, results: list[dict], path: Path, kinds: Sequence[str], **measured: object
+) -> Summary:
+    """Saves the results, prints the tables of `kinds` and the classes', and returns the numbers.
+
+    measured: class_names, score and iou, as evaluate takes them.
+    """
+    truth = read_annotations(loader.index["annotations"])
+    save_results(path, results, truth)
     print(f"\n{len(results)} detections in {len(loader.index['image_ids'])} images -> {path}")
+    if not results:
+        print(f"nothing was detected: no score reaches test_cfg.rcnn.score_thr {config.test_cfg.rcnn.score_thr:g}")
+    summary = evaluate(truth, results, kinds, max_per_img=config.test_cfg.rcnn.max_per_img, **measured)
     print(summary.text)
     return summary
+
+
+def kinds_of(config: Config, asked: Sequence[str] | None = None, tell: bool = True) -> tuple[str, ...]:
+    """What to measure of the config's detector on its validation split; `tell`: in a line, if masks are left out.
+
+    Raises UserError for masks asked of a detector without.
+    """
+    if asked and "segm" in asked and not config.with_mask:
+        raise UserError(f"--iou_types segm: detector: {config.detector} has no masks; bbox alone")
+    asked = asked or (None if config.with_mask else ("bbox",))
+    kinds, note = choose_kinds({} if asked else {"annotations": has_masks(config)}, asked)
+    if note and tell:
+        print(note)
+    return kinds
+
+
+def has_masks(config: Config) -> bool:
+    """Whether the validation split has masks."""
+    if config.dataset != "coco":
+        return False
+    data = read_json(find_split(config, "val", training=False).annotations)
+    return any(a.get("segmentation") for a in data["annotations"])
+
+
+def records_of(config: Config, kinds: Sequence[str]) -> Path:
+    """The MindRecord folder of the validation split, of which masks that aren't measured aren't demanded."""
+    if "segm" not in kinds and config.needs_masks:
+        boxes_alone = {"mask_rcnn": "faster_rcnn", "cascade_mask_rcnn": "cascade_rcnn"}
+        detector = boxes_alone.get(config.detector, config.detector)
+        config = dataclasses.replace(config, detector=detector, aug_prob=0.0)
+    return ensure_mindrecord(config, "val", training=False)
+
+
+def all_categories(config: Config, known: dict[str, int]) -> dict[int, int]:
+    """The category id of each label; of a class that the annotations lack, one that they don't use."""
+    categories = {int(k): int(v) for k, v in known.items()}
+    free = max(categories.values(), default=0)
+    return categories | {label: free + label for label in range(1, config.num_classes) if label not in categories}
 
 
 def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, categories: dict[int, int]) -> list[dict]:
@@ -121,20 +174,33 @@ def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, ca
 class Evaluator:
     """Evaluates one detector on the validation split, as often as asked.
 
-    group: ranks among which the images are shared; rank 0 collects the results.
+    group: ranks among which the images are shared; rank 0 collects the results, which `results` then holds. iou_types:
+    what to measure; by default boxes, and masks where detector and annotations have them.
     """
 
-    def __init__(self, config: Config, detector: TwoStageDetector, group: Group | None = None):
+    def __init__(
+        self,
+        config: Config,
+        detector: TwoStageDetector,
+        group: Group | None = None,
+        iou_types: Sequence[str] | None = None,
+    ):
         self.config, self.detector, self.group = config, detector, group or Group()
-        folder = ensure_mindrecord(config, "val", training=False)
-        self.loader = EvalLoader(config, folder, self.group.rank, self.group.size)
-        self.timing = Timing()
+        self.kinds = kinds_of(config, iou_types, tell=self.group.is_first)
+        self.loader = EvalLoader(config, records_of(config, self.kinds), self.group.rank, self.group.size)
+        self.timing, self.results = Timing(), []
 
-    def run(self, results_path: Path) -> Summary | None:
-        """Detects, saves the results, prints both tables and the classes', and returns the numbers.
+    def run(self, results_path: Path, **measured: object) -> Summary | None:
+        """Detects, saves the results, prints the tables and the classes', and returns the numbers.
 
-        On rank 0; the others, which do their share of detecting, return None.
+        On rank 0; the others, which do their share of detecting, return None. measured: as of report. Raises UserError
+        for weights that aren't finite, which would detect nothing.
         """
+        bad = not_finite({p.name: p.asnumpy() for p in self.detector.get_parameters()})
+        if bad:
+            raise CheckpointError(
+                f"weights that aren't finite: {bad}; the training diverged: lower lr or set grad_clip"
+            )
         self.timing = Timing()
         mine = detect_split(self.config, self.detector, self.loader, self.timing, quiet=not self.group.is_first)
         shares = self.group.gather(mine)
@@ -142,8 +208,8 @@ class Evaluator:
             return None
         # in the data set's order, as one rank alone gives them
         place = {image: i for i, image in enumerate(self.loader.index["image_ids"])}
-        results = sorted((r for share in shares for r in share), key=lambda r: place[r["image_id"]])
-        return report(self.config, self.loader, results, results_path)
+        self.results = sorted((r for share in shares for r in share), key=lambda r: place[r["image_id"]])
+        return report(self.config, self.loader, self.results, results_path, self.kinds, **measured)
 
     def after_epoch(self, epoch: int) -> Summary | None:
         """During training: evaluates, and leaves the detector in training mode."""

@@ -63,8 +63,8 @@ class Tracker:
     def losses(self, epoch: int, step: int, losses: dict[str, float], other: dict[str, float]) -> None:
         """Mean losses of an interval that ends with `step`; other: learning rate, speed, ..."""
 
-    def evaluation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
-        """Metrics by name ("bbox AP", ...)."""
+    def evaluation(self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict]) -> None:
+        """Metrics by name ("bbox AP", ...); classes: each class's numbers by IoU type and class, as JSON has them."""
 
     def epoch_end(self, epoch: int) -> None:
         """After the epoch's checkpoint and evaluation."""
@@ -124,7 +124,7 @@ class LossLog(LineFile):
 
 
 class MetricsFile(LineFile):
-    """metrics.jsonl: an object a line, {"epoch", "step", losses, ...} or {"epoch", "step", "bbox AP", ...}."""
+    """metrics.jsonl: {"epoch", "step", losses, ...} or {"epoch", "step", "bbox AP", ..., "classes"}."""
 
     @staticmethod
     def position(line: str) -> tuple[int, int] | None:
@@ -136,13 +136,13 @@ class MetricsFile(LineFile):
     def losses(self, epoch: int, step: int, losses: dict[str, float], other: dict[str, float]) -> None:
         self.row(epoch, step, losses | other)
 
-    def evaluation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
-        self.row(epoch, step, metrics)
+    def evaluation(self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict]) -> None:
+        self.row(epoch, step, metrics, {"classes": classes})
 
-    def row(self, epoch: int, step: int, values: dict[str, float]) -> None:
+    def row(self, epoch: int, step: int, values: dict[str, float], more: dict | None = None) -> None:
         # JSON has no NaN
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self.write(json.dumps({"epoch": epoch, "step": step, **finite}))
+        self.write(json.dumps({"epoch": epoch, "step": step, **finite, **(more or {})}))
 
 
 def evaluations(path: Path) -> dict[int, dict[str, float]]:
@@ -202,7 +202,7 @@ class TensorBoard(Tracker):
     def losses(self, epoch: int, step: int, losses: dict[str, float], other: dict[str, float]) -> None:
         self.scalars(self.at(epoch, step), losses | other, "train")
 
-    def evaluation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
+    def evaluation(self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict]) -> None:
         self.scalars(self.at(epoch, step), metrics, "val")
         self.writer.flush()
 
@@ -250,7 +250,7 @@ class MLflow(Tracker):
     def losses(self, epoch: int, step: int, losses: dict[str, float], other: dict[str, float]) -> None:
         self.log(epoch, step, losses | other)
 
-    def evaluation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
+    def evaluation(self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict]) -> None:
         self.log(epoch, step, metrics)
 
     def close(self) -> None:

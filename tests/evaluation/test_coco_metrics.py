@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from src.evaluation.coco import EvaluationError, coco_results, evaluate, load_results, save_results
+from src.evaluation.coco import EvaluationError, coco_results, evaluate
+from src.evaluation.results import load_results, save_results
 
 CATEGORY_IDS = {1: 10, 2: 20}
 # image, category, box (x, y, width, height)

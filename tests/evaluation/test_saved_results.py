@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
-from src.evaluation.coco import EvaluationError, save_results, saved_results
+from src.evaluation.coco import EvaluationError
+from src.evaluation.results import save_results, saved_results
 
 ROOT = Path(__file__).parents[2]
 
