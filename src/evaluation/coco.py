@@ -172,7 +172,7 @@ def evaluate(
     Raises EvaluationError.
     """
     truth = annotations if isinstance(annotations, Truth) else read_annotations(annotations)
-    results = checked_results(results, truth, "results", any_category=True)
+    results = checked_results(results, truth, "results", computed=True)
     image_ids, categories = chosen(truth, image_ids, class_names)
     if "segm" in iou_types:
         demand_masks(truth, results)
@@ -252,12 +252,9 @@ def crowded_images(truth: Truth, image_ids: list[int], categories: list[int], ma
         return []
     (image, _), most = max(beyond.items(), key=lambda item: item[1])
     name = truth.imgs[image].get("file_name", f"image {image}")
-    of = "in all (test_cfg.rcnn.max_per_img)" if max_per_img else "of a class"
+    of = "an image, test_cfg.rcnn.max_per_img" if max_per_img else "of a class in an image"
     held = len({key[0] for key in beyond})
-    return [
-        f"{held} image{'s hold' if held > 1 else ' holds'} more objects than the {limit} detections {of} that can"
-        f" count, {name} the most: {most}"
-    ]
+    return [f"images with more objects than detections that count ({limit} {of}): {held}; {name} has the most, {most}"]
 
 
 def cocoeval(

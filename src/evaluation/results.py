@@ -90,14 +90,14 @@ def saved_results(path: str | Path, truth: Truth | None = None) -> list[dict] | 
         return None
 
 
-def checked_results(results: Sequence[dict], truth: Truth, where: str, any_category: bool = False) -> list[dict]:
+def checked_results(results: Sequence[dict], truth: Truth, where: str, computed: bool = False) -> list[dict]:
     """The results as evaluation needs them: ids as `truth` has them, a finite box and score, a mask as whole RLE text.
 
     Takes what is legal: polygons and lists of runs for masks, a mask without a box, the ids of the user's own file.
-    any_category: also categories that `truth` lacks. Raises EvaluationError, which names `where`, the entry and what
-    is wrong with it.
+    computed: the ids are the truth's own, and categories may be others than its. Raises EvaluationError, which names
+    `where`, the entry and what is wrong with it.
     """
-    ids = {k: _known_ids(entries) for k, entries in _id_entries(truth).items()}
+    ids = {k: _known_ids(entries, computed) for k, entries in _id_entries(truth).items()}
     out, masks = [], []
     for i, r in enumerate(results):
         at = f"{where}: entry {i}"
@@ -107,7 +107,7 @@ def checked_results(results: Sequence[dict], truth: Truth, where: str, any_categ
             raise EvaluationError(f"{at}: {truth.path} has no image {r['image_id']!r}; not its results?")
         at += f", of image {r['image_id']!r}"
         if category is None:
-            if not (any_category and isinstance(r["category_id"], int)):
+            if not (computed and isinstance(r["category_id"], int)):
                 known = ", ".join(str(k) for k in list(ids["category_id"])[:10])
                 known += ", ..." if len(ids["category_id"]) > 10 else ""
                 raise EvaluationError(f"{at}: {truth.path} has no category {r['category_id']!r}; it has {known}")
@@ -155,9 +155,10 @@ def _source_ids(entries: Sequence[dict]) -> dict[int, object]:
     return {e["id"]: e["source_id"] for e in entries if "source_id" in e}
 
 
-def _known_ids(entries: Sequence[dict]) -> dict[object, int]:
-    """The truth's id of each id that results may name: the user's own, and its own where they don't clash."""
-    return {e["id"]: e["id"] for e in entries} | {e["source_id"]: e["id"] for e in entries if "source_id" in e}
+def _known_ids(entries: Sequence[dict], computed: bool) -> dict[object, int]:
+    """The truth's id of each id that results may name: in a file the user's own come first."""
+    own = {e["id"]: e["id"] for e in entries}
+    return own if computed else own | {source: own_id for own_id, source in _source_ids(entries).items()}
 
 
 def _lookup(known: dict[object, int], name: object) -> int | None:

@@ -69,7 +69,7 @@ def read_annotations(path: str | Path) -> Truth:
         try:
             _complete(a, images, categories)
         except ValueError as e:
-            raise EvaluationError(f"{where} {e}") from None
+            raise EvaluationError(f"{where}: {e}") from None
         if isinstance(a.get("segmentation"), dict):
             texts.append((where, a["segmentation"]))
         # COCOeval takes a match with the object of id 0 for none, and of those that share an id the last for all
@@ -77,7 +77,7 @@ def read_annotations(path: str | Path) -> Truth:
         rows["annotations"][number - 1] = a
     for (where, mask), total in zip(texts, run_totals([m["counts"] for _, m in texts]), strict=True):
         if total != mask["size"][0] * mask["size"][1]:
-            raise EvaluationError(f"{where} has RLE counts that don't fill its size {mask['size']}")
+            raise EvaluationError(f"{where}: RLE counts don't fill its size {mask['size']}")
     for a in rows["annotations"]:
         if "area" not in a:
             mask = a.get("segmentation")
@@ -91,23 +91,23 @@ def _complete(a: dict, images: dict, categories: dict) -> None:
     if not a.get("segmentation"):
         a.pop("segmentation", None)
     if lacks:
-        raise ValueError(f"lacks {', '.join(lacks)}")
+        raise ValueError(f"it lacks {', '.join(lacks)}")
     if not isinstance(a["image_id"], int) or a["image_id"] not in images:
-        raise ValueError(f"is of image {a['image_id']!r}, which 'images' doesn't list")
+        raise ValueError(f"it is of image {a['image_id']!r}, which 'images' doesn't list")
     if not isinstance(a["category_id"], int) or a["category_id"] not in categories:
-        raise ValueError(f"is of category {a['category_id']!r}, which 'categories' doesn't list")
+        raise ValueError(f"it is of category {a['category_id']!r}, which 'categories' doesn't list")
     if a.setdefault("iscrowd", 0) not in (0, 1):
-        raise ValueError(f"has iscrowd {a['iscrowd']!r}, neither 0 nor 1")
+        raise ValueError(f"it has iscrowd {a['iscrowd']!r}, neither 0 nor 1")
     if not (isinstance(a["bbox"], list) and len(a["bbox"]) == 4 and all(_is_number(v) for v in a["bbox"])):
-        raise ValueError(f"has a bbox {str(a['bbox'])[:60]}, not four numbers")
+        raise ValueError(f"it has a bbox {str(a['bbox'])[:60]}, not four numbers")
     if a.get("area", 0) is None:
         del a["area"]
     if not _is_number(a.get("area", 0)):
-        raise ValueError(f"has an area {a['area']!r}, not a number")
+        raise ValueError(f"it has an area {a['area']!r}, not a number")
     if "segmentation" in a:
         size = [images[a["image_id"]].get(k) for k in ("height", "width")]
         if not all(isinstance(v, int) and 0 < v < 1 << 31 for v in size):
-            raise ValueError(f"has a mask, and its image {a['image_id']} no height and width")
+            raise ValueError(f"it has a mask, and its image {a['image_id']} no height and width")
         # polygons stay, of which pycocotools makes masks itself
         drawn = isinstance(a["segmentation"], list) and "area" in a
         a["segmentation"] = (whole_polygons if drawn else as_rle)(a["segmentation"], *size)
