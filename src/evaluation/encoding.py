@@ -7,8 +7,9 @@ from pycocotools import mask as rle
 
 __all__ = ["as_rle", "run_totals", "whole_polygons"]
 
-BYTES_AT_ONCE = 1 << 22
-FAR = 10  # sides of its image that a polygon may reach beyond it; filling one takes time and memory by its length
+BYTES_AT_ONCE = 1 << 16  # arrays that stay in the cache
+FAR = 10  # sides of its image that a polygon may reach beyond it
+LONGEST = 2_000_000  # pixels around the polygons of a mask: filling them takes time and memory by that
 
 
 def as_rle(segmentation: object, height: int, width: int) -> dict:
@@ -38,6 +39,12 @@ def whole_polygons(segmentation: list, height: int, width: int) -> list[list[flo
     whole = [p for p in segmentation if len(p) >= 6]
     if not whole:
         raise ValueError("its segmentation has no polygon of three points or more")
+    around = 0.0
+    for p in whole:
+        xy = np.array(p, np.float64).reshape(-1, 2)
+        around += float(np.abs(xy - np.roll(xy, 1, 0)).max(1).sum())
+    if around > LONGEST:
+        raise ValueError(f"the polygons of its segmentation are {around:.0f} pixels around")
     return whole
 
 

@@ -69,7 +69,10 @@ def load_results(path: str | Path, truth: Truth | None = None) -> list[dict]:
     if truth is not None:
         return checked_results(results, truth, str(path))
     for i, r in enumerate(results):
-        _check_keys(r, f"{path}: entry {i}")
+        try:
+            _check_keys(r)
+        except ValueError as e:
+            raise EvaluationError(f"{path}: entry {i}{e}") from None
     return results
 
 
@@ -97,35 +100,55 @@ def checked_results(results: Sequence[dict], truth: Truth, where: str, computed:
     computed: the ids are the truth's own, and categories may be others than its. Raises EvaluationError, which names
     `where`, the entry and what is wrong with it.
     """
-    ids = {k: _known_ids(entries, computed) for k, entries in _id_entries(truth).items()}
+    images, categories = (_known_ids(entries, computed) for entries in _id_entries(truth).values())
     out, masks = [], []
     for i, r in enumerate(results):
-        at = f"{where}: entry {i}"
-        _check_keys(r, at)
-        image, category = _lookup(ids["image_id"], r["image_id"]), _lookup(ids["category_id"], r["category_id"])
-        if image is None:
-            raise EvaluationError(f"{at}: {truth.path} has no image {r['image_id']!r}; not its results?")
-        at += f", of image {r['image_id']!r}"
-        if category is None:
-            if not (computed and isinstance(r["category_id"], int)):
-                known = ", ".join(str(k) for k in list(ids["category_id"])[:10])
-                known += ", ..." if len(ids["category_id"]) > 10 else ""
-                raise EvaluationError(f"{at}: {truth.path} has no category {r['category_id']!r}; it has {known}")
-            category = r["category_id"]
-        if not _is_finite(r["score"]):
-            raise EvaluationError(f"{at}: score {str(r['score'])[:40]} isn't a finite number")
-        new = {"image_id": image, "category_id": category, "score": float(r["score"])}
-        if r.get("segmentation"):
-            new["segmentation"] = _whole_mask(r["segmentation"], truth.imgs[image], at)
-            masks.append((at, new["segmentation"]))
-        if r.get("bbox") is not None:
-            new["bbox"] = _checked_box(r["bbox"], at)
+        try:
+            new = _checked(r, images, categories, truth, computed)
+        except ValueError as e:
+            raise EvaluationError(f"{where}: entry {i}{e}") from None
+        if "segmentation" in new:
+            masks.append(i)
         out.append(new)
-    _check_runs(masks)
+    totals = run_totals([out[i]["segmentation"]["counts"] for i in masks])
+    for i, total in zip(masks, totals.tolist(), strict=True):
+        height, width = out[i]["segmentation"]["size"]
+        if total != height * width:
+            covered = f": they cover {total} pixels" if total >= 0 else ""
+            what = f"RLE counts that can't be decoded to {height} x {width} pixels{covered}"
+            raise EvaluationError(f"{where}: entry {i}, of image {results[i]['image_id']!r}: {what}")
     for r in out:
         if "bbox" not in r:
             r["bbox"] = rle.toBbox(r["segmentation"]).tolist()
     return out
+
+
+def _checked(r: object, images: dict, categories: dict, truth: Truth, computed: bool) -> dict:
+    """One entry as checked_results gives it, runs not yet counted. Raises ValueError, to be read after "entry 5"."""
+    _check_keys(r)
+    image = _lookup(images, r["image_id"])
+    if image is None:
+        raise ValueError(f": {truth.path} has no image {r['image_id']!r}; not its results?")
+    category = _lookup(categories, r["category_id"])
+    try:
+        if category is None:
+            if not (computed and isinstance(r["category_id"], int)):
+                known = ", ".join(str(k) for k in list(categories)[:10]) + (", ..." if len(categories) > 10 else "")
+                raise ValueError(f"{truth.path} has no category {r['category_id']!r}; it has {known}")
+            category = r["category_id"]
+        if not _is_finite(r["score"]):
+            raise ValueError(f"score {str(r['score'])[:40]} isn't a finite number")
+        new = {"image_id": image, "category_id": category, "score": float(r["score"])}
+        if r.get("segmentation"):
+            size = [truth.imgs[image].get(k) for k in ("height", "width")]
+            if not all(isinstance(v, int) and v > 0 for v in size):
+                raise ValueError("it has a mask, but the annotations don't say the image's height and width")
+            new["segmentation"] = as_rle(r["segmentation"], *size)
+        if r.get("bbox") is not None:
+            new["bbox"] = _checked_box(r["bbox"])
+    except ValueError as e:
+        raise ValueError(f", of image {r['image_id']!r}: {e}") from None
+    return new
 
 
 def apply_options(results: list[dict], options: RcnnTest) -> tuple[list[dict], str]:
@@ -163,49 +186,32 @@ def _known_ids(entries: Sequence[dict], computed: bool) -> dict[object, int]:
 
 def _lookup(known: dict[object, int], name: object) -> int | None:
     # True is 1 to a dict
-    if isinstance(name, bool) or not isinstance(name, (Real, str)):
+    if type(name) is not int and (isinstance(name, bool) or not isinstance(name, (Real, str))):
         return None
     return known.get(name)
 
 
-def _check_keys(r: object, at: str) -> None:
-    """Raises EvaluationError for what isn't an entry of a results file; values are looked at elsewhere."""
+def _check_keys(r: object) -> None:
+    """Raises ValueError for what isn't an entry of a results file; values are looked at elsewhere."""
     if not isinstance(r, dict):
-        raise EvaluationError(f"{at} isn't a COCO result (image_id, category_id, bbox of 4, score)")
+        raise ValueError(" isn't a COCO result (image_id, category_id, bbox of 4, score)")
     lacks = [k for k in ("image_id", "category_id", "score") if r.get(k) is None]
     if r.get("bbox") is None and not r.get("segmentation"):
         lacks.append("bbox")
     if lacks:
-        raise EvaluationError(f"{at} isn't a COCO result: it lacks {', '.join(lacks)}")
+        raise ValueError(f" isn't a COCO result: it lacks {', '.join(lacks)}")
     if r.get("bbox") is not None and not (hasattr(r["bbox"], "__len__") and len(r["bbox"]) == 4):
-        raise EvaluationError(f"{at} isn't a COCO result: bbox {str(r['bbox'])[:60]} isn't [x, y, width, height]")
+        raise ValueError(f" isn't a COCO result: bbox {str(r['bbox'])[:60]} isn't [x, y, width, height]")
 
 
 def _is_finite(v: object) -> bool:
-    return isinstance(v, Real) and not isinstance(v, bool) and abs(v) < FARTHEST
+    # the abstract class is slow to ask
+    return (type(v) in (float, int) or (isinstance(v, Real) and not isinstance(v, bool))) and -FARTHEST < v < FARTHEST
 
 
-def _checked_box(box: Sequence, at: str) -> list[float]:
-    if not all(_is_finite(v) for v in box):
-        raise EvaluationError(f"{at}: bbox {str(box)[:60]} isn't finite numbers")
+def _checked_box(box: Sequence) -> list[float]:
+    if not all(map(_is_finite, box)):
+        raise ValueError(f"bbox {str(box)[:60]} isn't finite numbers")
     if box[2] < 0 or box[3] < 0:
-        raise EvaluationError(f"{at}: bbox {str(box)[:60]} has a negative side; it is [x, y, width, height]")
-    return [float(v) for v in box]
-
-
-def _whole_mask(segmentation: object, image: dict, at: str) -> dict:
-    size = [image.get(k) for k in ("height", "width")]
-    if not all(isinstance(v, int) and v > 0 for v in size):
-        raise EvaluationError(f"{at}: it has a mask, but the annotations don't say the image's height and width")
-    try:
-        return as_rle(segmentation, *size)
-    except ValueError as e:
-        raise EvaluationError(f"{at}: {e}") from None
-
-
-def _check_runs(masks: Sequence[tuple[str, dict]]) -> None:
-    for (at, mask), total in zip(masks, run_totals([m["counts"] for _, m in masks]), strict=True):
-        height, width = mask["size"]
-        if total != height * width:
-            covered = f": they cover {total} pixels" if total >= 0 else ""
-            raise EvaluationError(f"{at}: RLE counts that can't be decoded to {height} x {width} pixels{covered}")
+        raise ValueError(f"bbox {str(box)[:60]} has a negative side; it is [x, y, width, height]")
+    return list(map(float, box))

@@ -85,6 +85,7 @@ def test_every_form_gives_the_same_mask():
         ([[1, 2, 3, 4, 5, "6"]], "no place in or near"),
         ([[1, 2, 3, 4, 5, float("nan")]], "no place in or near"),
         ([[1, 2, 3, 4, 5, 1e9]], "no place in or near"),
+        ([[0, 0, 200, 0, 0, 200] * 5000], "pixels around"),
         ({"size": [30, 20], "counts": [600]}, "size [30, 20]"),
         ({"counts": [600]}, "size None"),
         ({"size": [20, 30], "counts": [599]}, "add up to 599"),
