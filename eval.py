@@ -78,9 +78,9 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
     group = join_group(config)
     detector = build_detector(config)
     load_detector(detector, checkpoint)
-    evaluator = Evaluator(config, detector, group, arguments.iou_types)
+    evaluator = Evaluator(config, detector, group, arguments.iou_types, **measured)
     path = arguments.predictions or arguments.results or config.output_dir / "results.json"
-    summary = evaluator.run(path, **measured)
+    summary = evaluator.run(path)
     if group.is_first:
         save_numbers(config, arguments, summary)
         if arguments.report:

@@ -19,7 +19,16 @@ from src.evaluation.masks import Convention, paste_masks
 from src.evaluation.results import checked_results
 from src.evaluation.truth import EvaluationError, Truth, read_annotations
 
-__all__ = ["EvaluationError", "Summary", "choose_kinds", "coco_results", "evaluate", "metric_names"]
+__all__ = [
+    "EvaluationError",
+    "Summary",
+    "choose_kinds",
+    "chosen",
+    "coco_results",
+    "demand_masks",
+    "evaluate",
+    "metric_names",
+]
 
 STANDARD = 100  # detections of a class in an image that COCO's metrics count
 
@@ -211,8 +220,8 @@ def chosen(
     return sorted(images), sorted(categories)
 
 
-def demand_masks(truth: Truth, results: list[dict]) -> None:
-    """Raises EvaluationError where an object or a detection lacks its mask."""
+def demand_masks(truth: Truth, results: Sequence[dict] = ()) -> None:
+    """Raises EvaluationError where an object or a detection lacks its mask; a crowd without gets its box."""
     for a in truth.dataset["annotations"]:
         if not a.get("segmentation"):
             if not a["iscrowd"]:

@@ -17,14 +17,14 @@ from src.data.loader import EvalLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.data.sources import find_split
 from src.errors import UserError
-from src.evaluation.coco import Summary, choose_kinds, coco_results, evaluate
+from src.evaluation.coco import Summary, choose_kinds, chosen, coco_results, demand_masks, evaluate
 from src.evaluation.results import save_results
-from src.evaluation.truth import read_annotations
+from src.evaluation.truth import Truth, read_annotations
 from src.models.two_stage import TwoStageDetector
 from src.training.checkpoints import CheckpointError, not_finite
 from src.training.distributed import Group
 
-__all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "kinds_of", "records_of", "report"]
+__all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "kinds_of", "open_truth", "records_of", "report"]
 
 
 @dataclass
@@ -99,20 +99,28 @@ def collect_results(
 
 
 def report(
-    config: Config, loader: EvalLoader, results: list[dict], path: Path, kinds: Sequence[str], **measured: object
+    config: Config, loader: EvalLoader, truth: Truth, results: list[dict], path: Path, **measured: object
 ) -> Summary:
-    """Saves the results, prints the tables of `kinds` and the classes', and returns the numbers.
+    """Saves the results, prints the tables and the classes', and returns the numbers.
 
-    measured: class_names, score and iou, as evaluate takes them.
+    measured: iou_types, class_names, score and iou, as evaluate takes them.
     """
-    truth = read_annotations(loader.index["annotations"])
     save_results(path, results, truth)
     print(f"\n{len(results)} detections in {len(loader.index['image_ids'])} images -> {path}")
     if not results:
         print(f"nothing was detected: no score reaches test_cfg.rcnn.score_thr {config.test_cfg.rcnn.score_thr:g}")
-    summary = evaluate(truth, results, kinds, max_per_img=config.test_cfg.rcnn.max_per_img, **measured)
+    summary = evaluate(truth, results, max_per_img=config.test_cfg.rcnn.max_per_img, **measured)
     print(summary.text)
     return summary
+
+
+def open_truth(loader: EvalLoader, iou_types: Sequence[str], class_names: Sequence[str] | None = None) -> Truth:
+    """What the split is measured against. Raises EvaluationError, before a network runs, where that can't be done."""
+    truth = read_annotations(loader.index["annotations"])
+    chosen(truth, None, class_names)
+    if "segm" in iou_types:
+        demand_masks(truth)
+    return truth
 
 
 def kinds_of(config: Config, asked: Sequence[str] | None = None, tell: bool = True) -> tuple[str, ...]:
@@ -134,7 +142,8 @@ def has_masks(config: Config) -> bool:
     if config.dataset != "coco":
         return False
     data = read_json(find_split(config, "val", training=False).annotations)
-    return any(a.get("segmentation") for a in data["annotations"])
+    objects = [a for a in data["annotations"] if not a.get("iscrowd")]
+    return not objects or any(a.get("segmentation") for a in objects)
 
 
 def records_of(config: Config, kinds: Sequence[str]) -> Path:
@@ -175,7 +184,10 @@ class Evaluator:
     """Evaluates one detector on the validation split, as often as asked.
 
     group: ranks among which the images are shared; rank 0 collects the results, which `results` then holds. iou_types:
-    what to measure; by default boxes, and masks where detector and annotations have them.
+    what to measure; by default boxes, and masks where detector and annotations have them. measured: class_names, score
+    and iou, as evaluate takes them.
+
+    Raises UserError where the split can't be measured so.
     """
 
     def __init__(
@@ -184,17 +196,20 @@ class Evaluator:
         detector: TwoStageDetector,
         group: Group | None = None,
         iou_types: Sequence[str] | None = None,
+        **measured: object,
     ):
         self.config, self.detector, self.group = config, detector, group or Group()
         self.kinds = kinds_of(config, iou_types, tell=self.group.is_first)
         self.loader = EvalLoader(config, records_of(config, self.kinds), self.group.rank, self.group.size)
+        self.truth = open_truth(self.loader, self.kinds, measured.get("class_names"))
+        self.measured = {"iou_types": self.kinds, **measured}
         self.timing, self.results = Timing(), []
 
-    def run(self, results_path: Path, **measured: object) -> Summary | None:
+    def run(self, results_path: Path) -> Summary | None:
         """Detects, saves the results, prints the tables and the classes', and returns the numbers.
 
-        On rank 0; the others, which do their share of detecting, return None. measured: as of report. Raises UserError
-        for weights that aren't finite, which would detect nothing.
+        On rank 0; the others, which do their share of detecting, return None. Raises CheckpointError for weights
+        that aren't finite, which would detect nothing.
         """
         bad = not_finite({p.name: p.asnumpy() for p in self.detector.get_parameters()})
         if bad:
@@ -209,7 +224,7 @@ class Evaluator:
         # in the data set's order, as one rank alone gives them
         place = {image: i for i, image in enumerate(self.loader.index["image_ids"])}
         self.results = sorted((r for share in shares for r in share), key=lambda r: place[r["image_id"]])
-        return report(self.config, self.loader, self.results, results_path, self.kinds, **measured)
+        return report(self.config, self.loader, self.truth, self.results, results_path, **self.measured)
 
     def after_epoch(self, epoch: int) -> Summary | None:
         """During training: evaluates, and leaves the detector in training mode."""

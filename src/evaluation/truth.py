@@ -29,8 +29,9 @@ class Truth(COCO):
 
     @property
     def has_masks(self) -> bool:
-        """Whether any object has one."""
-        return any(a.get("segmentation") for a in self.dataset["annotations"])
+        """Whether any object has one, if there are objects."""
+        objects = [a for a in self.dataset["annotations"] if not a["iscrowd"]]
+        return not objects or any(a.get("segmentation") for a in objects)
 
     def class_names(self) -> dict[int, str]:
         """Each category's name by id; where two share one, the id is told beside it."""

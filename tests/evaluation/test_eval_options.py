@@ -140,6 +140,11 @@ def test_the_network_s_evaluation_needs_no_masks_in_box_truth(shapes_config, sha
     assert Evaluator(shapes_config(), None, iou_types=["bbox"]).kinds == ("bbox",)
 
 
+def test_a_class_that_is_not_there_is_told_before_detecting(shapes_config, refusal):
+    with refusal(EvaluationError, "'hexagon'"):
+        Evaluator(shapes_config(), None, class_names=["hexagon"])
+
+
 def test_masks_asked_of_a_detector_without(shapes_config, refusal):
     with refusal(UserError, "--iou_types segm", "faster_rcnn has no masks"):
         kinds_of(shapes_config(detector="faster_rcnn"), ["segm"])
