@@ -5,11 +5,13 @@ from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.formats import resolve_classes
-from src.data.mindrecord import ensure_mindrecord, ground_truth
+from src.data.truth import truth_of_split
 from src.device import set_device
-from src.errors import run_command
-from src.evaluation.coco import evaluate, load_results, saved_results
-from src.evaluation.inference import Evaluator
+from src.errors import UserError, run_command
+from src.evaluation.coco import Summary, choose_kinds, evaluate
+from src.evaluation.inference import Evaluator, records_of
+from src.evaluation.results import apply_options, saved_results, write_json
+from src.evaluation.truth import Truth
 from src.modelarts import local_checkpoint, on_modelarts
 from src.models.build import build_detector
 from src.ops.library import describe_operators
@@ -27,24 +29,53 @@ def main() -> int:
     parser.add_argument(
         "--predictions", type=Path, help="as --results; if it is there and whole, it is evaluated without the network"
     )
+    parser.add_argument("--metrics", type=Path, help="JSON file of all numbers (default: metrics.json in the outputs)")
     parser.add_argument("--report", type=Path, help="folder to write report.html to: tables, curves, pictures, speed")
+    parser.add_argument(
+        "--iou_types",
+        nargs="+",
+        choices=("bbox", "segm"),
+        help="what to measure: boxes, masks (default: what detector and annotations have)",
+    )
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="measure these classes alone (default: all)")
+    parser.add_argument(
+        "--report_score",
+        type=share,
+        default=0.5,
+        help="least score of detections in the confusion matrix, and of precision, recall and F1 at a given score"
+        " (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--report_iou",
+        type=share,
+        default=0.5,
+        help="least IoU of a match in the confusion matrix, and in precision, recall and F1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split", default="val", help="train, val, test, or the file that lists a split (default: %(default)s)"
+    )
     config, arguments = config_from_arguments(parser)
+    if not arguments.report_iou:
+        raise UserError("--report_iou 0: a match needs an IoU above 0")
     with on_modelarts(config) as config:
         evaluate_checkpoint(config, arguments)
     return 0
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1; argparse tells of another."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
 def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
-    """Detections of the validation split and their AP, or the AP of saved ones."""
+    """Detections of the split and their AP, or the AP of saved ones."""
     checkpoint = local_checkpoint(config, arguments.checkpoint_path)
     config = resolve_classes(config, training=False, checkpoint=checkpoint)
-    if arguments.predictions and (results := saved_results(arguments.predictions)) is not None:
-        print(f"{arguments.predictions}: {len(results)} saved detections; the network isn't run")
-        kinds = ("bbox", "segm") if "mask" in config.detector else ("bbox",)
-        summary = evaluate(ground_truth(config), results, kinds)
-        print(summary.text)
-        if arguments.report:
-            save_report(config, arguments, ensure_mindrecord(config, "val", training=False), results, summary)
+    measured = {"class_names": arguments.classes, "score": arguments.report_score, "iou": arguments.report_iou}
+    if arguments.predictions and arguments.predictions.exists() and evaluate_saved(config, arguments, measured):
         return
     config = use_local_device(config)
     set_device(config)
@@ -53,11 +84,44 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
         print(describe_operators(config.device_target))
     detector = build_detector(config)
     load_detector(detector, checkpoint)
-    evaluator = Evaluator(config, detector, group)
+    evaluator = Evaluator(config, detector, group, arguments.iou_types, arguments.split, **measured)
     path = arguments.predictions or arguments.results or config.output_dir / "results.json"
     summary = evaluator.run(path)
-    if arguments.report and group.is_first:
-        save_report(config, arguments, evaluator.loader.folder, load_results(path), summary, evaluator.timing)
+    if group.is_first:
+        save_numbers(config, arguments, summary)
+        if arguments.report:
+            save_report(config, arguments, evaluator.loader.folder, evaluator.results, summary, evaluator.timing)
+
+
+def evaluate_saved(config: Config, arguments: argparse.Namespace, measured: dict) -> bool:
+    """Evaluates arguments.predictions; False if that file was cut short, and the network has to run."""
+    boxes_alone = arguments.iou_types == ["bbox"] or not config.with_mask
+    data = truth_of_split(config, arguments.split, "unneeded" if boxes_alone else "if_any")
+    truth = Truth(data["source"], data)
+    results = saved_results(arguments.predictions, truth)
+    if results is None:
+        return False
+    print(f"{arguments.predictions}: {len(results)} saved detections; the network isn't run")
+    results, note = apply_options(results, config.test_cfg.rcnn)
+    if note:
+        print(note)
+    masks = {"annotations": truth.has_masks, "detections": not results or any("segmentation" in r for r in results)}
+    kinds, note = choose_kinds(masks, arguments.iou_types or (None if config.with_mask else ("bbox",)))
+    if note:
+        print(note)
+    summary = evaluate(truth, results, kinds, max_per_img=config.test_cfg.rcnn.max_per_img, **measured)
+    print(summary.text)
+    save_numbers(config, arguments, summary)
+    if arguments.report:
+        save_report(config, arguments, records_of(config, kinds, arguments.split), results, summary)
+    return True
+
+
+def save_numbers(config: Config, arguments: argparse.Namespace, summary: Summary) -> None:
+    """Writes arguments.metrics, or metrics.json in the outputs."""
+    path = arguments.metrics or config.output_dir / "metrics.json"
+    write_json(path, summary.to_dict(), indent=1)
+    print(f"by class, with precision, recall and F1 -> {path}")
 
 
 def save_report(config: Config, arguments: argparse.Namespace, records: Path, *measured: object) -> None:

@@ -8,9 +8,8 @@ import numpy as np
 
 from src.config import Config, add_config_arguments, load_config, parse_overrides
 from src.data.loader import EvalLoader
-from src.data.mindrecord import ensure_mindrecord
 from src.errors import UserError, run_command
-from src.evaluation.inference import collect_results, report
+from src.evaluation.inference import collect_results, kinds_of, open_truth, records_of, report
 from src.export import sidecar
 from src.export.whole import import_onnx_runtime
 
@@ -27,7 +26,9 @@ def main() -> int:
         raise UserError(f"--threads {known.threads}: not a number of threads")
     check(config, Path(known.onnx_file))
     model = import_onnx_runtime()(known.onnx_file, int(known.threads))
-    loader = EvalLoader(config, ensure_mindrecord(config, "val", training=False))
+    kinds = kinds_of(config)
+    loader = EvalLoader(config, records_of(config, kinds))
+    truth = open_truth(loader, kinds)
     seconds = []
 
     def run(batch: dict) -> list[np.ndarray]:
@@ -38,7 +39,8 @@ def main() -> int:
         return out
 
     results = collect_results(config, run, loader, original=True)
-    report(config, loader, results, known.results or config.output_dir / "results_onnx.json")
+    path = known.results or config.output_dir / "results_onnx.json"
+    report(config, loader, truth, results, path, iou_types=kinds)
     if seconds:
         print(f"ONNX Runtime: {1000 * np.median(seconds):.1f} ms an image (median of {len(seconds)} batches)")
     return 0

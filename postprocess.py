@@ -6,8 +6,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from src.errors import run_command
-from src.evaluation.coco import coco_results, evaluate, read_annotations, save_results
+from src.evaluation.coco import STANDARD, choose_kinds, coco_results, evaluate
 from src.evaluation.cpp_results import annotated_images, class_categories, read_result, read_summary
+from src.evaluation.results import save_results
+from src.evaluation.truth import read_annotations
 
 
 def main() -> int:
@@ -15,16 +17,20 @@ def main() -> int:
     parser.add_argument("--results", type=Path, required=True, help="folder that the program wrote")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO instances file of the same images")
     parser.add_argument("--output", type=Path, help="COCO results file (default: results.json in the folder)")
+    parser.add_argument(
+        "--iou_types", nargs="+", choices=("bbox", "segm"), help="what to measure (default: all there is)"
+    )
     arguments = parser.parse_args()
 
     summary = read_summary(arguments.results)
     paste = summary.get("mask_paste")
-    truth = read_annotations(arguments.annotations, with_masks=paste is not None)
+    truth = read_annotations(arguments.annotations)
     categories = class_categories(summary["classes"], truth.dataset["categories"], arguments.annotations)
     images = annotated_images(summary, truth.dataset["images"], arguments.annotations)
-    results = []
+    results, most = [], 0
     for name, image in tqdm(images.items(), unit="image", desc="pasting masks"):
         r = read_result(arguments.results / f"{name}.det", image)
+        most = max(most, len(r.scores))
         results += coco_results(
             image["id"],
             r.boxes,
@@ -37,13 +43,18 @@ def main() -> int:
             *((paste["threshold"], paste["convention"]) if paste else ()),
         )
     output = arguments.output or arguments.results / "results.json"
-    save_results(output, results)
+    save_results(output, results, truth)
     print(f"\n{len(results)} detections in {len(images)} images -> {output}")
-    missed = [i["file_name"] for i in truth.dataset["images"] if Path(i["file_name"]).name not in images]
+    seen = {i["id"] for i in images.values()}
+    missed = [i["file_name"] for i in truth.dataset["images"] if i["id"] not in seen]
     if missed:
         some = ", ".join(missed[:10]) + (", ..." if len(missed) > 10 else "")
         print(f"{len(missed)} annotated images without a result count as missed: {some}")
-    print(evaluate(arguments.annotations, results, ("bbox", "segm") if paste else ("bbox",)).text)
+    kinds, note = choose_kinds({"annotations": truth.has_masks}, arguments.iou_types or (None if paste else ("bbox",)))
+    if note:
+        print(note)
+    # the model kept as many as it was told to
+    print(evaluate(truth, results, kinds, max_per_img=most if most > STANDARD else None).text)
     return 0
 
 

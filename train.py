@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from src.config import Config, add_config_arguments, config_from_arguments
+from src.config import Config, add_config_arguments, check_training, config_from_arguments
 from src.data.formats import resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
@@ -61,6 +61,7 @@ def announce(config: Config, loader: TrainLoader, trainer: Trainer) -> None:
 
 def train(config: Config, resume: bool) -> int:
     """Trains as the config says; returns the exit status."""
+    check_training(config)
     config = resolve_classes(use_local_device(config), training=True)
     set_device(config)
     group = join_group(config)

@@ -22,6 +22,7 @@ from src.errors import UserError
 __all__ = [
     "Config",
     "ConfigError",
+    "check_training",
     "load_config",
     "save_config",
     "add_config_arguments",
@@ -740,13 +741,6 @@ def _check_together(c: Config, source: str) -> None:
         demand(got == stages, f"cascade.{name} has {got} entries, cascade.pos_iou_thr {stages}")
     demand(stages > 0, "cascade.pos_iou_thr is empty")
     demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
-    if c.dataset in ("other", "voc"):
-        demand(
-            not c.with_mask,
-            f"dataset: {c.dataset} has boxes but no masks, which detector: {c.detector} trains on; use"
-            f" detector: {c.detector.replace('_mask', '').replace('mask', 'faster')}",
-        )
-        demand(c.aug_prob == 0, f"aug_prob: InstaBoost needs masks, and dataset: {c.dataset} has none; set it to 0")
     for name in ("ratio_range", "expand_range", "crop_range", "scale", "theta"):
         v = getattr(c, name)
         demand(len(v) == 2 and v[0] <= v[1], f"{name} needs 2 values, least and largest; got {v}")
@@ -758,6 +752,19 @@ def _check_together(c: Config, source: str) -> None:
     for name in ("rpn", "rcnn"):
         a = getattr(c.train_cfg, name).assigner
         demand(a.neg_iou_thr <= a.pos_iou_thr, f"train_cfg.{name}.assigner: neg_iou_thr is above pos_iou_thr")
+
+
+def check_training(c: Config) -> None:
+    """Raises ConfigError where training needs masks, which the data of the config's format never have."""
+    if c.dataset not in ("other", "voc"):
+        return
+    if c.with_mask:
+        raise ConfigError(
+            f"dataset: {c.dataset} has boxes but no masks, which detector: {c.detector} trains on; use"
+            f" detector: {c.detector.replace('_mask', '').replace('mask', 'faster')}"
+        )
+    if c.aug_prob:
+        raise ConfigError(f"aug_prob: InstaBoost needs masks, and dataset: {c.dataset} has none; set it to 0")
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:

@@ -74,6 +74,78 @@ def test_an_image_without_a_result_counts_as_missed(run_folder, coco_folder):
     assert "area=   all | maxDets=100 ] = 0.505" in run.stdout
 
 
+def test_a_class_that_the_annotations_lack_counts_for_nothing(run_folder, coco_folder):
+    """What was computed isn't lost for it."""
+    folder, summary = run_folder
+    summary["classes"].insert(1, "hexagon")
+    (folder / "summary.json").write_text(json.dumps(summary))
+    boxes = [[10, 10, 30, 25], [10, 10, 30, 25]]
+    for name in summary["images"][:2]:
+        (folder / f"{name}.det").write_bytes(result(40, 60, boxes, [2, 1]))
+    run = postprocess(folder, coco_folder.json)
+    assert run.returncode == 0, run.stderr
+    assert "2 detections of categories that the annotations lack" in run.stdout
+    assert run.stdout.count("area=   all | maxDets=100 ] = 1.000") == 2 * 4
+
+
+def test_annotations_without_masks(run_folder, coco_folder):
+    for a in coco_folder.data["annotations"]:
+        del a["segmentation"]
+    coco_folder.write()
+    run = postprocess(run_folder[0], coco_folder.json)
+    assert run.returncode == 0, run.stderr
+    assert "boxes alone are measured: the annotations have no masks" in run.stdout
+    assert "bbox:" in run.stdout and "segm:" not in run.stdout
+
+
+def rename(coco_folder, *names):
+    for image, name in zip(coco_folder.data["images"], names, strict=False):
+        image["file_name"] = name
+    coco_folder.write()
+
+
+def test_images_of_one_name_in_two_folders(run_folder, coco_folder):
+    """Results that know their folders find each its own; the third goes by its name alone."""
+    folder, summary = run_folder
+    names = ["a/1.jpg", "b/1.jpg", summary["images"][2]]
+    rename(coco_folder, "sets\\a\\1.jpg", "sets/b/1.jpg", f"elsewhere/{names[2]}")
+    # the second image's object alone is found
+    (folder / "b").mkdir()
+    (folder / "a").mkdir()
+    (folder / "b/1.jpg.det").write_bytes(result(40, 60, [[10, 10, 30, 25]], [1]))
+    (folder / "a/1.jpg.det").write_bytes(result(40, 60))
+    (folder / "summary.json").write_text(json.dumps(summary | {"images": names}))
+    run = postprocess(folder, coco_folder.json)
+    assert run.returncode == 0, run.stderr
+    (found,) = json.loads((folder / "results.json").read_text())
+    assert found["image_id"] == 2
+    assert "area=   all | maxDets=100 ] = 0.505" in run.stdout
+
+
+def test_a_name_that_may_be_either_of_two_images_is_refused(run_folder, coco_folder):
+    folder, summary = run_folder
+    first = summary["images"][0]
+    rename(coco_folder, f"a/{first}", f"b/{first}")
+    run = postprocess(folder, coco_folder.json)
+    assert run.returncode == 2
+    assert f"{first!r} may be of any of 2 images ('a/{first}', 'b/{first}')" in run.stderr
+    # the whole path comes before the name
+    rename(coco_folder, first, f"b/{first}")
+    (folder / "summary.json").write_text(json.dumps(summary | {"images": [first]}))
+    run = postprocess(folder, coco_folder.json)
+    assert run.returncode == 0, run.stderr
+    assert {r["image_id"] for r in json.loads((folder / "results.json").read_text())} == {1}
+
+
+def test_two_results_of_one_image_are_refused(run_folder, coco_folder):
+    folder, summary = run_folder
+    first = summary["images"][0]
+    (folder / "summary.json").write_text(json.dumps(summary | {"images": [f"a/{first}", f"b/{first}"]}))
+    run = postprocess(folder, coco_folder.json)
+    assert run.returncode == 2
+    assert f"'a/{first}' and 'b/{first}' both" in run.stderr
+
+
 FAULTS = {
     "no summary": (lambda f, s: (f / "summary.json").unlink(), "summary.json"),
     "summary cut": (lambda f, s: (f / "summary.json").write_text("{"), "summary.json"),

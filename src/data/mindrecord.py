@@ -18,7 +18,7 @@ from tqdm import tqdm
 from src.config import Config
 from src.data.formats import find_split, read_split, source_digest
 from src.data.images import check_decodes, dark_16bit, image_header, orientation_for, turned_size
-from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split
+from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split, report_notes
 from src.data.segmentations import segmentation_json
 from src.data.truth import is_truth, write_truth
 
@@ -93,7 +93,8 @@ def ensure_mindrecord(config: Config, split: str, training: bool, quiet: bool = 
             if not is_current(folder, settings):
                 convert(read_split(config, split, where, training), folder, settings, config)
     if not quiet:
-        report_notes(read_index(folder))
+        index = read_index(folder)
+        report_notes(index["skipped"], index["notes"])
     return folder
 
 
@@ -207,16 +208,6 @@ def check_space(folder: Path, records: list[ImageRecord], config: Config) -> Non
         raise DataError(
             f"{folder.parent}: {free >> 20} MB free, {needed >> 20} MB needed; free space there or set mindrecord_dir"
         )
-
-
-def report_notes(index: dict) -> None:
-    """Names what was left out, and says what was passed over, computed or looks odd."""
-    if index["skipped"]:
-        print(f"{len(index['skipped'])} images left out (on_bad_image: skip):")
-        for reason in index["skipped"]:
-            print(f"  {reason}")
-    for note in index["notes"]:
-        print(f"note: {note}")
 
 
 def read_checked(record: ImageRecord, config: Config) -> dict | None:

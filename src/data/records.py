@@ -1,7 +1,7 @@
 """What the reader of any format gives: one record an image, its objects, and the faults that a user can mend."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from src.errors import UserError
 
-__all__ = ["DataError", "ImageRecord", "Instance", "Records", "Split", "clipped_box", "number"]
+__all__ = ["DataError", "ImageRecord", "Instance", "Records", "Split", "clipped_box", "number", "report_notes"]
 
 LEAST_SIDE = 0.005  # pixels: COCO gives hundredths, so a smaller side is none
 SKIP_ADVICE = "(or leave such images out: on_bad_image: skip)"
@@ -133,6 +133,16 @@ class Records:
     def skipped(self) -> list[str]:
         """The first fault of each image that has one."""
         return [r.faults[0] for r in self.images if r.faults]
+
+
+def report_notes(skipped: Sequence[str], notes: Sequence[str]) -> None:
+    """Names what was left out, and says what was passed over, computed or looks odd."""
+    if skipped:
+        print(f"{len(skipped)} images left out (on_bad_image: skip):")
+        for reason in skipped:
+            print(f"  {reason}")
+    for note in notes:
+        print(f"note: {note}")
 
 
 def number(value: object) -> float | None:

@@ -1,33 +1,42 @@
 """COCO's segmentations, polygons or run lengths, checked and brought into one form before anything decodes them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from pycocotools import mask as rle
 
 from src.data.records import DataError
 
-__all__ = ["extent", "mask_area", "normal_segmentation", "run_lengths", "segmentation_json"]
+__all__ = ["as_rle", "extent", "mask_area", "normal_segmentation", "run_totals", "segmentation_json"]
 
-FAR = 1e9  # pixels: no image reaches there
+BYTES_AT_ONCE = 1 << 16  # arrays that stay in the cache
+FAR = 10  # sides of its image that a polygon may reach beyond it
+LONGEST = 2_000_000  # pixels around the polygons of a mask: filling them takes time and memory by that
 
 Segmentation = list[np.ndarray] | dict
 
 
-def normal_segmentation(segmentation: object, height: int, width: int, where: str) -> Segmentation:
+def normal_segmentation(
+    segmentation: object, height: int, width: int, where: str, check_runs: bool = True
+) -> Segmentation:
     """Polygons of three points or more, or compressed RLE of a (height, width) image, from what an annotation holds.
 
     Returns polygons as (2 x points,) float64 each, of which stray ones of one or two points are left out, or
-    {"size", "counts": text}. Nothing is decoded before its size is known to be the image's. Raises DataError, which
-    begins with `where`.
+    {"size", "counts": text}. Nothing is decoded before its size is known to be the image's. check_runs: whether RLE
+    text fills the image is checked here; else run_totals does it for many at once: pycocotools goes on for ever with
+    runs that don't. Raises DataError, which begins with `where`.
     """
     if isinstance(segmentation, list) and segmentation:
-        return normal_polygons(segmentation, where)
-    if isinstance(segmentation, dict) and "counts" in segmentation:
-        return normal_rle(segmentation, height, width, where)
+        return normal_polygons(segmentation, height, width, where)
+    if isinstance(segmentation, dict) and segmentation:
+        return normal_rle(segmentation, height, width, where, check_runs)
+    if segmentation:
+        raise DataError(f"{where}: segmentation {str(segmentation)[:40]!r} is neither polygons nor RLE")
     raise DataError(f"{where}: no segmentation (polygons or RLE), which masks are learnt from; or use faster_rcnn")
 
 
-def normal_polygons(segmentation: list, where: str) -> list[np.ndarray]:
-    out = []
+def normal_polygons(segmentation: list, height: int, width: int, where: str) -> list[np.ndarray]:
+    out, around, far = [], 0.0, FAR * max(height, width)
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) % 2:
             raise DataError(f"{where}: a polygon isn't a list of x, y, x, y, ...")
@@ -36,68 +45,111 @@ def normal_polygons(segmentation: list, where: str) -> list[np.ndarray]:
         except (ValueError, OverflowError):
             points = np.array(None)
         # of a list that mixes kinds numpy makes text or objects
-        if points.dtype.kind not in "fiu" or points.ndim != 1 or not (np.abs(points) < FAR).all():
-            raise DataError(f"{where}: a polygon holds something that isn't a number")
+        if points.dtype.kind not in "fiu" or points.ndim != 1 or not (np.abs(points) <= far).all():
+            raise DataError(f"{where}: a polygon holds something that is no place in or near the image")
         # COCO holds stray polygons of one or two points beside whole ones
         if len(points) >= 6:
             out.append(points.astype(np.float64))
+            corners = out[-1].reshape(-1, 2)
+            around += float(np.abs(corners - np.roll(corners, 1, 0)).max(1).sum())
     if not out:
         raise DataError(f"{where}: no polygon of three points or more")
+    if around > LONGEST:
+        raise DataError(f"{where}: its polygons are {around:.0f} pixels around, more than {LONGEST:,}")
     return out
 
 
-def normal_rle(segmentation: dict, height: int, width: int, where: str) -> dict:
-    size, counts = segmentation.get("size"), segmentation["counts"]
+def normal_rle(segmentation: dict, height: int, width: int, where: str, check_runs: bool) -> dict:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         raise DataError(f"{where}: RLE of size {str(size)[:60]} on an image of {[height, width]}")
     if isinstance(counts, list):
         if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= height * width for v in counts):
             raise DataError(f"{where}: RLE counts hold something that isn't a length")
         if sum(counts) != height * width:
-            raise DataError(f"{where}: RLE counts don't add up to {height} x {width} pixels")
+            raise DataError(f"{where}: RLE counts add up to {sum(counts)}, not to {height} x {width} pixels")
         encoded = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
         return {"size": [height, width], "counts": encoded.decode()}
-    runs = run_lengths(counts)
-    if runs is None:
-        raise DataError(f"{where}: RLE counts that can't be decoded")
-    if (runs < 0).any() or (runs > height * width).any() or int(runs.sum()) != height * width:
-        raise DataError(f"{where}: RLE counts don't add up to {height} x {width} pixels; cut short, or of another size")
-    text = counts.decode() if isinstance(counts, bytes) else counts
+    text = counts.decode("latin-1") if isinstance(counts, bytes) else counts
+    if not isinstance(text, str):
+        raise DataError(f"{where}: RLE counts {str(counts)[:40]!r} are neither text nor a list")
+    if check_runs:
+        total = int(run_totals([text])[0])
+        if total < 0:
+            raise DataError(f"{where}: RLE counts that can't be decoded")
+        if total != height * width:
+            raise DataError(
+                f"{where}: RLE counts add up to {total}, not to {height} x {width} pixels; cut short, or of another"
+                " size"
+            )
     return {"size": [height, width], "counts": text}
 
 
-def run_lengths(counts: object) -> np.ndarray | None:
-    """The (N,) int64 run lengths in COCO's compressed text, or None for something else.
+def run_totals(texts: Sequence[str]) -> np.ndarray:
+    """How many pixels the runs of each RLE text cover, (N,) int64; -1 for a text that isn't one.
 
-    The text holds groups of five bits, the lowest first, a sixth bit where the number goes on, in characters from "0"
-    (48) on; from the fourth number on a difference to the last but one (pycocotools, maskApi.c).
+    A text holds numbers of 5 bits a character, the lowest first; from the fourth on, what a run is longer than the last
+    but one (pycocotools' maskApi.c).
     """
-    if isinstance(counts, str):
-        counts = counts.encode("latin-1", "replace") if counts.isascii() else b""
-    if not isinstance(counts, bytes) or not counts:
-        return None
-    chars = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = (chars & 32) == 0
-    if (chars < 0).any() or (chars > 63).any() or not last[-1]:
-        return None
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    sizes = ends - starts + 1
-    if sizes.max() > 8:  # 40 bits; pycocotools keeps 32
-        return None
-    place = np.arange(len(chars)) - np.repeat(starts, sizes)
-    values = np.add.reduceat((chars & 31) << (5 * place), starts)
-    values -= np.where(chars[ends] & 16, np.int64(1) << (5 * sizes), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
+    out = np.full(len(texts), -1, np.int64)
+    data = [t.encode("utf-8", "surrogatepass") for t in texts]
+    ends = np.cumsum([len(d) for d in data], dtype=np.int64)
+    start = 0
+    while start < len(data):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + BYTES_AT_ONCE)))
+        out[start:stop] = _totals(data[start:stop])
+        start = stop
+    return out
+
+
+def _totals(data: list[bytes]) -> np.ndarray:
+    lengths = np.array([len(d) for d in data])
+    out = np.where(lengths == 0, 0, -1)
+    if not lengths.any():
+        return out
+    held = np.flatnonzero(lengths)
+    value = np.frombuffer(b"".join(data), np.uint8).astype(np.int64) - 48
+    mask_of_character = np.repeat(np.arange(len(held)), lengths[held])
+    bad = np.zeros(len(held), bool)
+    bad[mask_of_character[(value < 0) | (value > 63)]] = True
+
+    last = np.cumsum(lengths[held]) - 1
+    closes = (value & 32) == 0
+    bad |= ~closes[last]
+    closes[last] = True
+    stop = np.flatnonzero(closes) + 1
+    start = np.concatenate([[0], stop[:-1]])
+    digits = stop - start
+    owner = mask_of_character[start]
+    bad[owner[digits > 7]] = True
+    place = np.minimum(np.arange(len(value)) - np.repeat(start, digits), 11)
+    number = np.add.reduceat((value & 31) << (5 * place), start)
+    number -= np.where(value[stop - 1] & 16, np.int64(1) << (5 * np.minimum(digits, 12)), 0)
+
+    first = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
+    rank = np.arange(len(number)) - first[owner]
+    runs = number.copy()
+    for chosen in (rank % 2 == 1, (rank % 2 == 0) & (rank > 0)):
+        runs[chosen] = _sums_within(number[chosen], owner[chosen])
+    bad[owner[(runs < 0) | (runs >> 32 > 0)]] = True
+    out[held] = np.where(bad, -1, np.add.reduceat(runs, first))
+    return out
+
+
+def _sums_within(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Cumulative sums that begin anew where `group`, ascending, changes."""
+    total = np.cumsum(values)
+    begins = np.concatenate([[True], group[1:] != group[:-1]]) if len(group) else np.zeros(0, bool)
+    return total - np.repeat((total - values)[begins], np.diff(np.append(np.flatnonzero(begins), len(group))))
 
 
 def as_rle(segmentation: Segmentation, height: int, width: int) -> dict:
     """A normal segmentation as one compressed RLE."""
     if isinstance(segmentation, dict):
         return segmentation
-    return rle.merge(rle.frPyObjects([np.clip(p, -1e4, 1e5) for p in segmentation], height, width))
+    merged = rle.merge(rle.frPyObjects(segmentation, height, width))
+    return {"size": [height, width], "counts": merged["counts"].decode()}
 
 
 def mask_area(segmentation: Segmentation, height: int, width: int) -> float:

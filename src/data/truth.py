@@ -4,7 +4,7 @@ Annotation ids count from 1, ids of images and categories are integers, iscrowd 
 and an area, masks are polygons of three points or more or whole run lengths of the image's size. A box and an area that
 the annotations gave stay as they are. Images that can't be used are in it, with those of their objects that are whole:
 they count as missed. "source_id" beside an id says what the annotations call the image or category, where that is no
-number. The file's first line holds a checksum of the rest.
+number; "source" at the top, the file that the truth was made of. The first line holds a checksum of the rest.
 """
 
 import json
@@ -13,11 +13,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from src.config import Config
+from src.data.formats import read_split
+from src.data.formats.base import Masks
 from src.data.formats.coco import Coco, category_names, read_json
-from src.data.records import DataError, ImageRecord, Records, Split
+from src.data.records import DataError, ImageRecord, Records, Split, report_notes
 from src.data.segmentations import segmentation_json
 
-__all__ = ["read_truth", "truth_dict", "truth_of", "write_truth"]
+__all__ = ["is_truth", "read_truth", "truth_dict", "truth_of", "truth_of_split", "write_truth"]
 
 MAGIC = "rcnn-mindspore truth 1"
 HEAD = '{{"info": {{"description": "{}", "crc32": "{:08x}"}},\n'
@@ -72,6 +74,7 @@ def write_truth(path: Path, records: Records) -> None:
             f.write(data)
 
         f.write(HEAD.format(MAGIC, 0).encode())
+        write(f'"source": {json.dumps(str(records.split.annotations))},\n')
         write('"categories": ' + json.dumps(records.categories) + ',\n"images": [')
         for i, image in enumerate(truth_images(records.images)):
             write((",\n" if i else "\n") + json.dumps(image, separators=(",", ":")))
@@ -104,11 +107,11 @@ def read_truth(path: Path) -> dict:
     return dict(json.loads(data))
 
 
-def truth_of(path: str | Path, on_bad_image: str = "stop") -> dict:
+def truth_of(path: str | Path, on_bad_image: str = "stop", masks: Masks = "if_any") -> dict:
     """Any COCO instances file as truth: its own truth where it is one, else as the reader of data sets takes it.
 
     With the classes of the file itself; the images' files aren't looked for. Raises DataError for what that reader
-    doesn't take; on_bad_image: skip leaves out what is wrong with single objects and images.
+    doesn't take; on_bad_image: skip leaves out what is wrong with single objects and images. masks: as Format.records.
     """
     path = Path(path)
     if is_truth(path):
@@ -117,6 +120,15 @@ def truth_of(path: str | Path, on_bad_image: str = "stop") -> dict:
     config = Config(coco_classes=["background", *category_names(data, path)], on_bad_image=on_bad_image)
     config.num_classes = len(config.coco_classes)
     config.max_instance_count = 1 << 31
-    records = Coco().parse(data, Split(path, path.parent), config, "if_any", files=False)
-    records.usable(on_bad_image)
+    records = Coco().parse(data, Split(path, path.parent), config, masks, files=False)
+    if on_bad_image == "stop" and records.skipped():
+        raise DataError(records.skipped()[0])
     return truth_dict(records)
+
+
+def truth_of_split(config: Config, split: str, masks: Masks) -> dict:
+    """The truth of a split without its conversion, and of COCO's format without its images. Raises DataError."""
+    records = read_split(config, split, training=False, masks=masks, files=False)
+    records.usable(config.on_bad_image)
+    report_notes(records.skipped(), records.notes)
+    return truth_dict(records) | {"source": str(records.split.annotations)}

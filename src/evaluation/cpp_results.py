@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.evaluation.coco import EvaluationError
+from src.evaluation.truth import EvaluationError
 
 __all__ = ["ImageResult", "annotated_images", "class_categories", "read_result", "read_summary"]
 
@@ -68,31 +68,68 @@ def read_summary(folder: str | Path) -> dict:
 
 
 def annotated_images(summary: dict, images: Sequence[dict], annotations: str | Path) -> dict[str, dict]:
-    """The annotations' entry of each image with a result, by its file's name, folders left aside.
+    """The annotations' entry of each image with a result: the one of that path, else of a path that ends in the other,
+    else of that name in whatever folder.
 
-    Raises EvaluationError for an image that isn't annotated, and where a name is annotated twice.
+    Raises EvaluationError for an image that isn't annotated, and where several are as near.
     """
-    entries: dict[str, dict] = {}
+    by_name: dict[str, list[tuple[tuple[str, ...], dict]]] = {}
     for image in images:
-        name = Path(image["file_name"]).name
-        if name in entries:
-            raise EvaluationError(f"{annotations}: two images are called {name}, and results go by name")
-        entries[name] = image
-    foreign = [name for name in summary["images"] if name not in entries]
+        parts = path_parts(str(image.get("file_name", "")))
+        by_name.setdefault(parts[-1] if parts else "", []).append((parts, image))
+    found, foreign = {}, []
+    for name in summary["images"]:
+        parts = path_parts(str(name))
+        near = nearest(parts, by_name.get(parts[-1], [])) if parts else []
+        if len(near) > 1:
+            which = ", ".join(repr(i["file_name"]) for i in near[:3])
+            raise EvaluationError(
+                f"{annotations}: the result {name!r} may be of any of {len(near)} images ({which}), and results go by"
+                " name; give the annotations of the folder that was run"
+            )
+        foreign += [] if near else [name]
+        found |= {name: near[0]} if near else {}
     if foreign:
         raise EvaluationError(
             f"{annotations}: has no image {foreign[0]!r} ({len(foreign)} of {len(summary['images'])} with results"
             " aren't in it); give the annotations of the folder that was run"
         )
-    return {name: entries[name] for name in summary["images"]}
+    taken: dict[int, str] = {}
+    for name, image in found.items():
+        if image["id"] in taken:
+            raise EvaluationError(
+                f"{annotations}: {taken[image['id']]!r} and {name!r} both have a result for image"
+                f" {image['file_name']!r}; give the annotations of the folder that was run"
+            )
+        taken[image["id"]] = name
+    return found
+
+
+def path_parts(name: str) -> tuple[str, ...]:
+    """Folders and file of a path of either system, without what doesn't name any."""
+    return tuple(p for p in name.replace("\\", "/").split("/") if p not in ("", "."))
+
+
+def nearest(parts: tuple[str, ...], entries: Sequence[tuple[tuple[str, ...], dict]]) -> list[dict]:
+    """Of images of one name those whose path agrees best with `parts`."""
+    alike = [image for other, image in entries if other == parts]
+    for other, image in [] if alike else entries:
+        shorter = min(len(other), len(parts))
+        if other[-shorter:] == parts[-shorter:]:
+            alike.append(image)
+    return alike or [image for _, image in entries]
 
 
 def class_categories(classes: Sequence[str], categories: Sequence[dict], annotations: str | Path) -> dict[int, int]:
-    """The category id of each label, by the class's name. Raises EvaluationError for a name that isn't annotated."""
+    """The category id of each label, by the class's name; of a class that isn't annotated, one that none has.
+
+    Raises EvaluationError where none of the classes is annotated.
+    """
     ids = {c["name"]: int(c["id"]) for c in categories}
-    missing = [name for name in classes[1:] if name not in ids]
-    if missing:
+    if not ids.keys() & set(classes[1:]):
         raise EvaluationError(
-            f"{annotations}: has no category {missing[0]!r}, which the model detects; it has {', '.join(ids)}"
+            f"{annotations}: has no category {classes[1:][:1]}, which the model detects, nor another of its classes; it"
+            f" has {', '.join(ids)}"
         )
-    return {label: ids[name] for label, name in enumerate(classes) if label}
+    free = max(ids.values())
+    return {label: ids.get(name, free + label) for label, name in enumerate(classes) if label}

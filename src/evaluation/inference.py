@@ -1,7 +1,8 @@
 """A detector over a split: detections of every image, and their AP."""
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,16 @@ from tqdm import tqdm
 
 from src.config import Config
 from src.data.loader import EvalLoader
-from src.data.mindrecord import ensure_mindrecord
-from src.evaluation.coco import Summary, coco_results, evaluate, save_results
+from src.data.mindrecord import ensure_mindrecord, read_index
+from src.errors import UserError
+from src.evaluation.coco import Summary, choose_kinds, chosen, coco_results, demand_masks, evaluate
+from src.evaluation.results import save_results
+from src.evaluation.truth import Truth, read_annotations
 from src.models.two_stage import TwoStageDetector
 from src.training.checkpoints import CheckpointError, not_finite
 from src.training.distributed import Group
 
-__all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "report"]
+__all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "kinds_of", "open_truth", "records_of", "report"]
 
 
 @dataclass
@@ -66,7 +70,7 @@ def collect_results(
     """
     timing = timing or Timing()
     timing.batch_size = config.test_batch_size
-    categories = {int(k): v for k, v in loader.index["category_ids"].items()}
+    categories = all_categories(config, loader.index["category_ids"])
     pending: list[Future] = []
     results: list[dict] = []
 
@@ -92,13 +96,67 @@ def collect_results(
     return results
 
 
-def report(config: Config, loader: EvalLoader, results: list[dict], path: Path) -> Summary:
-    """Saves the results, prints both tables and the classes', and returns the numbers."""
-    save_results(path, results)
-    summary = evaluate(loader.index["annotations"], results, ("bbox", "segm") if config.with_mask else ("bbox",))
+def report(
+    config: Config, loader: EvalLoader, truth: Truth, results: list[dict], path: Path, **measured: object
+) -> Summary:
+    """Saves the results, prints the tables and the classes', and returns the numbers.
+
+    measured: iou_types, class_names, score and iou, as evaluate takes them.
+    """
+    save_results(path, results, truth)
     print(f"\n{len(results)} detections in {len(loader.index['image_ids'])} images -> {path}")
+    if not results:
+        print(f"nothing was detected: no score reaches test_cfg.rcnn.score_thr {config.test_cfg.rcnn.score_thr:g}")
+    summary = evaluate(truth, results, max_per_img=config.test_cfg.rcnn.max_per_img, **measured)
     print(summary.text)
     return summary
+
+
+def open_truth(loader: EvalLoader, iou_types: Sequence[str], class_names: Sequence[str] | None = None) -> Truth:
+    """What the split is measured against. Raises EvaluationError, before a network runs, where that can't be done."""
+    truth = read_annotations(loader.index["annotations"])
+    chosen(truth, None, class_names)
+    if "segm" in iou_types:
+        demand_masks(truth)
+    return truth
+
+
+def kinds_of(
+    config: Config, asked: Sequence[str] | None = None, tell: bool = True, split: str = "val"
+) -> tuple[str, ...]:
+    """What to measure of the config's detector on a split; `tell`: in a line, if masks are left out.
+
+    Raises UserError for masks asked of a detector without.
+    """
+    if asked and "segm" in asked and not config.with_mask:
+        raise UserError(f"--iou_types segm: detector: {config.detector} has no masks; bbox alone")
+    asked = asked or (None if config.with_mask else ("bbox",))
+    kinds, note = choose_kinds({} if asked else {"annotations": has_masks(config, split)}, asked)
+    if note and tell:
+        print(note)
+    return kinds
+
+
+def has_masks(config: Config, split: str) -> bool:
+    """Whether a split has masks, or no objects that could have them."""
+    index = read_index(ensure_mindrecord(config, split, training=False, quiet=True))
+    return index["with_masks"] or not any(index["objects"])
+
+
+def records_of(config: Config, kinds: Sequence[str], split: str = "val") -> Path:
+    """The MindRecord folder of a split, of which masks that aren't measured aren't demanded."""
+    if "segm" not in kinds and config.needs_masks:
+        boxes_alone = {"mask_rcnn": "faster_rcnn", "cascade_mask_rcnn": "cascade_rcnn"}
+        detector = boxes_alone.get(config.detector, config.detector)
+        config = dataclasses.replace(config, detector=detector, aug_prob=0.0)
+    return ensure_mindrecord(config, split, training=False)
+
+
+def all_categories(config: Config, known: dict[str, int]) -> dict[int, int]:
+    """The category id of each label; of a class that the annotations lack, one that they don't use."""
+    categories = {int(k): int(v) for k, v in known.items()}
+    free = max(categories.values(), default=0)
+    return categories | {label: free + label for label in range(1, config.num_classes) if label not in categories}
 
 
 def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, categories: dict[int, int]) -> list[dict]:
@@ -120,19 +178,33 @@ def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, ca
 
 
 class Evaluator:
-    """Evaluates one detector on the validation split, as often as asked.
+    """Evaluates one detector on a split, by default the validation's, as often as asked.
 
-    group: ranks among which the images are shared; rank 0 collects the results.
+    group: ranks among which the images are shared; rank 0 collects the results, which `results` then holds. iou_types:
+    what to measure; by default boxes, and masks where detector and annotations have them. measured: class_names, score
+    and iou, as evaluate takes them.
+
+    Raises UserError where the split can't be measured so.
     """
 
-    def __init__(self, config: Config, detector: TwoStageDetector, group: Group | None = None):
+    def __init__(
+        self,
+        config: Config,
+        detector: TwoStageDetector,
+        group: Group | None = None,
+        iou_types: Sequence[str] | None = None,
+        split: str = "val",
+        **measured: object,
+    ):
         self.config, self.detector, self.group = config, detector, group or Group()
-        folder = ensure_mindrecord(config, "val", training=False)
-        self.loader = EvalLoader(config, folder, self.group.rank, self.group.size)
-        self.timing = Timing()
+        self.kinds = kinds_of(config, iou_types, self.group.is_first, split)
+        self.loader = EvalLoader(config, records_of(config, self.kinds, split), self.group.rank, self.group.size)
+        self.truth = open_truth(self.loader, self.kinds, measured.get("class_names"))
+        self.measured = {"iou_types": self.kinds, **measured}
+        self.timing, self.results = Timing(), []
 
     def run(self, results_path: Path) -> Summary | None:
-        """Detects, saves the results, prints both tables and the classes', and returns the numbers.
+        """Detects, saves the results, prints the tables and the classes', and returns the numbers.
 
         On rank 0; the others, which do their share of detecting, return None. Raises CheckpointError where weights
         aren't finite: they detect nothing, which would pass for an AP of 0.
@@ -150,8 +222,8 @@ class Evaluator:
             return None
         # in the data set's order, as one rank alone gives them
         place = {image: i for i, image in enumerate(self.loader.index["image_ids"])}
-        results = sorted((r for share in shares for r in share), key=lambda r: place[r["image_id"]])
-        return report(self.config, self.loader, results, results_path)
+        self.results = sorted((r for share in shares for r in share), key=lambda r: place[r["image_id"]])
+        return report(self.config, self.loader, self.truth, self.results, results_path, **self.measured)
 
     def after_epoch(self, epoch: int) -> Summary | None:
         """During training: evaluates, and leaves the detector in training mode."""

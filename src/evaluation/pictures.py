@@ -5,19 +5,20 @@ python -m src.evaluation.pictures --annotations JSON --images DIR --results RESU
 """
 
 import argparse
-import math
-import os
 from pathlib import Path
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
-from src.data.segmentations import normal_segmentation
+from src.data.images import read_bytes, safe_decode
 from src.errors import UserError, run_command
-from src.evaluation.coco import load_results, read_annotations
+from src.evaluation.cpp_results import path_parts
+from src.evaluation.results import load_results
+from src.evaluation.truth import read_annotations
 from src.visualize import draw_records, plot_loss_curve, side_by_side
 
-__all__ = ["draw_results"]
+__all__ = ["draw_results", "picture_of"]
 
 SMALL = 480  # pictures with a longer side below this are enlarged, so that labels can be read
 
@@ -36,52 +37,57 @@ def draw_results(
     """
     if count < 1:
         raise UserError(f"count is {count}; at least one picture")
-    truth, found = read_annotations(annotations, with_masks=False), load_results(results)
-    names = {k: str(c.get("name", f"class {k}")) for k, c in truth.cats.items()}
-    by_image: dict[int, list[tuple[int, dict]]] = {i: [] for i in truth.imgs}
-    for i, r in enumerate(found):
-        if not isinstance(r["image_id"], int) or r["image_id"] not in by_image:
-            raise UserError(f"{annotations}: has no image {r['image_id']}, which {results} names; not its results?")
-        by_image[r["image_id"]].append((i, r))
+    truth = read_annotations(annotations)
+    by_image: dict[int, list[dict]] = {i: [] for i in truth.imgs}
+    for r in load_results(results, truth):
+        by_image[r["image_id"]].append(r)
+    names, chosen = truth.class_names(), sorted(truth.imgs)[:count]
+    for image_id in chosen:
+        if not isinstance(truth.imgs[image_id].get("file_name"), str):
+            raise UserError(f"{annotations}: image {image_id} lacks file_name")
+    targets = picture_names([truth.imgs[i]["file_name"] for i in chosen])
     out, written = Path(out), []
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"{out}: can't write pictures there: {e.strerror}") from None
-    for image_id in tqdm(sorted(truth.imgs)[:count], unit="picture", desc="drawing"):
-        name = truth.imgs[image_id].get("file_name")
-        if not isinstance(name, str):
-            raise UserError(f"{annotations}: image {image_id} lacks file_name")
-        path = Path(images) / name
-        image = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image is None:
-            raise UserError(f"{path}: no such image, or damaged")
+    for image_id, target in zip(tqdm(chosen, unit="picture", desc="drawing"), targets, strict=True):
+        path = Path(images) / truth.imgs[image_id]["file_name"]
+        if not path.is_file():
+            raise UserError(f"{path}: no such image")
+        image = picture_of(read_bytes(path), str(path), truth.imgs[image_id])
         zoom = 2.0 if max(image.shape[:2]) < SMALL else 1.0
-        for a in truth.imgToAnns[image_id]:
-            check_record(a, *image.shape[:2], f"{annotations}: annotation {a.get('id')} of image {image_id}")
-        for i, r in by_image[image_id]:
-            check_record(r, *image.shape[:2], f"{results}: entry {i}, of image {image_id}")
         left = draw_records(image, truth.imgToAnns[image_id], names, zoom=zoom)
-        right = draw_records(image, [r for _, r in by_image[image_id]], names, score, zoom)
-        target = out / f"{path.stem}.png"
-        if not cv2.imwrite(os.fspath(target), side_by_side(left, right)):
-            raise UserError(f"{target}: can't write the picture; free space or name another folder")
+        right = draw_records(image, by_image[image_id], names, score, zoom)
+        target = out / target
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(cv2.imencode(".png", side_by_side(left, right))[1].tobytes())
+        except OSError as e:
+            raise UserError(f"{target}: can't write the picture: {e.strerror}; name another folder") from None
         written.append(target)
     return written
 
 
-def check_record(record: dict, height: int, width: int, where: str) -> None:
-    """Raises UserError, which begins with `where`, for a result or annotation of a (height, width) image that can't be
-    drawn: a box or score that isn't a finite number, a category that isn't an integer, a damaged mask.
+def picture_of(data: bytes, name: str, image: dict) -> np.ndarray:
+    """The pixels (H, W, 3) uint8 BGR that evaluation saw of an image file's bytes; `image`: its entry in the truth.
+
+    Raises UserError for bytes that don't decode, and for pixels of another size than annotated.
     """
-    numbers = [*record["bbox"], record.get("score", 0.0)]
-    if len(numbers) != 5 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers):
-        raise UserError(f"{where}: bbox {record['bbox']} or score {record.get('score')} isn't finite numbers")
-    if not isinstance(record["category_id"], int):
-        raise UserError(f"{where}: category_id {record['category_id']!r} isn't an integer")
-    # a detector without masks leaves it out
-    if record.get("segmentation"):
-        normal_segmentation(record["segmentation"], height, width, where)
+    pixels = safe_decode(data, name)
+    size = tuple(image.get(k) for k in ("height", "width"))
+    if None not in size and pixels.shape[:2] != size:
+        raise UserError(f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, annotated as {size[1]} x {size[0]}")
+    return pixels
+
+
+def picture_names(files: list[str]) -> list[Path]:
+    """Where each image's picture goes: under its name as PNG, in its folders too where two share that name."""
+    stems = [Path(*path_parts(f)[-1:]).stem for f in files]
+    if len(set(stems)) == len(stems):
+        return [Path(f"{s}.png") for s in stems]
+    # the suffix stays, as two images may differ in nothing else
+    return [Path(*(p for p in path_parts(f) if p != "..")).with_name(f"{path_parts(f)[-1]}.png") for f in files]
 
 
 def main() -> int:

@@ -16,20 +16,20 @@ import mindspore.dataset as ds
 import numpy as np
 from matplotlib.figure import Figure
 from pycocotools import mask as rle
-from pycocotools.coco import COCO
 
 from src.config import Config
-from src.data.images import decode_image
 from src.data.mindrecord import read_index, record_files
 from src.errors import UserError
-from src.evaluation.coco import EvaluationError, Summary, read_annotations
+from src.evaluation.classes import OperatingPoint
+from src.evaluation.coco import Summary
 from src.evaluation.inference import Timing
+from src.evaluation.pictures import picture_of
+from src.evaluation.truth import EvaluationError, Truth, read_annotations
 from src.visualize import draw_records, plot_loss_curve, side_by_side
 
 __all__ = ["Matches", "match_image", "write_report"]
 
 TEMPLATE = Path(__file__).with_name("report.html")
-SCORE, IOU = 0.5, 0.5  # of detections that are counted and drawn; of a match
 SHOWN = 4  # best and worst images, each
 PICTURE_SIDE = 420, 720  # longer sides that pictures are enlarged or reduced to
 MOST_CLASSES = 40  # in the confusion matrix; the commonest
@@ -41,9 +41,6 @@ MEANING = {
     "APs": "AP of small objects (area below 32²)",
     "APm": "AP of medium objects (32² to 96²)",
     "APl": "AP of large objects (above 96²)",
-    "AR1": "recall with 1 detection an image",
-    "AR10": "recall with 10 detections an image",
-    "AR100": "recall with 100 detections an image",
     "ARs": "recall of small objects",
     "ARm": "recall of medium objects",
     "ARl": "recall of large objects",
@@ -68,8 +65,10 @@ class Matches:
         return sum(right) / (len(right) + wrong / 2) if self.pairs else None
 
 
-def match_image(annotations: Sequence[dict], results: Sequence[dict], score: float = SCORE) -> Matches:
-    """Matches results of at least `score` with annotations of any class, where their boxes' IoU is at least IOU.
+def match_image(
+    annotations: Sequence[dict], results: Sequence[dict], score: float = 0.5, least_iou: float = 0.5
+) -> Matches:
+    """Matches results of at least `score` with annotations of any class, where their boxes' IoU is at least least_iou.
 
     Greedily by IoU, pairs of the same class first among equals. An unmatched detection that lies half in a crowd region
     isn't counted.
@@ -82,7 +81,7 @@ def match_image(annotations: Sequence[dict], results: Sequence[dict], score: flo
         boxes = [np.array([x["bbox"] for x in rows], np.float64) for rows in (found, objects)]
         iou = rle.iou(*boxes, np.zeros(len(objects), np.uint8))
         same = np.array([[r["category_id"] == a["category_id"] for a in objects] for r in found])
-        rows, columns = np.nonzero(iou >= IOU)
+        rows, columns = np.nonzero(iou >= least_iou)
         order = np.lexsort((~same[rows, columns], -np.round(iou[rows, columns], 3)))
         for i in order:
             r, a = int(rows[i]), int(columns[i])
@@ -113,15 +112,15 @@ def write_report(
     """Writes report.html into `folder`, beside and then renamed, and returns its path.
 
     records: the split's MindRecord folder, of which the images are drawn; results: COCO results of the split, which
-    `summary` measures; timing: what the run took, None if it wasn't run. The losses are those of config.output_dir's
-    loss_0.log. Raises UserError.
+    `summary` measures, with the thresholds of what is counted and drawn; timing: what the run took, None if it wasn't
+    run. The losses are those of config.output_dir's loss_0.log. Raises UserError.
     """
     index = read_index(records)
-    truth = read_annotations(index["annotations"], "segm" in summary.metrics)
-    matches = match_all(truth, results, index["image_ids"])
+    truth, results = measured_classes(read_annotations(index["annotations"]), results, summary)
+    matches = match_all(truth, results, summary)
     parts = {
         "title": html.escape(f"{config.brief}: evaluation"),
-        "facts": facts(config, index, truth, results, checkpoint),
+        "facts": facts(config, index, truth, results, checkpoint, summary),
         "metrics": metrics_table(summary),
         "sizes": picture(size_chart(summary), "AP by the size of objects"),
         "curves": "".join(
@@ -130,11 +129,11 @@ def write_report(
         ),
         "classes": class_table(summary),
         "confusion": confusion(matches, truth),
-        "images": best_and_worst(matches, truth, results, records, index),
+        "images": best_and_worst(matches, truth, results, records, summary),
         "speed": speed(timing),
         "losses": losses(config),
-        "score": str(SCORE),
-        "iou": str(IOU),
+        "score": f"{summary.score:g}",
+        "iou": f"{summary.iou:g}",
     }
     path = Path(folder) / "report.html"
     beside = path.with_name("report.writing.html")
@@ -147,12 +146,24 @@ def write_report(
     return path
 
 
-def match_all(truth: COCO, results: list[dict], image_ids: list[int]) -> dict[int, Matches]:
-    """Matches of each image."""
-    found: dict[int, list[dict]] = {i: [] for i in image_ids}
+def measured_classes(truth: Truth, results: list[dict], summary: Summary) -> tuple[Truth, list[dict]]:
+    """Objects and detections of the classes that `summary` measures."""
+    names = truth.class_names()
+    chosen = {k for rows in summary.classes.values() for k, name in names.items() if name in rows}
+    if chosen >= names.keys():
+        return truth, results
+    objects = [a for a in truth.dataset["annotations"] if a["category_id"] in chosen]
+    return Truth(truth.path, truth.dataset | {"annotations": objects}), [
+        r for r in results if r["category_id"] in chosen
+    ]
+
+
+def match_all(truth: Truth, results: list[dict], summary: Summary) -> dict[int, Matches]:
+    """Matches of each image; those that were left out of the data count, as missed."""
+    found: dict[int, list[dict]] = {i: [] for i in truth.imgs}
     for r in results:
-        found.setdefault(r["image_id"], []).append(r)
-    return {i: match_image(truth.imgToAnns[i], found[i]) for i in image_ids}
+        found[r["image_id"]].append(r)
+    return {i: match_image(truth.imgToAnns[i], found[i], summary.score, summary.iou) for i in truth.imgs}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -175,30 +186,35 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "".join([*out, "</tbody></table>"])
 
 
-def facts(config: Config, index: dict, truth: COCO, results: list[dict], checkpoint: str) -> str:
-    # a converted data set's annotations are written without them; COCO's own file still counts their objects
-    missed = ", counted as missed" if config.dataset == "coco" else ""
+def facts(config: Config, index: dict, truth: Truth, results: list[dict], checkpoint: str, summary: Summary) -> str:
     rows = [
         ["detector", f"{config.detector}, {config.img_width} x {config.img_height} pixels"],
         ["checkpoint", Path(checkpoint).name or "–"],
         ["annotations", Path(index["annotations"]).name],
-        ["images", len(index["image_ids"])],
-        [f"images left out{missed}", len(index["skipped"])],
+        ["images", len(truth.imgs)],
+        ["images left out, counted as missed", len(index["skipped"])],
         ["objects", sum(not a["iscrowd"] for a in truth.dataset["annotations"])],
         ["detections", len(results)],
     ]
-    return table(["", ""], rows)
+    return table(["", ""], rows) + "".join(f"<p>{html.escape(note)}</p>" for note in summary.notes)
 
 
 def metrics_table(summary: Summary) -> str:
     kinds = list(summary.metrics)
-    rows = [[text, *(summary.metrics[k][m] for k in kinds)] for m, text in MEANING.items()]
+    rows = [[meaning(m), *(summary.metrics[k][m] for k in kinds)] for m in summary.metrics[kinds[0]]]
+    for k, numbers in summary.standard.items():
+        text = f"AP of {TITLES[k]} with COCO's 100 detections a class, beside {summary.max_dets}"
+        rows.append([text, *(numbers["AP"] if k == other else -1.0 for other in kinds)])
     return table(["COCO's metrics", *(TITLES[k] for k in kinds)], rows)
 
 
+def meaning(metric: str) -> str:
+    return MEANING.get(metric, f"recall with {metric[2:]} detections of a class in an image")
+
+
 def class_table(summary: Summary) -> str:
-    """AP of each class, best first, with a bar each."""
-    kinds = list(summary.per_class)
+    """AP of each class, best first, with a bar each; then what each is worth at its best score, and at the given."""
+    kinds = list(summary.classes)
     names = sorted(summary.per_class[kinds[0]], key=lambda n: -np.nan_to_num(summary.per_class[kinds[0]][n], nan=-1))
     out = ["<table><thead><tr><th>class</th>", *(f"<th>AP, {TITLES[k]}</th><th></th>" for k in kinds), "</tr></thead>"]
     for n in names:
@@ -208,7 +224,27 @@ def class_table(summary: Summary) -> str:
             bar = "" if ap != ap else f'<i class="bar {k}" style="width:{max(ap, 0) * 10:.2f}rem"></i>'
             out.append(f'<td class="n">{"–" if ap != ap else f"{ap:.3f}"}</td><td class="track">{bar}</td>')
         out.append("</tr>")
-    return "".join([*out, "</table>"])
+    out.append("</table>")
+    at = f"from {summary.score:g}"
+    columns = ["precision", "recall", "F1"]
+    for k in kinds:
+        head = [f"class, {TITLES[k]}", "objects", "detections", "AP", "AP50", "AR", "best score", *columns]
+        rows = []
+        for n in names:
+            c = summary.classes[k][n]
+            rows.append([n, c.objects, c.detections, c.AP, c.AP50, c.AR, *point(c.best, True), *point(c.at_score)])
+        counts = [sum(getattr(c, f) for c in summary.classes[k].values()) for f in ("objects", "detections")]
+        for title, name in (("all together (micro)", "micro"), ("mean of the classes (macro)", "macro")):
+            p, nan = summary.totals[k][name], float("nan")
+            rows.append([title, *counts, nan, nan, nan, *point(p["best"], name == "micro", nan), *point(p["at_score"])])
+        out.append(table([*head, *(f"{c} {at}" for c in columns)], rows))
+    return "".join(out)
+
+
+def point(p: OperatingPoint, score: bool = False, instead: float | None = None) -> list[float]:
+    """Cells of an operating point; `score`: its score first, else `instead` of it, if that is given."""
+    first = [p.score] if score else [] if instead is None else [instead]
+    return [*first, p.precision, p.recall, p.f1]
 
 
 def speed(timing: Timing | None) -> str:
@@ -290,7 +326,7 @@ def curve_chart(precision: np.ndarray, title: str) -> bytes:
     return png(figure)
 
 
-def confusion(matches: dict[int, Matches], truth: COCO) -> str:
+def confusion(matches: dict[int, Matches], truth: Truth) -> str:
     """The confusion matrix as a chart: shares of each class's objects, counts in the cells where there is room."""
     counts: dict[tuple[int | None, int | None], int] = {}
     for m in matches.values():
@@ -312,7 +348,8 @@ def confusion(matches: dict[int, Matches], truth: COCO) -> str:
     note = ""
     if len(seen) > len(shown):
         note = f"<p>The {len(shown)} commonest of {len(seen)} classes.</p>"
-    names = [str(truth.cats[c]["name"]) if c in truth.cats else f"class {c}" for c in shown]
+    known = truth.class_names()
+    names = [known.get(c, f"class {c}") for c in shown]
     return note + picture(confusion_chart(matrix, names), "confusion matrix")
 
 
@@ -336,9 +373,11 @@ def confusion_chart(matrix: np.ndarray, names: list[str]) -> bytes:
 # images
 
 
-def best_and_worst(matches: dict[int, Matches], truth: COCO, results: list[dict], records: Path, index: dict) -> str:
+def best_and_worst(
+    matches: dict[int, Matches], truth: Truth, results: list[dict], records: Path, summary: Summary
+) -> str:
     """The images of the highest and of the lowest quality, ground truth beside prediction."""
-    quality = {i: m.quality for i, m in matches.items()}
+    quality = {i: matches[i].quality for i in read_index(records)["image_ids"]}
     # of equally good ones, those with more in them
     ranked = sorted(
         (i for i, q in quality.items() if q is not None), key=lambda i: (-quality[i], -len(matches[i].pairs), i)
@@ -348,8 +387,8 @@ def best_and_worst(matches: dict[int, Matches], truth: COCO, results: list[dict]
     half = min(SHOWN, (len(ranked) + 1) // 2)
     best = ranked[:half]
     worst = sorted(ranked[half:], key=lambda i: (quality[i], -len(matches[i].pairs), i))[:SHOWN]
-    pictures = read_pictures(records, index, best + worst)
-    names = {k: str(c.get("name", f"class {k}")) for k, c in truth.cats.items()}
+    pictures = read_pictures(records, truth, best + worst)
+    names = truth.class_names()
     out = []
     for title, ids in (("Best", best), ("Worst", worst)):
         out.append(f"<h3>{title}</h3>" if ids else "")
@@ -359,7 +398,7 @@ def best_and_worst(matches: dict[int, Matches], truth: COCO, results: list[dict]
             long = max(image.shape[:2])
             zoom = min(max(1.0, PICTURE_SIDE[0] / long), PICTURE_SIDE[1] / long)
             left = draw_records(image, truth.imgToAnns[i], names, zoom=zoom)
-            right = draw_records(image, found, names, SCORE, zoom)
+            right = draw_records(image, found, names, summary.score, zoom)
             _, data = cv2.imencode(".jpg", side_by_side(left, right), [cv2.IMWRITE_JPEG_QUALITY, 85])
             name = html.escape(str(truth.imgs[i].get("file_name", i)))
             out.append(f"<figure>{picture(data.tobytes(), name, 'jpeg')}<figcaption>{name}: quality")
@@ -368,9 +407,10 @@ def best_and_worst(matches: dict[int, Matches], truth: COCO, results: list[dict]
     return "".join(out)
 
 
-def read_pictures(records: Path, index: dict, image_ids: list[int]) -> dict[int, np.ndarray]:
-    """Images (H, W, 3) uint8 BGR of a converted split by id."""
-    rows = [index["image_ids"].index(i) for i in image_ids]
+def read_pictures(records: Path, truth: Truth, image_ids: list[int]) -> dict[int, np.ndarray]:
+    """Images (H, W, 3) uint8 BGR of a converted split by id, as evaluation saw them."""
+    held = read_index(records)["image_ids"]
+    rows = [held.index(i) for i in image_ids]
     data = ds.MindDataset(
         record_files(records),
         columns_list=["image_id", "image"],
@@ -379,5 +419,6 @@ def read_pictures(records: Path, index: dict, image_ids: list[int]) -> dict[int,
     )
     out = {}
     for image_id, image in data.create_tuple_iterator(num_epochs=1, output_numpy=True):
-        out[int(image_id)] = decode_image(image.tobytes(), f"image {int(image_id)}")
+        entry = truth.imgs[int(image_id)]
+        out[int(image_id)] = picture_of(image.tobytes(), str(entry.get("file_name", image_id)), entry)
     return out

@@ -147,6 +147,10 @@ def _is_of_classes(name: str, shape: tuple[int, ...]) -> bool:
     return parts[-2] in ("cls", "logits") or (parts[-2] == "reg" and shape[0] != 4)
 
 
+def _is_of_mask_head(name: str) -> bool:
+    return name.split(".")[0].startswith("mask_head")
+
+
 def not_finite(params: Mapping[str, np.ndarray]) -> list[str]:
     """Names of the parameters that hold NaN or infinity."""
     return [n for n, v in params.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
@@ -156,8 +160,9 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
     """Loads a whole checkpoint. With `finetune`, the layers that have an output a class, and parameters of another
     shape, keep their random values: equally many classes aren't the same classes.
 
-    Returns the names left random. Raises CheckpointError for a checkpoint of another model, naming what differs, and
-    for one with numbers that aren't finite.
+    A mask head's parameters are left out, which one line tells, where the detector has no mask head. Returns the names
+    left random. Raises CheckpointError for a checkpoint of another model, naming what differs, and for one with numbers
+    that aren't finite.
     """
     path = Path(path)
     params = load_checkpoint(path)
@@ -167,6 +172,11 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
             f"{path}: holds NaN or infinity (in {_some(broken)}): its training diverged; use an earlier checkpoint, and"
             " train with a lower lr or a longer warmup_step"
         )
+    if not any(_is_of_mask_head(p.name) for p in detector.get_parameters()):
+        left = [n for n in params if _is_of_mask_head(n)]
+        if left:
+            print(f"{path}: {len(left)} parameters of the mask head left out, as this detector has none")
+            params = {n: v for n, v in params.items() if n not in set(left)}
     missing, extra, differ = _compare(detector, params, path)
     if finetune:
         own = {p.name: tuple(p.shape) for p in detector.get_parameters()}

@@ -250,7 +250,7 @@ class Trainer:
             self.best.add(self.folder.weights.path(*self.state.position), *self.state.position, ap)
         # the record that this evaluation is done comes last
         for t in self.trackers:
-            t.evaluation(*self.state.position, metrics)
+            t.evaluation(*self.state.position, metrics, summary.by_class())
 
     def is_due(self, step: int) -> bool:
         """Whether save_every asks for a checkpoint after `step` of this epoch."""

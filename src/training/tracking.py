@@ -63,8 +63,10 @@ class Tracker:
     def losses(self, epoch: int, step: int, losses: dict[str, float], other: dict[str, float]) -> None:
         """Mean losses of an interval that ends with `step`; other: learning rate, speed, ..."""
 
-    def evaluation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
-        """Metrics by name ("bbox AP", ...)."""
+    def evaluation(
+        self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict] | None = None
+    ) -> None:
+        """Metrics by name ("bbox AP", ...); classes: each class's numbers by IoU type and class, as JSON has them."""
 
     def epoch_end(self, epoch: int) -> None:
         """After the epoch's checkpoint and evaluation."""
@@ -124,7 +126,7 @@ class LossLog(LineFile):
 
 
 class MetricsFile(LineFile):
-    """metrics.jsonl: an object a line, {"epoch", "step", losses, ...} or {"epoch", "step", "bbox AP", ...}."""
+    """metrics.jsonl: {"epoch", "step", losses, ...} or {"epoch", "step", "bbox AP", ..., "classes"}."""
 
     @staticmethod
     def position(line: str) -> tuple[int, int] | None:
@@ -134,15 +136,17 @@ class MetricsFile(LineFile):
         return None
 
     def losses(self, epoch: int, step: int, losses: dict[str, float], other: dict[str, float]) -> None:
-        self.row(epoch, step, losses | other)
+        self.row(epoch, step, losses | other, {})
 
-    def evaluation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
-        self.row(epoch, step, metrics)
+    def evaluation(
+        self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict] | None = None
+    ) -> None:
+        self.row(epoch, step, metrics, {"classes": classes} if classes else {})
 
-    def row(self, epoch: int, step: int, values: dict[str, float]) -> None:
+    def row(self, epoch: int, step: int, values: dict[str, float], more: dict) -> None:
         # JSON has no NaN
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self.write(json.dumps({"epoch": epoch, "step": step, **finite}))
+        self.write(json.dumps({"epoch": epoch, "step": step, **finite, **more}))
 
 
 def evaluations(path: Path) -> dict[int, dict[str, float]]:
@@ -202,7 +206,9 @@ class TensorBoard(Tracker):
     def losses(self, epoch: int, step: int, losses: dict[str, float], other: dict[str, float]) -> None:
         self.scalars(self.at(epoch, step), losses | other, "train")
 
-    def evaluation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
+    def evaluation(
+        self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict] | None = None
+    ) -> None:
         self.scalars(self.at(epoch, step), metrics, "val")
         self.writer.flush()
 
@@ -250,7 +256,9 @@ class MLflow(Tracker):
     def losses(self, epoch: int, step: int, losses: dict[str, float], other: dict[str, float]) -> None:
         self.log(epoch, step, losses | other)
 
-    def evaluation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
+    def evaluation(
+        self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict] | None = None
+    ) -> None:
         self.log(epoch, step, metrics)
 
     def close(self) -> None:

@@ -12,7 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from src.data.shapes import make_shapes
-from src.evaluation.coco import METRICS, EvaluationError, coco_results, evaluate, load_results, save_results
+from src.evaluation.coco import METRICS, EvaluationError, coco_results, evaluate
+from src.evaluation.results import load_results, save_results
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from src.evaluation.coco import EvaluationError, coco_results, evaluate, load_results, save_results
+from src.evaluation.coco import METRICS, EvaluationError, coco_results, evaluate
+from src.evaluation.results import load_results, save_results
 
 CATEGORY_IDS = {1: 10, 2: 20}
 # image, category, box (x, y, width, height)
@@ -214,6 +215,148 @@ def test_annotations_without_area_and_iscrowd(tmp_path):
     path = tmp_path / "truth.json"
     path.write_text(json.dumps(data))
     assert evaluate(path, perfect()).metrics["segm"]["AP"] == pytest.approx(1)
+
+
+# ---- truths as other tools write them
+
+
+@pytest.mark.parametrize(
+    "number", [lambda k: k, lambda k: 7, lambda k: None, lambda k: f"uuid-{k}"], ids=["from 0", "equal", "none", "text"]
+)
+def test_annotation_ids_do_not_matter(tmp_path, number):
+    """pycocotools takes a match with the object of id 0 for none, and looks objects up by id."""
+    data = truth_data()
+    for k, a in enumerate(data["annotations"]):
+        a["id"] = number(k)
+        if a["id"] is None:
+            del a["id"]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    summary = evaluate(path, perfect())
+    assert summary.metrics["bbox"]["AP"] == summary.metrics["segm"]["AP"] == pytest.approx(1)
+    one = {"annotations": data["annotations"][:1]}
+    path.write_text(json.dumps(data | one))
+    assert evaluate(path, perfect()[:1]).metrics["bbox"]["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("area", [None, "left out"])
+def test_a_missing_area_is_the_masks(tmp_path, area):
+    """A thin diagonal bar: its box is of medium size, its mask small."""
+    data = truth_data()
+    bar = {"bbox": [10, 10, 80, 80], "segmentation": [[10, 10, 20, 10, 90, 90, 80, 90]], "area": area}
+    data["annotations"] = [data["annotations"][0] | bar]
+    if area:
+        del data["annotations"][0]["area"]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    mask = rle.frPyObjects(bar["segmentation"], 120, 200)[0]
+    found = result(1, 10, (10, 10, 80, 80)) | {"segmentation": {"size": [120, 200], "counts": mask["counts"].decode()}}
+    got = evaluate(path, [found]).metrics["segm"]
+    assert (got["APs"], got["APm"]) == (pytest.approx(1), -1)
+
+
+SPOILT = {
+    "iscrowd as a word": ({"iscrowd": "no"}, "iscrowd"),
+    "bbox of three": ({"bbox": [1, 2, 3]}, "bbox"),
+    "bbox with text": ({"bbox": [1, 2, 3, "x"]}, "bbox"),
+    "unknown image": ({"image_id": 99}, "image 99"),
+    "unknown category": ({"category_id": 99}, "category id 99"),
+    "flat polygon": ({"segmentation": [1, 2, 3, 4, 5, 6]}, "polygon"),
+    "two points": ({"segmentation": [[1, 2, 3, 4]]}, "polygon"),
+    "RLE too short": ({"segmentation": {"size": [120, 200], "counts": "`2"}}, "add up"),
+    "RLE of another size": ({"segmentation": {"size": [200, 120], "counts": "`2"}}, "RLE of size"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_annotations_that_would_stop_or_hang_pycocotools_are_told(tmp_path, refusal, fault):
+    changes, told = SPOILT[fault]
+    data = truth_data()
+    data["annotations"][1] |= changes
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    with refusal(EvaluationError, path, "annotation", told):
+        evaluate(path, perfect())
+
+
+def test_a_crowd_without_a_mask_forgives_in_its_box(tmp_path):
+    data = truth_data()
+    crowd = {"id": 99, "image_id": 2, "category_id": 10, "bbox": [100, 60, 100, 60], "area": 6000, "iscrowd": 1}
+    data["annotations"].append(crowd)
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    assert evaluate(path, [*perfect(), result(2, 10, (120, 80, 30, 30), 0.99)]).metrics["segm"]["AP"] == pytest.approx(
+        1
+    )
+
+
+# ---- how many detections count
+
+
+@pytest.fixture
+def crowded(tmp_path):
+    """A truth with 130 objects of a class in one image and one object in another; and results equal to it."""
+    boxes = [(10 * (i % 15), 10 * (i // 15), 8, 8) for i in range(130)]
+    objects = [(1, 10, b) for b in boxes] + [(2, 20, (5, 5, 150, 100))]
+    data = truth_data()
+    data["annotations"] = [
+        {"id": k + 1, "image_id": i, "category_id": c, "bbox": list(b), "area": b[2] * b[3], "iscrowd": 0}
+        | {"segmentation": [corners(*b)]}
+        for k, (i, c, b) in enumerate(objects)
+    ]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    return path, [result(*o) for o in objects]
+
+
+def test_as_many_detections_count_as_an_image_can_have(crowded):
+    path, results = crowded
+    summary = evaluate(path, results, max_per_img=300)
+    for kind in ("bbox", "segm"):
+        got = summary.metrics[kind]
+        assert got["AP"] == got["AR300"] == got["ARs"] == pytest.approx(1)
+        assert "AR100" not in got
+        assert summary.standard[kind] == evaluate(path, results).metrics[kind]
+        # of 130 objects 100: precision 1 up to a recall of 0.77 of COCO's 101 points
+        assert summary.standard[kind]["AP"] == pytest.approx((77 / 101 + 1) / 2)
+        assert summary.standard[kind]["AR100"] == pytest.approx((100 / 130 + 1) / 2)
+    assert summary.text.count("area=   all | maxDets=300 ] = 1.000") == 8
+    assert summary.text.count("area=   all | maxDets=100 ] = 0.881") == 2
+    assert summary.notes == []
+    assert summary.to_dict()["segm"]["metrics_at_100"]["AP"] == summary.standard["segm"]["AP"]
+
+
+@pytest.mark.parametrize("limit", [None, 1, 20, 100])
+def test_up_to_coco_s_limit_every_digit_is_coco_s(crowded, limit):
+    path, results = crowded
+    with_limit, without = evaluate(path, results, max_per_img=limit), evaluate(path, results)
+    assert with_limit.metrics == without.metrics
+    assert tuple(with_limit.metrics["bbox"]) == METRICS
+    assert with_limit.standard == {}
+    assert "maxDets=100 ] = 0.881" in with_limit.text
+
+
+def test_where_both_limits_give_the_same_there_is_one_table(annotations):
+    summary = evaluate(annotations, perfect(), max_per_img=300)
+    assert summary.standard == {}
+    assert "maxDets=100" not in summary.text
+
+
+@pytest.mark.parametrize(("limit", "told"), [(None, "100 of a class"), (120, "120 an image"), (2, "2 an image")])
+def test_images_with_more_objects_than_can_count_are_told(crowded, limit, told):
+    path, results = crowded
+    (note,) = evaluate(path, results, max_per_img=limit).notes
+    assert told in note and "1.jpg has the most, 130" in note
+    assert note in evaluate(path, results, max_per_img=limit).text
+    assert evaluate(path, results, image_ids=[2], max_per_img=limit).notes == []
+    assert evaluate(path, results, class_names=["dog"], max_per_img=limit).notes == []
+
+
+def test_detections_of_a_class_that_the_truth_lacks_count_for_nothing(annotations):
+    extra = [result(1, 77, OBJECTS[0][2], 0.99)] * 3
+    summary = evaluate(annotations, perfect() + extra)
+    assert summary.metrics == evaluate(annotations, perfect()).metrics
+    assert summary.notes == ["3 detections of categories that the annotations lack (77) count for nothing"]
 
 
 # ---- what can't be evaluated

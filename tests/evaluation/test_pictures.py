@@ -87,6 +87,36 @@ def test_a_box_far_outside(case, tmp_path):
     assert len(draw_results(results=results, **places, count=image_id)) <= image_id
 
 
+@pytest.mark.parametrize("names", [("a/1.png", "b/1.png"), ("x/1.png", "x/1.jpg"), ("../1.png", "b/1.png")])
+def test_two_images_of_one_name(tmp_path, names):
+    """Each has its own picture, of its own file."""
+    (tmp_path / "images").mkdir()
+    images = []
+    for i, name in enumerate(names, 1):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), np.full((600, 500, 3), 60 * i, np.uint8))
+        images.append({"id": i, "file_name": name, "height": 600, "width": 500})
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}))
+    paths = draw_results(truth, tmp_path / "images", write(tmp_path, []), tmp_path / "out")
+    assert len(set(paths)) == 2
+    for i, path in enumerate(paths, 1):
+        assert (tmp_path / "out").resolve() in path.resolve().parents
+        assert abs(int(halves(path)[0][300, 250, 0]) - 60 * i) < 5
+
+
+def test_a_picture_of_another_size_than_annotated(case, tmp_path, refusal):
+    places, *_ = case
+    data = json.loads(places["annotations"].read_text())
+    data["images"][0]["width"] += 7
+    data["annotations"] = []
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps(data))
+    with refusal(UserError, data["images"][0]["file_name"], f"annotated as {data['images'][0]['width']} x"):
+        draw_results(results=write(tmp_path, []), **places | {"annotations": truth})
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

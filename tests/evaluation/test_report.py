@@ -14,7 +14,8 @@ from src.data.mindrecord import ensure_mindrecord, read_index
 from src.errors import UserError
 from src.evaluation.coco import evaluate
 from src.evaluation.inference import Timing
-from src.evaluation.report import match_image, write_report
+from src.evaluation.report import match_all, match_image, write_report
+from src.evaluation.truth import read_annotations
 
 
 def box(category, x, y=0, w=10, h=10, **other):
@@ -110,10 +111,10 @@ def perfect(truth):
 def report(shapes_config, tmp_path):
     """Makes the report of some results; returns the page."""
 
-    def make(results, timing=None, config=None, kinds=("bbox", "segm")):
+    def make(results, timing=None, config=None, kinds=("bbox", "segm"), **measured):
         config = config or shapes_config()
         records = ensure_mindrecord(config, "val", training=False)
-        summary = evaluate(read_index(records)["annotations"], results, kinds)
+        summary = evaluate(read_index(records)["annotations"], results, kinds, **measured)
         path = write_report(tmp_path / "report", config, records, results, summary, "some.ckpt", timing)
         assert [p.name for p in path.parent.iterdir()] == ["report.html"]
         return Page(path.read_text())
@@ -133,6 +134,47 @@ def test_perfect_detections(report, perfect):
     assert page.text.count("quality 1.00") == 8
     for text in ("AP by the size of objects", "confusion matrix", "precision over recall, masks"):
         assert page.pictures[text].std() > 5
+
+
+def test_numbers_of_each_class(report, perfect):
+    """What the summary holds of each class, and in all, at the best score and at the given."""
+    results = [r | {"score": 0.3} if r["category_id"] == 1 else r for r in perfect]
+    page = report(results)
+    at = page.cells.index("class, boxes")
+    cells = [c for c in page.cells[at : page.cells.index("class, masks")] if c.strip()]
+
+    def numbers(name):
+        return cells[cells.index(name) + 1 :][:11]
+
+    circles = str(sum(r["category_id"] == 1 for r in perfect))
+    # best at 0.3; from 0.5 on nothing is left
+    assert numbers("circle") == [circles] * 2 + ["1.000"] * 3 + ["0.300"] + ["1.000"] * 3 + ["–", "0.000"]
+    others = str(sum(r["category_id"] == 2 for r in perfect))
+    assert numbers("square") == [others] * 2 + ["1.000"] * 3 + ["0.900"] + ["1.000"] * 5
+    assert numbers("all together (micro)")[:6] == [str(len(perfect))] * 2 + ["–"] * 3 + ["0.300"]
+    assert numbers("mean of the classes (macro)")[6:] == ["1.000"] * 4 + ["0.800"]
+
+
+def test_thresholds_are_those_of_the_summary(report, perfect):
+    results = [r | {"score": 0.3} for r in perfect]
+    assert "quality 0.00" in report(results).text
+    assert report(results, score=0.2).text.count("quality 1.00") == 8
+
+
+def test_an_image_that_was_left_out_counts_as_missed(shapes_config, truth, perfect, tmp_path):
+    """Its objects stand in the confusion matrix, though there is no picture of it to draw."""
+    config = shapes_config()
+    records = ensure_mindrecord(config, "val", training=False)
+    index = read_index(records)
+    gone = index["image_ids"][0]
+    matches = match_all(
+        read_annotations(index["annotations"]),
+        [r for r in perfect if r["image_id"] != gone],
+        evaluate(index["annotations"], []),
+    )
+    objects = sum(a["image_id"] == gone and not a["iscrowd"] for a in truth["annotations"])
+    assert len(matches[gone].pairs) == objects
+    assert all(found is None for _, found in matches[gone].pairs)
 
 
 def test_the_file_stands_alone(report, perfect):

@@ -200,6 +200,35 @@ def test_finetune_from_something_else(tmp_path, refusal):
         load_detector(Detector(), tmp_path / "other.ckpt", finetune=True)
 
 
+def test_a_mask_head_is_left_out_where_there_is_none(tmp_path, capsys, refusal):
+    """A detector of boxes alone takes a mask detector's weights, for evaluation and to go on from."""
+    whole = values(Detector())
+    for name in ("mask_head.convs.0.weight", "mask_heads.1.logits.weight"):
+        path = tmp_path / "mask.ckpt"
+        save_checkpoint(whole | {name: np.ones(3, np.float32)}, path)
+        for finetune in (False, True):
+            net = Detector(fill=0)
+            left = load_detector(net, path, finetune)
+            assert f"{path}: 1 parameters of the mask head left out" in capsys.readouterr().out
+            assert left == []
+            equal(values(net), whole)
+        save_checkpoint(whole | {name: np.ones(3, np.float32), "other": np.ones(3, np.float32)}, path)
+        with refusal(CheckpointError, "not in the model: other"):
+            load_detector(Detector(), path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(tmp_path, refusal, value):
+    net = Detector()
+    arrays = values(net)
+    name = next(iter(arrays))
+    arrays[name] = arrays[name].copy()
+    arrays[name].flat[0] = value
+    save_checkpoint(arrays, tmp_path / "diverged.ckpt")
+    with refusal(CheckpointError, tmp_path / "diverged.ckpt", name, "diverged"):
+        load_detector(net, tmp_path / "diverged.ckpt")
+
+
 def test_backbone_of_a_whole_checkpoint(saved):
     net = Detector(classes=8, fill=0)
     load_backbone(net, saved)

@@ -9,9 +9,10 @@ import pytest
 
 from src.errors import UserError
 from src.models.two_stage import LOSS_NAMES
-from src.training.tracking import Interval, demand_packages, make_trackers
+from src.training.tracking import Interval, demand_packages, evaluations, make_trackers
 
 METRICS = {"bbox AP": 0.25, "bbox APs": -1.0, "segm AP": 0.125}
+CLASSES = {"bbox": {"AP AR": {"AP": 0.5, "AP50": None, "best": {"score": 0.3, "f1": 0.75}}}}
 
 
 def follow(config, epochs, resumed=None):
@@ -23,7 +24,7 @@ def follow(config, epochs, resumed=None):
             for t in trackers:
                 t.losses(epoch, step, losses, {"learning_rate": 0.1})
         for t in trackers:
-            t.evaluation(epoch, 2, METRICS)
+            t.evaluation(epoch, 2, METRICS, CLASSES)
             t.epoch_end(epoch)
     for t in trackers:
         t.close()
@@ -43,6 +44,8 @@ def test_metrics_file_and_curve(shapes_config):
     ]
     assert rows[4]["total_loss"] == 0.25 and rows[4]["learning_rate"] == 0.1
     assert rows[2]["segm AP"] == 0.125
+    assert rows[2]["classes"] == CLASSES and "classes" not in rows[1]
+    assert evaluations(config.output_dir / "metrics.jsonl") == {1: METRICS, 2: METRICS}
     assert cv2.imread(str(config.output_dir / "loss_curve.png")) is not None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from src.config import Config
-from src.data.formats.base import Format
+from src.data.formats.base import Format, Masks
 from src.data.formats.coco import Coco
 from src.data.formats.labelme import Labelme
 from src.data.formats.txt import Txt
@@ -40,19 +40,27 @@ def find_split(config: Config, split: str) -> Split:
     return format_of(config).locate(config, split)
 
 
-def read_split(config: Config, split: str, where: Split | None = None, training: bool | None = None) -> Records:
+def read_split(
+    config: Config,
+    split: str,
+    where: Split | None = None,
+    training: bool | None = None,
+    masks: Masks | None = None,
+    files: bool = True,
+) -> Records:
     """The records of a split, faulty images among them. Raises DataError.
 
     training (by default: of "train"): objects need masks where the detector learns them, and may not be more than
-    max_instance_count; else they need them where the split has masks at all, as boxes can be measured without.
+    max_instance_count; else they need them where the split has masks at all, as boxes can be measured without. masks
+    decides otherwise. files: images are looked for, where the format can do without.
     """
     training = split == "train" if training is None else training
     where = find_split(config, split) if where is None else where
     form = format_of(config)
     if training:
-        return form.records(where, config, "needed" if config.needs_masks else "unneeded")
+        return form.records(where, config, masks or ("needed" if config.needs_masks else "unneeded"), files)
     config = dataclasses.replace(config, max_instance_count=1 << 31)
-    return form.records(where, config, "if_any" if config.with_mask else "unneeded")
+    return form.records(where, config, masks or ("if_any" if config.with_mask else "unneeded"), files)
 
 
 def source_digest(config: Config, where: Split) -> str:

@@ -49,9 +49,10 @@ class Format:
         """Names of the classes, without the background, in the order of their labels."""
         raise NotImplementedError
 
-    def records(self, where: Split, config: Config, masks: Masks) -> Records:
+    def records(self, where: Split, config: Config, masks: Masks, files: bool = True) -> Records:
         """Every image of the split, checked; an object without a usable mask is a fault where masks are "needed", or
-        "if_any" object of the split has one.
+        "if_any" object of the split has one. files: images are looked for; a format that needs their sizes looks
+        anyway.
         """
         raise NotImplementedError
 

@@ -38,8 +38,8 @@ class Coco(Format):
     def classes(self, where: Split) -> list[str]:
         return category_names(read_json(where.annotations), where.annotations)
 
-    def records(self, where: Split, config: Config, masks: Masks) -> Records:
-        return self.parse(read_json(where.annotations), where, config, masks)
+    def records(self, where: Split, config: Config, masks: Masks, files: bool = True) -> Records:
+        return self.parse(read_json(where.annotations), where, config, masks, files)
 
     def parse(self, data: dict, where: Split, config: Config, masks: Masks, files: bool = True) -> Records:
         """As records, of a file's content; `files`: images' files are looked for."""

@@ -34,10 +34,11 @@ from src.data.formats.base import (
 from src.data.images import file_header, image_header, sorted_files
 from src.data.polygons import clip_polygon
 from src.data.records import LEAST_SIDE, DataError, ImageRecord, Instance, Records, Split, number
-from src.data.segmentations import FAR, Segmentation, as_rle, extent, mask_area
+from src.data.segmentations import Segmentation, as_rle, extent, mask_area
 
 __all__ = ["Labelme", "LabelmeReader", "is_labelme"]
 
+FARTHEST = 1e9  # pixels: no picture reaches there
 CIRCLE_CORNERS = 64
 QUADRILATERALS = ("rectangle", "rotation", "oriented_rectangle")
 BACKGROUND, IGNORE = "_background_", "__ignore__"  # labels that labelme gives a meaning
@@ -89,7 +90,7 @@ class Labelme(Format):
     def annotation_files(self, where: Split) -> list[Path]:
         return json_files(where.annotations)[0] + ([where.listing] if where.listing else [])
 
-    def records(self, where: Split, config: Config, masks: Masks) -> Records:
+    def records(self, where: Split, config: Config, masks: Masks, files: bool = True) -> Records:
         """A fault is a file that can't be read, an image that is missing or of another size than annotated, a shape
         without label or area, or of a kind that has none (lines). Points are passed over. What a shape called
         _background_ covers is cut from the objects before it, as labelme draws it; __ignore__: config.labelme_ignore.
@@ -425,7 +426,7 @@ def shape_points(points: object, where: str) -> np.ndarray:
     """(N, 2) float64, N at least 1. Raises DataError."""
     pairs = points if isinstance(points, list) else [None]
     numbers = [[number(v) for v in p] if isinstance(p, list) and len(p) == 2 else [None] for p in pairs]
-    if not numbers or any(v is None or abs(v) >= FAR for p in numbers for v in p):
+    if not numbers or any(v is None or abs(v) >= FARTHEST for p in numbers for v in p):
         raise DataError(f"{where}: its points aren't pairs of finite numbers, or there are none")
     return np.array(numbers, np.float64)
 

@@ -55,7 +55,7 @@ class Txt(Format):
             )
         return [f"class_{i}" for i in range(1, highest + 1)]
 
-    def records(self, where: Split, config: Config, masks: Masks) -> Records:
+    def records(self, where: Split, config: Config, masks: Masks, files: bool = True) -> Records:
         """A row whose image is missing, listed before or not an image, or one of whose boxes isn't five numbers, has no
         area, lies outside its image or has no class of the config's is a fault.
         """

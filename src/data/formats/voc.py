@@ -122,7 +122,7 @@ class Voc(Format):
     def annotation_files(self, where: Split) -> list[Path]:
         return xml_files(where.annotations) + ([where.listing] if where.listing else [])
 
-    def records(self, where: Split, config: Config, masks: Masks) -> Records:
+    def records(self, where: Split, config: Config, masks: Masks, files: bool = True) -> Records:
         """A fault is an image or XML file that is missing, XML that isn't VOC's, a <size> that isn't the image's, an
         object without name, of an unknown class, or with a box that isn't four numbers, has no area or lies outside.
         An object marked <difficult> is a crowd region (config.voc_difficult: ignore): neither object nor background.

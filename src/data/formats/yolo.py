@@ -88,7 +88,7 @@ class Yolo(Format):
         listing = [where.listing] if where.listing else []
         return [where.annotations, *listing, *sorted(dict.fromkeys(p for p in found if p))]
 
-    def records(self, where: Split, config: Config, masks: Masks) -> Records:
+    def records(self, where: Split, config: Config, masks: Masks, files: bool = True) -> Records:
         """A fault is an image that is missing or no image, one that shares its label file with another, and a row that
         isn't a class of the names with a box or a polygon of shares of 1 (to 1 % beside it), or encloses nothing.
         Rows that are there twice count once, as in Ultralytics.

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from src.config import ConfigError
+from src.config import ConfigError, check_training
 from src.data.formats import resolve_classes
 from src.data.mindrecord import ensure_mindrecord, read_index
 from src.data.records import DataError
@@ -118,12 +118,12 @@ def test_files_that_can_not_be_used(tmp_path, txt_set, refusal):
 @pytest.mark.parametrize("detector", ["mask_rcnn", "cascade_mask_rcnn"])
 def test_masks_can_not_be_trained_on_boxes(txt_set, refusal, detector):
     with refusal(ConfigError, "dataset: other", detector, detector.replace("_mask", "").replace("mask_", "faster_")):
-        txt_set("a.jpg 1,2,31,22,3", detector=detector)
+        check_training(txt_set("a.jpg 1,2,31,22,3", detector=detector))
 
 
 def test_instaboost_needs_masks(txt_set, refusal):
     with refusal(ConfigError, "aug_prob", "dataset: other"):
-        txt_set("a.jpg 1,2,31,22,3", aug_prob=0.5)
+        check_training(txt_set("a.jpg 1,2,31,22,3", aug_prob=0.5))
 
 
 def test_validation_rows_are_their_own(tmp_path, txt_set):

@@ -1,0 +1,218 @@
+"""COCO results files ([{"image_id", "category_id", "bbox", "score", "segmentation"?}, ...]): read, checked, written."""
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+
+from pycocotools import mask as rle
+
+from src.config import RcnnTest
+from src.data.segmentations import as_rle, normal_segmentation, run_totals
+from src.evaluation.truth import EvaluationError, Truth
+
+__all__ = ["apply_options", "checked_results", "load_results", "save_results", "saved_results", "write_json"]
+
+FARTHEST = 1e15  # a box's numbers, so that areas are finite
+ROUNDED = 5e-7  # scores are written to six digits after the point
+
+
+class DamagedResultsError(EvaluationError):
+    """A results file that was cut short."""
+
+
+def write_json(path: str | Path, content: object, indent: int | None = None) -> None:
+    """Writes JSON beside `path`, then renames, so that it is whole or not there. Raises EvaluationError."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(content, separators=None if indent else (",", ":"), indent=indent))
+        os.replace(beside, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise EvaluationError(f"{path}: can't write: {e.strerror}; free space or name another") from None
+
+
+def save_results(path: str | Path, results: Sequence[dict], truth: Truth | None = None) -> None:
+    """Writes a COCO results file, with the ids that the user's own annotations have, where `truth` has others.
+
+    Raises EvaluationError.
+    """
+    ids = {k: _source_ids(entries) for k, entries in _id_entries(truth).items()}
+    if any(ids.values()):
+        results = [r | {k: ids[k].get(r[k], r[k]) for k in ids} for r in results]
+    write_json(path, list(results))
+
+
+def load_results(path: str | Path, truth: Truth | None = None) -> list[dict]:
+    """Reads a results file; with `truth` also checks it, as checked_results does. Raises EvaluationError."""
+    try:
+        data = Path(path).read_bytes()
+        results = json.loads(data)
+    except OSError as e:
+        raise EvaluationError(f"{path}: can't read the results: {e.strerror}") from None
+    except json.JSONDecodeError as e:
+        # where a file was cut, parsing fails at its end, but for a text or word that began before
+        cut = not data.rstrip().endswith(b"]") or e.pos >= len(e.doc.rstrip())
+        kind, remedy = (DamagedResultsError, "remove it and evaluate again") if cut else (EvaluationError, "mend it")
+        raise kind(f"{path}: not whole JSON (line {e.lineno} column {e.colno}); {remedy}") from None
+    except UnicodeDecodeError:
+        raise DamagedResultsError(f"{path}: not whole JSON; remove it and evaluate again") from None
+    except (ValueError, RecursionError):
+        raise EvaluationError(f"{path}: not JSON that can be read; mend it") from None
+    if not isinstance(results, list):
+        raise EvaluationError(f"{path}: not a list of COCO results")
+    if truth is not None:
+        return checked_results(results, truth, str(path))
+    for i, r in enumerate(results):
+        try:
+            _check_keys(r)
+        except ValueError as e:
+            raise EvaluationError(f"{path}: entry {i}{e}") from None
+    return results
+
+
+def saved_results(path: str | Path, truth: Truth | None = None) -> list[dict] | None:
+    """The results in `path`, or None if it isn't there or was cut short, which one line tells: then write it anew.
+
+    Raises EvaluationError for anything else, which may not be overwritten.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        return load_results(path, truth)
+    except DamagedResultsError:
+        if path.read_bytes()[:1] not in (b"", b"["):
+            raise
+        print(f"{path}: not whole; the network runs again and replaces it")
+        return None
+
+
+def checked_results(results: Sequence[dict], truth: Truth, where: str, computed: bool = False) -> list[dict]:
+    """The results as evaluation needs them: ids as `truth` has them, a finite box and score, a mask as whole RLE text.
+
+    Takes what is legal: polygons and lists of runs for masks, a mask without a box, the ids of the user's own file.
+    computed: the ids are the truth's own, and categories may be others than its. Raises EvaluationError, which names
+    `where`, the entry and what is wrong with it.
+    """
+    images, categories = (_known_ids(entries, computed) for entries in _id_entries(truth).values())
+    out, masks = [], []
+    for i, r in enumerate(results):
+        try:
+            new = _checked(r, images, categories, truth, computed)
+        except ValueError as e:
+            raise EvaluationError(f"{where}: entry {i}{e}") from None
+        if "segmentation" in new:
+            masks.append(i)
+        out.append(new)
+    totals = run_totals([out[i]["segmentation"]["counts"] for i in masks])
+    for i, total in zip(masks, totals.tolist(), strict=True):
+        height, width = out[i]["segmentation"]["size"]
+        if total != height * width:
+            covered = f": they cover {total} pixels" if total >= 0 else ""
+            what = f"RLE counts that can't be decoded to {height} x {width} pixels{covered}"
+            raise EvaluationError(f"{where}: entry {i}, of image {results[i]['image_id']!r}: {what}")
+    for r in out:
+        if "bbox" not in r:
+            r["bbox"] = rle.toBbox(r["segmentation"]).tolist()
+    return out
+
+
+def _checked(r: object, images: dict, categories: dict, truth: Truth, computed: bool) -> dict:
+    """One entry as checked_results gives it, runs not yet counted. Raises ValueError, to be read after "entry 5"."""
+    _check_keys(r)
+    image = _lookup(images, r["image_id"])
+    if image is None:
+        raise ValueError(f": {truth.path} has no image {r['image_id']!r}; not its results?")
+    category = _lookup(categories, r["category_id"])
+    try:
+        if category is None:
+            if not (computed and isinstance(r["category_id"], int)):
+                known = ", ".join(str(k) for k in list(categories)[:10]) + (", ..." if len(categories) > 10 else "")
+                raise ValueError(f"{truth.path} has no category {r['category_id']!r}; it has {known}")
+            category = r["category_id"]
+        if not _is_finite(r["score"]):
+            raise ValueError(f"score {str(r['score'])[:40]} isn't a finite number")
+        new = {"image_id": image, "category_id": category, "score": float(r["score"])}
+        if r.get("segmentation"):
+            size = [truth.imgs[image].get(k) for k in ("height", "width")]
+            if not all(isinstance(v, int) and v > 0 for v in size):
+                raise ValueError("it has a mask, but the annotations don't say the image's height and width")
+            mask = normal_segmentation(r["segmentation"], *size, "its segmentation", check_runs=False)
+            new["segmentation"] = as_rle(mask, *size)
+        if r.get("bbox") is not None:
+            new["bbox"] = _checked_box(r["bbox"])
+    except ValueError as e:
+        raise ValueError(f", of image {r['image_id']!r}: {e}") from None
+    return new
+
+
+def apply_options(results: list[dict], options: RcnnTest) -> tuple[list[dict], str]:
+    """Of detections from a file those that the options of detection leave, and a line that says what they removed.
+
+    Scores of at least score_thr, of each image the max_per_img best.
+    """
+    kept = [r for r in results if r["score"] >= options.score_thr - ROUNDED]
+    by_image: dict[int, list[int]] = {}
+    for i in sorted(range(len(kept)), key=lambda i: -kept[i]["score"]):
+        by_image.setdefault(kept[i]["image_id"], []).append(i)
+    best = sorted(i for places in by_image.values() for i in places[: options.max_per_img])
+    below, beyond = len(results) - len(kept), len(kept) - len(best)
+    said = [f"{below} below test_cfg.rcnn.score_thr {options.score_thr:g}"] if below else []
+    said += [f"{beyond} beyond test_cfg.rcnn.max_per_img {options.max_per_img}"] if beyond else []
+    return [kept[i] for i in best], f"left out of {len(results)} detections: {', '.join(said)}" if said else ""
+
+
+def _id_entries(truth: Truth | None) -> dict[str, Sequence[dict]]:
+    if truth is None:
+        return {"image_id": (), "category_id": ()}
+    return {"image_id": truth.imgs.values(), "category_id": truth.cats.values()}
+
+
+def _source_ids(entries: Sequence[dict]) -> dict[int, object]:
+    """What the user's own file calls the ids that were given anew."""
+    return {e["id"]: e["source_id"] for e in entries if "source_id" in e}
+
+
+def _known_ids(entries: Sequence[dict], computed: bool) -> dict[object, int]:
+    """The truth's id of each id that results may name: in a file the user's own come first."""
+    own = {e["id"]: e["id"] for e in entries}
+    return own if computed else own | {source: own_id for own_id, source in _source_ids(entries).items()}
+
+
+def _lookup(known: dict[object, int], name: object) -> int | None:
+    # True is 1 to a dict
+    if type(name) is not int and (isinstance(name, bool) or not isinstance(name, (Real, str))):
+        return None
+    return known.get(name)
+
+
+def _check_keys(r: object) -> None:
+    """Raises ValueError for what isn't an entry of a results file; values are looked at elsewhere."""
+    if not isinstance(r, dict):
+        raise ValueError(" isn't a COCO result (image_id, category_id, bbox of 4, score)")
+    lacks = [k for k in ("image_id", "category_id", "score") if r.get(k) is None]
+    if r.get("bbox") is None and not r.get("segmentation"):
+        lacks.append("bbox")
+    if lacks:
+        raise ValueError(f" isn't a COCO result: it lacks {', '.join(lacks)}")
+    if r.get("bbox") is not None and not (hasattr(r["bbox"], "__len__") and len(r["bbox"]) == 4):
+        raise ValueError(f" isn't a COCO result: bbox {str(r['bbox'])[:60]} isn't [x, y, width, height]")
+
+
+def _is_finite(v: object) -> bool:
+    # the abstract class is slow to ask
+    return (type(v) in (float, int) or (isinstance(v, Real) and not isinstance(v, bool))) and -FARTHEST < v < FARTHEST
+
+
+def _checked_box(box: Sequence) -> list[float]:
+    if not all(map(_is_finite, box)):
+        raise ValueError(f"bbox {str(box)[:60]} isn't finite numbers")
+    if box[2] < 0 or box[3] < 0:
+        raise ValueError(f"bbox {str(box)[:60]} has a negative side; it is [x, y, width, height]")
+    return list(map(float, box))
