@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from src.data.images import read_bytes, safe_decode
+from src.data.finding import ImageFinder
+from src.data.images import EXIF_POLICIES, read_bytes, safe_decode
 from src.errors import UserError, run_command
 from src.evaluation.cpp_results import path_parts
 from src.evaluation.results import load_results
@@ -30,10 +31,12 @@ def draw_results(
     out: str | Path,
     count: int = 8,
     score: float = 0.5,
+    exif: str = "auto",
 ) -> list[Path]:
     """Writes ground truth | prediction of the first `count` images of an annotation file as PNGs to `out`.
 
-    `results` is a COCO results file of which detections of at least `score` are drawn. Raises UserError.
+    `results` is a COCO results file of which detections of at least `score` are drawn; exif: as the config's. Raises
+    UserError.
     """
     if count < 1:
         raise UserError(f"count is {count}; at least one picture")
@@ -42,9 +45,7 @@ def draw_results(
     for r in load_results(results, truth):
         by_image[r["image_id"]].append(r)
     names, chosen = truth.class_names(), sorted(truth.imgs)[:count]
-    for image_id in chosen:
-        if not isinstance(truth.imgs[image_id].get("file_name"), str):
-            raise UserError(f"{annotations}: image {image_id} lacks file_name")
+    finder = ImageFinder([Path(images)])
     targets = picture_names([truth.imgs[i]["file_name"] for i in chosen])
     out, written = Path(out), []
     try:
@@ -52,10 +53,8 @@ def draw_results(
     except OSError as e:
         raise UserError(f"{out}: can't write pictures there: {e.strerror}") from None
     for image_id, target in zip(tqdm(chosen, unit="picture", desc="drawing"), targets, strict=True):
-        path = Path(images) / truth.imgs[image_id]["file_name"]
-        if not path.is_file():
-            raise UserError(f"{path}: no such image")
-        image = picture_of(read_bytes(path), str(path), truth.imgs[image_id])
+        path = finder.find(truth.imgs[image_id]["file_name"])
+        image = picture_of(read_bytes(path), str(path), truth.imgs[image_id], exif)
         zoom = 2.0 if max(image.shape[:2]) < SMALL else 1.0
         left = draw_records(image, truth.imgToAnns[image_id], names, zoom=zoom)
         right = draw_records(image, by_image[image_id], names, score, zoom)
@@ -69,16 +68,13 @@ def draw_results(
     return written
 
 
-def picture_of(data: bytes, name: str, image: dict) -> np.ndarray:
-    """The pixels (H, W, 3) uint8 BGR that evaluation saw of an image file's bytes; `image`: its entry in the truth.
+def picture_of(data: bytes, name: str, image: dict, exif: str) -> np.ndarray:
+    """The pixels (H, W, 3) uint8 BGR that evaluation saw of an image file's bytes; `image`: its entry in the truth;
+    exif: as the config's.
 
     Raises UserError for bytes that don't decode, and for pixels of another size than annotated.
     """
-    pixels = safe_decode(data, name)
-    size = tuple(image.get(k) for k in ("height", "width"))
-    if None not in size and pixels.shape[:2] != size:
-        raise UserError(f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, annotated as {size[1]} x {size[0]}")
-    return pixels
+    return safe_decode(data, name, exif, (image["height"], image["width"]))
 
 
 def picture_names(files: list[str]) -> list[Path]:
@@ -98,9 +94,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--count", type=int, default=8, help="how many images")
     parser.add_argument("--score", type=float, default=0.5, help="least score that is drawn")
+    parser.add_argument("--exif", choices=EXIF_POLICIES, default="auto", help="as the config's key (default: auto)")
     parser.add_argument("--loss_log", help="loss_{rank}.log to draw as loss_curve.png too")
     a = parser.parse_args()
-    written = draw_results(a.annotations, a.images, a.results, a.out, a.count, a.score)
+    written = draw_results(a.annotations, a.images, a.results, a.out, a.count, a.score, a.exif)
     if a.loss_log:
         plot_loss_curve(a.loss_log, a.out / "loss_curve.png")
     print(f"{len(written)} pictures in {a.out}")
