@@ -625,8 +625,8 @@ def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
         where = f"{source}: {prefix}{name}"
         if name in ALIASES and not prefix:
             name = ALIASES[name]
-        if name == "coco_classes" and value == "auto":
-            value = []
+        if name == "coco_classes":
+            value = _class_names(value)
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; keys here: {', '.join(fields)}"
@@ -639,6 +639,15 @@ def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
             converted = _convert(value, hints[name], where)
             _check_bounds(converted, fields[name].metadata, where)
             setattr(obj, name, converted)
+
+
+def _class_names(value: Any) -> Any:
+    """Names of classes as text: YAML reads some of them as numbers; auto is an empty list."""
+    if value == "auto":
+        return []
+    if isinstance(value, list):
+        return [str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v for v in value]
+    return value
 
 
 def _apply_backbone(config: Any, name: str, where: str, source: str) -> None:

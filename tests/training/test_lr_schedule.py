@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from src.config import Config
-from src.training.lr_schedule import learning_rates
+from src.config import Config, load_config
+from src.training.lr_schedule import describe_rates, learning_rates
 
 
 @pytest.fixture
@@ -79,3 +79,21 @@ def test_published_recipe():
     assert len(rates) == 12 * 7330
     close(rates[[0, 250, 500, 7330 * 8 - 1]], [0.02 / 3, 0.02 * 2 / 3, 0.02, 0.02])
     close(rates[[7330 * 8, 7330 * 11 - 1, 7330 * 11, -1]], [0.002, 0.002, 0.0002, 0.0002])
+
+
+def told(steps=10, **overrides):
+    config = load_config("configs/mask_rcnn_r50_fpn.yaml", overrides)
+    return describe_rates(config, learning_rates(config, steps), steps)
+
+
+def test_the_rates_of_a_run_are_told():
+    line = told(epoch_size=2, warmup_step=4, lr_steps=[1], lr=0.16, batch_size=2)
+    assert "learning rate 0.02 (0.16 for 16 images a step, here 2)" in line
+    assert "0.00667 at the first step, 0.02 at most, 0.002 at the last of 20" in line
+    assert "never" not in line
+
+
+def test_a_schedule_that_the_run_never_reaches_is_told():
+    assert "warmup_step 500 is longer than the run" in told(epoch_size=2)
+    assert "lr_steps 8, 11 come after its 3 epochs" in told(epoch_size=3, warmup_step=0)
+    assert "lr_steps" not in told(epoch_size=3, warmup_step=0, lr_type="cosine")

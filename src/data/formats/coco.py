@@ -115,7 +115,11 @@ def image_folder(root: Path, split: str, annotations: Path) -> Path:
 def load_json(path: Path) -> object:
     """What a JSON file holds; UTF-8, with or without its mark, or UTF-16. Raises DataError."""
     try:
-        return json.loads(path.read_bytes())
+        data = path.read_bytes()
+        # of a large file's three forms, bytes, text and objects, two at a time
+        text = data.decode(json.detect_encoding(data), "surrogatepass")
+        del data
+        return json.loads(text)
     except OSError as e:
         raise DataError(f"{path}: can't read the annotations: {e.strerror}") from None
     except json.JSONDecodeError as e:

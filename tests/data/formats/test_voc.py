@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from src.data.formats import resolve_classes
 from src.data.mindrecord import ensure_mindrecord, read_index
@@ -215,3 +216,95 @@ def test_classes_are_found(folder, config_of):
     config = resolve_classes(config_of(coco_classes="auto"), training=True)
     assert config.coco_classes == ["background", "with_mask", "without_mask"]
     assert config.num_classes == 3
+
+
+def write_image(path, size=(40, 60)):
+    cv2.imwrite(str(path), np.full((*size, 3), 90, np.uint8))
+
+
+def test_a_picture_of_the_same_stem_beside_the_named_one(folder, config_of):
+    """A mask drawn beside the photograph: <filename> says which of the two it is."""
+    folder.add("one", voc_object())
+    write_image(folder.images / "one.png")
+    assert load(config_of()).records[0].path.name == "one.jpg"
+
+
+def test_two_of_one_stem_and_neither_named(folder, config_of, refusal):
+    (folder.xml / "one.xml").write_text(voc_file(voc_object(), name="IMG_7.jpg"))
+    for suffix in (".jpg", ".png"):
+        write_image(folder.images / f"one{suffix}")
+    with refusal(DataError, "one.xml", "one.jpg", "one.png", "IMG_7.jpg"):
+        load(config_of())
+
+
+def test_folders_within_the_folders(folder, config_of):
+    """Pictures of one name in two folders are two pictures, with ids of their own."""
+    for part in ("a", "b"):
+        (folder.xml / part).mkdir()
+        (folder.images / part).mkdir()
+        (folder.xml / part / "one.xml").write_text(
+            voc_file(voc_object(box=(1, 1, 9, 9) if part == "a" else (1, 1, 5, 5)))
+        )
+        write_image(folder.images / part / "one.jpg")
+    records = load(config_of()).records
+    assert [r.path.parent.name for r in records] == ["a", "b"]
+    assert [r.image_id for r in records] == [1, 2]
+    assert [r.boxes[0, 2] for r in records] == [9, 5]
+
+
+@pytest.mark.parametrize("how", ["split", "file", "val_annotations"])
+def test_a_listed_part_of_any_name(folder, config_of, how):
+    for name in "abc":
+        folder.add(name, voc_object())
+    folder.list("train", "a").list("val", "b").list("test", "c")
+    listing = str(folder.root / "ImageSets/Main/test.txt")
+    config = config_of(val_annotations=listing) if how == "val_annotations" else config_of()
+    split = {"split": "test", "file": listing, "val_annotations": "val"}[how]
+    assert [r.path.stem for r in load(config, split).records] == ["c"]
+
+
+def test_a_part_that_is_not_there(folder, config_of, refusal):
+    folder.add("one", voc_object())
+    with refusal(DataError, "test.txt"):
+        load(config_of(), "test")
+    with refusal(DataError, "none.txt", "no such file"):
+        load(config_of(val_annotations=str(folder.root / "none.txt")), "val")
+
+
+def test_size_decides_whether_a_picture_is_turned(folder, config_of):
+    """<size> is the upright one: boxes are in the turned picture."""
+    folder.add("one", voc_object(box=(1, 41, 40, 60)), image=False)
+    image = Image.new("RGB", (60, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(folder.images / "one.jpg", exif=exif)
+    upright = "<size><width>40</width><height>60</height></size>"
+    (folder.xml / "one.xml").write_text(voc_file(voc_object(box=(1, 41, 40, 60)), size=upright, name="one.jpg"))
+    record = load(config_of()).records[0]
+    assert (record.height, record.width, record.orientation) == (60, 40, 6)
+    with pytest.raises(DataError, match="40 x 60"):
+        load(config_of(exif="stored"))
+
+
+def test_what_is_no_image_is_passed_over_and_counted(folder, config_of):
+    folder.add("one", voc_object())
+    (folder.images / "notes.txt").write_text("mine")
+    (folder.images / "gone.jpg").symlink_to("nowhere.jpg")
+    data = load(config_of())
+    assert [r.path.stem for r in data.records] == ["one"]
+    assert any("passed over" in n and "2" in n for n in data.notes)
+
+
+def test_some_of_the_classes_alone(folder, config_of):
+    folder.add("one", voc_object(), voc_object("moon"))
+    assert load(config_of(other_classes="background")).records[0].crowd.tolist() == [False]
+    assert load(config_of(other_classes="ignore")).records[0].crowd.tolist() == [False, True]
+
+
+def test_a_left_out_image_is_in_the_truth(folder, config_of):
+    """As COCO's: it counts as missed."""
+    folder.add("one", voc_object()).add("two", voc_object(), voc_object("moon"))
+    index = read_index(ensure_mindrecord(config_of(on_bad_image="skip"), "val", training=False))
+    assert index["image_ids"] == [1]
+    with open(index["annotations"]) as f:
+        assert [a["image_id"] for a in json.load(f)["annotations"]] == [1, 2]
