@@ -1,5 +1,7 @@
 """How the built operators are found, and what happens without them."""
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -65,3 +67,10 @@ def test_the_line_says_how_to_build_a_missing_library(no_library, monkeypatch):
     assert library.describe_operators().endswith("(build ours: scripts/build_custom.sh)")
     monkeypatch.setattr(library, "chosen_march", lambda: "haswell")
     assert library.describe_operators().endswith("(build ours: scripts/build_custom.sh --march haswell)")
+
+
+def test_an_instruction_set_that_is_not_known_is_not_built():
+    command = ["bash", "scripts/build_custom.sh", "--march", "pentium", sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "native|haswell|x86-64-v2" in done.stderr
