@@ -212,8 +212,8 @@ class Evaluator:
         broken = not_finite({p.name: p.asnumpy() for p in self.detector.get_parameters()})
         if broken:
             raise CheckpointError(
-                f"the training diverged: {broken[0]} and {len(broken) - 1} more parameters hold NaN or infinity; train"
-                " again from an earlier checkpoint, with a lower lr or a longer warmup_step"
+                f"the training diverged: NaN or infinity in {broken[0]}, of {len(broken)} parameters; train again"
+                " from an earlier checkpoint, with a lower lr or a longer warmup_step"
             )
         self.timing = Timing()
         mine = detect_split(self.config, self.detector, self.loader, self.timing, quiet=not self.group.is_first)

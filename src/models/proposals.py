@@ -22,7 +22,7 @@ class ProposalGenerator(nn.Cell):
         image.  iou_threshold: of NMS.  min_bbox_size: boxes with a smaller side (pixels) are dropped.
         plus_one: see clip_boxes.  rank_by: "logits_first": logits in each level, then probabilities in NMS
         (torchvision); "logits" (Detectron2); "probabilities" (mmdetection, maskrcnn-benchmark, MindSpore's zoo). Of
-        equal ones, as the probabilities of logits beyond 17 are, the first comes first: mmdetection's stable sort.
+        equal ones, as the probabilities of logits beyond 17 are, the first comes first, where others leave it open.
 
     Inputs: the head's logits and deltas (tuples by level), anchors (N, 4), anchor_valid (B, N), image_size (B, 2)
     (height, width). Outputs: proposals (B, max_per_img, 4), best first, all-zero where not valid; what they were

@@ -32,11 +32,22 @@ OTHERS = {
     "mask_roi__roi_layer__aligned": True,
     "mask_roi__roi_layer__last_pixel_end": True,
     "cascade__average_masks": "probabilities",
+    "rpn__bbox_coder__delta_clamp": "both",
+    "bbox_head__bbox_coder__delta_clamp": "both",
+    "rpn__rank_by": "logits",
 }
 ZOO = {
     "backbone__same_padding": True,
     "backbone__relu6": True,
     "neck__fpn__upsample": "bilinear",
+    "rpn__rank_by": "probabilities",
+}
+# 3 rows of the last level on 160 pixels, 53 and not 64 pixels apart, and 7 columns on 416, 59 pixels apart
+ODD = {
+    "img_width": 416,
+    "img_height": 160,
+    "rpn__anchor_generator__grid_strides": True,
+    "detector": "faster_rcnn",
 }
 AGNOSTIC = {
     "detector": "cascade_rcnn",
@@ -54,8 +65,8 @@ def without_threshold(model, value=0.0):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"detector": "faster_rcnn", "test_cfg__rpn__max_per_img": 7}, OTHERS, ZOO, AGNOSTIC],
-    ids=["mask", "faster", "conventions", "zoo", "agnostic"],
+    [{}, {"detector": "faster_rcnn", "test_cfg__rpn__max_per_img": 7}, OTHERS, ZOO, AGNOSTIC, ODD],
+    ids=["mask", "faster", "conventions", "zoo", "agnostic", "odd canvas"],
 )
 def test_detects_what_the_detector_detects(small_config, make_detector, options):
     config = small_config(**options)

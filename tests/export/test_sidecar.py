@@ -31,6 +31,25 @@ def test_says_what_a_consumer_needs(shapes_config, written):
     sidecar.check_config(written, about, config)
 
 
+def test_an_older_sidecar_means_what_older_exports_did(shapes_config, written, refusal):
+    about = json.loads(written.read_text())
+    for part, name in (("rpn", "grid_strides"), ("rpn", "rank_by"), ("rpn", "delta_clamp"), ("rcnn", "delta_clamp")):
+        del about[part][name]
+    written.write_text(json.dumps(about))
+    sidecar.check_config(written, sidecar.read(written), shapes_config())
+    with refusal(ExportError, written, "rpn.delta_clamp upper, not both"):
+        sidecar.check_config(written, sidecar.read(written), shapes_config(rpn__bbox_coder__delta_clamp="both"))
+
+
+def test_pasting_follows_its_own_key(shapes_config):
+    def paste(**keys):
+        return sidecar.describe(shapes_config(**keys), "split", "MINDIR", {})["mask_paste"]["convention"]
+
+    assert paste(mask_roi__roi_layer__aligned=True) == "grid"
+    assert paste(mask_roi__roi_layer__aligned=True, test_cfg__rcnn__mask_paste="torchvision") == "torchvision"
+    assert paste(test_cfg__rcnn__mask_paste="grid") == "grid"
+
+
 def test_stages_of_a_cascade(shapes_config):
     about = sidecar.describe(shapes_config(detector="cascade_rcnn"), "split", "MINDIR", {})
     assert about["rcnn"]["stds"] == [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]

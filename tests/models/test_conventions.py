@@ -6,10 +6,13 @@ import pytest
 from mindspore import Tensor
 
 from src.config import load_config
-from src.models.anchors import base_anchors
+from src.models.anchors import base_anchors, make_anchors
+from src.models.assigner_sampler import AssignerSampler
 from src.models.box_coder import BoxCoder, clip_boxes
-from src.models.build import build_detector
+from src.models.build import build_detector, build_loss
+from src.models.proposals import ProposalGenerator
 from src.models.roi_extractor import RoIExtractor
+from src.models.rpn import RPNLoss
 from src.ops.nms import BatchedNMS
 
 LAST_PIXEL = np.array([0, 0, 1, 1])  # what boxes kept by their last pixel lack of ours
@@ -71,6 +74,149 @@ def test_boxes_kept_by_their_last_pixel_decode_and_clip_as_there():
     ours = clip_boxes(boxes, size, plus_one=True).asnumpy()[0] - LAST_PIXEL
     np.testing.assert_allclose(ours, expected, atol=1e-3)  # float32 of coordinates up to some hundreds
     assert (expected[:, 0] == 191).any() and (expected[:, 2] == 0).any()  # both borders were met
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_deltas_are_clamped_from_above_or_at_both_ends(both):
+    """mmdetection's delta2bbox: dwh.clamp(-|ln(16 / 1000)|, |ln(16 / 1000)|) after means and stds; others the upper."""
+    most = np.log(1000 / 16)
+    stds = np.array([0.1, 0.1, 0.2, 0.2])
+    deltas = np.array([[0, 0, -30, 30], [0, 0, -20.5, 20.5], [0, 0, 20.9, -20.9], [1, -2, -3, 4]], np.float32)
+    anchors = np.array([[10, 20, 50, 100]] * 4, np.float32)
+    size = anchors[:, 2:] - anchors[:, :2]
+    centre = anchors[:, :2] + size / 2 + deltas[:, :2] * stds[:2] * size
+    half = np.exp(np.clip(deltas[:, 2:] * stds[2:], -most if both else -np.inf, most)) * size / 2
+    ours = BoxCoder([0.0] * 4, stds, clamp_both=both)(Tensor(deltas), Tensor(anchors)).asnumpy()
+    # an exponential in float32, some 1e-6 of the side
+    np.testing.assert_allclose(ours, np.concatenate([centre - half, centre + half], 1), rtol=1e-5, atol=1e-3)
+    assert (ours[0, 2] - ours[0, 0] > 0.5) == both
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_torchvisions_last_level_lies_61_pixels_apart_on_a_side_of_800(turned):
+    """AnchorGenerator of torchvision 0.27: image side // map side; 13 of 61 on 800, 21 of 64 on 1344."""
+    height, width = (1344, 800) if turned else (800, 1344)
+    strides = [4, 8, 16, 32, 64]
+    anchors, corners, counts = make_anchors(height, width, strides, [8], [0.5, 1, 2], rounded=True, grid_strides=True)
+    assert counts == [3 * -(-height // s) * -(-width // s) for s in strides]
+    last = anchors[-counts[-1] :].reshape(21 if turned else 13, 13 if turned else 21, 3, 4)
+    down, across = (64, 61) if turned else (61, 64)
+    # the square anchor of 512 pixels in the last cell
+    x, y = (last.shape[1] - 1) * across, (last.shape[0] - 1) * down
+    np.testing.assert_array_equal(last[-1, -1, 1], [x - 256, y - 256, x + 256, y + 256])
+    np.testing.assert_array_equal(corners[-1], [x, y])
+    plain = make_anchors(height, width, strides, [8], [0.5, 1, 2], rounded=True)
+    np.testing.assert_array_equal(anchors[: -counts[-1]], plain[0][: -counts[-1]])
+    assert plain[1][-1].tolist() == [64 * (last.shape[1] - 1), 64 * (last.shape[0] - 1)]
+
+
+def test_the_last_level_trains_at_its_own_anchors():
+    """Losses at sampled anchors are those of the dense head, on a canvas whose last level's anchors lie 53 apart."""
+    overrides = {
+        "img_height": 160,
+        "img_width": 160,
+        "rpn.anchor_generator.grid_strides": True,
+        "backbone.width_multiplier": 0.25,
+        "neck.fpn.in_channels": [32, 64, 128, 256],
+    }
+    config = load_config("configs/shapes.yaml", overrides)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    detector = build_detector(config)
+    sampled = build_loss(config, detector).rpn_loss.sampled
+    r = np.random.default_rng(0)
+    channels, sides = config.neck.fpn.out_channels, (40, 20, 10, 5, 3)
+    maps = tuple(Tensor(r.normal(0, 1, (1, channels, s, s)).astype(np.float32)) for s in sides)
+    logits, deltas = (np.concatenate([x.asnumpy() for x in part], 1) for part in detector.rpn(maps))
+    index = np.arange(logits.shape[1] - 27 - 75, logits.shape[1])[None].astype(np.int32)  # the last two levels
+    ours = sampled(maps, Tensor(index), detector.anchor_corners)
+    # sums of 256 products in another order
+    np.testing.assert_allclose(ours[0].asnumpy()[0], logits[0, index[0]], atol=1e-5)
+    np.testing.assert_allclose(ours[1].asnumpy()[0], deltas[0, index[0]], atol=1e-5)
+
+
+@pytest.mark.parametrize(("normaliser", "divisor"), [("sampled", 256 + 103), ("mmdet", 257 + 103), ("num", 2 * 256)])
+def test_what_rpn_losses_are_divided_by(normaliser, divisor):
+    """Of an image with 256 negatives alone, and one with 3 positives and 100 negatives.
+
+    torchvision: all that was sampled; mmdetection's SamplingResult: max(positives, 1) + max(negatives, 1) an image;
+    Detectron2's RPN: batch_size_per_image * num_images.
+    """
+    valid = np.zeros((2, 256), np.float32)
+    valid[0], valid[1, :103] = 1, 1
+    positive = np.zeros_like(valid)
+    positive[1, :3] = 1
+    loss = RPNLoss(None, AssignerSampler(256, 0.5, 0.7, 0.3), None, normaliser=normaliser)
+    assert loss.count(Tensor(valid), Tensor(positive)).asnumpy() == divisor
+
+
+@pytest.mark.parametrize("builtin", [False, True])
+@pytest.mark.parametrize(("rank_by", "kept"), [("logits", [3, 1]), ("logits_first", [1, 3]), ("probabilities", [0, 2])])
+def test_what_proposals_are_ranked_by(rank_by, kept, builtin):
+    """Two levels of two anchors that overlap; logits beyond 17, whose probabilities are all 1."""
+    anchors = np.array([[0, 0, 20, 20], [0, 0, 20, 19], [40, 40, 60, 60], [40, 40, 60, 59]], np.float32)
+    logits = np.array([[18, 20], [30, 40]], np.float32)
+    make = ProposalGenerator(
+        BoxCoder([0.0] * 4, [1.0] * 4), [2, 2], 2, 3, 0.7, 1e-3, rank_by=rank_by, builtin_ops=builtin
+    )
+    flat = tuple(Tensor(np.zeros((1, 2, 4), np.float32)) for _ in range(2))
+    proposals, _, valid = make(
+        tuple(Tensor(x[None]) for x in logits),
+        flat,
+        Tensor(anchors),
+        Tensor(np.ones((1, 4), bool)),
+        Tensor(np.array([[64, 64]], np.float32)),
+    )
+    assert valid.asnumpy().tolist() == [[True, True, False]]
+    np.testing.assert_array_equal(proposals.asnumpy()[0, :2], anchors[kept])
+
+
+PROJECTS = {
+    # clamp at both ends, ranking, RPN normaliser, mask targets, what of the mask, pasting, strides by the grid
+    "torchvision_mask_rcnn_r50_fpn": ("upper", "logits_first", "sampled", "soft", "shifted", "torchvision", True),
+    "detectron2_mask_rcnn_r50_fpn": ("upper", "logits", "num", "binary", "box", "grid", False),
+    "detectron2_cascade_mask_rcnn_r50_fpn": ("upper", "logits", "num", "binary", "box", "grid", False),
+    "mmdet_mask_rcnn_r50_fpn": ("both", "probabilities", "mmdet", "binary", "box", "grid", False),
+    "mmdet_cascade_mask_rcnn_r50_fpn": ("both", "probabilities", "mmdet", "binary", "box", "grid", False),
+    "mmdet_mask_rcnn_x101_64x4d_fpn": ("both", "probabilities", "mmdet", "binary", "box", "grid", False),
+    "maskrcnn_benchmark_mask_rcnn_r50_fpn": (
+        *("upper", "probabilities", "sampled", "binary", "last_pixel", "torchvision", False),
+    ),
+    "mindspore_zoo_mask_rcnn_r50_fpn": (
+        *("both", "probabilities", "num", "binary", "whole_pixels", "torchvision", False),
+    ),
+    "mask_rcnn_r50_fpn": ("upper", "logits_first", "sampled", "soft", "shifted", "torchvision", False),
+}
+
+
+@pytest.mark.parametrize("name", PROJECTS)
+def test_each_projects_config_says_what_it_does(name):
+    c = load_config(f"configs/{name}.yaml")
+    assert c.bbox_head.bbox_coder.delta_clamp == c.rpn.bbox_coder.delta_clamp
+    said = (c.rpn.bbox_coder.delta_clamp, c.rpn.rank_by, c.rpn.loss_normaliser, c.train_cfg.rcnn.mask_targets)
+    said += (c.mask_target_box, c.mask_paste, c.rpn.anchor_generator.grid_strides)
+    assert said == PROJECTS[name]
+
+
+def test_conventions_reach_the_detector_and_its_losses():
+    overrides = {"backbone.width_multiplier": 0.25, "neck.fpn.in_channels": [32, 64, 128, 256]}
+    for part in ("rpn", "bbox_head"):
+        overrides[f"{part}.bbox_coder.delta_clamp"] = "both"
+    overrides |= {"rpn.rank_by": "logits", "rpn.loss_normaliser": "num", "detector": "cascade_mask_rcnn"}
+    overrides |= {"train_cfg.rcnn.mask_targets": "binary", "train_cfg.rcnn.mask_target_box": "last_pixel"}
+    config = load_config("configs/shapes.yaml", overrides)
+    detector = build_detector(config)
+    loss = build_loss(config, detector)
+    coders = [detector.proposals.coder, detector.detections.coder, *detector.coders, loss.proposals.coder]
+    assert all(coder.clamp_both for coder in coders)
+    assert detector.proposals.rank_by == loss.proposals.rank_by == "logits"
+    assert loss.rpn_loss.counted == "num"
+    assert {(m.targets.box, m.targets.binary) for m in loss.mask_losses} == {("last_pixel", True)}
+
+
+def test_an_older_runs_config_pastes_and_cuts_masks_as_it_did():
+    """A config without the keys: RoIAlign's decided both."""
+    old = load_config("configs/shapes.yaml", {"mask_roi.roi_layer.aligned": True})
+    assert (old.mask_paste, old.mask_target_box, old.train_cfg.rcnn.mask_targets) == ("grid", "box", "soft")
 
 
 def test_legacy_iou_is_ours_one_pixel_further():

@@ -116,6 +116,25 @@ def test_matches_the_definition(builtin, aligned, out, sampling_ratio, channels,
         np.testing.assert_allclose(gradient, wanted, atol=TOLERANCE * max(1.0, np.abs(wanted).max()))
 
 
+@pytest.mark.parametrize(("stride", "aligned"), [(4, True), (4, False), (1, True), (1, False)])
+def test_rois_of_the_first_pixels_are_written(builtin, stride, aligned):
+    """MindSpore's own operator leaves crops of RoIs whose x1 and x2 come to 0 there as the memory was."""
+    feature = np.random.RandomState(4).rand(1, 2, 16, 16).astype(np.float32)
+    sides = [(x, y, w, h) for x in range(-1, 4) for y in (0, 2, 3) for w in (0, 0.03125, 1, 4) for h in (1, 9, 28)]
+    rois = np.array([[0, x, y, x + w, y + h] for x, y, w, h in sides], np.float32)
+    levels = np.zeros(len(rois), np.int32)
+    align = MultiScaleRoIAlign(5, 2, aligned, (stride,), builtin)
+    crops = []
+    for fill in (99.0, -77.0):
+        # what the memory held before
+        used = [ops.full((len(rois), 2, 5, 5), fill, dtype=ms.float32).asnumpy() for _ in range(4)]
+        del used
+        crops.append(align((Tensor(feature),), Tensor(rois), Tensor(levels)).asnumpy())
+    expected, _ = numpy_roi_align([feature], rois, levels, (stride,), 5, 2, aligned, np.zeros_like(crops[0]))
+    np.testing.assert_array_equal(crops[0], crops[1])
+    np.testing.assert_allclose(crops[0], expected, atol=TOLERANCE)
+
+
 def test_mask_crops(builtin):
     """As mask targets are cropped: one map of one channel for each RoI, stride 1, adaptive sampling."""
     rng = np.random.RandomState(0)

@@ -6,7 +6,7 @@ import subprocess
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, nn
+from mindspore import Parameter, Tensor, nn
 
 from src.training.checkpoints import (
     CheckpointError,
@@ -185,6 +185,17 @@ def test_many_differences_are_counted(tmp_path, refusal):
     save_checkpoint(Many("a"), tmp_path / "a.ckpt")
     with refusal(CheckpointError, "b0, b1, b2 and 6 more", "a0, a1, a2 and 6 more"):
         load_detector(Many("b"), tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("finetune", [False, True])
+def test_weights_that_are_not_finite(tmp_path, refusal, value, finetune):
+    """They detect nothing, and an AP of 0 wouldn't tell why."""
+    net = Detector()
+    net.head.bias.set_data(Tensor(np.array([0, 1, value, 0, 0], np.float32)))
+    save_checkpoint(net, tmp_path / "diverged.ckpt")
+    with refusal(CheckpointError, tmp_path / "diverged.ckpt", "head.bias", "diverged", "lower lr"):
+        load_detector(Detector(), tmp_path / "diverged.ckpt", finetune)
 
 
 def test_finetune_keeps_what_fits(saved):

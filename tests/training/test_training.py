@@ -13,7 +13,7 @@ from src.device import set_device
 from src.errors import UserError
 from src.evaluation.inference import Evaluator
 from src.models.build import build_detector, build_loss
-from src.training.checkpoints import load_detector
+from src.training.checkpoints import CheckpointError, load_detector
 from src.training.loop import Trainer
 from src.training.step import build_optimizer
 
@@ -62,6 +62,21 @@ def make_config(shapes_root, tmp_path_factory):
 def first_run(make_config):
     config = make_config()
     return config, *train(config)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_evaluating_weights_that_are_not_finite_says_that_training_diverged(first_run, tmp_path, refusal, value):
+    config, detector, _ = first_run
+    weight = detector.rpn.cls.bias
+    before = weight.asnumpy().copy()
+    evaluator = Evaluator(config, detector)
+    try:
+        weight.set_data(Tensor(np.full(before.shape, value, np.float32)))
+        with refusal(CheckpointError, "diverged", "rpn.cls.bias"):
+            evaluator.run(tmp_path / "results.json")
+    finally:
+        weight.set_data(Tensor(before))
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_loss_log_has_the_documented_form(first_run):
