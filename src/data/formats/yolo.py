@@ -423,11 +423,9 @@ class YoloReader:
                 for a, b in ((record, other), (other, record)):
                     a.faults.append(f"{a.path}: shares its label file {path} with {b.path.name}; rename one of them")
             files[record.image_id] = path
-        if not files:
-            place = self.finder.place(records[0].path) if records else self.where.images
-            raise DataError(
-                f"{self.where.images}: none of its {len(records)} images has a label file; expected {place}"
-            )
+        if found.paths and not files and not any(self.finder.find(p) for p in found.paths):
+            place = self.finder.place(found.paths[0])
+            raise DataError(f"{place}: missing, as the label files of all {len(found.paths)} images; put them there")
         bare = len(records) - len(files)
         if bare:
             self.notes["images without a label file are images without objects"] = bare
