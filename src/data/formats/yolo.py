@@ -37,6 +37,8 @@ from src.data.segmentations import mask_area
 __all__ = ["LabelFinder", "Yolo"]
 
 TOLERANCE = 0.01  # of a side: what Ultralytics lets coordinates pass 0 and 1 by
+# of a pixel: places become what they were before the division, as COCO's rasteriser tells hundredths from nearly so
+DIGITS = 4
 MOST_CLASSES = 100_000
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "labels/train/classes.txt", "train/labels/classes.txt")
 KEYS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -423,11 +425,9 @@ class YoloReader:
                 for a, b in ((record, other), (other, record)):
                     a.faults.append(f"{a.path}: shares its label file {path} with {b.path.name}; rename one of them")
             files[record.image_id] = path
-        if not files:
-            place = self.finder.place(records[0].path) if records else self.where.images
-            raise DataError(
-                f"{self.where.images}: none of its {len(records)} images has a label file; expected {place}"
-            )
+        if found.paths and not files and not any(self.finder.find(p) for p in found.paths):
+            place = self.finder.place(found.paths[0])
+            raise DataError(f"{place}: missing, as the label files of all {len(found.paths)} images; put them there")
         bare = len(records) - len(files)
         if bare:
             self.notes["images without a label file are images without objects"] = bare
@@ -498,8 +498,7 @@ class YoloReader:
             return None
         height, width = record.height, record.width
         if row.is_polygon:
-            # to what it was before it was divided: COCO's rasteriser rounds, and tells hundredths from nearly so
-            points = clip_polygon(np.round(row.values * [width, height], 4), height, width)
+            points = clip_polygon(np.round(row.values * [width, height], DIGITS), height, width)
             (x1, y1), (x2, y2) = (points.min(0).tolist(), points.max(0).tolist()) if len(points) else ((0, 0), (0, 0))
             if min(x2 - x1, y2 - y1) < LEAST_SIDE:
                 raise DataError(f"{where}: a polygon without area; remove the row")
@@ -508,7 +507,8 @@ class YoloReader:
             return Instance(label, label == 0, (x1, y1, x2, y2), (x1, y1, x2 - x1, y2 - y1), area, polygons)
         if needed:
             raise DataError(f"{where}: a box, and masks are learnt from polygons; use faster_rcnn")
-        cx, cy, w, h = (row.values * [width, height, width, height]).tolist()
-        box = clipped_box((cx - w / 2, cy - h / 2, w, h), height, width, where)
+        cx, cy, w, h = row.values * [width, height, width, height]
+        x1, y1, x2, y2 = np.round([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], DIGITS).tolist()
+        box = clipped_box((x1, y1, x2 - x1, y2 - y1), height, width, where)
         bbox = (box[0], box[1], box[2] - box[0], box[3] - box[1])
         return Instance(label, label == 0, box, bbox, bbox[2] * bbox[3])
