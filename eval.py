@@ -4,16 +4,15 @@ import argparse
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
-from src.data.mindrecord import ground_truth
-from src.data.sources import resolve_classes
+from src.data.formats import resolve_classes
 from src.device import set_device
 from src.errors import UserError, run_command
 from src.evaluation.coco import Summary, choose_kinds, evaluate
-from src.evaluation.inference import Evaluator, records_of
+from src.evaluation.inference import Evaluator, open_truth, records_of
 from src.evaluation.results import apply_options, saved_results, write_json
-from src.evaluation.truth import read_annotations
 from src.modelarts import local_checkpoint, on_modelarts
 from src.models.build import build_detector
+from src.ops.library import describe_operators
 from src.training.checkpoints import load_detector
 from src.training.distributed import join_group, use_local_device
 
@@ -76,6 +75,8 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
     config = use_local_device(config)
     set_device(config)
     group = join_group(config)
+    if group.is_first:
+        print(describe_operators(config.device_target))
     detector = build_detector(config)
     load_detector(detector, checkpoint)
     evaluator = Evaluator(config, detector, group, arguments.iou_types, **measured)
@@ -89,7 +90,8 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
 
 def evaluate_saved(config: Config, arguments: argparse.Namespace, measured: dict) -> bool:
     """Evaluates arguments.predictions; False if that file was cut short, and the network has to run."""
-    truth = read_annotations(ground_truth(config))
+    records = records_of(config, arguments.iou_types)
+    truth = open_truth(records, class_names=arguments.classes)
     results = saved_results(arguments.predictions, truth)
     if results is None:
         return False
@@ -105,7 +107,7 @@ def evaluate_saved(config: Config, arguments: argparse.Namespace, measured: dict
     print(summary.text)
     save_numbers(config, arguments, summary)
     if arguments.report:
-        save_report(config, arguments, records_of(config, kinds), results, summary)
+        save_report(config, arguments, records, results, summary)
     return True
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 from src.config import add_config_arguments, load_config, parse_overrides
-from src.data.sources import resolve_classes
+from src.data.formats import resolve_classes
 from src.device import set_device
 from src.errors import UserError, run_command
 from src.export.whole import SUFFIX, export_whole, model_path

@@ -1,15 +1,18 @@
 """Predicts images and videos, or serves a page to try it.
 
 python infer.py --config_path CFG --ckpt_file CKPT --input FILE|FOLDER|GLOB|VIDEO --output DIR
+python infer.py --config_path CFG --ckpt_file CKPT --split train|val|FILE --output DIR
 python infer.py --config_path CFG --ckpt_file CKPT --serve
 """
 
 import argparse
+import dataclasses
 import signal
+import sys
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
-from src.data.sources import resolve_classes
+from src.data.formats import resolve_classes
 from src.errors import UserError, run_command
 
 
@@ -20,6 +23,7 @@ def main() -> int:
         "--ckpt_file", "--checkpoint_path", required=True, help="checkpoint of the whole detector (.ckpt, .safetensors)"
     )
     parser.add_argument("--input", nargs="+", help="image, video, folder of images, or quoted glob; several of them")
+    parser.add_argument("--split", help="train, val or an annotation file, in --input's place: that split's images")
     parser.add_argument("--output", type=Path, help="folder to write, or a .json file: then no pictures")
     parser.add_argument(
         "--score_thr", type=float, help="least score (default: the config's in the JSON, 0.5 in pictures)"
@@ -27,12 +31,20 @@ def main() -> int:
     parser.add_argument("--batch", type=int, help="images a step (default: test_batch_size)")
     parser.add_argument("--pictures", help="folder of the pictures, or none (default: pictures/ in the output folder)")
     parser.add_argument("--coco_results", type=Path, help="COCO results file to write too")
-    parser.add_argument("--annotations", help="COCO annotation file with the ids of images and categories")
-    parser.add_argument("--upright", action="store_true", help="turn images as their EXIF orientation says")
+    parser.add_argument("--annotations", help="COCO annotation file with the ids and sizes of images, and categories")
+    parser.add_argument("--upright", action="store_true", help="turn images by their EXIF orientation: exif=upright")
+    parser.add_argument("--classes", nargs="+", help="names of the only classes to detect (default: all)")
+    parser.add_argument(
+        "--labels",
+        choices=("coco", "labelme"),
+        help="labels to correct by hand: labels.json or labels/",
+    )
     parser.add_argument("--serve", action="store_true", help="serve a page to try it instead")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=7860, help="port to serve at (default: %(default)s)")
     config, arguments = config_from_arguments(parser)
+    # names of files may be any bytes
+    sys.stdout.reconfigure(errors="backslashreplace")
     # once a network has run, MindSpore answers Ctrl-C by a SIGTERM to itself, which would leave half-written files
     signal.signal(signal.SIGTERM, interrupt)
     if arguments.serve:
@@ -50,20 +62,31 @@ def interrupt(*_: object) -> None:
 
 def predict(config: Config, a: argparse.Namespace) -> None:
     """Predicts every input, tells what was left out, and raises UserError if anything was."""
-    if not a.input or not a.output:
-        raise UserError("--input and --output are needed (or --serve)")
+    if not (a.input or a.split) or not a.output:
+        raise UserError("--input (or --split) and --output are needed (or --serve)")
+    if a.split and (a.input or a.annotations):
+        raise UserError("--split names images and annotations itself: leave --input and --annotations out")
     # MindSpore, seconds to load, isn't needed for --help and the mistakes above
-    from src.predict_files import PICTURE_SCORE, Annotations, find_inputs, predict_images, predict_video
+    from src.predict_files import PICTURE_SCORE, Annotations, find_inputs, predict_images, predict_video, split_inputs
     from src.predictor import Predictor
 
-    inputs = find_inputs(a.input)
+    if a.upright:
+        config = dataclasses.replace(config, exif="upright")
     to_file = a.output.suffix == ".json"
     folder = a.output.parent if to_file else a.output
     pictures = folder / "pictures" if a.pictures is None and not to_file else Path(a.pictures or "none")
-    config = resolve_classes(config, training=False, checkpoint=a.ckpt_file)
-    annotations = Annotations.read(a.annotations) if a.annotations else None
-    categories = annotations.labels(config.coco_classes) if annotations else None
-    predictor = Predictor(config, a.ckpt_file, a.batch, a.score_thr, a.upright, categories)
+    left_out = []
+    if a.split:
+        config = resolve_classes(config, training=False, checkpoint=a.ckpt_file)
+        inputs, annotations, left_out = split_inputs(config, a.split)
+    else:
+        inputs = find_inputs(a.input)
+        config = resolve_classes(config, training=False, checkpoint=a.ckpt_file)
+        annotations = Annotations.read(a.annotations) if a.annotations else None
+    categories = annotations.labels(config.coco_classes, a.classes) if annotations else None
+    if a.labels and not inputs.images:
+        raise UserError(f"--labels {a.labels}: of images alone, and --input names none")
+    predictor = Predictor(config, a.ckpt_file, a.batch, a.score_thr, category_ids=categories, classes=a.classes)
     picture_score = PICTURE_SCORE if a.score_thr is None else a.score_thr
     faults = []
     if inputs.images:
@@ -75,6 +98,7 @@ def predict(config: Config, a: argparse.Namespace) -> None:
             a.coco_results,
             annotations,
             picture_score,
+            (a.labels, folder / ("labels.json" if a.labels == "coco" else "labels")) if a.labels else None,
         )
     for video, target in inputs.video_targets(folder).items():
         fault = predict_video(predictor, video, target, picture_score, pictures.name != "none")
@@ -84,7 +108,7 @@ def predict(config: Config, a: argparse.Namespace) -> None:
     if inputs.passed_over:
         names = ", ".join(p.name for p in inputs.passed_over)
         print(f"passed over, neither image nor video: {len(inputs.passed_over)} ({names})")
-    for fault in faults:
+    for fault in left_out + faults:
         print(f"left out: {fault}")
     if faults:
         raise UserError(f"{len(faults)} of {total} inputs couldn't be read: {faults[0]}")

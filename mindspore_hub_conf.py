@@ -5,7 +5,7 @@ from pathlib import Path
 from mindspore import nn
 
 from src.config import load_config
-from src.data.sources import resolve_classes
+from src.data.formats import resolve_classes
 from src.errors import UserError
 from src.models.build import build_detector
 from src.training.checkpoints import load_detector

@@ -6,17 +6,19 @@ import sys
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, check_training, config_from_arguments
+from src.data.formats import resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
-from src.data.sources import resolve_classes
 from src.device import set_device
 from src.errors import run_command
 from src.evaluation.inference import Evaluator
 from src.modelarts import on_modelarts
 from src.models.build import build_detector, build_loss
+from src.ops.library import describe_operators
 from src.training.checkpoints import load_backbone, load_detector
 from src.training.distributed import join_group, use_local_device
 from src.training.loop import Trainer
+from src.training.lr_schedule import describe_rates
 from src.training.resume import has_checkpoint, run_folder
 
 
@@ -45,13 +47,30 @@ def main() -> int:
         return train(in_folder(config, folder) if folder else config, folder is not None)
 
 
+def announce(config: Config, loader: TrainLoader, trainer: Trainer) -> None:
+    """What a run is going to do, and what it is going to leave out."""
+    if loader.left_out:
+        print(f"{loader.left_out} images without objects don't train (train_empty_images: true trains on them)")
+    for line in loader.never_trained():
+        print(line)
+    print(describe_rates(config, trainer.rates, len(loader), trainer.group.size))
+    print(
+        f"training {config.detector}: {len(loader)} steps an epoch, {config.epoch_size} epochs -> {config.output_dir}"
+    )
+
+
 def train(config: Config, resume: bool) -> int:
     """Trains as the config says; returns the exit status."""
     check_training(config)
     config = resolve_classes(use_local_device(config), training=True)
     set_device(config)
     group = join_group(config)
+    if group.is_first:
+        print(describe_operators(config.device_target))
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True), group.rank, group.size)
+    if config.run_eval:
+        # what is wrong with the truth is told before anything is computed
+        ensure_mindrecord(config, "val", training=False)
     detector = build_detector(config)
     if not (resume and has_checkpoint(config)):
         if config.backbone.pretrained:
@@ -63,9 +82,8 @@ def train(config: Config, resume: bool) -> int:
     evaluator = Evaluator(config, detector, group) if config.run_eval else None
     loss = build_loss(config, detector, group.size)
     trainer = Trainer(config, loss, loader, evaluator and evaluator.after_epoch, group, resume)
-    print(
-        f"training {config.detector}: {len(loader)} steps an epoch, {config.epoch_size} epochs -> {config.output_dir}"
-    )
+    if group.is_first:
+        announce(config, loader, trainer)
     return trainer.run()
 
 

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Builds the C++ inference program, ascend310_infer/build/rcnn_infer.
-# usage: bash ascend310_infer/build.sh [--fetch] [--sanitize] [--portable] [BUILD_FOLDER]
+# usage: bash ascend310_infer/build.sh [--fetch] [--sanitize] [--march NAME | --portable] [BUILD_FOLDER]
 #   --fetch     get MindSpore Lite's wheel from PyPI where there is no SDK (170 MB; with $PYTHON, else python3)
 #   --sanitize  with the address and undefined-behaviour sanitizers, into build-sanitize/
-#   --portable  for any CPU of this kind, not for this machine's alone
+#   --march     for this instruction set, by the compiler's name (haswell, x86-64-v2, ...), into build-NAME/; without it
+#               for all that this machine's CPU has (native)
+#   --portable  for any CPU of this kind
 # The SDK is $MS_LITE_HOME, or a wheel unpacked into ascend310_infer/third_party/.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 wheel="mindspore-lite==2.0.0"
-fetch=0 build=$here/build
-options=()
+usage="usage: bash ascend310_infer/build.sh [--fetch] [--sanitize] [--march NAME | --portable] [BUILD_FOLDER]"
+fetch=0 build=$here/build march=native
+options=(-DRCNN_SANITIZE=OFF)
 
 die() {
     echo "error: $*" >&2
@@ -21,11 +24,16 @@ while [ $# -gt 0 ]; do
     case $1 in
         --fetch) fetch=1 ;;
         --sanitize)
-            options+=(-DRCNN_SANITIZE=ON -DRCNN_NATIVE=OFF)
-            build=$here/build-sanitize
+            options=(-DRCNN_SANITIZE=ON)
+            build=$here/build-sanitize march=
             ;;
-        --portable) options+=(-DRCNN_NATIVE=OFF) ;;
-        -*) die "$1: no such option; usage: bash ascend310_infer/build.sh [--fetch] [--sanitize] [--portable] [BUILD_FOLDER]" ;;
+        --march)
+            [ -n "${2:-}" ] || die "--march wants a name; $usage"
+            build=$here/build-$2 march=$2
+            shift
+            ;;
+        --portable) march= ;;
+        -*) die "$1: no such option; $usage" ;;
         *) build=$1 ;;
     esac
     shift
@@ -63,7 +71,7 @@ command -v cmake >/dev/null || die "no cmake; install it (Debian, Ubuntu: apt-ge
 command -v "${CXX:-c++}" >/dev/null || die "no C++ compiler '${CXX:-c++}'; install one or set CXX"
 
 log=$(mktemp)
-if ! cmake -S "$here" -B "$build" -DMS_LITE_HOME="$sdk" "${options[@]}" >"$log" 2>&1; then
+if ! cmake -S "$here" -B "$build" -DMS_LITE_HOME="$sdk" -DRCNN_MARCH="$march" "${options[@]}" >"$log" 2>&1; then
     cat "$log" >&2
     rm -f "$log"
     die "cmake failed, see above; decoding needs libjpeg and libpng (apt-get install libjpeg-dev libpng-dev)"

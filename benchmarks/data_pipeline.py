@@ -83,7 +83,7 @@ def main() -> int:
     threads = set_threads(a.threads)
 
     from src.config import load_config, parse_overrides
-    from src.data.coco import resolve_split
+    from src.data.formats.coco import resolve_split
     from src.data.loader import TrainLoader
     from src.data.mindrecord import ensure_mindrecord
 

@@ -35,6 +35,7 @@ MAPS = 1e-4  # float32 sums in another order: some 1e-6 measured; 1e-4 still tel
 BOX, SCORE = 0.05, 1e-4  # pixels; probability
 MATCHED = 0.99  # a pair at a threshold may fall either way in float32
 PASTED = 0.98  # IoU of a bitmap: a pixel whose probability is the threshold may fall either way, a few an outline
+PIXELS = 1  # and of a bitmap of less than 50 pixels that one alone is more than PASTED allows
 MASK_LOSS = 1e-2  # targets are cut from 112 x 112 crops, not from the image's bitmap
 GRAD, MASK_GRAD = 1e-2, 5e-2  # relative norms; the mask branch inherits the crops' difference
 LOSSES = {
@@ -71,7 +72,8 @@ class FirstStage(nn.Cell):
         d = self.detector
         features = d.neck(d.backbone(image))
         logits, deltas = d.rpn(features)
-        proposals, _, valid = d.proposals(logits, deltas, d.anchors, d.anchor_valid(image_size), image_size)
+        anchors, _, inside = d.grid(image, image_size)
+        proposals, _, valid = d.proposals(logits, deltas, anchors, inside, image_size)
         return features, proposals, valid
 
 
@@ -86,7 +88,8 @@ class Stages(nn.Cell):
         d = self.detector
         features = d.neck(d.backbone(image))
         logits, deltas = d.rpn(features)
-        proposals, _, valid = d.proposals(logits, deltas, d.anchors, d.anchor_valid(image_size), image_size)
+        anchors, _, inside = d.grid(image, image_size)
+        proposals, _, valid = d.proposals(logits, deltas, anchors, inside, image_size)
         given = ops.ones(rois.shape[:2], ms.bool_)
         box_features = d.roi_extractor(features, rois, given)
         cls, reg = d.bbox_head(box_features)
@@ -105,16 +108,8 @@ class GivenProposals(nn.Cell):
     def construct(self, image, image_size, rois, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rpn_keys, rcnn_keys):
         d = self.loss.detector
         features = d.neck(d.backbone(image))
-        rpn = self.loss.rpn_loss(
-            features,
-            d.anchors,
-            d.anchor_corners,
-            d.anchor_valid(image_size),
-            gt_boxes,
-            gt_valid,
-            ignore,
-            rpn_keys,
-        )
+        anchors, corners, inside = d.grid(image, image_size)
+        rpn = self.loss.rpn_loss(features, anchors, corners, inside, gt_boxes, gt_valid, ignore, rpn_keys)
         given = ops.ones(rois.shape[:2], ms.bool_)
         rcnn = self.loss.second_stage(
             features, image_size, rois, given, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rcnn_keys
@@ -320,11 +315,13 @@ def compare_detections(
 
 
 def worst_iou(masks: np.ndarray, boxes: np.ndarray, pairs: np.ndarray, want: np.ndarray) -> float:
-    """Least IoU of pasted masks with the bitmaps (K, H, W) that they are paired with."""
+    """Least IoU of pasted masks with the bitmaps (K, H, W) that they are paired with, of those that differ in more than
+    PIXELS pixels; 1 where none does.
+    """
     encoded = paste_masks(masks[pairs[:, 0]], boxes[pairs[:, 0]], *want.shape[1:], convention="grid")
     ours = np.stack([rle.decode(r) for r in encoded])
-    union = (ours | want).sum((1, 2))
-    return float(((ours & want).sum((1, 2)) / np.maximum(union, 1))[union > 0].min())
+    differ, union = (ours != want).sum((1, 2)), (ours | want).sum((1, 2))
+    return float((1 - differ / np.maximum(union, 1))[differ > PIXELS].min(initial=1.0))
 
 
 def compare_training(

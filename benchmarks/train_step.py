@@ -41,7 +41,8 @@ def stage_times(config, loss, batch: dict, repeats: int) -> dict[str, float]:
             logits, deltas = d.rpn(x)
             if self.stages == 3:
                 return logits, deltas
-            return self.proposals(logits, deltas, d.anchors, d.anchor_valid(image_size), image_size)
+            anchors, _, inside = d.grid(image, image_size)
+            return self.proposals(logits, deltas, anchors, inside, image_size)
 
     image, size = Tensor(batch["image"]), Tensor(batch["image_size"])
     times = {}

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Builds the C++ operators (RoIAlign, NMS, matching) into build/custom_ops/ for this machine's CPU.
-# Usage: scripts/build_custom.sh [--force] [PYTHON]
+# Builds the C++ operators (convolution, RoIAlign, NMS, matching) into build/custom_ops/.
+# Usage: scripts/build_custom.sh [--force] [--march NAME]... [PYTHON]
+# NAME: an instruction set: native (this machine's CPU; the default, unless RCNN_OPS_MARCH is set), haswell, x86-64-v2; or
+# all, those that this CPU can run. Which library a run loads is RCNN_OPS_MARCH's choice.
 # PYTHON: any Python 3.11 interpreter; the environment's CXX and NVCC choose the compilers. Exit status: 0 built or up to date, 1 failed.
 set -euo pipefail
 
@@ -9,16 +11,25 @@ python="${PYTHON:-python3}"
 cxx="${CXX:-g++}"
 nvcc="${NVCC:-nvcc}"
 force=0
+marches=()
 
-for argument in "$@"; do
-  case "$argument" in
+usage() {
+  echo "usage: $0 [--force] [--march native|haswell|x86-64-v2|all]... [PYTHON]" >&2
+  exit 2
+}
+
+while (($# > 0)); do
+  case "$1" in
     --force) force=1 ;;
-    -*)
-      echo "usage: $0 [--force] [PYTHON]" >&2
-      exit 2
+    --march)
+      (($# > 1)) || usage
+      marches+=("$2")
+      shift
       ;;
-    *) python="$argument" ;;
+    -*) usage ;;
+    *) python="$1" ;;
   esac
+  shift
 done
 
 fail() {
@@ -29,36 +40,57 @@ fail() {
 command -v "$python" > /dev/null || fail "no Python interpreter '$python' (name one as an argument)"
 command -v "$cxx" > /dev/null || fail "no C++ compiler '$cxx' (set CXX); the operators of standard MindSpore are used"
 
-target="$("$python" "$root/src/ops/library.py" path)"
-mapfile -t sources < <("$python" "$root/src/ops/library.py" sources)
-mapfile -t flags < <("$python" "$root/src/ops/library.py" flags)
-((${#sources[@]} > 0 && ${#flags[@]} > 0)) || fail "src/ops/library.py named no sources"
-mkdir -p "$(dirname "$target")"
+library() { PYTHONPATH="$root" "$python" -P -m src.ops.library "$@"; }
 
-scratch="$(mktemp -d "$(dirname "$target")/.build-XXXXXX")"
+if ((${#marches[@]} == 0)); then marches=("${RCNN_OPS_MARCH:-native}"); fi
+if [[ " ${marches[*]} " == *" all "* ]]; then mapfile -t marches < <(library marches); fi
+mapfile -t sources < <(library sources)
+((${#sources[@]} > 0)) || fail "src/ops/library.py named no sources"
+
+folder="$root/build/custom_ops"
+mkdir -p "$folder"
+scratch="$(mktemp -d "$folder/.build-XXXXXX")"
 trap 'rm -rf "$scratch"' EXIT
 
-if [[ -f "$target" && "$force" == 0 ]]; then
-  echo "build_custom: up to date: $target"
-else
-  objects=()
-  for line in "${sources[@]}"; do
-    rule="${line%% *}" source="${line#* }"
-    object="$scratch/$(basename "$source" .cc).o"
-    "$cxx" "${flags[@]}" "$rule" -c "$source" -o "$object" || fail "$cxx could not compile $source (see above)"
-    objects+=("$object")
+# compile MARCH TARGET
+compile() {
+  local flags lines=("${sources[@]}") objects=() jobs=() i
+  mapfile -t flags < <(library flags "$1")
+  for i in "${!lines[@]}"; do
+    objects+=("$scratch/$1-$i.o")
+    "$cxx" "${flags[@]}" "${lines[i]%% *}" -c "${lines[i]#* }" -o "${objects[i]}" &
+    jobs+=($!)
+    # as many at a time as there are processors
+    if ((i + 1 >= $(nproc))); then wait "${jobs[i + 1 - $(nproc)]}" || failed "${lines[i + 1 - $(nproc)]#* }"; fi
   done
-  "$cxx" -shared -pthread -o "$scratch/library.so" "${objects[@]}" || fail "$cxx could not link (see above)"
+  for i in "${!jobs[@]}"; do
+    wait "${jobs[i]}" || failed "${lines[i]#* }"
+  done
+  "$cxx" -shared -pthread -o "$scratch/$1.so" "${objects[@]}" || fail "$cxx could not link (see above)"
   # A rename is atomic: a process that looks meanwhile sees no library or a whole one.
-  mv -f "$scratch/library.so" "$target"
-  echo "build_custom: built $target"
-fi
+  mv -f "$scratch/$1.so" "$2"
+}
+
+failed() {
+  wait
+  fail "$cxx could not compile $1 (see above)"
+}
+
+for march in "${marches[@]}"; do
+  target="$(library path "$march")" || usage
+  if [[ -f "$target" && "$force" == 0 ]]; then
+    echo "build_custom: up to date: $target"
+  else
+    compile "$march" "$target"
+    echo "build_custom: built $target"
+  fi
+done
 
 # The CUDA operator is compiled to see that it compiles: MindSpore 2.8's GPU back end wants CUDA 11.6.
 if command -v "$nvcc" > /dev/null; then
   cuda="$root/src/ops/roi_align/csrc/roi_align_cuda.cu"
   if "$nvcc" -std=c++17 -O3 -Xcompiler -fPIC -c "$cuda" -o "$scratch/roi_align_cuda.o" > "$scratch/nvcc.log" 2>&1; then
-    mv -f "$scratch/roi_align_cuda.o" "$(dirname "$target")/roi_align_cuda.o"
+    mv -f "$scratch/roi_align_cuda.o" "$folder/roi_align_cuda.o"
     echo "build_custom: compiled build/custom_ops/roi_align_cuda.o"
   else
     echo "build_custom: $nvcc could not compile roi_align_cuda.cu ($(head -n 1 "$scratch/nvcc.log")); CPU operators only" >&2

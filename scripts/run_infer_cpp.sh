@@ -6,7 +6,8 @@
 # MINDIR_PATH: what export.py wrote; of the split form (--split), NAME.mindir or its sidecar NAME.json. DATA_PATH: the
 # images, or a COCO root with val2017/. DEVICE_TYPE: CPU, for the split form, or Ascend.
 # Environment, beyond launch.sh's: MS_LITE_HOME, MindSpore Lite (else its wheel is fetched from PyPI, once). EXTRA_ARGS
-# are options of the program, as '--threads 2 --batch_size 4'.
+# are options of the program, as '--threads 2 --batch_size 4', '--exif upright', or '--recursive' where images lie in
+# folders.
 # Written: results/, acc.log (both tables of AP) and build.log. Exit status: 0; 2 nothing or not all was done; 3 done, but
 # some images are unreadable and count as missed.
 set -euo pipefail
@@ -19,7 +20,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 check_folder DATA_PATH "$2"
 check_file ANNO_PATH "$3"
 [[ $4 =~ ^(CPU|Ascend)$ ]] || die "DEVICE_TYPE: '$4' is neither CPU nor Ascend"
-model=$(absolute "$1") images=$(absolute "$2") name=$(basename "$1")
+model=$(absolute "$1") images=$(absolute "$2") annotations=$(absolute "$3") name=$(basename "$1")
 if [ -d "$images/val2017" ]; then images=$images/val2017; fi
 options=(--device_type "$4")
 [ -z "${5:-}" ] || options+=(--width "$5")
@@ -34,8 +35,8 @@ choose_extra
 choose_python CPU
 build=(bash "$ROOT/ascend310_infer/build.sh" --fetch)
 infer=("$ROOT/ascend310_infer/build/rcnn_infer" --model "$model" --input "$images" --output "$OUTPUTS/results"
-    "${options[@]}" "${EXTRA[@]}")
-evaluate=("$PYTHON" postprocess.py --results "$OUTPUTS/results" --annotations "$(absolute "$3")")
+    --annotations "$annotations" "${options[@]}" "${EXTRA[@]}")
+evaluate=("$PYTHON" postprocess.py --results "$OUTPUTS/results" --annotations "$annotations")
 
 if [ "${DRY_RUN:-}" = 1 ]; then
     print_dry "${build[*]@Q}" "${infer[*]@Q}" "${evaluate[*]@Q} > $OUTPUTS/acc.log"

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# The whole test suite, and the linter. Arguments go to pytest: bash scripts/run_tests.sh tests/models -k fpn
+# The test suite, and the linter. usage: bash scripts/run_tests.sh [--full] [PYTEST ARGUMENT]...
+#   --full  also the long tests
+# Arguments go to pytest: bash scripts/run_tests.sh tests/models -k fpn
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,6 +17,8 @@ fi
 .venv/bin/shellcheck -x scripts/*.sh
 .venv/bin/hadolint Dockerfile
 # before the tests, which run in two processes, either of which would build it
+NVCC=none bash scripts/build_custom.sh --march all "$VENV_PYTHON" >.venv/build_custom.log 2>&1 ||
+    echo "warning: not built for every instruction set that this CPU has ($(tail -n 1 .venv/build_custom.log))" >&2
 PYTHON=$VENV_PYTHON bash ascend310_infer/build.sh --fetch >.venv/build_infer.log 2>&1 ||
     echo "warning: the C++ inference program wasn't built ($(tail -n 1 .venv/build_infer.log)); its tests skip" >&2
 exec "$VENV_PYTHON" -m pytest -q --durations=15 -n 2 --dist loadfile "$@"

@@ -100,6 +100,11 @@ class BoxCoder:
     target_means: list[float] = key([0.0, 0.0, 0.0, 0.0], "subtracted from dx, dy, dw, dh")
     target_stds: list[float] = key([1.0, 1.0, 1.0, 1.0], "dx, dy, dw, dh are divided by these", low=1e-9)
     wh_ratio_clip: float = key(0.016, "dw and dh are clamped to at most |ln(wh_ratio_clip)|", low=1e-9, high=1)
+    delta_clamp: str = key(
+        "upper",
+        "dw and dh are clamped from above alone; or to -|ln(wh_ratio_clip)| too (mmdetection, MindSpore's zoo)",
+        choices=("upper", "both"),
+    )
 
 
 @dataclass
@@ -124,6 +129,9 @@ class AnchorGenerator:
         "older anchors, centred on the cell: caffe2 (also maskrcnn-benchmark), mmdet1 (also MindSpore's model zoo)",
         choices=("", "caffe2", "mmdet1"),
     )
+    grid_strides: bool = key(
+        False, "anchors lie canvas side // map side apart, as torchvision's: 61, not 64, for 13 rows on a side of 800"
+    )
 
 
 @dataclass
@@ -133,6 +141,19 @@ class Rpn:
     bbox_coder: BoxCoder = group(BoxCoder, "box coder of the RPN")
     loss_cls: ClassLoss = group(ClassLoss, "objectness loss (binary cross entropy)")
     loss_bbox: BoxLoss = group(BoxLoss, "box loss (smooth L1)")
+    loss_normaliser: str = key(
+        "sampled",
+        "both losses are divided by the sampled anchors; these, but at least one positive and one negative an image"
+        " (mmdet); or train_cfg.rpn.sampler.num an image (Detectron2, MindSpore's zoo)",
+        choices=("sampled", "mmdet", "num"),
+    )
+    rank_by: str = key(
+        "logits_first",
+        "what proposals are ranked by, of equal ones the first coming first: logits in each level and probabilities in"
+        " NMS (torchvision); logits (Detectron2); probabilities, of which those of logits beyond 17 are equal"
+        " (mmdetection, maskrcnn-benchmark, MindSpore's zoo)",
+        choices=("logits_first", "logits", "probabilities"),
+    )
     anchor_generator: AnchorGenerator = group(AnchorGenerator, "anchors")
 
 
@@ -193,8 +214,16 @@ class Roi:
 class Assigner:
     pos_iou_thr: float = key(0.5, "a box of at least this IoU with an object is positive", low=0, high=1)
     neg_iou_thr: float = key(0.5, "a box below this IoU with every object is negative", low=0, high=1)
-    min_pos_iou: float = key(0.0, "least IoU of a low-quality match", low=0, high=1)
+    min_pos_iou: float = key(
+        0.0, "least IoU of a low-quality match with the object whose best box it is", low=0, high=1
+    )
     match_low_quality: bool = key(False, "each object's best boxes are positive too, whatever their IoU")
+    matcher: str = key(
+        "torchvision",
+        "a low-quality match trains on the box's own best object (torchvision, Detectron2), or on the last one whose"
+        " best it is, and ground truth that joins the proposals isn't matched (mmdet, also MindSpore's zoo)",
+        choices=("torchvision", "mmdet"),
+    )
     ignore_iof_thr: float = key(0.5, "negatives with this share of their area in a crowd region are ignored", low=0)
 
 
@@ -233,6 +262,19 @@ class RcnnTrain:
     sampler: Sampler = group(Sampler, "sampler of proposals", add_gt_as_proposals=True)
     mask_buckets: int = key(4, "sizes that the mask head is compiled for: all positives, half, a quarter, ...", low=1)
     mask_size: int = key(28, "side of the mask targets and of the mask head's output", low=2)
+    mask_targets: str = key(
+        "soft",
+        "a target's cell is the share of it that the object covers, or 1 from one half on, else 0 (Detectron2,"
+        " mmdetection, maskrcnn-benchmark, MindSpore's zoo)",
+        choices=("soft", "binary"),
+    )
+    mask_target_box: str = key(
+        "auto",
+        "what of the mask is the target: half a pixel beside the box (torchvision), the box (Detectron2, mmdetection),"
+        " the box up to its last pixel (maskrcnn-benchmark), in whole pixels (MindSpore's zoo); auto: box where"
+        " mask_roi is aligned, else shifted",
+        choices=("auto", "shifted", "box", "last_pixel", "whole_pixels"),
+    )
 
 
 @dataclass
@@ -250,6 +292,12 @@ class RcnnTest:
     nms_pre: int = key(4096, "(box, class) candidates above score_thr that enter NMS, best first", low=1)
     min_bbox_size: float = key(1e-2, "detections with a smaller side are dropped (pixels)", low=0)
     mask_thr_binary: float = key(0.5, "mask threshold", low=0, high=1)
+    mask_paste: str = key(
+        "auto",
+        "how masks are drawn into the image: torchvision (also maskrcnn-benchmark), grid (Detectron2, mmdetection);"
+        " auto: grid where mask_roi is aligned",
+        choices=("auto", "torchvision", "grid"),
+    )
 
 
 @dataclass
@@ -352,11 +400,13 @@ class Config:
     )
     dataset: str = key(
         "coco",
-        "format of the data: COCO's JSON; other: rows 'image.jpg x1,y1,x2,y2,class ...' of anno_path; Pascal VOC's XML",
-        choices=("coco", "other", "voc"),
+        "format of the data: coco (JSON); yolo (Ultralytics' data.yaml, images/, labels/); labelme (JSON beside the"
+        " images); voc (XML); other (rows 'image.jpg x1,y1,x2,y2,class ...' of anno_path)",
     )
     train_dataset: str = key(
-        "", "training split: a COCO root, a folder with labels.json and data/, an annotation file, or a VOC folder"
+        "",
+        "training split: a COCO root, a folder with labels.json and data/, an annotation file, a VOC or labelme folder,"
+        " or YOLO's data.yaml or its folder",
     )
     val_dataset: str = key("", "validation split, as train_dataset")
     val_annotations: str = key(
@@ -366,12 +416,16 @@ class Config:
     anno_path: str = key("", "TXT file of dataset: other")
     val_share: float = key(
         0.2,
-        "share of a VOC folder without ImageSets/Main that validates, drawn by seed; 0: train and validate on all",
+        "share of a folder that tells no splits apart (VOC's without ImageSets/Main, labelme's, YOLO's) that validates,"
+        " drawn by seed; 0: train and validate on all",
         low=0,
         high=0.9,
     )
     voc_difficult: str = key(
         "ignore", "VOC's difficult objects: neither object nor background, or objects", choices=("ignore", "train")
+    )
+    labelme_ignore: str = key(
+        "skip", "labelme's shapes called __ignore__: nothing, or crowd regions of no class", choices=("skip", "crowd")
     )
     voc_first_pixel: int = key(1, "coordinate of the first pixel in VOC files", choices=(0, 1))
     mindrecord_dir: str = key("", "where MindRecord files go; empty: mindrecord/ in train_outputs")
@@ -380,7 +434,18 @@ class Config:
         COCO_CLASSES, "class names; the first is the background; auto: read from the data, num_classes follows"
     )
     num_classes: int = key(81, "classes with the background", low=2)
+    other_classes: str = key(
+        "stop",
+        "objects of classes that coco_classes leaves out: stop; they are background; or neither object nor background",
+        choices=("stop", "background", "ignore"),
+    )
     train_empty_images: bool = key(False, "images without objects train too")
+    exif: str = key(
+        "auto",
+        "turn images as their EXIF orientation says: upright always, stored never, auto where the annotated size is"
+        " that of the upright picture and not of the stored one (without annotations never); videos are always upright",
+        choices=("auto", "upright", "stored"),
+    )
     on_bad_image: str = key("stop", "an image or annotation that can't be used", choices=("stop", "skip"))
     max_instance_count: int = key(128, "most objects in an image", low=1)
     max_crowd_count: int = key(8, "most crowd regions in an image; the largest are kept", low=1)
@@ -398,6 +463,25 @@ class Config:
 
     img_width: int = key(1280, "canvas width", low=64)
     img_height: int = key(768, "canvas height", low=64)
+    resize: str = key(
+        "canvas",
+        "pictures fill the canvas as far as they fit; or have short_side whatever their orientation, and upright ones"
+        " the canvas turned",
+        choices=("canvas", "short_side"),
+    )
+    short_side: int = key(800, "resize: short_side: pixels of a picture's shorter side", low=1)
+    long_side: int = key(1333, "resize: short_side: most pixels of its longer side", low=1)
+    resize_rounding: str = key(
+        "nearest",
+        "whole pixels of resized sides: nearest (Detectron2, mmdetection); floor (torchvision); short_first: the long"
+        " side, down, of the rounded short one (maskrcnn-benchmark)",
+        choices=("nearest", "floor", "short_first"),
+    )
+    resize_filter: str = key(
+        "bilinear",
+        "resizing between the nearest pixels, or over all that a smaller one covers (antialias: Pillow, so Detectron2)",
+        choices=("bilinear", "antialias"),
+    )
     keep_ratio: bool = key(True, "resize keeps the image's proportions, and pads")
     img_mean: list[float] = key([123.675, 116.28, 103.53], "mean of each channel, subtracted")
     img_std: list[float] = key([58.395, 57.12, 57.375], "standard deviation of each channel", low=1e-9)
@@ -442,9 +526,26 @@ class Config:
         return self.detector in ("mask_rcnn", "cascade_mask_rcnn")
 
     @property
+    def mask_paste(self) -> str:
+        """test_cfg.rcnn.mask_paste, decided."""
+        chosen = self.test_cfg.rcnn.mask_paste
+        return ("grid" if self.mask_roi.roi_layer.aligned else "torchvision") if chosen == "auto" else chosen
+
+    @property
+    def mask_target_box(self) -> str:
+        """train_cfg.rcnn.mask_target_box, decided."""
+        chosen = self.train_cfg.rcnn.mask_target_box
+        return ("box" if self.mask_roi.roi_layer.aligned else "shifted") if chosen == "auto" else chosen
+
+    @property
     def needs_masks(self) -> bool:
         """Whether training reads the objects' masks: to learn them, or to cut objects out."""
         return self.with_mask or self.aug_prob > 0
+
+    @property
+    def turns_canvas(self) -> bool:
+        """Whether upright pictures have the canvas turned; a square one has no other side."""
+        return self.resize == "short_side" and self.img_height != self.img_width
 
     @property
     def is_cascade(self) -> bool:
@@ -624,10 +725,15 @@ def _check_together(c: Config, source: str) -> None:
     for name, coder in (("rpn", c.rpn.bbox_coder), ("bbox_head", c.bbox_head.bbox_coder)):
         for part in ("target_means", "target_stds"):
             demand(len(getattr(coder, part)) == 4, f"{name}.bbox_coder.{part} needs 4 values")
-    last = strides[-1]
+    # levels past the backbone's subsample, and round up
+    last = strides[len(fpn.in_channels) - 1]
     demand(
         c.img_width % last == 0 and c.img_height % last == 0,
-        f"img_width and img_height must be multiples of the last stride, {last}",
+        f"img_width and img_height must be multiples of the backbone's last stride, {last}",
+    )
+    demand(
+        c.resize == "canvas" or c.img_width >= c.img_height,
+        f"resize: {c.resize} turns the canvas for upright pictures; give it lying: img_width at least img_height",
     )
     stages = len(c.cascade.pos_iou_thr)
     for name in ("target_stds", "loss_weights"):
@@ -650,7 +756,7 @@ def _check_together(c: Config, source: str) -> None:
 
 def check_training(c: Config) -> None:
     """Raises ConfigError where training needs masks, which the data of the config's format never have."""
-    if c.dataset == "coco":
+    if c.dataset not in ("other", "voc"):
         return
     if c.with_mask:
         raise ConfigError(

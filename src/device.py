@@ -10,6 +10,7 @@ import mindspore as ms
 
 from src.config import Config
 from src.errors import UserError, quiet_logging
+from src.ops.library import find_library
 
 __all__ = ["compile_cache_folder", "set_device"]
 
@@ -29,6 +30,8 @@ def compile_cache_folder(config: Config) -> Path:
     digest.update(f"{Path(sys.argv[0]).name} {dataclasses.asdict(config)}".encode())
     for source in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".cc", ".h")):
         digest.update(source.read_bytes())
+    # a kept graph names the library of operators
+    digest.update(str(find_library()).encode())
     return (Path(config.train_outputs) / "compile_cache" / digest.hexdigest()[:16]).absolute()
 
 

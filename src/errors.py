@@ -1,6 +1,7 @@
 """The one kind of error that a user can mend; entry scripts print its message as one line and exit with status 2."""
 
 import contextlib
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -25,10 +26,15 @@ def quiet_logging() -> Iterator[None]:
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs an entry script's `main` and ends the process: 0, or 2 after a UserError's one line, or 130 after Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # names of files may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        # a name in it may hold line ends
+        told = str(e).replace("\r", "\\r").replace("\n", "\\n")
+        print(f"error: {told}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

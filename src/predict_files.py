@@ -5,6 +5,7 @@ import glob
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,24 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from src.data.coco import read_json
+from src.annotated import AnnotatedImage, Annotations
+from src.config import Config
+from src.data.formats import read_split
 from src.data.images import MAX_PIXELS, is_image
 from src.errors import UserError
+from src.files import whole
+from src.predict_labels import coco_labels, labelme_labels
 from src.predictor import Detections, Prediction, Predictor
 
-__all__ = ["Annotations", "Inputs", "PredictionError", "find_inputs", "predict_images", "predict_video"]
+__all__ = [
+    "Annotations",
+    "Inputs",
+    "PredictionError",
+    "find_inputs",
+    "predict_images",
+    "predict_video",
+    "split_inputs",
+]
 
 LONG_SIDE = 480, 4096  # pictures with a longer side outside this are enlarged or reduced, so that text stays legible
 PICTURE_SCORE = 0.5
@@ -62,31 +75,20 @@ class Inputs:
         return {v: folder / (v.stem if stems.count(v.stem) == 1 else v.name) for v in self.videos}
 
 
-@dataclass
-class Annotations:
-    """What a COCO annotation file says of ids: images' by file name, categories' by class name."""
-
-    path: Path
-    image_ids: dict[str, int]
-    category_ids: dict[str, int]
-
-    @classmethod
-    def read(cls, path: str | Path) -> "Annotations":
-        """Raises DataError for a file that isn't COCO's."""
-        path, data = Path(path), read_json(Path(path))
-        try:
-            images = {str(i["file_name"]): int(i["id"]) for i in data["images"]}
-            categories = {str(c["name"]): int(c["id"]) for c in data["categories"]}
-        except (KeyError, TypeError, ValueError):
-            raise PredictionError(f"{path}: an image lacks id or file_name, or a category id or name") from None
-        return cls(path, images, categories)
-
-    def labels(self, class_names: list[str]) -> dict[int, int]:
-        """The category id of each label. Raises PredictionError for a class that the file doesn't have."""
-        lacking = [n for n in class_names[1:] if n not in self.category_ids]
-        if lacking:
-            raise PredictionError(f"{self.path}: has no category {lacking[0]!r}, which the config's coco_classes names")
-        return {label: self.category_ids[name] for label, name in enumerate(class_names) if label}
+def split_inputs(config: Config, split: str) -> tuple[Inputs, Annotations, list[str]]:
+    """The images of a split ("train", "val", "test", or a file that lists one, beside val_dataset), what is annotated
+    of them, and why some were left out. Raises DataError."""
+    data = read_split(config, split, training=False)
+    usable = data.usable("skip")
+    if not usable:
+        raise PredictionError(f"{data.split.annotations}: no usable image; {'; '.join(data.skipped()[:1])}")
+    files = {}
+    for r in usable:
+        image_id = r.image_id if r.source_id is None else r.source_id
+        files[r.path] = AnnotatedImage(str(r.path), image_id, (r.height, r.width))
+    inputs = Inputs(images=list(files), root=common_folder(files))
+    categories = {c["name"]: c.get("source_id", c["id"]) for c in data.categories}
+    return inputs, Annotations(data.split.annotations, list(files.values()), categories, files), data.skipped()
 
 
 def find_inputs(patterns: Iterable[str]) -> Inputs:
@@ -112,10 +114,15 @@ def find_inputs(patterns: Iterable[str]) -> Inputs:
                 seen.add(file.resolve())
                 sort_file(found, file, outright)
     if found.images:
-        found.root = Path(os.path.commonpath({os.path.dirname(os.path.abspath(p)) for p in found.images}))
+        found.root = common_folder(found.images)
     elif not found.videos:
         raise PredictionError(f"{' '.join(patterns)}: no image or video in there")
     return found
+
+
+def common_folder(images: Iterable[Path]) -> Path:
+    """The folder that all the images lie below."""
+    return Path(os.path.commonpath({os.path.dirname(os.path.abspath(p)) for p in images}))
 
 
 def sort_file(found: Inputs, file: Path, outright: bool) -> None:
@@ -129,23 +136,6 @@ def sort_file(found: Inputs, file: Path, outright: bool) -> None:
         found.images.append(file)
     else:
         found.passed_over.append(file)
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` for the block to write: renamed at its end, removed where it fails. Tells an OSError as
-    PredictionError."""
-    beside = path.with_name(f"{path.stem}.writing{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        if beside.exists():
-            os.replace(beside, path)
-    except OSError as e:
-        raise PredictionError(f"{path}: can't write: {e.strerror or e}; free space or name another output") from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -172,43 +162,66 @@ def predict_images(
     coco_path: Path | None = None,
     annotations: Annotations | None = None,
     picture_score: float = PICTURE_SCORE,
+    labels: tuple[str, Path] | None = None,
 ) -> list[str]:
     """Predicts inputs.images and writes `json_path`, {path: Detections.to_dict()} in the order of the inputs.
 
     pictures: folder of drawn pictures, with detections of at least picture_score; coco_path: COCO results of all
     images, with the image ids of `annotations`, else of file names that are numbers, else numbered from 1; each entry
-    of the JSON then says its image_id. Returns what couldn't be read, a line each. Raises UserError.
+    of the JSON then says its image_id. annotations: also the images' sizes, by which exif: auto turns them. labels: the
+    kind of LABEL_KINDS and the place (folder of labelme's, COCO's file) of labels to correct by hand, of detections of
+    at least picture_score. Returns what couldn't be read, a line each. Raises UserError.
     """
-    ids = image_ids(inputs, annotations) if coco_path else {}
+    known = annotations.find(inputs.images) if annotations else {}
+    if annotations and (coco_path or (labels and labels[0] == "coco")):
+        annotations.demand(inputs.images, known)
+    elif annotations and (unknown := len(inputs.images) - len(known)):
+        print(f"{unknown} of {len(inputs.images)} images aren't in {annotations.path}: no ids, taken as without it")
+    sizes = {p: known[p].size for p in known}
+    ids = image_ids(inputs, known) if annotations or coco_path or labels else {}
     names = picture_names(inputs, pictures) if pictures else {}
     faults = []
     with contextlib.ExitStack() as files:
+        label = files.enter_context(label_writer(*labels, inputs, ids, predictor)) if labels else None
         add = files.enter_context(json_entries(json_path, "{}"))
         add_result = files.enter_context(json_entries(coco_path, "[]")) if coco_path else None
-        stream = predictor.stream(inputs.images, keep_images=pictures is not None)
+        stream = predictor.stream(inputs.images, keep_images=pictures is not None, sizes=sizes)
         for p in tqdm(stream, total=len(inputs.images), unit="image", desc="predicting"):
             if p.fault:
                 faults.append(p.fault)
                 continue
             entry = p.detections.to_dict()
-            if add_result:
+            if add_result or p.source in known:
                 entry = {"image_id": ids[p.source]} | entry
+            if add_result:
                 for row in p.detections.to_coco(ids[p.source]):
                     add_result(json.dumps(row, separators=(",", ":")))
             add(f"{json.dumps(os.fspath(p.source))}: {json.dumps(entry)}")
+            if label:
+                label(p.source, p.detections.above(picture_score), p.orientation)
             if pictures:
                 write_picture(names[p.source], p, picture_score)
     return faults
 
 
-def image_ids(inputs: Inputs, annotations: Annotations | None) -> dict[Path, int]:
-    """COCO's image id of each input."""
-    if annotations:
-        known = annotations.image_ids
-        lacking = [p for p in inputs.images if p.name not in known and is_image(p)]
-        if lacking:
-            raise PredictionError(f"{annotations.path}: has no image {lacking[0].name}; predict its images alone")
-        return {p: known.get(p.name, -1) for p in inputs.images}
+def label_writer(kind: str, place: Path, inputs: Inputs, ids: dict[Path, int | str], predictor: Predictor):
+    """The context of a writer of labels, see predict_labels."""
+    relative = {p: Path(os.path.abspath(p)).relative_to(inputs.root) for p in inputs.images}
+    if kind == "coco":
+        images = {p: (name.as_posix(), ids[p]) for p, name in relative.items()}
+        return coco_labels(place, images, predictor.class_names, predictor.category_ids)
+    stems = Counter(name.with_suffix("") for name in relative.values())
+    targets = {}
+    for p, name in relative.items():
+        alone = stems[name.with_suffix("")] == 1
+        targets[p] = place / (name.with_suffix(".json") if alone else name.with_name(name.name + ".json"))
+    return labelme_labels(targets)
+
+
+def image_ids(inputs: Inputs, known: dict[Path, AnnotatedImage]) -> dict[Path, int | str]:
+    """COCO's image id of each input, -1 for one that isn't in the annotations."""
+    if known:
+        return {p: known[p].image_id if p in known else -1 for p in inputs.images}
     stems = [p.stem for p in inputs.images]
     if all(s.isascii() and s.isdigit() for s in stems) and len({int(s) for s in stems}) == len(stems):
         return {p: int(p.stem) for p in inputs.images}
@@ -261,10 +274,12 @@ def predict_video(
     """Writes {target}.jsonl, a line a frame ({"frame", "seconds", "height", "width", "predictions"}), and {target}.mp4
     with the detections of at least `score` drawn.
 
-    Returns what is wrong with the video, "" for nothing: one that doesn't open, or ends early. Raises PredictionError
-    for outputs that can't be written.
+    Frames are upright, as players show them. Returns what is wrong with the video, "" for nothing: one that doesn't
+    open, or ends early. Raises UserError for outputs that can't be written.
     """
     capture = cv2.VideoCapture(os.fspath(video), cv2.CAP_FFMPEG)
+    # phones store frames on their side, with a matrix that turns them; OpenCV heeds it only when told
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     height, width = (int(capture.get(k)) for k in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
     if not capture.isOpened() or height < 1 or width < 1:
         return f"{video}: not a video that can be read, or damaged"

@@ -1,8 +1,13 @@
 """A trained detector as a function of images: from src import Predictor; Predictor(config, checkpoint)(image)."""
 
 import copy
+import difflib
+import functools
+import os
+import signal
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +17,9 @@ from mindspore import Tensor
 from pycocotools import mask as rle
 
 from src.config import COCO_CLASSES, Config, load_config
-from src.data.images import read_image
+from src.data.formats import resolve_classes
+from src.data.images import read_frame
 from src.data.records import DataError
-from src.data.sources import resolve_classes
 from src.data.transforms import prepare_image
 from src.device import set_device
 from src.errors import UserError
@@ -55,7 +60,7 @@ class Detections:
     scores: np.ndarray
     labels: np.ndarray
     names: list[str]
-    category_ids: list[int | None]
+    category_ids: list[int | str | None]
     masks: list[dict] | None = None
 
     def __len__(self) -> int:
@@ -122,7 +127,7 @@ class Detections:
             rows.append(row | {"score": result["score"]})
         return {"height": self.height, "width": self.width, "predictions": rows}
 
-    def to_coco(self, image_id: int) -> list[dict]:
+    def to_coco(self, image_id: int | str) -> list[dict]:
         """COCO results, as eval.py writes them; a class without a known id counts by its label."""
         out = []
         for i, (x1, y1, x2, y2) in enumerate(self.boxes.astype(np.float64)):
@@ -141,12 +146,16 @@ class Detections:
 
 @dataclass
 class Prediction:
-    """One source's detections, or why there are none; `image` (H, W, 3) uint8 BGR where it was asked for."""
+    """One source's detections, or why there are none; `image` (H, W, 3) uint8 BGR where it was asked for.
+
+    orientation: the EXIF orientation by which viewers turn the picture further; 1 where detections are of the upright.
+    """
 
     source: Source
     detections: Detections | None = None
     image: np.ndarray | None = None
     fault: str = ""
+    orientation: int = 1
 
 
 @dataclass
@@ -158,6 +167,7 @@ class Prepared:
     sizes: np.ndarray | None = None
     image: np.ndarray | None = None
     fault: str = ""
+    orientation: int = 1
 
 
 class Predictor:
@@ -166,8 +176,8 @@ class Predictor:
     config: a Config or the path of a YAML file; checkpoint: .ckpt or .safetensors of the whole detector. batch_size:
     images that go through the network together (default: the config's test_batch_size); fewer are padded, so that it
     compiles once. score_thr: least score (default: the config's test_cfg.rcnn.score_thr). upright: image files are
-    turned as their EXIF orientation says. category_ids: the data set's id of each label (default: COCO's, where the
-    classes are COCO's).
+    turned as their EXIF orientation says, as by the config's exif: upright. category_ids: the data set's id of each
+    label (default: COCO's, where the classes are COCO's). classes: names of the only classes to detect (default: all).
 
     May be called from several threads: the network runs in one thread of its own, for one batch after the other.
     Raises UserError for a config, device or checkpoint that can't be used.
@@ -180,7 +190,8 @@ class Predictor:
         batch_size: int | None = None,
         score_thr: float | None = None,
         upright: bool = False,
-        category_ids: dict[int, int] | None = None,
+        category_ids: dict[int, int | str] | None = None,
+        classes: Sequence[str] | None = None,
     ):
         config = copy.deepcopy(config) if isinstance(config, Config) else load_config(config)
         config = resolve_classes(config, training=False, checkpoint=checkpoint)
@@ -192,13 +203,17 @@ class Predictor:
             if batch_size < 1:
                 raise UserError(f"a batch of {batch_size} images; at least one")
             config.test_batch_size = batch_size
-        self.config, self.upright = config, upright
+        if upright:
+            config.exif = "upright"
+        self.config = config
         self.score_thr = config.test_cfg.rcnn.score_thr if score_thr is None else score_thr
         self.class_names = list(config.coco_classes)
         self.category_ids = coco_category_ids(self.class_names) if category_ids is None else category_ids
         self._labels = {label: label for label in range(len(self.class_names))}
+        self._wanted = class_labels(self.class_names, classes)
         # MindSpore's graph mode is a setting of each thread, so the network stays in one
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._process = os.getpid()
         self._detector = self._network.submit(self._load, Path(checkpoint)).result()
 
     def _load(self, checkpoint: Path):
@@ -220,26 +235,44 @@ class Predictor:
             out.append(prediction.detections)
         return out[0] if alone else out
 
-    def stream(self, sources: Iterable[Source], keep_images: bool = False) -> Iterator[Prediction]:
+    def stream(
+        self,
+        sources: Iterable[Source],
+        keep_images: bool = False,
+        sizes: Mapping[Source, tuple[int, int] | None] | None = None,
+    ) -> Iterator[Prediction]:
         """A Prediction for each source, in order; one that can't be read has a fault instead of detections.
 
-        Files are decoded by threads, and masks pasted, while the network goes on; no more than a few batches are held.
+        sizes: the annotated (height, width) of files, which they must have, and by which exif: auto turns them. Files
+        are decoded by threads, and masks pasted, while the network goes on; no more than a few batches are held.
         """
+        if os.getpid() != self._process:
+            # the network's thread stayed behind, and would be waited for without end
+            raise UserError("this Predictor was made before the process was forked; make one in the child")
+        prepare = functools.partial(self._prepare, keep=keep_images, sizes=sizes or {})
         with ThreadPoolExecutor(max(1, self.config.num_parallel_workers)) as pool:
             running: deque[tuple[list[Prepared], Future]] = deque()
-            for items in self._batches(sources, pool, keep_images):
+            for items in self._batches(sources, pool, prepare):
                 running.append((items, self._network.submit(self._detect, items)))
                 if len(running) > 1:
                     yield from self._finish(*running.popleft(), pool)
             while running:
                 yield from self._finish(*running.popleft(), pool)
 
-    def _batches(self, sources: Iterable[Source], pool: ThreadPoolExecutor, keep: bool) -> Iterator[list[Prepared]]:
-        """Lists with test_batch_size usable images each, but the last; faulty ones stay in their places between."""
-        size, items, usable = self.config.test_batch_size, [], 0
-        for item in self._prepared(sources, pool, keep):
+    def _batches(
+        self, sources: Iterable[Source], pool: ThreadPoolExecutor, prepare: Callable[[Source], Prepared]
+    ) -> Iterator[list[Prepared]]:
+        """Lists with test_batch_size usable images each, but the last, and those before an image that has the canvas
+        turned; faulty ones stay in their places between.
+        """
+        size, items, usable, shape = self.config.test_batch_size, [], 0, None
+        for item in self._prepared(sources, pool, prepare):
+            if usable and not item.fault and item.canvas.shape != shape:
+                yield items
+                items, usable = [], 0
             items.append(item)
             usable += not item.fault
+            shape = shape if item.fault else item.canvas.shape
             # a run of faults isn't held back for the images after it
             if usable == size or (not usable and len(items) > size):
                 yield items
@@ -247,26 +280,31 @@ class Predictor:
         if items:
             yield items
 
-    def _prepared(self, sources: Iterable[Source], pool: ThreadPoolExecutor, keep: bool) -> Iterator[Prepared]:
+    def _prepared(
+        self, sources: Iterable[Source], pool: ThreadPoolExecutor, prepare: Callable[[Source], Prepared]
+    ) -> Iterator[Prepared]:
         ahead = max(1, self.config.num_parallel_workers)
         pending: deque[Future] = deque()
         for source in sources:
-            pending.append(pool.submit(self._prepare, source, keep))
+            pending.append(pool.submit(prepare, source))
             if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
-    def _prepare(self, source: Source, keep: bool) -> Prepared:
+    def _prepare(self, source: Source, keep: bool, sizes: Mapping) -> Prepared:
         try:
-            image = from_array(source) if isinstance(source, np.ndarray) else read_image(source, self.upright)
+            if isinstance(source, np.ndarray):
+                image, orientation = from_array(source), 1
+            else:
+                image, orientation = read_frame(source, self.config.exif, sizes.get(source))
         except DataError as e:
             return Prepared(source, fault=str(e))
         except MemoryError:
             return Prepared(source, fault=f"{source}: too large for the memory that is free")
         canvas, resized = prepare_image(image, self.config)
         sizes = np.array([*resized, *image.shape[:2]], np.float32)
-        return Prepared(source, canvas, sizes, image if keep else None)
+        return Prepared(source, canvas, sizes, image if keep else None, orientation=orientation)
 
     def _detect(self, items: list[Prepared]) -> list[np.ndarray]:
         """The network's outputs for the usable items, padded to a whole batch. Runs in the network's thread."""
@@ -280,12 +318,13 @@ class Predictor:
 
     def _finish(self, items: list[Prepared], outputs: Future, pool: ThreadPoolExecutor) -> Iterator[Prediction]:
         out, row, pending = outputs.result(), 0, []
+        keep_interrupts()
         for item in items:
             pending.append(None if item.fault else pool.submit(self._detections, out, row, item.sizes))
             row += not item.fault
         for item, future in zip(items, pending, strict=True):
             detections = future.result() if future else None
-            yield Prediction(item.source, detections, item.image, item.fault)
+            yield Prediction(item.source, detections, item.image, item.fault, item.orientation)
 
     def _detections(self, out: list[np.ndarray], row: int, sizes: np.ndarray) -> Detections:
         batch = {
@@ -294,6 +333,7 @@ class Predictor:
             "scale": np.tile(sizes[:2] / sizes[2:], (row + 1, 1)),
         }
         results = image_results(self.config, out, row, batch, self._labels)
+        results = [r for r in results if r["category_id"] in self._wanted]
         boxes = np.array([r["bbox"] for r in results], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([r["category_id"] for r in results], np.int32)
@@ -307,6 +347,28 @@ class Predictor:
             category_ids=[self.category_ids.get(int(i)) for i in labels],
             masks=[r["segmentation"] for r in results] if len(out) > 4 else None,
         ).above(self.score_thr)
+
+
+def keep_interrupts() -> None:
+    """Gives Ctrl-C back to Python: MindSpore, once a network has run, answers it by ending the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+
+
+def class_labels(class_names: Sequence[str], wanted: Sequence[str] | None) -> set[int]:
+    """The labels of the classes `wanted`, of all without it. Raises UserError for a name that isn't one."""
+    known = list(class_names[1:])
+    if wanted is None:
+        return set(range(1, len(class_names)))
+    if not wanted:
+        raise UserError("classes: none named; name some of the config's coco_classes, or leave the option out")
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(f"classes: the detector knows no {name!r}{meant}; it knows {', '.join(known)}")
+    return {known.index(name) + 1 for name in wanted}
 
 
 def from_array(image: np.ndarray) -> np.ndarray:

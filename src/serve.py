@@ -117,7 +117,7 @@ def create_app(predictor, hosts: tuple[str, ...] | None = LOCAL):
             name = clean_name(file.filename)
             try:
                 # a browser shows photographs turned as their EXIF orientation says
-                image = safe_decode(file.read(), name, upright=True, max_pixels=MAX_PIXELS)
+                image = safe_decode(file.read(), name, exif="upright", max_pixels=MAX_PIXELS)
                 found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
             except UserError as e:
                 return refuse(str(e), 400)
@@ -209,7 +209,8 @@ def serve(config: Config, checkpoint: str, host: str = "127.0.0.1", port: int = 
 
     predictor = Predictor(config, checkpoint, batch_size=1)
     print("compiling the network ...", flush=True)
-    predictor(np.zeros((config.img_height, config.img_width, 3), np.uint8))
+    blank = np.zeros((config.img_height, config.img_width, 3), np.uint8)
+    predictor([blank, blank.transpose(1, 0, 2).copy()] if config.turns_canvas else [blank])
     # an address that is open to others has names that we can't know
     app = create_app(predictor, LOCAL if host in LOCAL else None)
     server = waitress.create_server(

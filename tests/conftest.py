@@ -11,8 +11,43 @@ import pytest
 
 from src.config import load_config
 from src.data.shapes import make_shapes
+from src.ops.library import describe_operators
 
 ROOT = Path(__file__).parents[1]
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="also the long tests, which are marked full")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the long tests out, and counts them, unless they are asked for."""
+    if config.getoption("--full"):
+        return
+    long = [item for item in items if item.get_closest_marker("full")]
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=long)
+    config.stash[LEFT_OUT] = len(long)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left_out"] = len(long)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Takes the count from one of several test processes; all have the same tests."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_sessionstart(session):
+    """Says, also where -q leaves out pytest's header, what the tests are about to test."""
+    if reporter := session.config.pluginmanager.get_plugin("terminalreporter"):
+        reporter.write_line(describe_operators())
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} long tests left out (with them: bash scripts/run_tests.sh --full)")
 
 
 def pytest_configure(config):
@@ -21,6 +56,17 @@ def pytest_configure(config):
     if worker.startswith("gw"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+
+
+@contextlib.contextmanager
+def all_cores():
+    """What is started within may use every core of the machine, where this test process has one alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="session")

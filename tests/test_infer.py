@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -15,10 +16,14 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from src import predict_files
-from src.data import reading
+from src.annotated import AnnotatedImage, Annotations
+from src.data import images
+from src.data.import_labels import import_labels
 from src.errors import UserError
-from src.predict_files import Annotations, find_inputs, predict_images, predict_video
-from src.predictor import coco_category_ids
+from src.predict_files import find_inputs, predict_images, predict_video, split_inputs
+from src.predict_labels import mask_polygons
+from src.predictor import Predictor, coco_category_ids
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,6 +139,12 @@ def test_pictures_show_the_detections(commands, folder):
         (["--input", "none*.jpg", "--output", "out"], ["none*.jpg", "no file of that pattern"]),
         (["--output", "out"], ["--input"]),
         (["--input", "a.png"], ["--output"]),
+        (["--input", "a.png", "--split", "val", "--output", "out"], ["--split", "--input"]),
+        (
+            ["--split", "vla", "--output", "out", "--coco_classes", "[background, a]", "--num_classes", "2"],
+            ["--split vla"],
+        ),
+        (["--input", "a.png", "--output", "out", "--exif", "sideways"], ["exif", "auto, upright, stored"]),
         (["--input", "a.png", "--output", "out", "--scor_thr", "1"], ["scor_thr", "unknown key"]),
     ],
 )
@@ -201,7 +212,7 @@ def test_cmyk_is_read(tmp_path, photograph, tiny_predictor):
     Image.fromarray(photograph).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)
     found = tiny_predictor(tmp_path / "cmyk.jpg")
     assert (found.height, found.width) == photograph.shape[:2]
-    assert np.abs(reading.read_image(tmp_path / "cmyk.jpg")[:, :, ::-1].astype(int) - photograph).mean() < 12
+    assert np.abs(images.read_image(tmp_path / "cmyk.jpg")[:, :, ::-1].astype(int) - photograph).mean() < 12
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -212,9 +223,9 @@ def test_exif_orientation(tmp_path, photograph, tiny_predictor, orientation):
     Image.fromarray(photograph).save(path, exif=exif, quality=95)
     # as COCO annotates them, images are taken as stored; OpenCV's own turning is the reference for the upright ones
     np.testing.assert_array_equal(
-        reading.read_image(path), cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        images.read_image(path), cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     )
-    np.testing.assert_array_equal(reading.read_image(path, upright=True), cv2.imread(str(path), cv2.IMREAD_COLOR))
+    np.testing.assert_array_equal(images.read_image(path, "upright"), cv2.imread(str(path), cv2.IMREAD_COLOR))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (2, 5)])
@@ -301,6 +312,42 @@ def test_threads_share_a_predictor(tiny_predictor, photograph, expected):
     for t in threads:
         t.join()
     assert answers == [expected] * 4
+
+
+def test_a_forked_child_is_told(tiny_predictor, photograph):
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            tiny_predictor(photograph)
+        except UserError as e:
+            os.write(write, str(e).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as told:
+        assert "make one in the child" in told.read()
+
+
+def test_interrupts_stay_pythons(tiny_model, tiny_arguments, tmp_path):
+    program = f"""
+import signal
+import numpy as np
+from src import Predictor
+from src.config import load_config
+signal.signal(signal.SIGINT, signal.default_int_handler)
+predictor = Predictor(load_config({tiny_arguments[1]!r}, {TINY!r}), {str(tiny_model[1])!r}, batch_size=1)
+predictor(np.zeros((64, 64, 3), np.uint8))
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("caught", len(predictor(np.zeros((64, 64, 3), np.uint8))))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("caught ")
 
 
 def test_detections(tiny_predictor, photograph):
@@ -415,6 +462,296 @@ def test_annotations_of_other_images_or_classes(shapes_root, tmp_path, tiny_pred
 
 
 # ---------------------------------------------------------------------------------------------------------
+# annotations: which image is which, and how it was looked at
+
+
+def annotated(*names, **sizes):
+    """Annotations of images of these names, with ids from 1."""
+    entries = [AnnotatedImage(name, i, sizes.get(name)) for i, name in enumerate(names, 1)]
+    return Annotations(Path("instances.json"), entries, {})
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        # the path decides between two of one name
+        (["train/a.jpg", "val/a.jpg"], {"/x/val/a.jpg": 2, "/x/train/a.jpg": 1}),
+        (["a.jpg", "sub/a.jpg"], {"/x/sub/a.jpg": 2, "/x/a.jpg": 1}),
+        (["images/train/a.jpg", "images/val/a.jpg"], {"/data/train/a.jpg": 1, "/data/val/a.jpg": 2}),
+        # exports of other tools
+        (["images\\a.jpg"], {"/x/a.jpg": 1}),
+        (["images\\upload\\a.jpg", "images\\other\\a.jpg"], {"/x/upload/a.jpg": 1}),
+        (["images/train/a.jpg"], {"/elsewhere/a.jpg": 1}),
+        (["./a.jpg"], {"/x/a.jpg": 1}),
+        (["../pool/a.jpg"], {"/x/pool/a.jpg": 1}),
+        (["/home/someone/else/a.jpg"], {"/x/a.jpg": 1}),
+        # accents in one character or two, suffixes in any case, names in other bytes
+        (["u\u0308ber.jpg"], {"/x/\u00fcber.jpg": 1}),
+        (["\u00fcber.jpg"], {"/x/u\u0308ber.jpg": 1}),
+        (["a.jpg"], {"/x/a.JPG": 1}),
+        (["a.jpg", "a.JPG"], {"/x/a.JPG": 2, "/x/a.jpg": 1}),
+        (["\u00e9.jpg"], {os.fsdecode(b"/x/\xe9.jpg"): 1}),
+        (["\udce9.jpg"], {os.fsdecode(b"/x/\xe9.jpg"): 1}),
+        # one entry, two files: the one whose path says so
+        (["train/a.jpg"], {"/x/train/a.jpg": 1, "/x/val/a.jpg": None}),
+        (["a.jpg"], {"/x/b.jpg": None}),
+    ],
+)
+def test_images_are_found_by_path_then_by_name(names, found):
+    known = annotated(*names).find([Path(p) for p in found])
+    assert {str(p): i.image_id for p, i in known.items()} == {p: i for p, i in found.items() if i}
+
+
+@pytest.mark.parametrize(
+    ("names", "paths", "parts"),
+    [
+        (["train/a.jpg", "val/a.jpg"], ["/x/a.jpg"], ["'train/a.jpg' and 'val/a.jpg'", "its path, the name 'a.jpg'"]),
+        (["a.jpg"], ["/x/1/a.jpg", "/x/2/a.jpg"], ["/x/1/a.jpg and /x/2/a.jpg", "image 1"]),
+        (["a.jpg", "a.jpg"], ["/x/a.jpg"], ["'a.jpg' and 'a.jpg'"]),
+    ],
+)
+def test_ambiguous_images_are_refused(names, paths, parts, refusal):
+    with refusal(UserError, "instances.json", *parts):
+        annotated(*names).find([Path(p) for p in paths])
+
+
+def turned_copy(source, target, orientation):
+    """Stores the picture of `source` so that viewers turn it back."""
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    back = {1: 1, 3: 3, 6: 8, 8: 6}[orientation]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(images.turn(np.asarray(Image.open(source).convert("RGB")), back)).save(target, exif=tag)
+
+
+@pytest.fixture
+def turned(shapes_root, tmp_path):
+    """Images of one name in two folders, a turned one of them annotated upright: the folder, and the COCO file, whose
+    ids are text."""
+    for i, (name, orientation) in enumerate({"a/x.png": 6, "b/x.png": 1, "b/y.png": 8}.items(), 1):
+        turned_copy(shapes_root / f"val2017/{i:012d}.jpg", tmp_path / "images" / name, orientation)
+    data = json.loads((shapes_root / "annotations/instances_val2017.json").read_text())
+    sizes = [(i["height"], i["width"]) for i in data["images"][:3]]
+    names = ["images\\a\\x.png", "images\\b\\x.png", "images\\b\\y.png"]
+    data["annotations"] = []
+    data["images"] = [
+        {"id": f"id {name}", "file_name": name, "height": h, "width": w}
+        for name, (h, w) in zip(names, sizes, strict=True)
+    ]
+    # as its pixels are stored
+    last = data["images"][2]
+    last["height"], last["width"] = last["width"], last["height"]
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    return tmp_path / "images", tmp_path / "instances.json"
+
+
+def test_the_annotated_size_decides_how_a_picture_is_turned(turned, tmp_path, tiny_predictor):
+    folder, path = turned
+    found = find_inputs([str(folder / "**/*.png")])
+    annotations = Annotations.read(path)
+    out = tmp_path / "out"
+    assert predict_images(tiny_predictor, found, out / "p.json", out / "pictures", out / "r.json", annotations) == []
+    entries = {Path(k).relative_to(folder).as_posix(): v for k, v in json.loads((out / "p.json").read_text()).items()}
+    assert [e["image_id"] for e in entries.values()] == [f"id images\\{n[0]}\\{n[2:]}" for n in entries]
+    assert {r["image_id"] for r in json.loads((out / "r.json").read_text())} == {
+        e["image_id"] for e in entries.values()
+    }
+    for name, policy in {"a/x.png": "upright", "b/x.png": "stored", "b/y.png": "stored"}.items():
+        image = images.read_image(folder / name, policy)
+        wanted = tiny_predictor(np.ascontiguousarray(image[:, :, ::-1])).to_dict()
+        assert entries[name] == {"image_id": entries[name]["image_id"]} | wanted
+        picture = cv2.imread(str(out / "pictures" / name), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        height, width = image.shape[:2]
+        assert picture.shape[0] * width == pytest.approx(picture.shape[1] * height, rel=0.02)
+
+
+def test_a_picture_of_another_size_than_annotated(turned, tmp_path, tiny_model):
+    folder, path = turned
+    data = json.loads(path.read_text())
+    data["images"][1]["width"] -= 1
+    path.write_text(json.dumps(data))
+    predictor = Predictor(*tiny_model)
+    predictor.config.exif = "stored"
+    found = find_inputs([str(folder / "**/*.png")])
+    faults = predict_images(predictor, found, tmp_path / "p.json", annotations=Annotations.read(path))
+    assert len(faults) == 2
+    assert "a/x.png" in faults[0] and "use exif: auto" in faults[0]
+    assert "b/x.png" in faults[1] and "resized" in faults[1]
+
+
+def test_names_in_any_bytes(tmp_path, shapes_root, tiny_predictor, capsys):
+    source = shapes_root / "val2017/000000000001.jpg"
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9.jpg"))
+    shutil.copy(source, path)
+    name = path.name
+    content = {"images": [{"id": 7, "file_name": name}], "annotations": [], "categories": []}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    labels = ("coco", out / "labels.json")
+    annotations = Annotations.read(tmp_path / "c.json")
+    predict_images(
+        tiny_predictor, find_inputs([str(path)]), out / "p.json", out, out / "r.json", annotations, 0.3, labels
+    )
+    for file in out.glob("*.json"):
+        json.loads(file.read_bytes().decode("ascii"))
+    assert list(json.loads((out / "p.json").read_text())) == [str(path)]
+    assert {r["image_id"] for r in json.loads((out / "r.json").read_text())} == {7}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# a split, some classes, labels
+
+
+def test_a_split_in_place_of_files(shapes_root, shapes_config, tmp_path, tiny_predictor):
+    config = shapes_config()
+    found, annotations, skipped = split_inputs(config, "val")
+    assert [p.name for p in found.images] == [f"{i:012d}.jpg" for i in range(1, 9)]
+    assert skipped == []
+    assert annotations.labels(config.coco_classes) == {i: i for i in range(1, 6)}
+    assert len(split_inputs(config, "train")[0].images) == 24
+    data = json.loads((shapes_root / "annotations/instances_val2017.json").read_text())
+    data["images"] = [i for i in data["images"] if i["id"] in (3, 5)]
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] in (3, 5)]
+    part = tmp_path / "instances_val2017.json"
+    part.write_text(json.dumps(data))
+    found, annotations, _ = split_inputs(config, str(part))
+    assert [p.name for p in found.images] == ["000000000003.jpg", "000000000005.jpg"]
+    predict_images(tiny_predictor, found, tmp_path / "p.json", None, tmp_path / "r.json", annotations)
+    assert {r["image_id"] for r in json.loads((tmp_path / "r.json").read_text())} == {3, 5}
+
+
+def test_a_split_that_is_none(shapes_config, refusal):
+    with refusal(UserError, "--split tset"):
+        split_inputs(shapes_config(), "tset")
+
+
+def test_some_classes_alone(tiny_model, tiny_predictor, shapes_root):
+    paths = sorted((shapes_root / "val2017").iterdir())
+    everything = [tiny_predictor(p).to_dict() for p in paths]
+    names = Counter(p["class"]["name"] for d in everything for p in d["predictions"])
+    assert len(names) > 1
+    rare = min(names, key=names.get)
+    for found, whole in zip(Predictor(*tiny_model, classes=[rare])(paths), everything, strict=True):
+        assert found.to_dict()["predictions"] == [p for p in whole["predictions"] if p["class"]["name"] == rare]
+
+
+def test_an_unknown_class_is_named(tiny_model, refusal):
+    with refusal(UserError, "'sta'", "did you mean 'star'", "circle, square, triangle, star, cross"):
+        Predictor(*tiny_model, classes=["sta"])
+    with refusal(UserError, "'elephant'", "circle"):
+        Predictor(*tiny_model, classes=["circle", "elephant"])
+
+
+def ring(height=60, width=80):
+    """A mask of a ring, a bar apart from it, and a pixel."""
+    mask = np.zeros((height, width), np.uint8)
+    cv2.circle(mask, (30, 30), 20, 1, -1)
+    cv2.circle(mask, (32, 31), 9, 0, -1)
+    mask[5:50, 60:66] = 1
+    mask[0, 0] = 1
+    return mask.astype(bool)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        ring(),
+        np.ones((7, 9), bool),
+        np.eye(6, dtype=bool),
+        ~np.eye(40, dtype=bool)[::-1],
+        np.pad(np.ones((1, 1), bool), 3),
+        np.random.default_rng(0).random((30, 40)) < 0.3,
+    ],
+)
+def test_polygons_of_a_mask(mask):
+    polygons = mask_polygons(mask)
+    assert all(len(p) >= 3 for p in polygons)
+    drawn = rle.decode(rle.merge(rle.frPyObjects([p.ravel().tolist() for p in polygons], *mask.shape))).astype(bool)
+    # fewer corners may cost a fiftieth; holes of less than 4 pixels are filled
+    holes = 4 * (cv2.connectedComponents((~mask).astype(np.uint8), connectivity=4)[0] - 1)
+    assert (drawn ^ mask).sum() <= 0.02 * mask.sum() + holes
+    assert (mask & ~drawn).sum() <= 0.02 * mask.sum()
+
+
+def test_an_empty_mask_has_no_polygon():
+    assert mask_polygons(np.zeros((5, 5), bool)) == []
+
+
+def object_masks(entries, annotations, image_id):
+    """{category name: union of the objects' masks} of one image of a COCO file."""
+    image = next(i for i in entries["images"] if i["id"] == image_id)
+    names = {c["id"]: c["name"] for c in entries["categories"]}
+    out = {}
+    for a in annotations:
+        if a["image_id"] == image_id:
+            drawn = rle.decode(rle.merge(rle.frPyObjects(a["segmentation"], image["height"], image["width"])))
+            out.setdefault(names[a["category_id"]], np.zeros(drawn.shape, bool))
+            out[names[a["category_id"]]] |= drawn.astype(bool)
+    return out
+
+
+SCORE = 0.3
+
+
+@pytest.mark.parametrize("kind", ["labelme", "coco"])
+def test_labels_go_back_into_a_data_set(kind, turned, tmp_path, tiny_predictor):
+    """What labels say, read by the importer, is what was detected."""
+    folder, _ = turned
+    found = find_inputs([str(folder / "**/*.png")])
+    place = tmp_path / ("labels" if kind == "labelme" else "labels.json")
+    predict_images(tiny_predictor, found, tmp_path / "p.json", labels=(kind, place), picture_score=SCORE)
+    detections = {p.relative_to(folder).as_posix(): tiny_predictor(p).above(SCORE) for p in found.images}
+    if kind == "labelme":
+        files = {p.relative_to(place).with_suffix(".png").as_posix(): p for p in sorted(place.rglob("*.json"))}
+        assert list(files) == list(detections)
+        for name, path in files.items():
+            content, detected = json.loads(path.read_text()), detections[name]
+            image = images.read_image(path.parent / content["imagePath"], "upright")
+            # labelme shows the picture upright, whatever the detector was given
+            assert (content["imageHeight"], content["imageWidth"]) == image.shape[:2]
+            orientation = images.file_header(folder / name).orientation
+            parts = {}
+            for shape in content["shapes"]:
+                assert shape["label"] in detected.names
+                assert shape["description"][:7] in ("score 0", "score 1")
+                parts.setdefault(shape["group_id"] or id(shape), []).append(np.ravel(shape["points"]).tolist())
+            assert len(parts) == len(detected)
+            wanted = images.turn(np.stack(list(detected.bitmaps()), 2).astype(np.uint8), orientation)
+            for i, polygons in enumerate(parts.values()):
+                drawn = rle.decode(rle.merge(rle.frPyObjects(polygons, *image.shape[:2])))
+                assert (drawn ^ wanted[..., i]).sum() <= max(0.05 * wanted[..., i].sum(), 4)
+        return
+    entries = json.loads(place.read_text())
+    assert [i["file_name"] for i in entries["images"]] == list(detections)
+    assert [a["id"] for a in entries["annotations"]] == list(range(1, len(entries["annotations"]) + 1))
+    assert all({"bbox", "area", "iscrowd", "score"} <= a.keys() for a in entries["annotations"])
+    import_labels(place, tmp_path / "root", folder, val=0)
+    again = json.loads((tmp_path / "root/annotations/instances_train2017.json").read_text())
+    for image in again["images"]:
+        detected = detections[image["file_name"]]
+        assert (image["height"], image["width"]) == (detected.height, detected.width)
+        rows = [a for a in again["annotations"] if a["image_id"] == image["id"]]
+        assert len(rows) == len(detected) > 0
+        for a, bitmap, label in zip(rows, detected.bitmaps(), detected.labels, strict=True):
+            assert a["category_id"] == label
+            assert a["area"] == bitmap.sum()
+            drawn = rle.decode(rle.merge(rle.frPyObjects(a["segmentation"], *bitmap.shape))).astype(bool)
+            assert (drawn ^ bitmap).sum() <= max(0.05 * bitmap.sum(), 4)
+
+
+def test_labels_that_may_be_corrected_stay(turned, tmp_path, tiny_predictor, refusal):
+    folder, _ = turned
+    found = find_inputs([str(folder / "b/*.png")])
+    for kind, place, taken in (("coco", "l.json", "l.json"), ("labelme", "l", "l/x.json")):
+        (tmp_path / taken).parent.mkdir(exist_ok=True)
+        (tmp_path / taken).write_text("mine")
+        with refusal(UserError, taken, "corrected by hand"):
+            predict_images(tiny_predictor, found, tmp_path / "p.json", labels=(kind, tmp_path / place))
+        assert (tmp_path / taken).read_text() == "mine"
+        assert not (tmp_path / "p.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------
 # video
 
 
@@ -465,3 +802,45 @@ def test_videos_that_cannot_be_read(film, tmp_path, tiny_predictor):
 def test_videos_of_one_name_keep_apart(tmp_path):
     found = predict_files.Inputs(videos=[Path("a/x.mp4"), Path("a/x.avi"), Path("a/y.avi")])
     assert [t.name for t in found.video_targets(tmp_path).values()] == ["x.mp4", "x.avi", "y"]
+
+
+def phone_video(path, matrix):
+    """A video of 5 frames of 64 x 48 pixels with a display matrix, as phones write them; the stored frame."""
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[:24, :32], frame[24:, 32:] = (0, 0, 255), (0, 255, 0)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 5, (64, 48))
+    assert writer.isOpened()
+    for _ in range(5):
+        writer.write(frame)
+    writer.release()
+    data = bytearray(path.read_bytes())
+    # ISO/IEC 14496-12: the track header's matrix comes 44 bytes after its name
+    at = data.index(b"tkhd") + 44
+    assert data[at : at + 4] == (1 << 16).to_bytes(4, "big")
+    numbers = [v << 16 for v in matrix]
+    data[at : at + 20] = b"".join(v.to_bytes(4, "big", signed=True) for v in (*numbers[:2], 0, *numbers[2:]))
+    path.write_bytes(data)
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turn"),
+    [
+        ((1, 0, 0, 1), None),
+        ((0, 1, -1, 0), cv2.ROTATE_90_CLOCKWISE),
+        ((-1, 0, 0, -1), cv2.ROTATE_180),
+        ((0, -1, 1, 0), cv2.ROTATE_90_COUNTERCLOCKWISE),
+    ],
+)
+def test_videos_are_upright(matrix, turn, tmp_path, tiny_predictor):
+    frame = phone_video(tmp_path / "phone.mp4", matrix)
+    shown = frame if turn is None else cv2.rotate(frame, turn)
+    assert predict_video(tiny_predictor, tmp_path / "phone.mp4", tmp_path / "out/phone", score=1.0) == ""
+    lines = [json.loads(line) for line in (tmp_path / "out/phone.jsonl").read_text().splitlines()]
+    assert [(line["height"], line["width"]) for line in lines] == [shown.shape[:2]] * 5
+    capture, count = cv2.VideoCapture(str(tmp_path / "out/phone.mp4")), 0
+    while (read := capture.read())[0]:
+        # compressed twice
+        assert np.abs(read[1].astype(int) - shown).mean() < 12
+        count += 1
+    assert count == 5

@@ -86,6 +86,14 @@ def test_photographs_are_turned_upright(client, predictor, photograph):
     picture.save(out, "JPEG", exif=exif)
     body = post(client, out.getvalue()).get_json()
     assert (body["width"], body["height"]) == (picture.height, picture.width)
+    # what the detector is given, and what the page shows with its boxes, is what OpenCV's own turning makes of it
+    upright = cv2.imdecode(np.frombuffer(out.getvalue(), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(predictor.images[0], upright[:, :, ::-1])
+    reply = client.get(f"/picture/{body['id']}?score=1", base_url=LOCAL)
+    shown = cv2.imdecode(np.frombuffer(reply.data, np.uint8), cv2.IMREAD_COLOR)
+    assert (shown.shape[0] > shown.shape[1]) == (upright.shape[0] > upright.shape[1])
+    bare = cv2.resize(upright, shown.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    assert (np.abs(shown.astype(int) - bare).max(2) > 60).mean() < 0.01
 
 
 def large_header():

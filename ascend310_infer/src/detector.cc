@@ -168,9 +168,18 @@ class SplitDetector : public Detector {
 
   size_t NumMaps() const { return std::max(sidecar_.roi.strides.size(), sidecar_.mask_roi.strides.size()); }
 
+  // Of a level's map along a side of the canvas; a last level that is subsampled by 2 rounds up.
+  int64_t Cells(int64_t side, size_t level) const {
+    return (side + sidecar_.strides[level] - 1) / sidecar_.strides[level];
+  }
+
+  // Pixels between anchors (src/models/anchors.py's cell_steps).
+  int64_t Step(int64_t side, size_t level) const {
+    return sidecar_.grid_strides ? side / Cells(side, level) : sidecar_.strides[level];
+  }
+
   const float *Map(size_t output, int64_t channels, size_t level) {
-    const int64_t h = sidecar_.height / sidecar_.strides[level], w = sidecar_.width / sidecar_.strides[level];
-    return features_->Output<float>(output, {1, channels, h, w});
+    return features_->Output<float>(output, {1, channels, Cells(sidecar_.height, level), Cells(sidecar_.width, level)});
   }
 
   std::vector<Box> Proposals(const Bounds &bounds) {
@@ -180,10 +189,11 @@ class SplitDetector : public Detector {
     for (size_t l = 0; l < levels; ++l) {
       const auto each = static_cast<int64_t>(sidecar_.base_anchors[l].size());
       inputs.push_back({Map(NumMaps() + l, each, l), Map(NumMaps() + levels + l, 4 * each, l),
-                        sidecar_.height / sidecar_.strides[l], sidecar_.width / sidecar_.strides[l],
-                        sidecar_.strides[l], &sidecar_.base_anchors[l]});
+                        Cells(sidecar_.height, l), Cells(sidecar_.width, l), Step(sidecar_.height, l),
+                        Step(sidecar_.width, l), &sidecar_.base_anchors[l]});
     }
-    return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn, bounds);
+    return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn,
+                         {sidecar_.level_by_logits, sidecar_.nms_by_logits}, bounds);
   }
 
   std::vector<std::unique_ptr<MaskHead>> MaskHeads(bool on_host) const {
@@ -215,7 +225,7 @@ class SplitDetector : public Detector {
     std::vector<RoIAlignLevel> levels;
     std::vector<const float *> maps;
     for (size_t l = 0; l < roi.strides.size(); ++l) {
-      levels.push_back({sidecar_.height / sidecar_.strides[l], sidecar_.width / sidecar_.strides[l], roi.strides[l]});
+      levels.push_back({Cells(sidecar_.height, l), Cells(sidecar_.width, l), roi.strides[l]});
       maps.push_back(Map(l, channels, l));
     }
     const std::string problem =

@@ -44,8 +44,14 @@ std::unique_ptr<Detector> MakeDetector(const Sidecar &sidecar, const Device &dev
 // One level of the RPN's outputs for one image.
 struct RpnLevel {
   const float *logits, *deltas;  // (A, height, width), (4 A, height, width)
-  int64_t height, width, stride;
+  int64_t height, width;
+  int64_t down, across;  // pixels between anchors
   const std::vector<Box> *base_anchors;
+};
+
+// What proposals are ranked by, logits or probabilities: in each level, and in NMS.
+struct Ranking {
+  bool level_by_logits, nms_by_logits;
 };
 
 // What boxes are clipped to: the picture's part of the canvas.
@@ -56,7 +62,7 @@ struct Bounds {
 
 // src/models/proposals.py
 std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,
-                               const Bounds &bounds);
+                               const Ranking &ranking, const Bounds &bounds);
 
 // src/models/bbox_head.py's Detections. scores: (N, classes) probabilities; deltas: (N, 4 classes) or (N, 4). Boxes in
 // canvas pixels.

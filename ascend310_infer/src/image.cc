@@ -19,6 +19,12 @@ namespace {
 
 constexpr int64_t kMostPixels = int64_t{1} << 30;  // as OpenCV
 
+bool IsJpeg(const std::vector<uint8_t> &bytes) {
+  return bytes.size() >= 3 && bytes[0] == 0xFF && bytes[1] == 0xD8 && bytes[2] == 0xFF;
+}
+
+bool IsPng(const std::vector<uint8_t> &bytes) { return bytes.size() >= 8 && png_sig_cmp(bytes.data(), 0, 8) == 0; }
+
 void Reserve(int64_t height, int64_t width, int64_t channels, std::vector<uint8_t> *pixels) {
   pixels->resize(static_cast<size_t>(height * width * channels));
 }
@@ -185,6 +191,92 @@ Picture DecodePng(const std::vector<uint8_t> &bytes) {
   return picture;
 }
 
+// ---- EXIF -----------------------------------------------------------------------------------------------
+
+// Bytes that are never read past their end.
+class Span {
+ public:
+  Span(const uint8_t *data, size_t size) : data_(data), size_(size) {}
+
+  size_t size() const { return size_; }
+  bool Has(size_t at, size_t bytes) const { return at <= size_ && bytes <= size_ - at; }
+  bool Is(size_t at, const char *text, size_t bytes) const {
+    return Has(at, bytes) && std::memcmp(data_ + at, text, bytes) == 0;
+  }
+  // From `at` on, at most `bytes`.
+  Span Part(size_t at, size_t bytes) const {
+    at = std::min(at, size_);
+    return {data_ + at, std::min(bytes, size_ - at)};
+  }
+  // An unsigned number of 1 to 4 bytes; 0 past the end.
+  uint32_t Number(size_t at, size_t bytes, bool big_endian) const {
+    uint32_t value = 0;
+    for (size_t i = 0; Has(at, bytes) && i < bytes; ++i) {
+      value = value << 8 | data_[at + (big_endian ? i : bytes - 1 - i)];
+    }
+    return value;
+  }
+
+ private:
+  const uint8_t *data_;
+  size_t size_;
+};
+
+// Of the first directory (TIFF 6.0, Exif 2.32).
+int DirectoryOrientation(Span tiff) {
+  constexpr uint32_t kOrientation = 0x0112, kShort = 3, kLong = 4;
+  while (tiff.Is(0, "Exif\0", 6)) tiff = tiff.Part(6, tiff.size());
+  const bool big = tiff.Is(0, "MM", 2);
+  if ((!big && !tiff.Is(0, "II", 2)) || tiff.Number(2, 2, big) != 42) return 1;
+  const size_t start = tiff.Number(4, 4, big);
+  if (!tiff.Has(start, 2)) return 1;
+  const uint32_t count = tiff.Number(start, 2, big);
+  for (uint32_t i = 0; i < count && tiff.Has(start + 2 + size_t{12} * i, 12); ++i) {
+    const size_t entry = start + 2 + size_t{12} * i;
+    if (tiff.Number(entry, 2, big) != kOrientation) continue;
+    const uint32_t type = tiff.Number(entry + 2, 2, big);
+    if (type != kShort && type != kLong) return 1;
+    const uint32_t orientation = tiff.Number(entry + 8, type == kShort ? 2 : 4, big);
+    return orientation >= 1 && orientation <= 8 ? static_cast<int>(orientation) : 1;
+  }
+  return 1;
+}
+
+int JpegOrientation(const Span &file) {
+  size_t at = 2;
+  while (file.Has(at, 2)) {
+    if (file.Number(at, 1, true) != 0xFF) return 1;
+    const uint32_t marker = file.Number(at + 1, 1, true);
+    if (marker == 0xFF) {
+      ++at;  // padding
+      continue;
+    }
+    at += 2;
+    if (marker == 0x01 || (marker >= 0xD0 && marker <= 0xD8)) continue;  // without a length
+    if (marker == 0xD9 || marker == 0xDA) return 1;                       // the end, or the pixels
+    const size_t length = file.Number(at, 2, true);
+    if (length < 2) return 1;
+    const Span segment = file.Part(at + 2, length - 2);
+    if (marker == 0xE1 && segment.Is(0, "Exif\0", 6)) return DirectoryOrientation(segment);
+    at += length;
+  }
+  return 1;
+}
+
+int PngOrientation(const Span &file) {
+  constexpr int kMostChunks = 100000;  // as src/data/images.py
+  size_t at = 8;
+  for (int i = 0; i < kMostChunks && file.Has(at, 8); ++i) {
+    const size_t length = file.Number(at, 4, true);
+    if (file.Is(at + 4, "IEND", 4)) return 1;
+    if (file.Is(at + 4, "eXIf", 4)) return DirectoryOrientation(file.Part(at + 8, length));
+    at += 12 + length;
+  }
+  return 1;
+}
+
+bool IsSwapped(int orientation) { return orientation >= 5; }
+
 // ---- resize ---------------------------------------------------------------------------------------------
 
 constexpr int kOne = 2048;  // fixed-point one of the weights
@@ -214,11 +306,45 @@ Taps MakeTaps(int64_t from, int64_t to, bool clamp_weights) {
 
 }  // namespace
 
+int ExifOrientation(const std::vector<uint8_t> &bytes) {
+  const Span file(bytes.data(), bytes.size());
+  if (IsJpeg(bytes)) return JpegOrientation(file);
+  return IsPng(bytes) ? PngOrientation(file) : 1;
+}
+
+Picture Turn(Picture picture, int orientation) {
+  if (orientation < 2 || orientation > 8) return picture;
+  const bool swapped = IsSwapped(orientation);
+  const bool mirror = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
+  const bool upset = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
+  Picture out{swapped ? picture.width : picture.height, swapped ? picture.height : picture.width, {}};
+  Reserve(out.height, out.width, 3, &out.pixels);
+  uint8_t *to = out.pixels.data();
+  for (int64_t y = 0; y < out.height; ++y) {
+    const int64_t row = upset ? out.height - 1 - y : y;
+    for (int64_t x = 0; x < out.width; ++x, to += 3) {
+      const int64_t column = mirror ? out.width - 1 - x : x;
+      const int64_t place = swapped ? column * picture.width + row : row * picture.width + column;
+      std::memcpy(to, picture.pixels.data() + 3 * place, 3);
+    }
+  }
+  return out;
+}
+
+int OrientationFor(const std::string &policy, const std::array<int64_t, 2> &stored_size, int orientation,
+                   const std::array<int64_t, 2> &annotated) {
+  if (policy == "upright") return orientation;
+  if (policy == "stored") return 1;
+  std::array<int64_t, 2> upright = stored_size;
+  if (IsSwapped(orientation)) std::swap(upright[0], upright[1]);
+  return annotated == upright && annotated != stored_size ? orientation : 1;
+}
+
 Picture DecodeImage(const std::vector<uint8_t> &bytes) {
   if (bytes.empty()) throw UserError("empty file");
   try {
-    if (bytes.size() >= 3 && bytes[0] == 0xFF && bytes[1] == 0xD8 && bytes[2] == 0xFF) return DecodeJpeg(bytes);
-    if (bytes.size() >= 8 && png_sig_cmp(bytes.data(), 0, 8) == 0) return DecodePng(bytes);
+    if (IsJpeg(bytes)) return DecodeJpeg(bytes);
+    if (IsPng(bytes)) return DecodePng(bytes);
   } catch (const std::bad_alloc &) {
     throw UserError("larger than this machine's memory");
   }

@@ -17,10 +17,21 @@ struct Picture {
 // An image of a batch, resized.
 struct Prepared {
   std::string name;
-  int64_t height = 0, width = 0;  // of the file
+  int64_t height = 0, width = 0;  // of the file, turned as asked for
   Picture picture;                // top left on the canvas; channels as the network wants them
   double decode_ms = 0;
 };
+
+// EXIF's orientation of a JPEG or PNG, 1 to 8; 1 where it says none. Never fails, whatever the bytes are.
+int ExifOrientation(const std::vector<uint8_t> &bytes);
+
+// The picture as an orientation wants it shown.
+Picture Turn(Picture picture, int orientation);
+
+// The orientation to apply, as src/data/images.py has it. policy: stored, upright or auto; stored_size, annotated:
+// height and width, annotated {0, 0} where unknown.
+int OrientationFor(const std::string &policy, const std::array<int64_t, 2> &stored_size, int orientation,
+                   const std::array<int64_t, 2> &annotated);
 
 // JPEG or PNG to RGB. EXIF rotation is not applied; grey images get three equal channels, alpha is dropped, 16-bit
 // images keep their upper 8 bits. Throws UserError, whose text is the reason alone.

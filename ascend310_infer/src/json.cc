@@ -1,5 +1,6 @@
 #include "json.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,7 +12,8 @@ namespace rcnn {
 
 class JsonReader {
  public:
-  JsonReader(const std::string &text, const std::string &name) : text_(text), name_(name) {}
+  JsonReader(const std::string &text, const std::string &name, const std::string &remedy = "export the model again")
+      : text_(text), name_(name), remedy_(remedy) {}
 
   Json Document() {
     Json value = Value(name_ + ":", 0);
@@ -20,9 +22,17 @@ class JsonReader {
     return value;
   }
 
+  Json ListOf(const std::string &key, const std::vector<std::string> &keys) {
+    list_ = &key;
+    keys_ = &keys;
+    Json document = Document();
+    const auto found = document.object_.find(key);
+    return found == document.object_.end() ? Json() : std::move(found->second);
+  }
+
  private:
   [[noreturn]] void Fail() const {
-    throw UserError(name_ + ": not whole JSON (byte " + std::to_string(at_) + "); export the model again");
+    throw UserError(name_ + ": not whole JSON (byte " + std::to_string(at_) + "); " + remedy_);
   }
 
   void SkipSpace() {
@@ -63,7 +73,11 @@ class JsonReader {
         Next();
         const std::string key = String();
         Expect(':');
-        value.object_[key] = Value(where + (depth == 0 ? " " : ".") + key, depth + 1);
+        if (IsWanted(key, depth)) {
+          value.object_[key] = Value(where + (depth == 0 ? " " : ".") + key, depth + 1);
+        } else {
+          SkipValue(depth + 1);
+        }
         if (Next() == '}') break;
         Expect(',');
       }
@@ -94,6 +108,37 @@ class JsonReader {
       value.number_ = Number();
     }
     return value;
+  }
+
+  // Of ListOf's document (depth 0) the list, of the list's items (depth 2) their keys, of both nothing else.
+  bool IsWanted(const std::string &key, int depth) const {
+    if (list_ == nullptr || depth == 1 || depth > 2) return true;
+    return depth == 0 ? key == *list_ : std::find(keys_->begin(), keys_->end(), key) != keys_->end();
+  }
+
+  void SkipValue(int depth) {
+    if (depth > 64) Fail();
+    const char c = Next();
+    if (c == '{' || c == '[') {
+      const char end = c == '{' ? '}' : ']';
+      ++at_;
+      for (bool more = Next() != end; more;) {
+        if (c == '{') {
+          Next();
+          String();
+          Expect(':');
+        }
+        SkipValue(depth + 1);
+        more = Next() != end;
+        if (more) Expect(',');
+      }
+      ++at_;
+    } else if (c == '"') {
+      String();
+    } else if (!Take("true") && !Take("false") && !Take("null") && !Take("NaN") && !Take("Infinity") &&
+               !Take("-Infinity")) {
+      Number();
+    }
   }
 
   double Number() {
@@ -155,7 +200,12 @@ class JsonReader {
           code = 0x10000 + ((code - 0xD800) << 10) + (Hex() - 0xDC00);
           if (code > 0x10FFFF) Fail();
         }
-        AppendUtf8(code, &out);
+        if (code >= 0xDC80 && code < 0xDD00) {
+          // a byte that is no UTF-8, as Quoted writes it
+          out.push_back(static_cast<char>(code & 0xFF));
+        } else {
+          AppendUtf8(code, &out);
+        }
       } else {
         Fail();
       }
@@ -163,10 +213,18 @@ class JsonReader {
   }
 
   const std::string &text_, &name_;
+  const std::string remedy_;
+  const std::string *list_ = nullptr;
+  const std::vector<std::string> *keys_ = nullptr;
   size_t at_ = 0;
 };
 
 Json Json::Parse(const std::string &text, const std::string &name) { return JsonReader(text, name).Document(); }
+
+Json Json::ParseList(const std::string &text, const std::string &name, const std::string &key,
+                     const std::vector<std::string> &keys, const std::string &remedy) {
+  return JsonReader(text, name, remedy).ListOf(key, keys);
+}
 
 void Json::Wrong(const std::string &expected) const {
   throw UserError(where_ + " is not " + expected + "; export the model again");

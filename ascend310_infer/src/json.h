@@ -15,6 +15,10 @@ class Json {
  public:
   // Throws UserError for what isn't whole JSON.
   static Json Parse(const std::string &text, const std::string &name);
+  // The list `key` of a document that is an object, its items with no more than `keys`: the rest is read over and takes
+  // no memory. Null without that key. Errors end with `remedy`.
+  static Json ParseList(const std::string &text, const std::string &name, const std::string &key,
+                        const std::vector<std::string> &keys, const std::string &remedy);
 
   bool Has(const std::string &key) const;
   const Json &At(const std::string &key) const;
@@ -28,6 +32,9 @@ class Json {
   std::vector<int64_t> Integers(const std::string &key, int64_t low, int64_t high) const;
 
   // This value itself.
+  bool IsText() const { return kind_ == Kind::kText; }
+  bool IsNumber() const { return kind_ == Kind::kNumber; }
+  bool IsList() const { return kind_ == Kind::kList; }
   const std::string &AsText() const;
   double AsNumber() const;
   const std::vector<Json> &AsList() const;

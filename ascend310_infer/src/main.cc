@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -12,6 +13,7 @@
 #include <cstdlib>
 #include <deque>
 #include <exception>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <string>
@@ -19,6 +21,7 @@
 #include <vector>
 
 #include "../../src/ops/csrc/parallel.h"
+#include "annotations.h"
 #include "detector.h"
 #include "files.h"
 #include "image.h"
@@ -36,6 +39,7 @@ const char kUsage[] =
     "\n"
     "  --model MODEL         an exported model, or its sidecar (.json)\n"
     "  --input FOLDER        JPEG and PNG images\n"
+    "  --recursive           those of the folders in it too; results lie in folders alike\n"
     "  --output FOLDER       one result NAME.det for each image, and summary.json\n"
     "  --device_type TYPE    CPU or Ascend (default CPU)\n"
     "  --device_id N         which Ascend device (default 0)\n"
@@ -43,17 +47,20 @@ const char kUsage[] =
     "  --batch_size N        images the network takes at once (default: the model's)\n"
     "  --width N --height N  canvas, of the split form alone (default: the model's)\n"
     "  --keep_ratio 0|1      images keep their proportions (default: the model's)\n"
+    "  --exif POLICY         turn images as their EXIF orientation says: upright always, stored never, auto where\n"
+    "                        --annotations has the upright picture's size (default auto)\n"
+    "  --annotations FILE    COCO annotations of the images, for --exif auto\n"
     "  --aipp_config FILE    normalise on the Ascend chip\n"
     "  --self_check          compare the model's graphs with what Python gave; alone, or before the images\n"
     "\n"
     "exit status: 0; 2 nothing or not all was done, the reason in one line; 3 done, but some images are unreadable\n";
 
 struct Options {
-  std::string model, input, output;
+  std::string model, input, output, annotations, exif = "auto";
   Device device;
   int64_t batch_size = 0, width = 0, height = 0;
   int keep_ratio = -1;
-  bool self_check = false;
+  bool self_check = false, recursive = false;
 };
 
 int64_t ParseNumber(const std::string &name, const std::string &text, int64_t low, int64_t high) {
@@ -81,6 +88,10 @@ Options ParseOptions(int argc, char **argv) {
     std::string name = argv[i], value;
     if (name == "--self_check") {
       out.self_check = true;
+      continue;
+    }
+    if (name == "--recursive") {
+      out.recursive = true;
       continue;
     }
     const size_t equals = name.find('=');
@@ -115,6 +126,13 @@ Options ParseOptions(int argc, char **argv) {
       out.height = ParseNumber(name, value, 1, 1 << 16);
     } else if (name == "--keep_ratio") {
       out.keep_ratio = ParseBool(name, value) ? 1 : 0;
+    } else if (name == "--exif") {
+      if (value != "auto" && value != "upright" && value != "stored") {
+        throw UserError("--exif: " + value + " is none of auto, upright, stored");
+      }
+      out.exif = value;
+    } else if (name == "--annotations") {
+      out.annotations = value;
     } else if (name == "--aipp_config") {
       out.device.aipp = value;
     } else {
@@ -161,23 +179,87 @@ bool HasImageName(std::string name) {
   return ending == "jpg" || ending == "jpeg" || ending == "jpe" || ending == "png";
 }
 
-// The folder's images in order of their names; its other files go to summary->not_images.
-std::vector<std::string> ListImages(const std::string &folder, Summary *summary) {
+// Adds the images of options.input/below, by their paths in options.input. `above`: the folders on the way to it, by
+// device and inode, so that links that lead back end.
+void AddImages(const Options &options, const std::string &below, std::vector<std::pair<dev_t, ino_t>> *above,
+               std::vector<std::string> *images, Summary *summary) {
+  const std::string folder = options.input + "/" + below;
   DIR *handle = opendir(folder.c_str());
-  if (handle == nullptr) throw UserError(folder + ": can't read the folder of images: " + SystemReason());
-  std::vector<std::string> out;
+  if (handle == nullptr) {
+    throw UserError((below.empty() ? options.input : folder) + ": can't read the folder of images: " + SystemReason());
+  }
+  std::vector<std::string> names;
   while (const dirent *entry = readdir(handle)) {
-    const std::string name = entry->d_name;
-    struct stat status {};
-    const bool folder_entry = stat((folder + "/" + name).c_str(), &status) == 0 && S_ISDIR(status.st_mode);
-    if (folder_entry || name[0] == '.') continue;
-    (HasImageName(name) ? out : summary->not_images).push_back(name);
+    if (entry->d_name[0] != '.') names.push_back(entry->d_name);
   }
   closedir(handle);
+  for (const std::string &name : names) {
+    const std::string path = below + name;
+    struct stat status {};
+    if (stat((options.input + "/" + path).c_str(), &status) != 0 || !S_ISDIR(status.st_mode)) {
+      (HasImageName(name) ? *images : summary->not_images).push_back(path);
+      continue;
+    }
+    const std::pair<dev_t, ino_t> place{status.st_dev, status.st_ino};
+    if (!options.recursive || std::find(above->begin(), above->end(), place) != above->end()) continue;
+    above->push_back(place);
+    AddImages(options, path + "/", above, images, summary);
+    above->pop_back();
+  }
+}
+
+// The folder's images in order of their names; its other files go to summary->not_images.
+std::vector<std::string> ListImages(const Options &options, Summary *summary) {
+  std::vector<std::string> out;
+  std::vector<std::pair<dev_t, ino_t>> above;
+  struct stat status {};
+  if (stat(options.input.c_str(), &status) == 0) above.emplace_back(status.st_dev, status.st_ino);
+  AddImages(options, "", &above, &out, summary);
   std::sort(out.begin(), out.end());
   std::sort(summary->not_images.begin(), summary->not_images.end());
-  if (out.empty()) throw UserError(folder + ": holds no .jpg, .jpeg or .png image");
+  if (out.empty()) throw UserError(options.input + ": holds no .jpg, .jpeg or .png image");
   return out;
+}
+
+// What an image is to be turned by.
+struct Frames {
+  std::string policy;
+  std::vector<std::array<int64_t, 2>> annotated;  // of each image, or {0, 0}
+};
+
+Frames FindFrames(const Options &options, const std::vector<std::string> &names) {
+  Frames out{options.exif, std::vector<std::array<int64_t, 2>>(names.size(), {0, 0})};
+  if (options.annotations.empty()) return out;
+  const AnnotatedSizes sizes(options.annotations);
+  const std::string folder = std::filesystem::absolute(options.input).lexically_normal().string();
+  size_t unknown = 0;
+  for (size_t i = 0; i < names.size(); ++i) {
+    out.annotated[i] = sizes.Find(folder + "/" + names[i]);
+    unknown += out.annotated[i][0] == 0 ? 1 : 0;
+  }
+  if (unknown > 0) {
+    std::fprintf(stderr, "%zu of %zu images have no size in %s, which says nothing of how to turn them\n", unknown,
+                 names.size(), options.annotations.c_str());
+  }
+  return out;
+}
+
+std::string SizeText(int64_t height, int64_t width) { return std::to_string(width) + " x " + std::to_string(height); }
+
+// The picture, turned as `frames` wants image `i`. Throws UserError where it isn't of the annotated size.
+Picture DecodeTurned(const std::vector<uint8_t> &bytes, const Frames &frames, size_t i) {
+  Picture picture = DecodeImage(bytes);
+  const std::array<int64_t, 2> &annotated = frames.annotated[i];
+  const int orientation = ExifOrientation(bytes);
+  picture = Turn(std::move(picture),
+                 OrientationFor(frames.policy, {picture.height, picture.width}, orientation, annotated));
+  if (annotated[0] > 0 && (annotated[0] != picture.height || annotated[1] != picture.width)) {
+    const bool turned = annotated[0] == picture.width && annotated[1] == picture.height && orientation > 4;
+    throw UserError(SizeText(picture.height, picture.width) + " pixels, but annotated as " +
+                    SizeText(annotated[0], annotated[1]) +
+                    (turned ? ": its size by EXIF orientation; use --exif auto" : ": was it resized since?"));
+  }
+  return picture;
 }
 
 double Milliseconds(std::chrono::steady_clock::time_point since) {
@@ -189,13 +271,14 @@ struct Read {
   std::string fault;  // why it can't be read, or empty
 };
 
-Read ReadImage(const std::string &folder, const std::string &name, const Sidecar &sidecar) {
+Read ReadImage(const std::string &folder, const std::string &name, const Sidecar &sidecar, const Frames &frames,
+               size_t i) {
   const auto begin = std::chrono::steady_clock::now();
   Read out;
   out.image.name = name;
   try {
     const std::vector<uint8_t> bytes = ReadFile(folder + "/" + name, "image");
-    const Picture whole = DecodeImage(bytes);
+    const Picture whole = DecodeTurned(bytes, frames, i);
     const auto size = FitSize(whole.height, whole.width, sidecar.height, sidecar.width, sidecar.keep_ratio);
     out.image.height = whole.height;
     out.image.width = whole.width;
@@ -213,10 +296,11 @@ Read ReadImage(const std::string &folder, const std::string &name, const Sidecar
 // Reads images in a thread of its own, a few ahead of who takes them.
 class Reader {
  public:
-  Reader(const std::string &folder, const std::vector<std::string> &names, const Sidecar &sidecar, size_t ahead)
-      : thread_([this, &folder, &names, &sidecar, ahead]() {
-          for (const std::string &name : names) {
-            Read read = ReadImage(folder, name, sidecar);
+  Reader(const std::string &folder, const std::vector<std::string> &names, const Sidecar &sidecar,
+         const Frames &frames, size_t ahead)
+      : thread_([this, &folder, &names, &sidecar, &frames, ahead]() {
+          for (size_t i = 0; i < names.size(); ++i) {
+            Read read = ReadImage(folder, names[i], sidecar, frames, i);
             std::unique_lock<std::mutex> lock(mutex_);
             changed_.wait(lock, [&]() { return done_.size() < ahead || stop_; });
             if (stop_) return;
@@ -276,11 +360,11 @@ class TimeTable {
 };
 
 void RunFolder(const Options &options, const Sidecar &sidecar, const std::vector<std::string> &names,
-               Detector *detector, Summary *summary) {
+               const Frames &frames, Detector *detector, Summary *summary) {
   const auto begin = std::chrono::steady_clock::now();
   const size_t batch_size = static_cast<size_t>(sidecar.batch_size);
   const bool terminal = isatty(STDERR_FILENO) == 1;
-  Reader reader(options.input, names, sidecar, batch_size + 1);
+  Reader reader(options.input, names, sidecar, frames, batch_size + 1);
   TimeTable table(summary);
   std::vector<Prepared> batch;
   for (size_t i = 0; i < names.size(); ++i) {
@@ -306,6 +390,8 @@ void RunFolder(const Options &options, const Sidecar &sidecar, const std::vector
     for (size_t k = 0; k < batch.size(); ++k) {
       const int64_t mask_size = sidecar.with_mask ? sidecar.mask_size : 0;
       const std::vector<uint8_t> bytes = PackResult(batch[k], found[k], mask_size);
+      const size_t slash = batch[k].name.rfind('/');
+      if (slash != std::string::npos) MakeFolder(options.output + "/" + batch[k].name.substr(0, slash));
       WriteFile(options.output + "/" + batch[k].name + ".det", bytes.data(), bytes.size());
       summary->images.push_back(batch[k].name);
     }
@@ -334,8 +420,10 @@ int Run(int argc, char **argv) {
   summary.threads = options.device.threads;
   summary.device = options.device.ascend ? "Ascend" : "CPU";
   std::vector<std::string> names;
+  Frames frames;
   if (!options.input.empty()) {
-    names = ListImages(options.input, &summary);
+    names = ListImages(options, &summary);
+    frames = FindFrames(options, names);
     MakeFolder(options.output);
     // an older run's summary would pass for this one's, were this one cut short
     unlink((options.output + "/summary.json").c_str());
@@ -346,7 +434,7 @@ int Run(int argc, char **argv) {
   if (options.self_check) detector->SelfCheck();
   if (options.input.empty()) return 0;
 
-  RunFolder(options, sidecar, names, detector.get(), &summary);
+  RunFolder(options, sidecar, names, frames, detector.get(), &summary);
   WriteFile(options.output + "/summary.json", SummaryJson(summary, sidecar));
   PrintSummary(summary);
   if (!summary.not_images.empty()) {

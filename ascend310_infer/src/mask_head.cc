@@ -1,7 +1,9 @@
+// Compiled without contraction, as simd.h wants it.
 #include "mask_head.h"
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,37 +17,7 @@ namespace rcnn {
 
 namespace {
 
-class GraphMaskHead : public MaskHead {
- public:
-  GraphMaskHead(const ModelFile &file, const Device &device) : graph_(file, "MINDIR", device) {}
-
-  // the runtime's memory grows with them, and past some ten they are no faster together
-  size_t MostRois() const override { return 32; }
-
-  int64_t Channels() const override {
-    const Shape wanted = graph_.InputShape(0);
-    return wanted.size() == 4 ? wanted[1] : 0;
-  }
-
-  float *Input(int64_t count, int64_t side) override {
-    count_ = count;
-    side_ = side;
-    graph_.SetShapes({{count, Channels(), side, side}});
-    return graph_.Input<float>(0);
-  }
-
-  void Run(const int32_t *labels, int64_t classes, float *logits) override {
-    graph_.Run();
-    graph_.ExpectOutputs(1);
-    const int64_t cells = 4 * side_ * side_;
-    const float *all = graph_.Output<float>(0, {count_, classes, 2 * side_, 2 * side_});
-    for (int64_t r = 0; r < count_; ++r) std::copy_n(all + (r * classes + labels[r]) * cells, cells, logits + r * cells);
-  }
-
- private:
-  Graph graph_;
-  int64_t count_ = 0, side_ = 0;
-};
+using Shape = std::vector<int64_t>;
 
 struct Layer {
   Shape shape;
@@ -172,13 +144,13 @@ class Tail {
 
   void AddRow(const float *row, int64_t number, int64_t label, int64_t padded, Scratch *s) const {
     const auto output = static_cast<size_t>(number % outputs_);
-    const Floats bias = Floats{} + bias_[output];
-    const Floats factor = Floats{} + last_.weight[static_cast<size_t>(label * outputs_) + output];
+    const Floats bias = Broadcast(bias_[output]);
+    const Floats factor = Broadcast(last_.weight[static_cast<size_t>(label * outputs_) + output]);
     float *sums = s->sums.data() + number / outputs_ * padded;
     for (int64_t c = 0; c < padded; c += kLanes) {
       const Floats v = Load(row + c) + bias;
       // written so that NaN stays NaN
-      Store(sums + c, Load(sums + c) + factor * (v < 0.0f ? Floats{} : v));
+      Store(sums + c, MulAdd(factor, v < 0.0f ? Floats{} : v, Load(sums + c)));
     }
   }
 
@@ -235,10 +207,6 @@ class HostMaskHead : public MaskHead {
 };
 
 }  // namespace
-
-std::unique_ptr<MaskHead> MakeGraphMaskHead(const ModelFile &file, const Device &device) {
-  return std::make_unique<GraphMaskHead>(file, device);
-}
 
 std::unique_ptr<MaskHead> MakeHostMaskHead(const ModelFile &file) { return std::make_unique<HostMaskHead>(file); }
 

@@ -5,10 +5,11 @@
 #include <cstdint>
 #include <memory>
 
-#include "graph.h"
 #include "sidecar.h"
 
 namespace rcnn {
+
+struct Device;  // graph.h
 
 class MaskHead {
  public:

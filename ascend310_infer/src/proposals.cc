@@ -19,14 +19,17 @@ Box Decode(const float *deltas, int64_t step, const Box &reference, const BoxCod
   const float side_x = reference[2] - reference[0], side_y = reference[3] - reference[1];
   const float centre_x = d[0] * side_x + (reference[0] + 0.5f * side_x);
   const float centre_y = d[1] * side_y + (reference[1] + 0.5f * side_y);
-  const float half_x = 0.5f * (std::exp(std::min(d[2], coder.max_log)) * side_x);
-  const float half_y = 0.5f * (std::exp(std::min(d[3], coder.max_log)) * side_y);
+  const auto clamped = [&coder](float v) { return std::max(std::min(v, coder.max_log), coder.min_log); };
+  const float half_x = 0.5f * (std::exp(clamped(d[2])) * side_x);
+  const float half_y = 0.5f * (std::exp(clamped(d[3])) * side_y);
   const auto width = static_cast<float>(bounds.width), height = static_cast<float>(bounds.height);
   const float pixel = bounds.plus_one ? 1.0f : 0.0f;
   const auto clip = [](float v, float least, float most) { return std::max(std::min(v, most), least); };
   return {clip(centre_x - half_x, 0.0f, width - pixel), clip(centre_y - half_y, 0.0f, height - pixel),
           clip(centre_x + half_x, pixel, width), clip(centre_y + half_y, pixel, height)};
 }
+
+float Sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
 bool LargeEnough(const Box &box, float least) { return box[2] - box[0] >= least && box[3] - box[1] >= least; }
 
@@ -67,7 +70,7 @@ std::vector<int64_t> Largest(const std::vector<Value> &values, int64_t most) {
 }  // namespace
 
 std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,
-                               const Bounds &bounds) {
+                               const Ranking &ranking, const Bounds &bounds) {
   std::vector<Box> boxes;
   std::vector<float> scores;
   std::vector<int32_t> groups;
@@ -75,26 +78,30 @@ std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCod
     const RpnLevel &level = levels[l];
     const auto each = static_cast<int64_t>(level.base_anchors->size());
     // cells that begin in the picture, not in the canvas's padding
-    const int64_t rows = std::min(level.height, (bounds.height + level.stride - 1) / level.stride);
-    const int64_t columns = std::min(level.width, (bounds.width + level.stride - 1) / level.stride);
+    const int64_t rows = std::min(level.height, (bounds.height + level.down - 1) / level.down);
+    const int64_t columns = std::min(level.width, (bounds.width + level.across - 1) / level.across);
     const int64_t plane = level.height * level.width;
-    std::vector<float> logits;
-    logits.reserve(static_cast<size_t>(rows * columns * each));
+    std::vector<float> ranked;
+    ranked.reserve(static_cast<size_t>(rows * columns * each));
     for (int64_t y = 0; y < rows; ++y) {
       for (int64_t x = 0; x < columns; ++x) {
-        for (int64_t a = 0; a < each; ++a) logits.push_back(level.logits[a * plane + y * level.width + x]);
+        for (int64_t a = 0; a < each; ++a) {
+          const float logit = level.logits[a * plane + y * level.width + x];
+          ranked.push_back(ranking.level_by_logits ? logit : Sigmoid(logit));
+        }
       }
     }
-    for (const int64_t place : Largest(logits, settings.nms_pre)) {
+    for (const int64_t place : Largest(ranked, settings.nms_pre)) {
       const int64_t a = place % each, x = place / each % columns, y = place / each / columns;
       const Box &base = (*level.base_anchors)[static_cast<size_t>(a)];
-      const auto left = static_cast<float>(x * level.stride), top = static_cast<float>(y * level.stride);
+      const auto left = static_cast<float>(x * level.across), top = static_cast<float>(y * level.down);
       const Box anchor = {left + base[0], top + base[1], left + base[2], top + base[3]};
       const float *delta = level.deltas + 4 * a * plane + y * level.width + x;
       const Box box = Decode(delta, plane, anchor, coder, bounds);
       if (!LargeEnough(box, settings.min_bbox_size)) continue;
       boxes.push_back(box);
-      scores.push_back(1.0f / (1.0f + std::exp(-logits[static_cast<size_t>(place)])));
+      const float value = ranked[static_cast<size_t>(place)];
+      scores.push_back(ranking.level_by_logits && !ranking.nms_by_logits ? Sigmoid(value) : value);
       groups.push_back(static_cast<int32_t>(l));
     }
   }

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "files.h"
 #include "json.h"
@@ -51,8 +52,24 @@ RoiSettings Roi(const Json &from) {
   return roi;
 }
 
-BoxCoder Coder(const Json &from, double max_log) {
-  return {Numbers<4>(from, "means"), Numbers<4>(from, "stds"), static_cast<float>(max_log)};
+// A convention by its name; older exports, which don't say it, did the first.
+std::string Convention(const Json &from, const std::string &key, const std::vector<std::string> &known) {
+  const std::string said = from.Has(key) ? from.Text(key) : known[0];
+  if (std::find(known.begin(), known.end(), said) == known.end()) {
+    throw UserError("the sidecar's " + key + " is \"" + said + "\", which this program doesn't know; build it anew");
+  }
+  return said;
+}
+
+void ReadClamp(const Json &from, BoxCoder *coder) {
+  coder->max_log = static_cast<float>(from.Number("max_log"));
+  coder->min_log = Convention(from, "delta_clamp", {"upper", "both"}) == "both" ? -coder->max_log : -INFINITY;
+}
+
+BoxCoder Coder(const Json &from) {
+  BoxCoder coder{Numbers<4>(from, "means"), Numbers<4>(from, "stds")};
+  ReadClamp(from, &coder);
+  return coder;
 }
 
 // Of a cascade: means and stds are lists of one stage each.
@@ -61,7 +78,7 @@ std::vector<BoxCoder> StageCoders(const Json &rcnn) {
   std::vector<BoxCoder> out;
   for (size_t i = 0; i < std::min(means.size(), stds.size()); ++i) {
     BoxCoder coder;
-    coder.max_log = static_cast<float>(rcnn.Number("max_log"));
+    ReadClamp(rcnn, &coder);
     const std::vector<Json> &mean = means[i].AsList(), &std = stds[i].AsList();
     for (size_t k = 0; k < 4 && k < std::min(mean.size(), std.size()); ++k) {
       coder.means[k] = static_cast<float>(mean[k].AsNumber());
@@ -90,7 +107,11 @@ void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
     }
     out->base_anchors.push_back(anchors);
   }
-  out->rpn_coder = Coder(rpn, rpn.Number("max_log"));
+  out->rpn_coder = Coder(rpn);
+  out->grid_strides = rpn.Has("grid_strides") && rpn.Bool("grid_strides");
+  const std::string rank_by = Convention(rpn, "rank_by", {"logits_first", "logits", "probabilities"});
+  out->level_by_logits = rank_by != "probabilities";
+  out->nms_by_logits = rank_by == "logits";
   out->rpn = Nms(rpn);
   out->rcnn = Nms(rcnn);
   out->score_thr = static_cast<float>(rcnn.Number("score_thr"));
@@ -102,7 +123,7 @@ void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
     out->average_probabilities = cascade.Text("average_scores") == "probabilities";
     out->average_mask_probabilities = cascade.Text("average_masks") == "probabilities";
   } else {
-    out->stages = {Coder(rcnn, rcnn.Number("max_log"))};
+    out->stages = {Coder(rcnn)};
   }
   out->roi = Roi(json.At("roi"));
   if (out->with_mask) out->mask_roi = Roi(json.At("mask_roi"));

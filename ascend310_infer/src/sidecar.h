@@ -16,10 +16,10 @@ struct ModelFile {
   uint64_t bytes = 0;
 };
 
-// (dx, dy, dw, dh) * stds + means; dw and dh at most max_log.
+// (dx, dy, dw, dh) * stds + means; dw and dh at most max_log, and at least min_log.
 struct BoxCoder {
   std::array<float, 4> means{}, stds{};
-  float max_log = 0;
+  float max_log = 0, min_log = 0;
 };
 
 struct NmsSettings {
@@ -53,6 +53,9 @@ struct Sidecar {
   std::vector<ModelFile> boxes, masks;  // one, or one a stage
   std::vector<ModelFile> mask_weights;  // of masks, for the host
   std::vector<int64_t> strides;         // of the RPN's levels
+  bool grid_strides = false;            // anchors lie canvas side / map side apart, rounded down, not a stride
+  bool level_by_logits = true;          // a level's best are those of the largest logits, else probabilities
+  bool nms_by_logits = false;           // so does NMS rank proposals
   std::vector<std::vector<Box>> base_anchors;
   BoxCoder rpn_coder;
   NmsSettings rpn, rcnn;

@@ -1,11 +1,16 @@
-"""Image files: which there are, their sizes without decoding them, and their pixels; bounded in size."""
+"""Image files: which there are, their sizes without decoding them, and their pixels; bounded in size.
+
+Pixels are taken as stored, or turned as the file's EXIF orientation says; `orientation_for` is the one rule. OpenCV and
+libtiff never turn them by themselves.
+"""
 
 import errno
 import io
 import os
+import struct
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,90 +19,249 @@ from PIL import Image, UnidentifiedImageError
 from src.data.records import DataError
 
 __all__ = [
+    "EXIF_POLICIES",
+    "Header",
     "IMAGE_SUFFIXES",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "check_decodes",
+    "dark_16bit",
     "decode_image",
-    "image_files",
+    "file_header",
+    "frame_of",
     "image_header",
-    "image_size",
     "is_image",
+    "orientation_for",
     "read_bytes",
+    "read_frame",
     "read_image",
     "safe_decode",
+    "sorted_files",
+    "turn",
+    "turn_points",
+    "turned_size",
 ]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 MAX_PIXELS = 100_000_000  # decoded, that is 300 MB
 MAX_BYTES = 512 * 1024 * 1024
-ORIENTATION = 0x0112  # EXIF tag
+EXIF_POLICIES = ("auto", "upright", "stored")
+WIDTH, HEIGHT, ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of EXIF and TIFF
+MOST_CHUNKS = 100_000  # of a PNG that are looked through; the largest written by any tool have some 10,000
+SWAPPED = (5, 6, 7, 8)  # orientations that exchange height and width
 
 # the limit is MAX_PIXELS, for which an error is raised below
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# what Pillow tells of odd metadata concerns no pixel
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.init()
 # OpenCV's own threads would compete with the loader's workers
 cv2.setNumThreads(0)
 KINDS = [k for k in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000") if k in Image.OPEN]
 
 
-def image_files(folder: Path) -> Iterator[os.DirEntry]:
-    """Images in `folder` and the folders in it, in order of their names. Raises OSError."""
+def sorted_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images in `folder` and below, by their suffix and in order of their paths; and what else lies there: other files,
+    and links that lead nowhere. Raises OSError.
+    """
+    images, others = [], []
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.is_dir():
-            yield from image_files(Path(entry.path))
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-            yield entry
+            inner = sorted_files(Path(entry.path))
+            images += inner[0]
+            others += inner[1]
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file() and not entry.name.startswith("._"):
+            images.append(Path(entry.path))
+        else:
+            others.append(Path(entry.path))
+    return images, others
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the stored pixels, from the file's head; EXIF rotation isn't applied. Raises DataError."""
+class Header(NamedTuple):
+    """What a file says of its picture before it is decoded: `kind` of KINDS, the stored pixels' size, and EXIF's (or
+    TIFF's) orientation 1..8, 1 where there is none."""
+
+    kind: str
+    height: int
+    width: int
+    orientation: int
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """(height, width) as stored."""
+        return self.height, self.width
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(height, width) as viewers show it."""
+        return turned_size(self.stored, self.orientation)
+
+
+def orientation_for(
+    policy: str, stored: tuple[int, int], orientation: int, annotated: tuple[int, int] | None = None
+) -> int:
+    """The EXIF orientation 1..8 to apply to a picture's stored pixels; 1: none.
+
+    policy: of EXIF_POLICIES. upright: the file's `orientation`; stored: 1; auto: the file's where the `annotated`
+    (height, width) is that of the upright picture and not that of the stored one, else 1. Where both have one size,
+    nothing tells them apart, and COCO's rule holds: as stored.
+    """
+    if policy not in EXIF_POLICIES:
+        raise ValueError(f"exif: {policy!r} is none of {', '.join(EXIF_POLICIES)}")
+    if policy == "auto":
+        shown = turned_size(stored, orientation)
+        return orientation if annotated is not None and tuple(annotated) == shown != tuple(stored) else 1
+    return orientation if policy == "upright" else 1
+
+
+def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(height, width) after `orientation` was applied."""
+    height, width = size
+    return (width, height) if orientation in SWAPPED else (height, width)
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) as EXIF's orientation 1..8 wants it shown."""
+    if orientation in SWAPPED:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def turn_points(points: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
+    """Points (N, 2), x y in pixels of a stored picture of `size` (height, width), in those of the turned one."""
+    points = np.array(points, np.float64).reshape(-1, 2)
+    height, width = turned_size(size, orientation)
+    if orientation in SWAPPED:
+        points = points[:, ::-1].copy()
+    if orientation in (2, 3, 6, 7):
+        points[:, 0] = width - points[:, 0]
+    if orientation in (3, 4, 7, 8):
+        points[:, 1] = height - points[:, 1]
+    return points
+
+
+def frame_of(path: Path, policy: str, annotated: tuple[int, int] | None = None) -> tuple[int, int, int]:
+    """(height, width) of an image file's frame and the orientation by which its pixels are turned into it.
+
+    From the file's head. Raises DataError.
+    """
+    header = file_header(path)
+    applied = orientation_for(policy, header.stored, header.orientation, annotated)
+    return (*turned_size(header.stored, applied), applied)
+
+
+def file_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
+    """image_header of a file, of which no more than the head is read. Raises DataError."""
+    path = Path(path)
     try:
-        with warnings.catch_warnings():
-            # Pillow's advice on large images: only the head is read here
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.height, image.width
+        # a pipe would be waited for without end
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a file")
+        with path.open("rb") as f:
+            return read_header(f, str(path), max_pixels)
     except FileNotFoundError:
         raise DataError(f"{path}: no such image") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise DataError(f"{path}: not an image, or damaged or too large") from None
+    except OSError as e:
+        raise DataError(f"{path}: can't read: {e.strerror}") from None
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Image bytes (JPEG, PNG, ...) as (H, W, 3) uint8, BGR. Raises DataError for bytes that don't decode.
-
-    EXIF rotation is not applied: COCO's annotations are in the stored pixels' coordinates. Grey images get three equal
-    channels, alpha is dropped, 16-bit images are scaled down to 8.
-    """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    if image is None:
-        raise DataError(f"{name}: not an image, or damaged; fetch it again")
-    return image
-
-
-def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int, int]:
-    """(kind, height, width, EXIF orientation 1..8) of image bytes, from their header alone.
+def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Header:
+    """Kind, stored size and orientation of image bytes, from their header alone: nothing is decoded.
 
     Raises DataError, one line that begins with `name`, for bytes that aren't an image of KINDS, or for one of more than
     `max_pixels`: a few kilobytes can hold an image that fills the memory.
     """
+    return read_header(io.BytesIO(data), name, max_pixels)
+
+
+def read_header(stream: BinaryIO, name: str, max_pixels: int) -> Header:
+    """image_header of a seekable stream. Raises DataError, and the stream's OSError."""
+    begin = stream.read(32)
+    stream.seek(0)
     try:
-        with Image.open(io.BytesIO(data), formats=KINDS) as image:
-            width, height = image.size
-            kind = image.format
-            orientation = image.getexif().get(ORIENTATION, 1)
+        with Image.open(stream, formats=KINDS) as image:
+            kind, (width, height) = image.format, image.size
+            if kind == "TIFF":
+                # Pillow exchanges the sides of a turned one
+                height, width = int(image.tag_v2[HEIGHT]), int(image.tag_v2[WIDTH])
+                orientation = image.tag_v2.get(ORIENTATION, 1)
+            else:
+                # Image.getexif decodes a PNG whole, to find what comes after its pixels
+                entry = orientation_entry(image.info.get("exif") or (late_exif(stream) if kind == "PNG" else b""))
+                orientation = entry[0] if entry else 1
     except Image.DecompressionBombError:
         raise DataError(f"{name}: more than {max_pixels:,} pixels; make it smaller") from None
     except UnidentifiedImageError:
-        reason = "empty" if not data else "not an image (JPEG, PNG, BMP, TIFF, WebP, PPM, JPEG 2000)"
-        raise DataError(f"{name}: {reason}") from None
+        raise DataError(f"{name}: {unknown_kind(begin)}") from None
     except Exception:  # a damaged header raises any of a dozen kinds
         raise DataError(f"{name}: a damaged image; fetch it again") from None
     if height * width > max_pixels:
         raise DataError(f"{name}: {width} x {height}, more than {max_pixels:,} pixels; make it smaller")
-    return kind, height, width, orientation if orientation in range(1, 9) else 1
+    # pictures of phones with a second one behind the first are JPEG files all the same
+    kind = "JPEG" if kind == "MPO" else kind
+    return Header(kind, height, width, orientation if orientation in range(1, 9) else 1)
+
+
+def unknown_kind(begin: bytes) -> str:
+    """What to tell of a file that begins so."""
+    other = "GIF" if begin[:4] == b"GIF8" else ""
+    if begin[4:8] == b"ftyp":
+        brands = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
+        other = brands.get(begin[8:12], "")
+    if other:
+        return f"a {other} file, which isn't read; save it as PNG or JPEG"
+    return "empty" if not begin else "not an image (JPEG, PNG, BMP, TIFF, WebP, PPM, JPEG 2000)"
+
+
+def orientation_entry(data: bytes) -> tuple[int, int, str] | None:
+    """(orientation, its place, byte order) of TIFF's or EXIF's first directory (TIFF 6.0; Exif 2.32; BigTIFF).
+
+    `data` may begin with EXIF's own six bytes; the place counts from the beginning of the rest. None where the
+    directory has no orientation, or can't be read.
+    """
+    while data[:6] == b"Exif\0\0":
+        data = data[6:]
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None:
+        return None
+    try:
+        (magic,) = struct.unpack_from(order + "H", data, 2)
+        if magic not in (42, 43):
+            return None
+        big = magic == 43
+        (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+        first, step, value = (start + 8, 20, 12) if big else (start + 2, 12, 8)
+        for place in range(first, min(first + count * step, len(data)), step):
+            tag, form = struct.unpack_from(order + "HH", data, place)
+            if tag == ORIENTATION:
+                # SHORT; some write a LONG
+                width = {3: "H", 4: "I"}[form]
+                (orientation,) = struct.unpack_from(order + width, data, place + value)
+                return orientation, place + value, order + width
+    except (struct.error, KeyError, OverflowError):
+        pass
+    return None
+
+
+def late_exif(stream: BinaryIO) -> bytes:
+    """The eXIf chunk of a PNG, which may come after its pixels; empty without one."""
+    at = 8
+    for _ in range(MOST_CHUNKS):
+        stream.seek(at)
+        head = stream.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return b""
+        (length,) = struct.unpack(">I", head[:4])
+        if head[4:] == b"eXIf":
+            return stream.read(length)
+        at += 12 + length
+    return b""
 
 
 def is_image(path: Path) -> bool:
@@ -113,26 +277,104 @@ def is_image(path: Path) -> bool:
         return False
 
 
-def safe_decode(data: bytes, name: str, upright: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(data: bytes, name: str, orientation: int = 1) -> np.ndarray:
+    """Image bytes (JPEG, PNG, ...) as (H, W, 3) uint8, BGR. Raises DataError for bytes that don't decode.
+
+    The stored pixels, turned by `orientation` alone; see orientation_for. Grey images get three equal channels, alpha
+    is dropped, 16-bit images are scaled down to 8; of several pictures in a file, the first.
+    """
+    image = imdecode(data, cv2.IMREAD_COLOR)
+    if image is None:
+        raise DataError(f"{name}: not an image, or damaged; fetch it again")
+    return image if orientation == 1 else turn(image, orientation)
+
+
+def imdecode(data: bytes, flags: int) -> np.ndarray | None:
+    """cv2.imdecode of the stored pixels; None also where OpenCV raises."""
+    if not data:
+        return None
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and (entry := orientation_entry(data)):
+        # OpenCV turns a TIFF whatever it is told
+        data = bytearray(data)
+        struct.pack_into(entry[2], data, entry[1], 1)
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+
+
+def safe_decode(
+    data: bytes,
+    name: str,
+    exif: str = "stored",
+    annotated: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """Image bytes as (H, W, 3) uint8 BGR, by the decoder of the data sets, after a look at their header.
 
-    upright: the picture is turned as its EXIF orientation says; else it stays as stored, as COCO's annotations have it.
-    Raises DataError, as image_header, and for bytes that don't decode.
+    exif: whether the picture is turned, see orientation_for; annotated: the (height, width) that it must have then, and
+    by which auto decides. Raises DataError, as image_header, for bytes that don't decode, and for another size.
     """
-    *_, orientation = image_header(data, name, max_pixels)
+    return decode_frame(data, name, exif, annotated, max_pixels)[0]
+
+
+def decode_frame(
+    data: bytes, name: str, exif: str, annotated: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, int]:
+    """safe_decode's image, and the EXIF orientation by which viewers turn it further: 1 where it is upright."""
+    header = image_header(data, name, max_pixels)
+    orientation = orientation_for(exif, header.stored, header.orientation, annotated)
+    check_frame(header, orientation, annotated, name)
     image = decode_image(data, name)
-    return turn(image, orientation) if upright else image
+    if image.shape[:2] != header.stored:
+        raise DataError(f"{name}: a damaged image, {image.shape[1]} x {image.shape[0]} where its header says otherwise")
+    return turn(image, orientation), 1 if orientation == header.orientation else header.orientation
 
 
-def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, 3) as EXIF's orientation 1..8 wants it shown."""
-    if orientation in (5, 6, 7, 8):
-        image = image.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return np.ascontiguousarray(image)
+def check_frame(header: Header, orientation: int, annotated: tuple[int, int] | None, name: str) -> None:
+    """Raises DataError where the picture, turned by `orientation`, isn't of the annotated (height, width)."""
+    height, width = turned_size(header.stored, orientation)
+    if annotated is None or tuple(annotated) == (height, width):
+        return
+    if tuple(annotated) in (header.stored, header.upright):
+        which = "stored" if tuple(annotated) == header.stored else "upright"
+        remedy = f"its {which} size, by EXIF orientation {header.orientation}; use exif: auto"
+    else:
+        remedy = "was it resized since? mend the annotation or the image"
+    raise DataError(f"{name}: {width} x {height} pixels, but annotated as {annotated[1]} x {annotated[0]}: {remedy}")
+
+
+def check_decodes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """The exact (height, width) of the stored pixels of image bytes that decode to their end.
+
+    A JPEG is decoded at an eighth of its size, for a fraction of the time: it is read to its end, and OpenCV refuses
+    one that is cut short, by a byte even. Other kinds are decoded whole. Raises DataError.
+    """
+    header = image_header(data, name, max_pixels)
+    reduced = header.kind == "JPEG"
+    image = imdecode(data, cv2.IMREAD_REDUCED_COLOR_8 if reduced else cv2.IMREAD_COLOR)
+    if image is None:
+        raise DataError(f"{name}: not an image, or damaged or cut short; fetch it again")
+    wanted = tuple(-(-side // 8) for side in header.stored) if reduced else header.stored
+    if image.shape[:2] != wanted:
+        raise DataError(f"{name}: a damaged image, of another size than its header says; fetch it again")
+    return header.stored
+
+
+def dark_16bit(data: bytes, name: str) -> int:
+    """10 or 12 for an image of 16 bits a channel whose values take no more than so many bits, else 0.
+
+    decode_image keeps the upper 8 of 16 bits, so that such a picture is nearly black. Raises DataError.
+    """
+    kind = image_header(data, name).kind
+    if kind not in ("PNG", "TIFF", "PPM", "JPEG2000") or (kind == "PNG" and data[24] != 16):
+        return 0
+    image = imdecode(data, cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise DataError(f"{name}: not an image, or damaged or cut short; fetch it again")
+    colours = image[:, :, :3] if image.ndim == 3 else image
+    highest = int(colours.max()) if image.dtype == np.uint16 else 0
+    return 0 if not 0 < highest < 1 << 12 else 10 if highest < 1 << 10 else 12
 
 
 def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
@@ -153,6 +395,13 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
     return data
 
 
-def read_image(path: str | Path, upright: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(
+    path: str | Path, exif: str = "stored", annotated: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """An image file as (H, W, 3) uint8 BGR; see safe_decode. Raises DataError."""
-    return safe_decode(read_bytes(path), str(path), upright, max_pixels)
+    return safe_decode(read_bytes(path), str(path), exif, annotated, max_pixels)
+
+
+def read_frame(path: str | Path, exif: str, annotated: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
+    """read_image's image, and the EXIF orientation by which viewers turn it further: 1 where it is upright."""
+    return decode_frame(read_bytes(path), str(path), exif, annotated)

@@ -1,257 +1,334 @@
-"""A COCO root from what a labelling tool wrote: python -m src.data.import_labels --labels DIR|FILE.json --out COCO_ROOT
+"""Labels from one format to another: python -m src.data.import_labels --labels DIR|FILE --out DIR [--to coco|voc|yolo]
 
-DIR: labelme's JSON files beside their images. FILE.json: one COCO instances file, with its images in --images. The
-images are shared among training and validation by seed.
+DIR|FILE: a COCO root or instances file, labelme's folder, a VOC folder, YOLO's data.yaml or its folder, or a TXT file
+of boxes with --images. Splits that it tells apart stay; else the images are shared among training and validation by
+seed. With --annotations, FILE is a results file of detections, which become labels to correct by hand.
 """
 
 import argparse
-import base64
-import binascii
-import json
-import math
 import os
 import shutil
+import tempfile
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
-from pycocotools import mask as rle
-from tqdm import tqdm
 
-from src.data.coco import folder_beside, read_json
-from src.data.images import image_files, image_size
-from src.data.records import DataError
+from src.config import Config
+from src.data.export_labels import WRITERS, Labelled, write_labels
+from src.data.formats import FORMATS, SPLITS, find_split
+from src.data.formats.base import NoSplitError
+from src.data.formats.coco import Coco, category_names, load_json, read_json
+from src.data.formats.labelme import LabelmeReader, is_labelme, name_below
+from src.data.images import file_header, orientation_for
+from src.data.records import DataError, ImageRecord, Records, Split, number
 from src.errors import run_command
 
 __all__ = ["import_labels"]
 
-CIRCLE_CORNERS = 64
+MANY = 1 << 31  # objects in an image: as many as there are
+
+
+@dataclass
+class Read:
+    """What was read: records of each split, or of all as "", faulty ones among them; the categories; lines to tell;
+    and the folders that hold the images, the likeliest first.
+    """
+
+    splits: dict[str, list[ImageRecord]]
+    categories: list[dict]
+    notes: list[str]
+    roots: list[Path] = field(default_factory=list)
 
 
 def import_labels(
-    labels: Path, out: Path, images: Path | None = None, val: float = 0.2, seed: int = 0, skip: bool = False
+    labels: Path,
+    out: Path,
+    images: Path | None = None,
+    val: float = 0.2,
+    seed: int = 0,
+    skip: bool = False,
+    *,
+    source: str = "",
+    to: str = "coco",
+    boxes: bool = False,
+    options: dict | None = None,
+    annotations: Path | None = None,
+    score_thr: float = 0.5,
 ) -> list[str]:
-    """Writes the COCO root `out`, beside and renamed; returns what was left out, if `skip` allows that.
+    """Writes the data set `out`, beside and renamed; returns what was left out, if `skip` allows that.
 
-    Raises DataError for labels that can't be used, naming file and shape, and if `out` is there.
+    source, to: formats, by default told by what lies there, and COCO's; images: the folder of the images, where they
+    lie elsewhere than their labels say; boxes: masks are left out; options: more keys of the config, by which the
+    labels are read. annotations: the truth whose images `labels`, detections in COCO's results format with a score of
+    at least score_thr, are of; then nothing is drawn. Raises DataError for labels that can't be used, naming file and
+    object, for images that lie outside of the folders that were named, and if `out` is there.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: there already; name another folder, or remove it if you don't need it")
-    found = read_labelme(labels, skip) if labels.is_dir() else read_coco(labels, images, skip)
-    entries, categories, skipped = found
-    if not entries:
-        raise DataError(f"{labels}: no usable image; {skipped[0] if skipped else 'the labels name none'}")
-    order = np.random.default_rng(seed).permutation(len(entries))
-    count = min(max(round(len(entries) * val), 1 if val and len(entries) > 1 else 0), len(entries) - 1)
-    parts = {"train": np.sort(order[count:]), "val": np.sort(order[:count])}
     beside = out.with_name(f"{out.name}.writing")
     try:
         shutil.rmtree(beside, ignore_errors=True)
-        for split, rows in parts.items():
-            if len(rows):
-                write_split(beside, split, [entries[i] for i in rows], categories)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as embedded:
+            if annotations:
+                read = read_results(labels, annotations, images, score_thr)
+            else:
+                read = read_labels(labels, images, source, options or {}, skip, Path(embedded))
+            skipped = check_images(read, labels, skip)
+            if not any(read.splits.values()):
+                raise DataError(f"{labels}: no usable image; {skipped[0] if skipped else 'the labels name none'}")
+            if "" in read.splits and val and not annotations:
+                read.splits = drawn(read.splits[""], val, seed)
+            data = Labelled({s: records for s, records in read.splits.items() if records}, read.categories, boxes)
+            lines = read.notes + write_labels(data, to, beside)
         if out.exists():
             out.rmdir()
         beside.rename(out)
     except OSError as e:
-        raise DataError(f"{out}: can't write: {e.strerror}; free space, or name another folder") from None
+        raise DataError(f"{out}: can't write: {e.strerror or e}; free space, or name another folder") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    for split, records in data.splits.items():
+        counts = Counter(i.label for r in records for i in r.instances)
+        told = ", ".join(f"{c['name']} {counts[label]}" for label, c in enumerate(data.categories, 1))
+        print(f"{split or 'all'}: {len(records)} images, {sum(counts.values())} objects: {told}")
+    for line in dict.fromkeys(lines):
+        print(f"note: {line}")
     return skipped
 
 
-def write_split(root: Path, split: str, entries: list[tuple[dict, list[dict], Path | bytes]], categories: list) -> None:
-    """Writes one split's annotation file and images; `entries` are images, their annotations, and where they are."""
-    folder = root / f"{split}2017"
-    folder.mkdir(parents=True)
-    images, annotations = [], []
-    for image, objects, source in tqdm(entries, unit="img", desc=split):
-        target = folder / image["file_name"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(source, bytes):
-            target.write_bytes(source)
+# ---------------------------------------------------------------------------------------------------------
+# what is there
+
+
+def told_format(labels: Path) -> str:
+    """The name of the format that lies at `labels`. Raises DataError where none does, or several do."""
+    if labels.is_file():
+        kinds = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".txt": "other"}
+        kind = kinds.get(labels.suffix.lower())
+        if kind is None:
+            raise DataError(f"{labels}: expected a folder, COCO's .json, YOLO's data.yaml, or a .txt of boxes")
+        return kind
+    faults = {name: fault_of(name, labels) for name in ("coco", "voc", "yolo")}
+    found = [name for name, fault in faults.items() if not fault] + (["labelme"] if is_labelme(labels) else [])
+    if len(found) > 1:
+        raise DataError(f"{labels}: holds labels in the formats {' and '.join(found)}; say which by --from")
+    if not found:
+        raise DataError(f"{labels}: no JSON file of labelme's in it, nor labels of another format ({faults['coco']})")
+    return found[0]
+
+
+def fault_of(name: str, labels: Path) -> str:
+    """Why a folder holds no split in the format of that name; nothing where it does."""
+    faults = []
+    for split in SPLITS:
+        try:
+            find_split(reading_config(labels, None, name, {}), split)
+        except DataError as e:
+            faults.append(str(e))
+    return faults[0] if len(faults) == len(SPLITS) else ""
+
+
+def reading_config(labels: Path, images: Path | None, source: str, options: dict) -> Config:
+    """The config by which labels are read: none of them left out, nothing drawn."""
+    config = Config(dataset=source, coco_classes=[], val_share=0.0, max_instance_count=MANY, **options)
+    config.image_dir = str(images or "")
+    config.train_dataset = config.val_dataset = config.anno_path = str(labels)
+    return config
+
+
+def source_splits(config: Config) -> dict[str, Split]:
+    """The splits that the source tells apart, or all of it as "". Raises DataError."""
+    found, fault = {}, None
+    for split in SPLITS:
+        try:
+            found[split] = find_split(config, split)
+        except NoSplitError as e:
+            fault = fault or e
+    if not found:
+        raise fault
+    listed = {split: where for split, where in found.items() if where.listing}
+    if listed and config.dataset == "voc":
+        return listed
+    if len({(w.annotations, w.images, w.listing) for w in found.values()}) > 1:
+        return found
+    return {"": next(iter(found.values()))}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# reading
+
+
+def read_labels(labels: Path, images: Path | None, source: str, options: dict, skip: bool, embedded: Path) -> Read:
+    """The records of all splits. Raises DataError."""
+    source = source or told_format(labels)
+    if source == "other" and not images:
+        raise DataError(f"{labels}: a file of boxes needs --images, the folder that its paths start from")
+    config = reading_config(labels, images, source, options)
+    config.on_bad_image = "skip" if skip else "stop"
+    splits, form = source_splits(config), FORMATS[source]
+    names = [n for where in splits.values() for n in form.classes(where)]
+    config.coco_classes = ["background", *dict.fromkeys(names)]
+    config.num_classes = len(config.coco_classes)
+    out = Read({}, [], [], [images] if images else [])
+    for split, where in splits.items():
+        if source == "labelme":
+            records = LabelmeReader(where, config, embedded).records()
         else:
-            shutil.copyfile(source, target)
-        images.append(image)
-        annotations += [{**a, "id": len(annotations) + i, "image_id": image["id"]} for i, a in enumerate(objects, 1)]
-    (root / "annotations").mkdir(exist_ok=True)
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
-    counts = Counter(str(a.get("category_id")) for a in annotations)
-    told = ", ".join(f"{c.get('name')} {counts[str(c.get('id'))]}" for c in categories)
-    print(f"{split}: {len(images)} images, {len(annotations)} objects: {told}")
+            records = form.records(where, config, "unneeded")
+        take(records, split, out)
+    if source == "coco":
+        # which of the folders beside a file has its images is a rule of the layout, not the file's word
+        out.roots += [where.images for where in splits.values()]
+    out.roots += [home_of(labels), embedded]
+    return out
 
 
-def is_within(name: str) -> bool:
-    """Whether a relative path stays in its folder."""
-    return bool(name) and not os.path.isabs(name) and ".." not in Path(name).parts
+def take(records: Records, split: str, out: Read) -> None:
+    """Adds a split. Category ids are those of the first one's file."""
+    out.splits[split] = records.images
+    out.categories = out.categories or records.categories
+    out.notes += records.notes
 
 
-def read_coco(labels: Path, images: Path | None, skip: bool) -> tuple[list, list, list[str]]:
-    """Entries, categories and faults of a COCO instances file. Raises DataError."""
-    data = read_json(labels)
-    folder = images or folder_beside(labels, "train")
-    by_image: dict[object, list[dict]] = {}
-    for a in data["annotations"]:
-        by_image.setdefault(str(a.get("image_id")), []).append(a)
-    entries, skipped, names = [], [], set()
-    for image in data["images"]:
-        name = str(image.get("file_name", ""))
-        try:
-            if "id" not in image or not is_within(name):
-                raise DataError(f"{labels}: image {image.get('id')!r} has no id, or file_name {name!r} isn't below it")
-            if name in names:
-                raise DataError(f"{labels}: image {image['id']!r}: {name} is listed twice")
-            names.add(name)
-            if not (folder / name).is_file():
-                raise DataError(
-                    f"{folder / name}: no such image, though {labels.name} lists it; name its folder: --images"
-                )
-            entries.append((image, by_image.pop(str(image["id"]), []), folder / name))
-        except DataError as e:
-            refuse(e, skip, skipped)
-            by_image.pop(str(image.get("id")), None)
-    if by_image:
-        raise DataError(f"{labels}: {len(by_image)} images with annotations aren't in 'images': {sorted(by_image)[:3]}")
-    return entries, data["categories"], skipped
+def home_of(labels: Path) -> Path:
+    """The folder that was named by naming the labels."""
+    if labels.is_dir():
+        return labels
+    return labels.parent.parent if labels.parent.name.lower() == "annotations" else labels.parent
 
 
-def refuse(fault: DataError, skip: bool, skipped: list[str]) -> None:
-    """Collects a fault, or raises it."""
-    if not skip:
-        raise DataError(f"{fault} (or leave such images out: --on_bad_image skip)") from None
-    skipped.append(str(fault))
+def read_results(results: Path, annotations: Path, images: Path | None, score_thr: float) -> Read:
+    """The records of detections in COCO's results format, of the images of an annotation file. Raises DataError."""
+    data, rows = read_json(annotations), load_json(results)
+    if not isinstance(rows, list):
+        raise DataError(f"{results}: not a list of detections, as COCO's results files are")
+    kept = []
+    for i, row in enumerate(rows, 1):
+        score = number(row.get("score")) if isinstance(row, dict) else None
+        if score is None or not {"image_id", "category_id"} <= row.keys():
+            raise DataError(f"{results}: entry {i} lacks image_id, category_id or a score that is a number")
+        if score >= score_thr:
+            bbox = row.get("bbox")
+            area = bbox[2:] if isinstance(bbox, list) else []
+            area = [number(v) or 0 for v in area]
+            kept.append({**row, "id": i, "iscrowd": 0, "area": area[0] * area[1] if len(area) == 2 else None})
+    data["annotations"] = kept
+    where = Coco().locate(Config(val_dataset=str(annotations), image_dir=str(images or "")), "val")
+    config = Config(coco_classes=["background", *category_names(data, annotations)], max_instance_count=MANY)
+    config.num_classes = len(config.coco_classes)
+    # what the reader finds amiss is in the results
+    records = Coco().parse(data, Split(results, where.images), config, "unneeded")
+    out = Read({}, [], [f"{len(kept)} of {len(rows)} detections have a score of {score_thr:g} or more"])
+    take(records, "", out)
+    out.roots = [where.images, home_of(annotations)]
+    return out
 
 
-def read_labelme(folder: Path, skip: bool) -> tuple[list, list, list[str]]:
-    """Entries, categories (by alphabet) and faults of labelme's files in `folder`. Raises DataError."""
-    files = sorted(folder.rglob("*.json"))
-    if not files:
-        raise DataError(f"{folder}: no JSON file of labelme's in it")
-    entries, skipped, read, taken = [], [], [], {}
-    for path in tqdm(files, unit="file", desc="reading"):
-        try:
-            read.append(read_labelme_file(path, folder))
-            name = read[-1][0]["file_name"]
-            if name in taken:
-                del read[-1]
-                raise DataError(f"{path}: its image {name} is labelled in {taken[name]} too; keep one of the files")
-            taken[name] = path
-        except DataError as e:
-            refuse(e, skip, skipped)
-    names = sorted({a["label"] for _, objects, _ in read for a in objects})
-    ids = {name: i for i, name in enumerate(names, 1)}
-    used = set()
-    for i, (image, objects, source) in enumerate(read, 1):
-        used.add(Path(image["file_name"]))
-        entries.append(({"id": i, **image}, [{"category_id": ids[a.pop("label")], **a} for a in objects], source))
-    bare = [e.name for e in image_files(folder) if Path(e.path).relative_to(folder) not in used]
-    if bare and not skipped:
-        print(f"{len(bare)} images without labels are left out: {', '.join(bare[:5])}{' ...' if len(bare) > 5 else ''}")
-    return entries, [{"id": i, "name": n} for n, i in ids.items()], skipped
+# ---------------------------------------------------------------------------------------------------------
+# images, and who validates
 
 
-def read_labelme_file(path: Path, root: Path) -> tuple[dict, list[dict], Path | bytes]:
-    """Image, annotations with their `label`, and the image's file or bytes. Raises DataError."""
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as e:
-        raise DataError(f"{path}: can't read: {e.strerror}") from None
-    except json.JSONDecodeError as e:
-        raise DataError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
-    except (UnicodeDecodeError, RecursionError):
-        raise DataError(f"{path}: not valid JSON") from None
-    if not isinstance(data, dict) or not isinstance(data.get("shapes"), list) or not data.get("imagePath"):
-        raise DataError(f"{path}: not a file of labelme's (shapes and imagePath are missing)")
-    source = path.parent / str(data["imagePath"]).replace("\\", "/")
-    if source.is_file():
-        height, width = image_size(source)
-        inside = source.resolve().is_relative_to(root.resolve())
-        name = str(source.resolve().relative_to(root.resolve())) if inside else source.name
-    else:
-        source, (height, width) = embedded_image(data, path, source)
-        name = str(path.relative_to(root).with_suffix(".png" if source[:4] == b"\x89PNG" else ".jpg"))
-    groups: dict[object, dict] = {}
-    for number, shape in enumerate(data["shapes"], 1):
-        where = f"{path}: shape {number}"
-        label, polygons = read_shape(shape, height, width, where)
-        # shapes that share a label and a group are parts of one object
-        group = shape.get("group_id")
-        key = number if group is None else (label, str(group))
-        groups.setdefault(key, {"label": label, "parts": []})["parts"] += polygons
-    objects = [annotation(g["label"], g["parts"], height, width) for g in groups.values()]
-    return {"file_name": name, "height": height, "width": width}, objects, source
+def check_images(read: Read, labels: Path, skip: bool) -> list[str]:
+    """Leaves usable images in `read`, in their frames and by names below their folder; returns faults of the others.
+
+    Raises DataError at the first one without `skip`.
+    """
+    skipped, unturned = [], 0
+    for split, records in read.splits.items():
+        kept = []
+        for record in records:
+            try:
+                exif = check_image(record, labels, read.roots)
+            except DataError as e:
+                if not skip:
+                    raise DataError(f"{e} (or leave such images out: --on_bad_image skip)") from None
+                skipped.append(str(e))
+                continue
+            unturned += exif != 1 and record.orientation == 1
+            kept.append(record)
+        read.splits[split] = kept
+    if unturned:
+        read.notes.append(
+            f"{unturned} pictures have an EXIF orientation that their labels don't follow; they are copied as they are,"
+            " and tools that turn pictures would see the labels elsewhere"
+        )
+    return skipped
 
 
-def embedded_image(data: dict, path: Path, source: Path) -> tuple[bytes, tuple[int, int]]:
-    """The image that labelme keeps in its file, and its (height, width). Raises DataError."""
-    try:
-        content = base64.b64decode(data.get("imageData") or "", validate=True)
-    except (binascii.Error, TypeError, ValueError):
-        content = b""
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
-    if image is None:
-        raise DataError(f"{path}: its image {source} is missing, and the file holds none")
-    return content, image.shape[:2]
+def check_image(record: ImageRecord, labels: Path, roots: list[Path]) -> int:
+    """Sees that an image lies in one of the folders, and decides its orientation; returns what its EXIF says.
+
+    Raises DataError.
+    """
+    name = record.file_name
+    strays = os.path.isabs(name) or ".." in Path(name).parts
+    there = "\0" not in name and record.path.is_file()
+    inside = there and any(record.path.resolve().is_relative_to(r.resolve()) for r in roots)
+    if (there or strays) and not inside:
+        where = record.path.resolve() if there else name
+        raise DataError(
+            f"{labels}: file_name {name!r} leads to {where}, out of {roots[0]}; if that is meant, name its folder:"
+            " --images"
+        )
+    if record.faults:
+        raise DataError(record.faults[0])
+    _, height, width, exif = file_header(record.path)
+    annotated = record.height, record.width
+    if record.orientation is None:
+        record.orientation = orientation_for("auto", (height, width), exif, annotated)
+    frame = (width, height) if record.orientation >= 5 else (height, width)
+    if frame != annotated:
+        upright = "" if exif < 5 else f", upright {height} x {width}"
+        raise DataError(
+            f"{record.path}: the image is {width} x {height}{upright}, annotated as {record.width} x {record.height};"
+            " mend the annotation or the image"
+        )
+    if strays or "\\" in name or not record.path.as_posix().endswith("/" + name):
+        record.file_name = name_below(record.path, tuple(roots))
+    return exif
 
 
-def read_shape(shape: object, height: int, width: int, where: str) -> tuple[str, list[list[float]]]:
-    """Label and polygons of one shape of labelme's. Raises DataError."""
-    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"]:
-        raise DataError(f"{where}: has no label")
-    kind = shape.get("shape_type") or "polygon"
-    try:
-        points = np.array(shape["points"], np.float64).reshape(-1, 2)
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"{where} ({shape['label']}): its points aren't pairs of numbers") from None
-    if not len(points) or not np.isfinite(points).all():
-        raise DataError(f"{where} ({shape['label']}): its points aren't finite, or there are none")
-    if kind == "rectangle":
-        (x1, y1), (x2, y2) = points.min(0), points.max(0)
-        points = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
-    elif kind == "circle" and len(points) == 2:
-        angles = np.arange(CIRCLE_CORNERS) * 2 * math.pi / CIRCLE_CORNERS
-        radius = np.linalg.norm(points[1] - points[0])
-        points = points[0] + radius * np.column_stack([np.cos(angles), np.sin(angles)])
-    elif kind != "polygon":
-        raise DataError(f"{where} ({shape['label']}): a {kind} has no area; label polygons, rectangles or circles")
-    points = points.clip(0, [width, height])
-    if len(points) < 3 or cv2.contourArea(points.astype(np.float32)) <= 0:
-        raise DataError(f"{where} ({shape['label']}): no area inside its {width} x {height} image")
-    return shape["label"], [np.round(points, 2).ravel().tolist()]
-
-
-def annotation(label: str, polygons: list[list[float]], height: int, width: int) -> dict:
-    """A COCO annotation of one object, without ids."""
-    points = np.concatenate([np.reshape(p, (-1, 2)) for p in polygons])
-    (x1, y1), (x2, y2) = points.min(0).tolist(), points.max(0).tolist()
-    area = float(rle.area(rle.merge(rle.frPyObjects(polygons, height, width))))
-    box = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
-    return {"label": label, "bbox": box, "area": area, "iscrowd": 0, "segmentation": polygons}
+def drawn(records: list[ImageRecord], val: float, seed: int) -> dict[str, list[ImageRecord]]:
+    """The records shared among train and val; both have one where there are two."""
+    order = np.random.default_rng(seed).permutation(len(records))
+    count = min(max(round(len(records) * val), 1 if len(records) > 1 else 0), len(records) - 1)
+    parts = {"train": np.sort(order[count:]), "val": np.sort(order[:count])}
+    return {split: [records[i] for i in rows] for split, rows in parts.items()}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--labels", type=Path, required=True, help="folder of labelme's files, or a COCO instances file"
-    )
-    parser.add_argument("--images", type=Path, help="folder of the COCO file's images (default: one beside it)")
-    parser.add_argument("--out", type=Path, required=True, help="COCO root to write")
+    parser.add_argument("--labels", type=Path, required=True, help="folder or file of labels, or of detections")
+    parser.add_argument("--from", dest="source", choices=sorted(FORMATS), default="", help="its format (default: told)")
+    parser.add_argument("--images", type=Path, help="folder of the images, where it isn't beside the labels")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--to", choices=sorted(WRITERS), default="coco", help="format to write (default: coco)")
+    parser.add_argument("--boxes", action="store_true", help="leave masks out")
     parser.add_argument("--val", type=float, default=0.2, help="share of the images that validate (default: 0.2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--on_bad_image", choices=("stop", "skip"), default="stop", help="labels that can't be used")
+    parser.add_argument("--annotations", type=Path, help="COCO file whose images the detections of --labels are of")
+    parser.add_argument("--score_thr", type=float, default=0.5, help="least score of such a detection (default: 0.5)")
+    parser.add_argument("--exif", choices=("auto", "upright", "stored"), default="auto", help="frame of the labels")
+    parser.add_argument("--labelme_ignore", choices=("skip", "crowd"), default="skip", help="shapes called __ignore__")
+    parser.add_argument("--voc_first_pixel", type=int, choices=(0, 1), default=1, help="as in the config")
     a = parser.parse_args()
     if not a.labels.exists():
         raise DataError(f"{a.labels}: no such file or folder")
     if not 0 <= a.val < 1:
         raise DataError(f"--val {a.val}: expected a share from 0 to 1")
-    skipped = import_labels(a.labels, a.out, a.images, a.val, a.seed, a.on_bad_image == "skip")
+    options = {"exif": a.exif, "labelme_ignore": a.labelme_ignore, "voc_first_pixel": a.voc_first_pixel}
+    more = {"source": a.source, "to": a.to, "boxes": a.boxes, "annotations": a.annotations, "score_thr": a.score_thr}
+    skip = a.on_bad_image == "skip"
+    skipped = import_labels(a.labels, a.out, a.images, a.val, a.seed, skip, options=options, **more)
     if skipped:
         print(f"{len(skipped)} images left out:")
         print("\n".join(f"  {s}" for s in skipped))
-    print(f"written: {a.out}; train with --train_dataset {a.out} --val_dataset {a.out} --coco_classes auto")
+    dataset = "" if a.to == "coco" else f"--dataset {a.to} "
+    print(f"written: {a.out}; train with {dataset}--train_dataset {a.out} --val_dataset {a.out} --coco_classes auto")
     return 0
 
 

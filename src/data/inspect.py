@@ -1,7 +1,7 @@
 """What a data set holds: python -m src.data.inspect CONFIG [--KEY VALUE ...] [--split train] [--out DIR] [--samples 16]
 
-Prints the figures of a split and the problems found in it, by file, and draws a contact sheet: training images as the
-network sees them, augmented, with their boxes and masks.
+Prints the figures of a split and the problems found in it, by file, and the keys of a config that would take it; and
+draws a contact sheet: images as the network sees them, training images augmented, with their boxes and masks.
 """
 
 import argparse
@@ -14,18 +14,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 
 from src.config import Config, load_config, parse_overrides
-from src.data.loader import EvalLoader, TrainLoader
+from src.data.formats import resolve_classes
+from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord, read_index, record_files
 from src.data.records import DataError
-from src.data.sources import resolve_classes
+from src.data.transforms import fit_size
 from src.errors import run_command
 from src.visualize import draw_ground_truth
 
 __all__ = ["Figures", "contact_sheet", "count_records", "inspect_split"]
 
 SIZES = ("small", "medium", "large")  # COCO's, by the area of the box: below 32 x 32, below 96 x 96, above
+MOST_SIDES = 100_000
 TILE, SHEET = 360, 2000  # pixels: height of a picture on the contact sheet, width of the sheet
 
 
@@ -40,8 +43,10 @@ class Figures:
     crowds: int = 0
     sizes: Counter = field(default_factory=Counter)  # by SIZES
     most: int = 0  # objects in one image
+    canvas_sides: list[np.ndarray] = field(default_factory=list)  # (N, 2) width, height of objects on the canvas
     image_sides: list[tuple[int, int]] = field(default_factory=list)  # (width, height)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def count_records(folder: Path, config: Config) -> Figures:
@@ -49,7 +54,7 @@ def count_records(folder: Path, config: Config) -> Figures:
     import mindspore.dataset as ds
 
     index = read_index(folder)
-    out = Figures(problems=list(index["skipped"]))
+    out = Figures(problems=list(index["skipped"]), notes=list(index["notes"]))
     rows = ds.MindDataset(record_files(folder), columns_list=["annotation"], shuffle=False, num_parallel_workers=1)
     for (text,) in rows.create_tuple_iterator(num_epochs=1, output_numpy=True):
         a = json.loads(text.tobytes())
@@ -62,6 +67,9 @@ def count_records(folder: Path, config: Config) -> Figures:
         out.crowds += int(crowd.sum())
         out.most = max(out.most, len(names))
         out.image_sides.append((a["width"], a["height"]))
+        height, width = fit_size(a["height"], a["width"], config)
+        sides = (boxes[:, 2:] - boxes[:, :2])[~crowd]
+        out.canvas_sides.append(sides * [width / a["width"], height / a["height"]])
         area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))[~crowd]
         out.sizes.update(SIZES[int(v >= 32**2) + int(v >= 96**2)] for v in area)
     return out
@@ -82,6 +90,8 @@ def describe(f: Figures, config: Config) -> str:
             f"pixels     {w.min()} to {w.max()} wide (median {np.median(w):.0f}), {h.min()} to {h.max()} high"
             f" (median {np.median(h):.0f}); canvas {config.img_width} x {config.img_height}"
         )
+    if total:
+        lines.append(reach(np.concatenate(f.canvas_sides), config))
     names = config.coco_classes[1:]
     wide, most = max(map(len, names), default=5), max(f.instances.values(), default=1)
     lines.append(f"\n{'class':{wide}s}  instances   images")
@@ -91,31 +101,88 @@ def describe(f: Figures, config: Config) -> str:
     missing = [n for n in names if not f.instances[n]]
     if missing:
         lines.append(f"{len(missing)} classes without an instance: {', '.join(missing)}")
-    lines.append(f"\nproblems   {len(f.problems) or 'none'}")
-    return "\n".join(lines + [f"  {p}" for p in f.problems])
+    lines.append(f"\nwarnings   {len(f.notes) or 'none'}")
+    lines += [f"  {n}" for n in f.notes]
+    lines.append(f"problems   {len(f.problems) or 'none'}")
+    lines += [f"  {p}" for p in f.problems]
+    return "\n".join([*lines, "", suggestion(f, config)])
+
+
+def reach(sides: np.ndarray, config: Config) -> str:
+    """Lines on how large objects, (N, 2) width and height in canvas pixels, are beside the anchors."""
+    a = config.rpn.anchor_generator
+    # of a large set, evenly spaced ones tell as much
+    sides = sides[:: len(sides) // MOST_SIDES + 1]
+    anchor = np.array([s * stride for stride in a.strides for s in a.scales], float)
+    shapes = np.array([(v / math.sqrt(r), v * math.sqrt(r)) for v in anchor for r in a.ratios])
+    # IoU of two boxes with one centre: what an anchor in the best place would have
+    overlap = np.minimum(sides[:, None], shapes[None]).prod(-1)
+    iou = (overlap / (sides.prod(-1)[:, None] + shapes.prod(-1)[None] - overlap)).max(1)
+    low, mid, high = np.percentile(np.sqrt(sides.prod(-1)), (5, 50, 95))
+    positive = config.train_cfg.rpn.assigner.pos_iou_thr
+    poor = float((iou < 0.5).mean())
+    line = (
+        f"on canvas  objects of {low:.0f} to {high:.0f} pixels (5 % to 95 %, median {mid:.0f}; root of the area);"
+        f" anchors of {anchor.min():.0f} to {anchor.max():.0f}\n"
+        f"           a well-placed anchor has IoU {np.median(iou):.2f} with an object (median); {poor:.0%} of them"
+        f" reach 0.5 with none, {float((iou < positive).mean()):.0%} not {positive:g}"
+    )
+    if poor > 0.1:
+        wrong = "smaller" if np.sqrt(sides.prod(-1))[iou < 0.5].mean() < anchor.min() else "other"
+        line += f": they are {wrong} shapes than the anchors; change rpn.anchor_generator or the canvas"
+    return line
+
+
+def suggestion(f: Figures, config: Config) -> str:
+    """The keys of a config that would take this data, as YAML."""
+    keys: dict[str, object] = {"dataset": config.dataset}
+    keys |= {"coco_classes": config.coco_classes, "num_classes": len(config.coco_classes)}
+    keys["max_instance_count"] = max(-(-f.most // 8) * 8, 8)
+    if f.image_sides:
+        keys["img_width"], keys["img_height"] = canvas_for(f.image_sides, config)
+    if f.empty:
+        keys["train_empty_images"] = True
+    if f.problems:
+        keys["on_bad_image"] = "skip"
+    text = yaml.safe_dump(keys, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return f"a config that takes this data:\n{text}".rstrip()
+
+
+def canvas_for(sides: list[tuple[int, int]], config: Config) -> tuple[int, int]:
+    """(width, height) of a canvas of about the config's area whose shape most pictures have, in whole last strides."""
+    step = config.rpn.anchor_generator.strides[-1]
+    ratio = float(np.median([w / h for w, h in sides]))
+    if config.turns_canvas:
+        return config.img_width, config.img_height
+    high = math.sqrt(config.img_width * config.img_height / ratio)
+    width, height = (max(round(v / step), 1) * step for v in (high * ratio, high))
+    return width, height
 
 
 def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.ndarray]:
-    """`count` images (H, W, 3) uint8 BGR as the network sees them less the padding, with what it is told of them."""
-    one = dataclasses.replace(config, batch_size=1, test_batch_size=1)
-    batches = TrainLoader(one, folder).epoch(0) if split == "train" else EvalLoader(one, folder)
+    """`count` images (H, W, 3) uint8 BGR as the network sees them less the padding, with their objects; those of
+    training augmented.
+    """
+    index = read_index(folder)
+    changes = {"batch_size": 1, "max_instance_count": max(index["objects"])}
+    if split != "train":
+        off = dict.fromkeys(("flip_ratio", "crop_ratio", "expand_ratio", "photo_ratio", "aug_prob"), 0.0)
+        changes |= off | {"ratio_range": [1.0, 1.0], "train_empty_images": True}
+    if not index["with_masks"]:
+        changes["detector"] = config.detector.replace("_mask", "").replace("mask", "faster")
+    config = dataclasses.replace(config, **changes)
     out = []
-    for batch, _ in zip(batches, range(count), strict=False):
+    for batch, _ in zip(TrainLoader(config, folder).epoch(0), range(count), strict=False):
         height, width = batch["image_size"][0].astype(int)
         image = restored(batch["image"][0][:, :height, :width], config)
-        if split == "train":
-            valid = batch["gt_valid"][0]
-            boxes, masks = batch["gt_boxes"][0][valid], batch["gt_masks"][0][valid]
-            shown = [on_canvas(m, b, image.shape[:2]) for m, b in zip(masks, boxes, strict=True)]
-            image = draw_ground_truth(
-                image,
-                boxes,
-                batch["gt_labels"][0][valid],
-                shown if config.with_mask else None,
-                config.coco_classes,
-                zoom=max(1.0, TILE / image.shape[0]),
-            )
-        out.append(image)
+        valid = batch["gt_valid"][0]
+        boxes, masks = batch["gt_boxes"][0][valid], batch["gt_masks"][0][valid]
+        shown = [on_canvas(m, b, image.shape[:2]) for m, b in zip(masks, boxes, strict=True)]
+        zoom = max(1.0, TILE / image.shape[0])
+        labels = batch["gt_labels"][0][valid]
+        out.append(
+            draw_ground_truth(image, boxes, labels, shown if config.with_mask else None, config.coco_classes, zoom=zoom)
+        )
     return out
 
 
@@ -156,15 +223,15 @@ def inspect_split(config: Config, split: str, out: Path, samples: int) -> Figure
     training = split == "train"
     config = resolve_classes(config, training)
     try:
-        folder = ensure_mindrecord(config, split, training)
+        folder = ensure_mindrecord(config, split, training, quiet=True)
     except DataError:
         # one fault stops training, but here all are wanted; what is wrong with the whole set is raised again
         config = dataclasses.replace(config, on_bad_image="skip")
-        folder = ensure_mindrecord(config, split, training)
+        folder = ensure_mindrecord(config, split, training, quiet=True)
     figures = count_records(folder, config)
-    print(f"{read_index(folder)['annotations']} ({split}, dataset: {config.dataset})\n{describe(figures, config)}")
+    print(f"{read_index(folder)['source']} ({split}, dataset: {config.dataset})\n{describe(figures, config)}")
     if samples:
-        path = out / f"{split}_samples.png"
+        path = out / f"{split if split.isalnum() else Path(split).stem}_samples.png"
         try:
             out.mkdir(parents=True, exist_ok=True)
             encoded = cv2.imencode(".png", contact_sheet(pictures(config, folder, split, samples)))[1]
@@ -180,7 +247,9 @@ def main() -> int:
         description=__doc__.splitlines()[0], epilog="Any key of the config can follow as --KEY VALUE."
     )
     parser.add_argument("config", help="YAML config file")
-    parser.add_argument("--split", choices=("train", "val"), default="train")
+    parser.add_argument(
+        "--split", default="train", help="train, val, test, or the file that lists a split (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="folder of the contact sheet (default: the experiment's)")
     parser.add_argument("--samples", type=int, default=16, help="images on the contact sheet; 0: none")
     arguments, rest = parser.parse_known_args()

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import mindspore.dataset as ds
 import numpy as np
@@ -13,7 +14,7 @@ from src.data.augment import sample_generator
 from src.data.augment.colour import photometric_distortion
 from src.data.augment.geometry import draw_view
 from src.data.augment.instaboost import Scene, instaboost
-from src.data.images import decode_image
+from src.data.images import decode_image, turn
 from src.data.mindrecord import read_index, record_crc, record_files
 from src.data.records import DataError
 from src.data.transforms import View, crop_mask, fit_size, prepare_image, visible_objects
@@ -21,24 +22,40 @@ from src.data.transforms import View, crop_mask, fit_size, prepare_image, visibl
 __all__ = ["EvalLoader", "TrainLoader"]
 
 
-class Sample:
-    """Turns a record's bytes into arrays, in a worker; a plain object, so that it can be sent to another process."""
+class Sample(NamedTuple):
+    """One image as the network takes it, with its objects; everything but the id is empty where `fault` says why.
+
+    image_id () int64; fault () text; image (3, H, W) float32, the canvas; sizes (4,) float32, (height, width) of the
+    picture on the canvas, then of the image; boxes (N, 4) float32 x1 y1 x2 y2 in canvas pixels; labels (N,) int32;
+    masks (N, S, S) uint8, box-relative, none where nothing trains on them; ignore (K, 4) float32, crowds.
+    """
+
+    image_id: np.ndarray
+    fault: np.ndarray
+    image: np.ndarray
+    sizes: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray
+    ignore: np.ndarray
+
+
+class SampleReader:
+    """Turns a record's bytes into a Sample, in a worker; a plain object, so that it can be sent to another process."""
 
     def __init__(self, config: Config, training: bool, epoch: int = 0):
         self.config, self.training, self.epoch = config, training, epoch
 
     def __call__(
         self, image_id: np.ndarray, crc: np.ndarray, image: np.ndarray, annotation: np.ndarray, flip: np.ndarray
-    ):
-        """(image_id, fault, image, sizes, boxes, labels, masks, ignore_boxes); a fault is told, not raised, so that the
-        caller can decide.
-        """
+    ) -> tuple[np.ndarray, ...]:
+        """A Sample's fields; a fault is told, not raised, so that the caller can decide."""
         empty = np.zeros(0, np.float32)
         try:
             arrays = self.arrays(int(image_id), int(crc), image.tobytes(), annotation.tobytes(), bool(flip))
-            return (image_id, np.array(""), *arrays)
+            return tuple(Sample(image_id, np.array(""), *arrays))
         except DataError as e:
-            return (image_id, np.array(str(e)), empty, empty, empty, empty, empty, empty)
+            return tuple(Sample(image_id, np.array(str(e)), *[empty] * 6))
 
     def arrays(self, image_id: int, crc: int, data: bytes, annotation: bytes, flip: bool) -> tuple[np.ndarray, ...]:
         if record_crc(data, annotation) != crc:
@@ -46,7 +63,7 @@ class Sample:
                 f"image {image_id}: its MindRecord row is damaged (checksum); remove the converted data set"
             )
         a = json.loads(annotation)
-        picture = decode_image(data, a["name"])
+        picture = turn(decode_image(data, a["name"]), a["orientation"])
         original = picture.shape[:2]
         if original != (a["height"], a["width"]):
             raise DataError(
@@ -55,7 +72,7 @@ class Sample:
             )
         boxes, crowd = np.array(a["boxes"], np.float32).reshape(-1, 4), np.array(a["crowd"], bool)
         labels = np.array(a["labels"], np.int32)[~crowd]
-        masks = [m for m, c in zip(a["segmentations"], crowd, strict=True) if not c]
+        masks = a["segmentations"] or [None] * len(labels)
         scene, crowds = Scene(picture, boxes[~crowd], masks), boxes[crowd]
         if not self.training:
             view = View((0, 0, *original[::-1]), fit_size(*original, self.config), flip)
@@ -116,8 +133,8 @@ class Flips:
 
 def samples(
     folder: Path, order: np.ndarray, flips: np.ndarray, config: Config, training: bool, epoch: int = 0
-) -> Iterator[tuple]:
-    """Sample's arrays for rows `order` of the data set, in that order, by config.num_parallel_workers workers."""
+) -> Iterator[Sample]:
+    """Samples of rows `order` of the data set, in that order, by config.num_parallel_workers workers."""
     if not len(order):
         return
     names = ["image_id", "crc", "image", "annotation"]
@@ -125,10 +142,11 @@ def samples(
         record_files(folder), columns_list=names, sampler=ds.SubsetSampler(order.tolist()), num_parallel_workers=1
     )
     extra = ds.GeneratorDataset(Flips(flips), ["flip"], shuffle=False, num_parallel_workers=1)
-    out = ["image_id", "fault", "picture", "sizes", "boxes", "labels", "masks", "ignore"]
+    # a column of the rows is called image, too
+    out = ["picture" if name == "image" else name for name in Sample._fields]
     workers = min(config.num_parallel_workers, len(order))
     data = ds.zip((rows, extra)).map(
-        Sample(config, training, epoch),
+        SampleReader(config, training, epoch),
         [*names, "flip"],
         out,
         num_parallel_workers=workers,
@@ -136,7 +154,7 @@ def samples(
     )
     data = data.project(out)
     try:
-        yield from data.create_tuple_iterator(num_epochs=1, output_numpy=True)
+        yield from map(Sample._make, data.create_tuple_iterator(num_epochs=1, output_numpy=True))
     except RuntimeError as e:
         text = str(e)
         found = re.search(r"(\w*Error: [^\n]*)", text)
@@ -150,8 +168,8 @@ class BatchMaker:
     def __init__(self, config: Config):
         self.config, self.skipped = config, []
 
-    def usable(self, sample: tuple) -> bool:
-        fault = str(sample[1])
+    def usable(self, sample: Sample) -> bool:
+        fault = str(sample.fault)
         if not fault:
             return True
         if self.config.on_bad_image == "stop":
@@ -162,24 +180,24 @@ class BatchMaker:
             print(f"left out: {fault}")
         return False
 
-    def train_batch(self, batch: list[tuple]) -> dict[str, np.ndarray]:
+    def train_batch(self, batch: list[Sample]) -> dict[str, np.ndarray]:
         c, b = self.config, len(batch)
         g, k, s = c.max_instance_count, c.max_crowd_count, c.mask_crop_size
         out = {
-            "image_id": np.array([x[0] for x in batch], np.int64),
-            "image": np.stack([x[2] for x in batch]),
-            "image_size": np.stack([x[3][:2] for x in batch]),
+            "image_id": np.array([x.image_id for x in batch], np.int64),
+            "image": np.stack([x.image for x in batch]),
+            "image_size": np.stack([x.sizes[:2] for x in batch]),
             "gt_boxes": np.zeros((b, g, 4), np.float32),
             "gt_labels": np.zeros((b, g), np.int32),
             "gt_valid": np.zeros((b, g), bool),
             "gt_masks": np.zeros((b, g, s, s), np.uint8),
             "ignore_boxes": np.zeros((b, k, 4), np.float32),
         }
-        for i, (_, _, _, _, boxes, labels, masks, ignore) in enumerate(batch):
-            n = len(labels)
-            out["gt_boxes"][i, :n], out["gt_labels"][i, :n], out["gt_valid"][i, :n] = boxes, labels, True
-            out["gt_masks"][i, : len(masks)] = masks
-            out["ignore_boxes"][i, : len(ignore)] = ignore
+        for i, x in enumerate(batch):
+            n = len(x.labels)
+            out["gt_boxes"][i, :n], out["gt_labels"][i, :n], out["gt_valid"][i, :n] = x.boxes, x.labels, True
+            out["gt_masks"][i, : len(x.masks)] = x.masks
+            out["ignore_boxes"][i, : len(x.ignore)] = x.ignore
         return out
 
 
@@ -188,8 +206,10 @@ class TrainLoader:
 
     The order of an epoch is a permutation drawn from (seed, epoch), the flip of an image from (seed, epoch, row), what
     else changes it from (seed, epoch, image id): the same whatever the number of workers and wherever training starts.
-    With several ranks each takes every `ranks`-th image of the same permutation. Images without objects are left out
-    unless config.train_empty_images.
+    With several ranks each takes every `ranks`-th image of the same permutation. Where upright pictures have a canvas
+    of their own, the images of a step, of all ranks, have one orientation: the permutation's images of each orientation
+    fill steps in their order, and a step comes when its last image does. Images without objects are left out unless
+    config.train_empty_images.
 
     `epoch(e, start_step)` yields dicts of arrays, B = batch_size:
         image (B, 3, H, W) float32; image_size (B, 2) float32, (height, width) of the picture on the canvas;
@@ -204,14 +224,30 @@ class TrainLoader:
         self.rows = np.arange(len(objects)) if config.train_empty_images else np.flatnonzero(objects > 0)
         self.left_out = len(objects) - len(self.rows)
         self.maker = BatchMaker(config)
+        self.upright = upright_rows(index, config)
+        self.faulty: set[int] = set()
         if len(self) == 0:
             raise DataError(
-                f"{index['annotations']}: {len(self.rows)} images with objects, fewer than one batch of"
+                f"{index['source']}: {len(self.rows)} images with objects, fewer than one batch of"
                 f" {config.batch_size} x {ranks}; lower batch_size"
             )
 
     def __len__(self) -> int:
-        return len(self.rows) // (self.config.batch_size * self.ranks)
+        return sum(len(rows) // (self.config.batch_size * self.ranks) for rows in self.groups().values())
+
+    def groups(self) -> dict[str, np.ndarray]:
+        """The rows that may stand in one batch."""
+        upright = self.upright[self.rows]
+        return {"landscape": self.rows[~upright], "upright": self.rows[upright]}
+
+    def never_trained(self) -> list[str]:
+        """A line for each group of images that is too small for a batch."""
+        size = self.config.batch_size * self.ranks
+        return [
+            f"{len(rows)} {name} images never train: fewer than a batch of {size} of their orientation"
+            for name, rows in self.groups().items()
+            if 0 < len(rows) < size
+        ]
 
     def epoch_rows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """This rank's rows of `epoch`, in order, and their flips."""
@@ -220,7 +256,8 @@ class TrainLoader:
         order = random.permutation(self.rows)
         # one draw for each row of the data set, so that an image's flip doesn't depend on its place
         flips = random.random(int(self.rows.max()) + 1) < self.config.flip_ratio
-        mine = order[: len(self) * self.config.batch_size * self.ranks][self.rank :: self.ranks]
+        order = grouped(order, self.upright[order], self.config.batch_size * self.ranks)
+        mine = order[self.rank :: self.ranks]
         return mine, flips[mine]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
@@ -232,33 +269,54 @@ class TrainLoader:
                 yield self.maker.train_batch(pending)
                 pending = []
 
-    def usable_samples(self, epoch: int, start: int) -> Iterator[tuple]:
+    def usable_samples(self, epoch: int, start: int) -> Iterator[Sample]:
         """Samples for this rank's places of `epoch` from `start` on.
 
-        A faulty image's place goes to the next usable one, past the end to the epoch's first: so the epoch keeps its
-        length, and what a place holds doesn't depend on `start`.
+        A faulty image's place goes to the next usable one of its orientation, past the end to the epoch's first: so the
+        epoch keeps its length, and what a place holds doesn't depend on `start`.
         """
         order, flips = self.epoch_rows(epoch)
-        left, waiting = len(order) - start, 0
-        # the second round is read only where the epoch's last images are faulty
-        for part in (slice(start, None), slice(None)):
-            if not left:
-                return
-            for sample in samples(self.folder, order[part], flips[part], self.config, True, epoch):
-                waiting += 1
-                if not self.maker.usable(sample):
-                    continue
-                filled = min(waiting, left)
-                yield from [sample] * filled
-                left, waiting = left - filled, 0
-                if not left:
-                    return
-        if left:
-            raise DataError(f"{self.folder}: no usable image in epoch {epoch}; {self.maker.skipped[-1]}")
+        found = samples(self.folder, order[start:], flips[start:], self.config, True, epoch)
+        for place, sample in enumerate(found, start):
+            if self.maker.usable(sample):
+                yield sample
+            else:
+                self.faulty.add(int(order[place]))
+                yield self.replacement(order, flips, place, epoch)
+
+    def replacement(self, order: np.ndarray, flips: np.ndarray, place: int, epoch: int) -> Sample:
+        """The usable sample that takes a faulty one's place. Raises DataError where there is none."""
+        for i in np.roll(np.arange(len(order)), -place)[1:]:
+            alike = self.upright[order[i]] == self.upright[order[place]]
+            if not alike or int(order[i]) in self.faulty:
+                continue
+            for sample in samples(self.folder, order[i : i + 1], flips[i : i + 1], self.config, True, epoch):
+                if self.maker.usable(sample):
+                    return sample
+                self.faulty.add(int(order[i]))
+        raise DataError(f"{self.folder}: no usable image in epoch {epoch}; {self.maker.skipped[-1]}")
+
+
+def upright_rows(index: dict, config: Config) -> np.ndarray:
+    """(N,) bool: rows whose pictures have the canvas turned."""
+    sizes = np.array(index["sizes"]).reshape(-1, 2)
+    return (sizes[:, 0] > sizes[:, 1]) & config.turns_canvas
+
+
+def grouped(order: np.ndarray, upright: np.ndarray, size: int) -> np.ndarray:
+    """`order` in groups of `size` rows of one orientation each, by the place of a group's last; incomplete ones go."""
+    ends, groups = [], []
+    for kind in (False, True):
+        places = np.flatnonzero(upright == kind)
+        whole = places[: len(places) // size * size].reshape(-1, size)
+        ends.append(whole[:, -1])
+        groups.append(order[whole])
+    return np.concatenate(groups)[np.argsort(np.concatenate(ends))].ravel()
 
 
 class EvalLoader:
-    """Every image of a split once, in the data set's order; with several ranks, each every `ranks`-th.
+    """Every image of a split once, in the data set's order, but upright ones last where they have a canvas of their
+    own; with several ranks, each every `ranks`-th.
 
     Iterating yields dicts of arrays, B = test_batch_size: image and image_size as TrainLoader's; original_size (B, 2)
     int32, (height, width) of the image file; scale (B, 2) float32, canvas = original * scale, (y, x); image_id (B,)
@@ -268,14 +326,19 @@ class EvalLoader:
     def __init__(self, config: Config, folder: Path, rank: int = 0, ranks: int = 1):
         self.config, self.folder = config, Path(folder)
         self.index = read_index(self.folder)
-        self.rows = np.arange(len(self.index["image_ids"]))[rank::ranks]
+        upright = upright_rows(self.index, config)
+        self.groups = [np.flatnonzero(upright == kind)[rank::ranks] for kind in (False, True)]
         self.maker = BatchMaker(config)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.config.test_batch_size)
+        return sum(-(-len(rows) // self.config.test_batch_size) for rows in self.groups)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        order = self.rows
+        for order in self.groups:
+            yield from self.batches(order)
+
+    def batches(self, order: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of rows of one orientation."""
         flips = np.zeros(len(order), bool)
         pending = []
         for sample in samples(self.folder, order, flips, self.config, training=False):
@@ -287,13 +350,13 @@ class EvalLoader:
         if pending:
             yield self.batch(pending)
 
-    def batch(self, rows: list[tuple]) -> dict[str, np.ndarray]:
+    def batch(self, rows: list[Sample]) -> dict[str, np.ndarray]:
         valid = np.arange(self.config.test_batch_size) < len(rows)
         rows = rows + [rows[0]] * (len(valid) - len(rows))
-        sizes = np.stack([r[3] for r in rows])
+        sizes = np.stack([r.sizes for r in rows])
         return {
-            "image_id": np.array([r[0] for r in rows], np.int64),
-            "image": np.stack([r[2] for r in rows]),
+            "image_id": np.array([r.image_id for r in rows], np.int64),
+            "image": np.stack([r.image for r in rows]),
             "image_size": np.ascontiguousarray(sizes[:, :2]),
             "original_size": sizes[:, 2:].astype(np.int32),
             "scale": sizes[:, :2] / sizes[:, 2:],

@@ -1,7 +1,6 @@
 """Data sets as MindRecord: converted once, whole or not at all, re-made when what shapes them changes."""
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -12,19 +11,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
-import numpy as np
 from mindspore.mindrecord import FileWriter
 from mindspore.mindrecord.common.exceptions import MindRecordException
 from tqdm import tqdm
 
 from src.config import Config
-from src.data.records import DataError, ImageRecord, Split
-from src.data.sources import coco_file, find_split, load_split, source_digest
+from src.data.formats import find_split, read_split, source_digest
+from src.data.images import check_decodes, dark_16bit, image_header, orientation_for, turned_size
+from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split
+from src.data.segmentations import segmentation_json
+from src.data.truth import is_truth, write_truth
 
 __all__ = ["ensure_mindrecord", "ground_truth", "read_index", "record_crc", "record_files"]
 
-FORMAT = 1  # raise when the records' layout changes
+FORMAT = 2  # raise when the records' layout changes
 SCHEMA = {
     "image_id": {"type": "int64"},
     "crc": {"type": "int64"},
@@ -46,8 +46,12 @@ def record_crc(image: bytes, annotation: bytes) -> int:
 
 
 def read_index(folder: Path) -> dict:
-    """index.json of a converted split: `image_ids`, `objects` and `crowds` a row, `skipped`, `category_ids`,
-    `annotations` (the path of COCO's JSON) and `fingerprint`. Raises DataError.
+    """index.json of a converted split.
+
+    `image_ids`, `objects`, `crowds` and `sizes` (height, width) a row; `skipped`: why images were left out; `notes`;
+    `category_ids` of labels; `annotations`: the path of its truth, `source`: of the annotations it was made from;
+    `with_masks`: objects have masks; `settings`, `opened` and `listed`: what it depends on, `fingerprint` of all that.
+    Raises DataError.
     """
     try:
         return dict(json.loads((folder / "index.json").read_text()))
@@ -55,14 +59,15 @@ def read_index(folder: Path) -> dict:
         raise DataError(f"{folder}: not a converted data set; remove it and run again") from None
 
 
-def fingerprint(split: Split, config: Config) -> str:
-    """What the records depend on: the annotations, the images' names, sizes and times, and the options."""
-    digest = hashlib.sha256(source_digest(split, config).encode())
+def settings_digest(where: Split, config: Config, training: bool) -> str:
+    """What the records depend on, but for the images: the annotations and the options."""
+    digest = hashlib.sha256(source_digest(config, where).encode())
     options = [
         FORMAT,
+        training,
         config.coco_classes,
-        config.max_instance_count,
-        not config.needs_masks,
+        config.max_instance_count if training else 0,
+        config.needs_masks if training else config.with_mask,
         config.on_bad_image,
         config.mindrecord_shards,
     ]
@@ -70,40 +75,63 @@ def fingerprint(split: Split, config: Config) -> str:
     return digest.hexdigest()
 
 
-def ensure_mindrecord(config: Config, split: str, training: bool) -> Path:
-    """The folder of the converted `split` ("train" or "val"), converting it if there is none that fits.
+def ensure_mindrecord(config: Config, split: str, training: bool, quiet: bool = False) -> Path:
+    """The folder of the converted `split` ("train", "val", "test" or a file), converting it if there is none that fits.
 
-    `training` picks train_dataset or val_dataset as the source. The conversion is written beside and renamed, so a
+    training: it is learnt from, so that objects need masks where the detector has them and may not be more than
+    max_instance_count. quiet: what was left out isn't printed. The conversion is written beside and renamed, so a
     folder of that name is whole. Of several processes that ask at once one converts, the others wait. Raises DataError.
     """
-    if not training:
-        # evaluation makes no batches of objects, so their number is no fault there
-        config = dataclasses.replace(config, max_instance_count=1 << 31)
-    where = find_split(config, split, training)
-    print_of_source = fingerprint(where, config)
-    folder = config.record_dir / f"{split}-{hashlib.sha256(str(where.annotations.resolve()).encode()).hexdigest()[:8]}"
-    if not is_current(folder, print_of_source):
+    where = find_split(config, split)
+    settings = settings_digest(where, config, training)
+    place = [str(where.annotations.resolve()), where.part, str(where.listing or ""), training]
+    name = split if split.isalnum() else "split"
+    folder = config.record_dir / f"{name}-{hashlib.sha256(json.dumps(place).encode()).hexdigest()[:8]}"
+    if not is_current(folder, settings):
         with locked(folder.parent):
             # another process may have converted it meanwhile
-            if not is_current(folder, print_of_source):
-                convert(where, folder, print_of_source, config)
-    report_skipped(read_index(folder)["skipped"])
+            if not is_current(folder, settings):
+                convert(read_split(config, split, where, training), folder, settings, config)
+    if not quiet:
+        report_notes(read_index(folder))
     return folder
 
 
-def ground_truth(config: Config) -> Path:
-    """The COCO instances file that the validation split is evaluated against. Raises DataError."""
-    if config.dataset == "coco":
-        return find_split(config, "val", training=False).annotations
-    return Path(read_index(ensure_mindrecord(config, "val", training=False))["annotations"])
+def ground_truth(config: Config, split: str = "val") -> Path:
+    """The truth file that a split is evaluated against. Raises DataError."""
+    return Path(read_index(ensure_mindrecord(config, split, training=False))["annotations"])
 
 
-def is_current(folder: Path, print_of_source: str) -> bool:
-    """Whether `folder` holds a whole conversion of the source and options with that fingerprint."""
-    with contextlib.suppress(DataError):
+def is_current(folder: Path, settings: str) -> bool:
+    """Whether `folder` holds a whole conversion of the annotations and options of that digest, and of the images as
+    they are now."""
+    with contextlib.suppress(DataError, OSError, KeyError, ValueError):
         index = read_index(folder)
-        return index.get("fingerprint") == print_of_source and len(record_files(folder)) == index.get("files")
+        return (
+            index["settings"] == settings
+            and len(record_files(folder)) == index["files"]
+            and is_truth(Path(index["annotations"]))
+            and all(stamp(path) == [size, time] for path, size, time in index["opened"])
+            and all(names_digest(Path(path)) == digest for path, digest in index["listed"])
+        )
     return False
+
+
+def stamp(path: str | Path) -> list[int]:
+    """Size and time of change of what was opened at `path`, links followed; zeros where nothing can be."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return [0, 0]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def names_digest(folder: Path) -> str:
+    """Changes with the paths of the files below a folder."""
+    digest = hashlib.sha256()
+    for place, _, names in sorted(os.walk(folder, followlinks=True)):
+        digest.update(f"{place}\0{sorted(names)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -126,27 +154,30 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def convert(where: Split, folder: Path, print_of_source: str, config: Config) -> None:
-    """Writes `where` as MindRecord into `folder`, replacing what was there. Raises DataError."""
-    data = load_split(where, config)
+def convert(data: Records, folder: Path, settings: str, config: Config) -> None:
+    """Writes a split as MindRecord and its truth into `folder`, replacing what was there. Raises DataError."""
+    records = data.usable(config.on_bad_image)
     beside = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
     remove_leftovers(folder)
     try:
         beside.mkdir(parents=True)
-        check_space(beside, data.records, config)
-        index = write_records(data.records, data.skipped, beside, config)
-        truth = where.annotations
-        if config.dataset != "coco":
-            truth = folder / "annotations.json"
-            kept = set(index["image_ids"])
-            data.records = [r for r in data.records if r.image_id in kept]
-            (beside / truth.name).write_text(json.dumps(coco_file(data, config)))
+        check_space(beside, records, config)
+        opened = [[os.fspath(r.path), *stamp(r.path)] for r in data.images]
+        index = write_records(records, data.skipped(), beside, config)
+        write_truth(beside / "truth.json", data)
         index |= {
-            "fingerprint": print_of_source,
-            "annotations": str(truth.resolve()),
+            "settings": settings,
+            "annotations": str((folder / "truth.json").resolve()),
+            "source": str(data.split.annotations.resolve()),
             "category_ids": data.category_ids,
+            "with_masks": data.with_masks,
+            "notes": data.notes + index["notes"],
             "files": config.mindrecord_shards,
+            "opened": opened,
+            "listed": [[os.fspath(f), names_digest(f)] for f in data.listed],
         }
+        depends = json.dumps([index["settings"], index["opened"], index["listed"]])
+        index["fingerprint"] = hashlib.sha256(depends.encode()).hexdigest()
         (beside / "index.json").write_text(json.dumps(index))
         if folder.exists():
             shutil.rmtree(folder)
@@ -178,67 +209,72 @@ def check_space(folder: Path, records: list[ImageRecord], config: Config) -> Non
         )
 
 
-def report_skipped(skipped: list[str]) -> None:
-    """Names what was left out."""
-    if skipped:
-        print(f"{len(skipped)} images left out (on_bad_image: skip):")
-        for reason in skipped:
+def report_notes(index: dict) -> None:
+    """Names what was left out, and says what was passed over, computed or looks odd."""
+    if index["skipped"]:
+        print(f"{len(index['skipped'])} images left out (on_bad_image: skip):")
+        for reason in index["skipped"]:
             print(f"  {reason}")
+    for note in index["notes"]:
+        print(f"note: {note}")
 
 
-def read_checked(record: ImageRecord, config: Config) -> dict | str:
-    """A record's row, or why it can't be used. Raises DataError where on_bad_image is stop."""
+def read_checked(record: ImageRecord, config: Config) -> dict | None:
+    """A record's row, or None after adding its fault. Raises DataError where on_bad_image is stop."""
     try:
-        return make_row(record)
+        return make_row(record, config)
     except DataError as e:
         if config.on_bad_image == "stop":
-            raise DataError(f"{e} (or leave such images out: on_bad_image: skip)") from None
-        return str(e)
+            raise DataError(f"{e} {SKIP_ADVICE}") from None
+        record.faults.append(str(e))
+        return None
 
 
-def make_row(record: ImageRecord) -> dict:
+def make_row(record: ImageRecord, config: Config) -> dict:
     """The image's bytes as they are, checked to decode whole and to have the annotated size. Raises DataError."""
     try:
         image = record.path.read_bytes()
     except OSError as e:
         raise DataError(f"{record.path}: can't read: {e.strerror}") from None
-    check_whole(image, record)
+    set_orientation(record, image, config)
+    objects = [i for i in record.instances if not i.crowd]
     annotation = {
         "height": record.height,
         "width": record.width,
+        "orientation": record.orientation,
         "name": record.path.name,
-        "boxes": [[round(float(v), 4) for v in b] for b in record.boxes],
-        "labels": record.labels.tolist(),
-        "crowd": record.crowd.tolist(),
-        "segmentations": record.segmentations,
+        "boxes": [[round(float(v), 4) for v in i.box] for i in record.instances],
+        "labels": [i.label for i in record.instances],
+        "crowd": [i.crowd for i in record.instances],
+        # a crowd's mask is never trained on, its box is enough
+        "segmentations": [segmentation_json(i.segmentation) for i in objects] if config.needs_masks else [],
     }
-    annotation = json.dumps(annotation, separators=(",", ":")).encode()
+    annotation = json.dumps(annotation, separators=(",", ":")).encode("utf-8", "surrogateescape")
     crc = record_crc(image, annotation)
     return {"image_id": record.image_id, "crc": crc, "image": image, "annotation": annotation}
 
 
-def check_whole(image: bytes, record: ImageRecord) -> None:
-    """Raises DataError for an image that doesn't decode, ends early, or has another size than annotated.
+def set_orientation(record: ImageRecord, image: bytes, config: Config) -> None:
+    """Decides how the stored pixels become the annotations' frame, after a look whether they decode to their end.
 
-    An eighth-size decode costs a fraction of a whole one. It reads the file to its end: OpenCV refuses one that is cut
-    short, by a byte even.
+    Raises DataError where they don't, or where neither frame has the annotated size.
     """
-    small = None
-    if image:
-        flags = cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION
-        small = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
-    if small is None:
-        raise DataError(f"{record.path}: not an image, or damaged or cut short; fetch it again")
-    expected = (-(-record.height // 8), -(-record.width // 8))
-    if any(abs(a - b) > 1 for a, b in zip(small.shape[:2], expected, strict=True)):
+    stored = check_decodes(image, str(record.path))
+    record.exif = image_header(image, str(record.path)).orientation
+    record.bits = dark_16bit(image, str(record.path))
+    annotated = (record.height, record.width)
+    if record.orientation is None:
+        record.orientation = orientation_for(config.exif, stored, record.exif, annotated)
+    if turned_size(stored, record.orientation) != annotated:
+        upright = "" if record.exif < 5 else f", upright {stored[0]} x {stored[1]}"
         raise DataError(
-            f"{record.path}: the image isn't {record.width} x {record.height} as annotated (about"
-            f" {small.shape[1] * 8} x {small.shape[0] * 8}); mend the annotation or the image"
+            f"{record.path}: the image is {stored[1]} x {stored[0]}{upright}, annotated as {record.width} x"
+            f" {record.height}; mend the annotation or the image"
         )
 
 
-def rows_of(records: list[ImageRecord], config: Config) -> Iterator[dict | str]:
-    """Each record's row or fault, in order, read and checked by two threads ahead of the writer."""
+def rows_of(records: list[ImageRecord], config: Config) -> Iterator[dict | None]:
+    """Each record's row, or None for a faulty one, in order, read and checked by two threads ahead of the writer."""
     with ThreadPoolExecutor(max(2, config.num_parallel_workers)) as pool:
         for start in range(0, len(records), CHUNK):
             yield from pool.map(lambda r: read_checked(r, config), records[start : start + CHUNK])
@@ -249,14 +285,15 @@ def write_records(records: list[ImageRecord], skipped: list[str], folder: Path, 
     writer = FileWriter(str(folder / "data.mindrecord"), shard_num=config.mindrecord_shards)
     writer.add_schema(SCHEMA, "detection")
     skipped = list(skipped)
-    objects, crowds, pending = {}, {}, []
+    objects, crowds, sizes, pending = {}, {}, {}, []
     bar = tqdm(zip(records, rows_of(records, config), strict=True), total=len(records), unit="img", desc="converting")
     for record, row in bar:
-        if isinstance(row, str):
-            skipped.append(row)
+        if row is None:
+            skipped.append(record.faults[0])
             continue
-        objects[record.image_id] = int((~record.crowd).sum())
-        crowds[record.image_id] = int(record.crowd.sum())
+        crowd = sum(i.crowd for i in record.instances)
+        objects[record.image_id], crowds[record.image_id] = len(record.instances) - crowd, crowd
+        sizes[record.image_id] = [record.height, record.width]
         pending.append(row)
         if len(pending) == CHUNK:
             writer.write_raw_data(pending)
@@ -273,8 +310,31 @@ def write_records(records: list[ImageRecord], skipped: list[str], folder: Path, 
         "image_ids": ids,
         "objects": [objects[i] for i in ids],
         "crowds": [crowds[i] for i in ids],
+        "sizes": [sizes[i] for i in ids],
         "skipped": skipped,
+        "notes": picture_notes(records, config),
     }
+
+
+def picture_notes(records: list[ImageRecord], config: Config) -> list[str]:
+    """What became of pictures that their EXIF says to turn, and which are dark because their values are few."""
+    turned = [r for r in records if r.exif != 1 and r.orientation == r.exif]
+    stored = [r for r in records if r.exif != 1 and r.orientation != r.exif]
+    notes = []
+    if turned:
+        notes.append(f"{len(turned)} pictures are turned upright, as their EXIF says and their annotations are")
+    if stored:
+        notes.append(
+            f"{len(stored)} pictures that their EXIF says to turn are used as stored (exif: {config.exif}), such as"
+            f" {stored[0].path.name}"
+        )
+    dark = [r for r in records if r.bits]
+    if dark:
+        notes.append(
+            f"{len(dark)} pictures hold {dark[0].bits} bits in 16, such as {dark[0].path.name}: nearly black as 8 bits;"
+            " scale their values up first"
+        )
+    return notes
 
 
 def reading_order(folder: Path) -> list[int]:

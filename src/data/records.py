@@ -1,5 +1,7 @@
-"""What a data set's reader gives: one record an image, and the fault that a user can mend."""
+"""What the reader of any format gives: one record an image, its objects, and the faults that a user can mend."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,7 +9,12 @@ import numpy as np
 
 from src.errors import UserError
 
-__all__ = ["CocoSplit", "DataError", "ImageRecord", "Split"]
+__all__ = ["DataError", "ImageRecord", "Instance", "Records", "Split", "clipped_box", "number"]
+
+LEAST_SIDE = 0.005  # pixels: COCO gives hundredths, so a smaller side is none
+SKIP_ADVICE = "(or leave such images out: on_bad_image: skip)"
+
+Box = tuple[float, float, float, float]
 
 
 class DataError(UserError):
@@ -16,32 +23,135 @@ class DataError(UserError):
 
 @dataclass(frozen=True)
 class Split:
-    """Where a split's annotations and images lie."""
+    """Where a split's annotations and images lie.
+
+    part: which part of a folder that several splits share, "" for all of it; listing: a file that names that part's
+    images.
+    """
 
     annotations: Path
     images: Path
-    part: str = ""  # of a Pascal VOC folder: "train" or "val"
+    part: str = ""
+    listing: Path | None = None
 
 
-@dataclass
+@dataclass(slots=True)
+class Instance:
+    """One object or crowd region.
+
+    label: place in the config's coco_classes; 0 for a region of no one class that is neither object nor background.
+    box: x1 y1 x2 y2 in pixels of the image, inside it. bbox: x, y, width, height as the annotation gives it. area: in
+    pixels, of the mask where there is one. segmentation: polygons, (2 x points,) float64 each, or compressed RLE
+    ({"size": [height, width], "counts": text}), or None.
+    """
+
+    label: int
+    crowd: bool
+    box: Box
+    bbox: Box
+    area: float
+    segmentation: list[np.ndarray] | dict | None = None
+
+
+@dataclass(slots=True)
 class ImageRecord:
-    """One image. boxes (N, 4) float32 x1 y1 x2 y2 in image pixels; labels (N,) int32, of crowds not used."""
+    """One image of a split.
+
+    height, width: of the frame that its annotations are in, 0 where nothing tells; orientation: EXIF's 1..8, by which
+    the stored pixels are turned into that frame, None where the file wasn't looked at yet; exif: what the file says, so
+    far as it was looked at; bits: that 16-bit values fill where they are few, else 0. file_name: as annotated.
+    source_id: the annotations' own id where that is no number image_id can be. faults: why the image can't be used, a
+    line each; then `instances` are those of its objects that are whole, and `path` may lead nowhere.
+    """
 
     image_id: int
+    file_name: str
     path: Path
     height: int
     width: int
-    boxes: np.ndarray
-    labels: np.ndarray
-    crowd: np.ndarray
-    segmentations: list = field(default_factory=list)
+    instances: list[Instance] = field(default_factory=list)
+    orientation: int | None = 1
+    source_id: object = None
+    exif: int = 1
+    bits: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(N, 4) float32 x1 y1 x2 y2."""
+        return np.array([i.box for i in self.instances], np.float32).reshape(-1, 4)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int32."""
+        return np.array([i.label for i in self.instances], np.int32)
+
+    @property
+    def crowd(self) -> np.ndarray:
+        """(N,) bool."""
+        return np.array([i.crowd for i in self.instances], bool)
+
+    def check_count(self, most: int, where: str) -> None:
+        """Adds a fault if there are more than `most` objects."""
+        count = sum(not i.crowd for i in self.instances)
+        if count > most:
+            self.faults.append(f"{where} has {count} objects, more than max_instance_count {most}; raise it")
 
 
 @dataclass
-class CocoSplit:
-    """The usable images of a split, what was left out and why, and COCO's id of each label."""
+class Records:
+    """A split as its reader found it: every image, with or without faults.
+
+    categories: what its truth lists, {"id", "name"} of each class of the config in order, and "source_id" where the
+    annotations' own id is no number; notes: what was passed over, computed or looks odd, a line each; with_masks:
+    objects have segmentations; opened: other files that were read for it; listed: folders whose names of files
+    decided which images are meant.
+    """
 
     split: Split
-    records: list[ImageRecord]
-    skipped: list[str]
-    category_ids: dict[int, int]
+    images: list[ImageRecord]
+    categories: list[dict]
+    notes: list[str] = field(default_factory=list)
+    with_masks: bool = False
+    listed: list[Path] = field(default_factory=list)
+
+    @property
+    def category_ids(self) -> dict[int, int]:
+        """The category id of each label."""
+        return {label: c["id"] for label, c in enumerate(self.categories, 1)}
+
+    def usable(self, on_bad_image: str) -> list[ImageRecord]:
+        """The images without faults. Raises DataError at the first fault where on_bad_image is "stop"."""
+        out = []
+        for record in self.images:
+            if record.faults and on_bad_image == "stop":
+                raise DataError(f"{record.faults[0]} {SKIP_ADVICE}")
+            if not record.faults:
+                out.append(record)
+        return out
+
+    def skipped(self) -> list[str]:
+        """The first fault of each image that has one."""
+        return [r.faults[0] for r in self.images if r.faults]
+
+
+def number(value: object) -> float | None:
+    """A finite number, also where it is written as text; else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        out = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return out if math.isfinite(out) else None
+
+
+def clipped_box(bbox: Iterable[float], height: int, width: int, where: str) -> Box:
+    """[x, y, width, height], finite, as x1 y1 x2 y2 inside the image. Raises DataError, which begins with `where`."""
+    x, y, w, h = bbox
+    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+    if w < LEAST_SIDE or h < LEAST_SIDE:
+        raise DataError(f"{where}: bbox {list(bbox)} has no area; remove the annotation")
+    if x2 - x1 < LEAST_SIDE or y2 - y1 < LEAST_SIDE:
+        raise DataError(f"{where}: bbox {list(bbox)} lies outside its {width} x {height} image; mend or remove it")
+    return x1, y1, x2, y2

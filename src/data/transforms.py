@@ -1,17 +1,21 @@
 """From image bytes and annotations to the network's inputs; every operation on one image."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
 import mmcv
 import numpy as np
+from PIL import Image
 from pycocotools import mask as rle
 
 from src.config import Config
 
 __all__ = [
     "View",
+    "canvas_size",
     "crop_mask",
+    "fit_scale",
     "fit_size",
     "prepare_image",
     "tight_box",
@@ -23,15 +27,57 @@ __all__ = [
 LEAST_VISIBLE = 1.0  # canvas pixels: an object of which a narrower part is left in a crop is gone
 
 
-def fit_size(height: int, width: int, config: Config) -> tuple[int, int]:
-    """(height, width) of the resized image: the largest that fits the canvas in proportion, or the canvas itself."""
+def canvas_size(height: int, width: int, config: Config) -> tuple[int, int]:
+    """(height, width) of the canvas for a (height, width) picture: the config's, or that turned where pictures keep
+    their size whatever their orientation and this one is upright.
+    """
+    if config.turns_canvas and height > width:
+        return config.img_width, config.img_height
+    return config.img_height, config.img_width
+
+
+def fit_size(height: int, width: int, config: Config, canvas: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(height, width) of the resized image.
+
+    resize: canvas: the largest that fits the canvas in proportion, or the canvas itself. resize: short_side: the
+    shorter side as given, the longer at most as given; rounded as the config's resize_rounding says. canvas: (height,
+    width) it may not exceed (default: canvas_size).
+    """
+    high, wide = canvas_size(height, width, config) if canvas is None else canvas
     if not config.keep_ratio:
-        return config.img_height, config.img_width
-    scale = min(config.img_height / height, config.img_width / width)
-    return (
-        min(max(int(height * scale + 0.5), 1), config.img_height),
-        min(max(int(width * scale + 0.5), 1), config.img_width),
-    )
+        return high, wide
+    return bounded(*scaled_sides(height, width, config, (high, wide)), high, wide)
+
+
+def bounded(height: int, width: int, high: int, wide: int) -> tuple[int, int]:
+    return min(max(height, 1), high), min(max(width, 1), wide)
+
+
+def scaled_sides(height: int, width: int, config: Config, canvas: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the image in proportion, rounded."""
+    fitting = fit_scale(height, width, config, canvas)
+    if config.resize_rounding == "floor":
+        # torchvision's GeneralizedRCNNTransform: a short side may lose a pixel to rounding, as there
+        return math.floor(float(height) * fitting), math.floor(float(width) * fitting)
+    if config.resize_rounding == "short_first" and config.resize == "short_side":
+        short, long = sorted((height, width))
+        side = config.short_side
+        if long / short * side > config.long_side:
+            side = round(config.long_side * short / long)
+        side = min(side, round(fitting * short))
+        other = int(side * long / short)
+        return (side, other) if height <= width else (other, side)
+    return int(height * fitting + 0.5), int(width * fitting + 0.5)
+
+
+def fit_scale(height: int, width: int, config: Config, canvas: tuple[int, int]) -> float:
+    """Canvas pixels of an image pixel, of an image in proportion."""
+    room = min(canvas[0] / height, canvas[1] / width)
+    if config.resize == "canvas":
+        return room
+    wanted = min(config.short_side / min(height, width), config.long_side / max(height, width))
+    # a canvas of the usual size holds all that is wanted; a smaller one bounds it
+    return min(wanted, room)
 
 
 @dataclass(frozen=True)
@@ -62,21 +108,31 @@ class View:
 def prepare_image(
     image: np.ndarray, config: Config, flip: bool = False, view: View | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Resizes in uint8, flips, normalises, pads: (H, W, 3) uint8 BGR -> (3, img_height, img_width) float32.
+    """Resizes in uint8, flips, normalises, pads: (H, W, 3) uint8 BGR -> (3, *canvas_size) float32.
 
     Of the whole image, or as `view` says, then `flip` isn't looked at. Also returns the (height, width) that the
     picture takes of the canvas; the rest, right and below, is zero.
     """
+    high, wide = canvas_size(*image.shape[:2], config)
+    height, width = view.size if view else fit_size(*image.shape[:2], config)
     if view is not None:
         image, flip = cut_window(image, view.window, config), view.flip
-    height, width = view.size if view else fit_size(*image.shape[:2], config)
-    image = mmcv.imresize(image, (width, height), interpolation="bilinear", backend="cv2")
+    image = resize_image(image, height, width, config)
     if flip:
         image = mmcv.imflip(image, "horizontal")
     image = mmcv.imnormalize(image, np.array(config.img_mean), np.array(config.img_std), config.to_rgb)
-    canvas = np.zeros((3, config.img_height, config.img_width), np.float32)
+    canvas = np.zeros((3, high, wide), np.float32)
     canvas[:, :height, :width] = image.transpose(2, 0, 1)
     return canvas, (height, width)
+
+
+def resize_image(image: np.ndarray, height: int, width: int, config: Config) -> np.ndarray:
+    """(H, W, 3) uint8 at another size, bilinear: between the nearest four pixels, or with config.resize_filter:
+    antialias over as many as a smaller one covers, as Pillow does and so Detectron2 and maskrcnn-benchmark.
+    """
+    if config.resize_filter == "antialias":
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return mmcv.imresize(image, (width, height), interpolation="bilinear", backend="cv2")
 
 
 def cut_window(image: np.ndarray, window: tuple[int, int, int, int], config: Config) -> np.ndarray:

@@ -180,7 +180,7 @@ def evaluate(
 
     Raises EvaluationError.
     """
-    truth = annotations if isinstance(annotations, Truth) else read_annotations(annotations)
+    truth = annotations if isinstance(annotations, Truth) else read_annotations(annotations, "segm" in iou_types)
     results = checked_results(results, truth, "results", computed=True)
     image_ids, categories = chosen(truth, image_ids, class_names)
     if "segm" in iou_types:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as rle
 
-__all__ = ["as_rle", "run_totals", "whole_polygons"]
+__all__ = ["as_rle", "run_totals"]
 
 BYTES_AT_ONCE = 1 << 16  # arrays that stay in the cache
 FAR = 10  # sides of its image that a polygon may reach beyond it

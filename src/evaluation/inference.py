@@ -12,10 +12,8 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from src.config import Config
-from src.data.coco import read_json
 from src.data.loader import EvalLoader
-from src.data.mindrecord import ensure_mindrecord
-from src.data.sources import find_split
+from src.data.mindrecord import ensure_mindrecord, read_index
 from src.errors import UserError
 from src.evaluation.coco import Summary, choose_kinds, chosen, coco_results, demand_masks, evaluate
 from src.evaluation.results import save_results
@@ -72,7 +70,7 @@ def collect_results(
     """
     timing = timing or Timing()
     timing.batch_size = config.test_batch_size
-    categories = all_categories(config, loader.index["category_ids"])
+    categories = {int(k): v for k, v in loader.index["category_ids"].items()}
     pending: list[Future] = []
     results: list[dict] = []
 
@@ -114,52 +112,43 @@ def report(
     return summary
 
 
-def open_truth(loader: EvalLoader, iou_types: Sequence[str], class_names: Sequence[str] | None = None) -> Truth:
-    """What the split is measured against. Raises EvaluationError, before a network runs, where that can't be done."""
-    truth = read_annotations(loader.index["annotations"])
+def open_truth(records: Path, iou_types: Sequence[str] = (), class_names: Sequence[str] | None = None) -> Truth:
+    """What a converted split is measured against; messages name the annotations that it was made from.
+
+    Raises EvaluationError, before a network runs, where it can't be measured so.
+    """
+    index = read_index(records)
+    truth = read_annotations(index["annotations"])
+    truth.path = Path(index["source"])
     chosen(truth, None, class_names)
     if "segm" in iou_types:
         demand_masks(truth)
     return truth
 
 
-def kinds_of(config: Config, asked: Sequence[str] | None = None, tell: bool = True) -> tuple[str, ...]:
-    """What to measure of the config's detector on its validation split; `tell`: in a line, if masks are left out.
+def kinds_of(
+    config: Config, with_masks: bool, asked: Sequence[str] | None = None, tell: bool = True
+) -> tuple[str, ...]:
+    """What to measure of the config's detector where the annotations have masks or not; `tell`: in a line, if masks are
+    left out.
 
     Raises UserError for masks asked of a detector without.
     """
     if asked and "segm" in asked and not config.with_mask:
         raise UserError(f"--iou_types segm: detector: {config.detector} has no masks; bbox alone")
     asked = asked or (None if config.with_mask else ("bbox",))
-    kinds, note = choose_kinds({} if asked else {"annotations": has_masks(config)}, asked)
+    kinds, note = choose_kinds({"annotations": with_masks}, asked)
     if note and tell:
         print(note)
     return kinds
 
 
-def has_masks(config: Config) -> bool:
-    """Whether the validation split has masks."""
-    if config.dataset != "coco":
-        return False
-    data = read_json(find_split(config, "val", training=False).annotations)
-    objects = [a for a in data["annotations"] if not a.get("iscrowd")]
-    return not objects or any(a.get("segmentation") for a in objects)
-
-
-def records_of(config: Config, kinds: Sequence[str]) -> Path:
-    """The MindRecord folder of the validation split, of which masks that aren't measured aren't demanded."""
-    if "segm" not in kinds and config.needs_masks:
+def records_of(config: Config, asked: Sequence[str] | None = None, quiet: bool = False) -> Path:
+    """The MindRecord folder of the validation split; where boxes alone are asked for, its objects need no masks."""
+    if asked and "segm" not in asked and config.with_mask:
         boxes_alone = {"mask_rcnn": "faster_rcnn", "cascade_mask_rcnn": "cascade_rcnn"}
-        detector = boxes_alone.get(config.detector, config.detector)
-        config = dataclasses.replace(config, detector=detector, aug_prob=0.0)
-    return ensure_mindrecord(config, "val", training=False)
-
-
-def all_categories(config: Config, known: dict[str, int]) -> dict[int, int]:
-    """The category id of each label; of a class that the annotations lack, one that they don't use."""
-    categories = {int(k): int(v) for k, v in known.items()}
-    free = max(categories.values(), default=0)
-    return categories | {label: free + label for label in range(1, config.num_classes) if label not in categories}
+        config = dataclasses.replace(config, detector=boxes_alone[config.detector])
+    return ensure_mindrecord(config, "val", training=False, quiet=quiet)
 
 
 def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, categories: dict[int, int]) -> list[dict]:
@@ -176,7 +165,7 @@ def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, ca
         batch["scale"][i],
         categories,
         config.test_cfg.rcnn.mask_thr_binary,
-        "grid" if config.mask_roi.roi_layer.aligned else "torchvision",
+        config.mask_paste,
     )
 
 
@@ -199,22 +188,24 @@ class Evaluator:
         **measured: object,
     ):
         self.config, self.detector, self.group = config, detector, group or Group()
-        self.kinds = kinds_of(config, iou_types, tell=self.group.is_first)
-        self.loader = EvalLoader(config, records_of(config, self.kinds), self.group.rank, self.group.size)
-        self.truth = open_truth(self.loader, self.kinds, measured.get("class_names"))
+        folder = records_of(config, iou_types)
+        self.loader = EvalLoader(config, folder, self.group.rank, self.group.size)
+        self.kinds = kinds_of(config, self.loader.index["with_masks"], iou_types, tell=self.group.is_first)
+        self.truth = open_truth(folder, self.kinds, measured.get("class_names"))
         self.measured = {"iou_types": self.kinds, **measured}
         self.timing, self.results = Timing(), []
 
     def run(self, results_path: Path) -> Summary | None:
         """Detects, saves the results, prints the tables and the classes', and returns the numbers.
 
-        On rank 0; the others, which do their share of detecting, return None. Raises CheckpointError for weights
-        that aren't finite, which would detect nothing.
+        On rank 0; the others, which do their share of detecting, return None. Raises CheckpointError where weights
+        aren't finite: they detect nothing, which would pass for an AP of 0.
         """
-        bad = not_finite({p.name: p.asnumpy() for p in self.detector.get_parameters()})
-        if bad:
+        broken = not_finite({p.name: p.asnumpy() for p in self.detector.get_parameters()})
+        if broken:
             raise CheckpointError(
-                f"weights that aren't finite: {bad}; the training diverged: lower lr or set grad_clip"
+                f"the training diverged: {broken[0]} and {len(broken) - 1} more parameters hold NaN or infinity; train"
+                " again from an earlier checkpoint, with a lower lr or a longer warmup_step"
             )
         self.timing = Timing()
         mine = detect_split(self.config, self.detector, self.loader, self.timing, quiet=not self.group.is_first)

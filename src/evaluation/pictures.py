@@ -69,16 +69,13 @@ def draw_results(
     return written
 
 
-def picture_of(data: bytes, name: str, image: dict) -> np.ndarray:
-    """The pixels (H, W, 3) uint8 BGR that evaluation saw of an image file's bytes; `image`: its entry in the truth.
+def picture_of(data: bytes, name: str, image: dict, exif: str = "auto") -> np.ndarray:
+    """The pixels (H, W, 3) uint8 BGR that evaluation saw of an image file's bytes; `image`: its entry in the truth;
+    exif: whether they are turned, as the config has it.
 
     Raises UserError for bytes that don't decode, and for pixels of another size than annotated.
     """
-    pixels = safe_decode(data, name)
-    size = tuple(image.get(k) for k in ("height", "width"))
-    if None not in size and pixels.shape[:2] != size:
-        raise UserError(f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, annotated as {size[1]} x {size[0]}")
-    return pixels
+    return safe_decode(data, name, exif, (image["height"], image["width"]))
 
 
 def picture_names(files: list[str]) -> list[Path]:

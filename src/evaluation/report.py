@@ -22,9 +22,9 @@ from src.data.mindrecord import read_index, record_files
 from src.errors import UserError
 from src.evaluation.classes import OperatingPoint
 from src.evaluation.coco import Summary
-from src.evaluation.inference import Timing
+from src.evaluation.inference import Timing, open_truth
 from src.evaluation.pictures import picture_of
-from src.evaluation.truth import EvaluationError, Truth, read_annotations
+from src.evaluation.truth import EvaluationError, Truth
 from src.visualize import draw_records, plot_loss_curve, side_by_side
 
 __all__ = ["Matches", "match_image", "write_report"]
@@ -116,7 +116,7 @@ def write_report(
     run. The losses are those of config.output_dir's loss_0.log. Raises UserError.
     """
     index = read_index(records)
-    truth, results = measured_classes(read_annotations(index["annotations"]), results, summary)
+    truth, results = measured_classes(open_truth(records), results, summary)
     matches = match_all(truth, results, summary)
     parts = {
         "title": html.escape(f"{config.brief}: evaluation"),
@@ -129,7 +129,7 @@ def write_report(
         ),
         "classes": class_table(summary),
         "confusion": confusion(matches, truth),
-        "images": best_and_worst(matches, truth, results, records, summary),
+        "images": best_and_worst(matches, truth, results, records, summary, config.exif),
         "speed": speed(timing),
         "losses": losses(config),
         "score": f"{summary.score:g}",
@@ -190,7 +190,7 @@ def facts(config: Config, index: dict, truth: Truth, results: list[dict], checkp
     rows = [
         ["detector", f"{config.detector}, {config.img_width} x {config.img_height} pixels"],
         ["checkpoint", Path(checkpoint).name or "–"],
-        ["annotations", Path(index["annotations"]).name],
+        ["annotations", truth.path.name],
         ["images", len(truth.imgs)],
         ["images left out, counted as missed", len(index["skipped"])],
         ["objects", sum(not a["iscrowd"] for a in truth.dataset["annotations"])],
@@ -374,7 +374,7 @@ def confusion_chart(matrix: np.ndarray, names: list[str]) -> bytes:
 
 
 def best_and_worst(
-    matches: dict[int, Matches], truth: Truth, results: list[dict], records: Path, summary: Summary
+    matches: dict[int, Matches], truth: Truth, results: list[dict], records: Path, summary: Summary, exif: str
 ) -> str:
     """The images of the highest and of the lowest quality, ground truth beside prediction."""
     quality = {i: matches[i].quality for i in read_index(records)["image_ids"]}
@@ -387,7 +387,7 @@ def best_and_worst(
     half = min(SHOWN, (len(ranked) + 1) // 2)
     best = ranked[:half]
     worst = sorted(ranked[half:], key=lambda i: (quality[i], -len(matches[i].pairs), i))[:SHOWN]
-    pictures = read_pictures(records, truth, best + worst)
+    pictures = read_pictures(records, truth, best + worst, exif)
     names = truth.class_names()
     out = []
     for title, ids in (("Best", best), ("Worst", worst)):
@@ -407,7 +407,7 @@ def best_and_worst(
     return "".join(out)
 
 
-def read_pictures(records: Path, truth: Truth, image_ids: list[int]) -> dict[int, np.ndarray]:
+def read_pictures(records: Path, truth: Truth, image_ids: list[int], exif: str) -> dict[int, np.ndarray]:
     """Images (H, W, 3) uint8 BGR of a converted split by id, as evaluation saw them."""
     held = read_index(records)["image_ids"]
     rows = [held.index(i) for i in image_ids]
@@ -420,5 +420,5 @@ def read_pictures(records: Path, truth: Truth, image_ids: list[int]) -> dict[int
     out = {}
     for image_id, image in data.create_tuple_iterator(num_epochs=1, output_numpy=True):
         entry = truth.imgs[int(image_id)]
-        out[int(image_id)] = picture_of(image.tobytes(), str(entry.get("file_name", image_id)), entry)
+        out[int(image_id)] = picture_of(image.tobytes(), str(entry.get("file_name", image_id)), entry, exif)
     return out

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from src.config import Config, Roi
 from src.export.sidecar import describe
+from src.models.anchors import cell_steps, map_size
 from src.models.backbones.mobilenet_v1 import MobileNetV1, SeparableBlock
 from src.models.backbones.parts import ChannelBias, StagedBackbone
 from src.models.backbones.resnet import Bottleneck
@@ -27,6 +28,7 @@ from src.models.box_coder import BoxCoder
 from src.models.cascade import CascadeDetector
 from src.models.fpn import FPN
 from src.models.mask_head import MaskHead
+from src.models.proposals import LEAST_LOGIT, NO_LOGIT
 from src.models.rpn import RPNHead
 from src.models.two_stage import TwoStageDetector
 from src.ops.nms import float32_below
@@ -34,7 +36,7 @@ from src.ops.nms import float32_below
 __all__ = ["OPSET", "onnx_model"]
 
 OPSET, IR_VERSION = 16, 8
-UNUSABLE = -1.0  # the score of a box that takes no part; scores are probabilities
+UNUSABLE = NO_LOGIT  # the score of a box that takes no part, below every probability and logit
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
 
 
@@ -205,7 +207,10 @@ class DetectorGraph(Graph):
         size = self.op("Sub", high, low)
         centre = self.op("Add", low, self.op("Mul", size, 0.5))
         centre = self.op("Add", self.op("Mul", self.columns(d, [0, 1]), size), centre)
-        half = self.op("Mul", self.op("Exp", self.op("Min", self.columns(d, [2, 3]), coder.max_log)), size)
+        log_size = self.op("Min", self.columns(d, [2, 3]), coder.max_log)
+        if coder.clamp_both:
+            log_size = self.op("Max", log_size, -coder.max_log)
+        half = self.op("Mul", self.op("Exp", log_size), size)
         half = self.op("Mul", half, 0.5)
         least = np.zeros(4, np.float32)
         if self.config.box_plus_one:
@@ -224,10 +229,12 @@ class DetectorGraph(Graph):
         anchors = d.anchors.asnumpy()
         logits, deltas, references, levels = [], [], [], []
         for i, (x, stride) in enumerate(zip(maps, c.rpn.anchor_generator.strides, strict=True)):
-            h, w, a = c.img_height // stride, c.img_width // stride, head.cls.out_channels
+            (h, w), a = map_size(c.img_height, c.img_width, stride), head.cls.out_channels
             y = self.conv(x, head.conv, relu=True)
             logit = self.op("Transpose", self.conv(y, head.cls), perm=[0, 2, 3, 1])
-            logit = self.op("Where", self.inside(h, w, stride, limit), logit, -1e30)
+            if d.proposals.rank_by == "probabilities":
+                logit = self.op("Sigmoid", logit)
+            logit = self.op("Where", self.inside(h, w, stride, limit), logit, NO_LOGIT)
             best, index = self.op("TopK", self.reshape(logit, self.n, h * w * a), [d.proposals.taken[i]], outputs=2)
             delta = self.op("Transpose", self.conv(y, head.reg), perm=[0, 2, 3, 1])
             logits.append(best)
@@ -239,15 +246,19 @@ class DetectorGraph(Graph):
         deltas, references = self.op("Concat", *deltas, axis=1), self.op("Concat", *references, axis=1)
         boxes = self.decode(d.proposals.coder, deltas, references, limit)
         usable = self.op(
-            "And", self.large_enough(boxes, c.test_cfg.rpn.min_bbox_size), self.op("Greater", logit, -1e29)
+            "And", self.large_enough(boxes, c.test_cfg.rpn.min_bbox_size), self.op("Greater", logit, LEAST_LOGIT)
         )
-        scores = self.op("Where", usable, self.op("Sigmoid", logit), UNUSABLE)
+        if d.proposals.rank_by == "logits_first":
+            logit = self.op("Sigmoid", logit)
+        scores = self.op("Where", usable, logit, UNUSABLE)
         return boxes, scores, self.constant(np.array(levels)[None, None] == np.arange(len(maps))[None, :, None])
 
     def inside(self, h: int, w: int, stride: int, limit: str) -> str:
         """(N, h, w, 1) bool: the cell begins inside the picture."""
-        x = (np.arange(w, dtype=np.float32) * stride).reshape(1, 1, w, 1)
-        y = (np.arange(h, dtype=np.float32) * stride).reshape(1, h, 1, 1)
+        c = self.config
+        down, across = cell_steps(c.img_height, c.img_width, stride, c.rpn.anchor_generator.grid_strides)
+        x = (np.arange(w, dtype=np.float32) * across).reshape(1, 1, w, 1)
+        y = (np.arange(h, dtype=np.float32) * down).reshape(1, h, 1, 1)
         right = self.op("Less", x, self.reshape(self.columns(limit, [0]), self.n, 1, 1, 1))
         return self.op("And", self.op("Less", y, self.reshape(self.columns(limit, [1]), self.n, 1, 1, 1)), right)
 
@@ -261,7 +272,7 @@ class DetectorGraph(Graph):
         most = c.max_per_img
         grouped = self.op("Where", members, self.op("Unsqueeze", scores, [1]), UNUSABLE)
         threshold = np.full(1, float32_below(c.iou_threshold), np.float32)
-        picked = self.op("NonMaxSuppression", boxes, grouped, [most], threshold, [UNUSABLE / 2])
+        picked = self.op("NonMaxSuppression", boxes, grouped, [most], threshold, [LEAST_LOGIT])
         picked = self.columns(picked, [0, 2])  # image and box; a box has but one group
         left = self.op("ConstantOfShape", [self.n, total], value=helper.make_tensor("value", 1, [1], [UNUSABLE]))
         left = self.op("ScatterND", left, picked, self.op("GatherND", scores, picked))
@@ -269,7 +280,7 @@ class DetectorGraph(Graph):
         if most > total:
             score = self.op("Pad", score, [0, 0, 0, most - total], UNUSABLE)
             index = self.op("Pad", index, [0, 0, 0, most - total], 0)
-        valid = self.op("Greater", score, UNUSABLE / 2)
+        valid = self.op("Greater", score, LEAST_LOGIT)
         boxes = self.op("Where", self.op("Unsqueeze", valid, [-1]), self.rows(boxes, index), 0.0)
         return boxes, self.op("Where", valid, score, 0.0), valid, index
 

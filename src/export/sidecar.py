@@ -24,13 +24,18 @@ NEEDED = ("form", "file_format", "detector", "files", "canvas", "batch_size", "c
 # what of a sidecar an evaluation's config must say too
 AGREED = ("detector", "backbone", "canvas", "keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste")
 AGREED += ("rpn", "roi", "mask_roi", "rcnn", "cascade", "box_plus_one")
+# what older exports, which don't say so, did
+UNSAID = {
+    "rpn": {"grid_strides": False, "rank_by": "logits_first", "delta_clamp": "upper"},
+    "rcnn": {"delta_clamp": "upper"},
+}
 KEYS = {
     "canvas": "img_width, img_height",
     "mean": "img_mean",
     "std": "img_std",
     "classes": "coco_classes",
     "with_mask": "detector",
-    "mask_paste": "mask_roi, test_cfg.rcnn.mask_thr_binary",
+    "mask_paste": "test_cfg.rcnn.mask_paste, mask_roi, test_cfg.rcnn.mask_thr_binary",
     "rpn": "rpn, test_cfg.rpn",
     "rcnn": "bbox_head, test_cfg.rcnn",
 }
@@ -111,6 +116,8 @@ def describe(
             "ratios": list(anchors.ratios),
             "rounded": anchors.rounded,
             "legacy": anchors.legacy,
+            "grid_strides": anchors.grid_strides,
+            "rank_by": config.rpn.rank_by,
             **_coder(config.rpn.bbox_coder),
             **_proposals(test.rpn),
         },
@@ -132,11 +139,10 @@ def describe(
             "average_masks": cascade.average_masks,
         }
     if with_mask:
-        layer = config.mask_roi.roi_layer
         out["mask_roi"] = _roi(config.mask_roi, sampling.get("mask_roi"))
         out["mask_paste"] = {
-            "convention": "grid" if layer.aligned else "torchvision",
-            "size": 2 * layer.out_size,
+            "convention": config.mask_paste,
+            "size": 2 * config.mask_roi.roi_layer.out_size,
             "threshold": test.rcnn.mask_thr_binary,
         }
     if form == "whole":
@@ -156,6 +162,7 @@ def _coder(coder: BoxCoder) -> dict[str, Any]:
         "means": list(coder.target_means),
         "stds": list(coder.target_stds),
         "max_log": float(abs(np.log(coder.wh_ratio_clip))),
+        "delta_clamp": coder.delta_clamp,
     }
 
 
@@ -247,6 +254,9 @@ def read(path: str | Path) -> dict[str, Any]:
     missing = [k for k in NEEDED if k not in sidecar]
     if missing:
         raise ExportError(f"{path}: has no {missing[0]!r}; export the model again")
+    for part, keys in UNSAID.items():
+        if part in sidecar:
+            sidecar[part] = keys | sidecar[part]
     return sidecar
 
 

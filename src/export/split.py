@@ -10,6 +10,7 @@ head, faster than Lite's: it gets the weights for it.
 """
 
 import copy
+import math
 import os
 import subprocess
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.reference import Case, uniform, write_reference
 from src.export.sidecar import ExportError
 from src.export.whole import folder_beside, put_in_place, standard
+from src.models.anchors import map_size
 from src.models.bbox_head import BBoxHead
 from src.models.mask_head import MaskHead
 from src.models.rpn import RPNHead
@@ -268,5 +270,5 @@ def base_anchors(config: Config, detector: TwoStageDetector) -> list[list[list[f
     each = detector.rpn.cls.out_channels
     for stride in config.rpn.anchor_generator.strides:
         levels.append(anchors[start : start + each].tolist())
-        start += each * (config.img_height // stride) * (config.img_width // stride)
+        start += each * math.prod(map_size(config.img_height, config.img_width, stride))
     return levels

@@ -262,7 +262,8 @@ class Sampled(nn.Cell):
         d = self.detector
         maps = d.neck(d.backbone(image))
         logits, deltas = d.rpn(maps)
-        proposals, _, valid = d.proposals(logits, deltas, d.anchors, d.anchor_valid(image_size), image_size)
+        anchors, _, inside = d.grid(image, image_size)
+        proposals, _, valid = d.proposals(logits, deltas, anchors, inside, image_size)
         return maps, proposals, valid
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["base_anchors", "make_anchors"]
+__all__ = ["base_anchors", "cell_steps", "make_anchors", "map_size"]
 
 
 def base_anchors(
@@ -45,6 +45,25 @@ def _legacy_base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[
     return (anchors + [0, 0, 1, 1]).astype(np.float32)
 
 
+def map_size(height: int, width: int, stride: int) -> tuple[int, int]:
+    """Rows and columns of a level's map: a last level that is subsampled by 2 rounds up."""
+    return -(-height // stride), -(-width // stride)
+
+
+def cell_steps(height: int, width: int, stride: int, grid_strides: bool) -> tuple[int, int]:
+    """Pixels between a level's anchors, down and across.
+
+    grid_strides: torchvision's AnchorGenerator divides the padded batch's sides by the map's and rounds down, so that
+    the 13 rows of stride 64 on a side of 800 lie 61 pixels apart. It's the stride wherever the side is a multiple of
+    it. The canvas stands for that batch here: torchvision pads the longer side to the next multiple of 32 alone, and
+    where that is an odd one (1056: 17 columns, 62 pixels) its last level's anchors lie closer than on a canvas of 1344.
+    """
+    if not grid_strides:
+        return stride, stride
+    rows, columns = map_size(height, width, stride)
+    return height // rows, width // columns
+
+
 def make_anchors(
     height: int,
     width: int,
@@ -53,8 +72,11 @@ def make_anchors(
     ratios: Sequence[float],
     rounded: bool,
     legacy: str = "",
+    grid_strides: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """All anchors of a canvas, level by level, row by row, cell by cell.
+
+    grid_strides: see cell_steps.
 
     Returns the anchors (N, 4) float32, x1 y1 x2 y2 in canvas pixels; the corner (x, y) of each anchor's cell
     (N, 2) float32, for leaving out cells that lie in an image's padding; and the number of anchors a level.
@@ -62,7 +84,10 @@ def make_anchors(
     all_anchors, corners, counts = [], [], []
     for stride in strides:
         base = base_anchors(stride, scales, ratios, rounded, legacy)
-        y, x = np.mgrid[: height // stride, : width // stride].astype(np.float32) * stride
+        rows, columns = map_size(height, width, stride)
+        y, x = np.mgrid[:rows, :columns].astype(np.float32)
+        down, across = cell_steps(height, width, stride, grid_strides)
+        y, x = y * down, x * across
         shifts = np.stack([x, y, x, y], -1).reshape(-1, 1, 4)
         anchors = (shifts + base).reshape(-1, 4)
         all_anchors.append(anchors)

@@ -14,7 +14,11 @@ class AssignerSampler(nn.Cell):
     A box is positive if its IoU with some object is at least `pos_iou_thr`, or, with `match_low_quality`, if no
     valid box has a higher IoU with some object and that IoU is at least `min_pos_iou`; negative if its IoU with
     every object is below `neg_iou_thr` and less than `ignore_iof_thr` of its area lies in one crowd region; else
-    it doesn't train.
+    it doesn't train. A positive trains on the object that it overlaps most, the first of equals.
+
+    Two things mmdetection does otherwise (MaxIoUAssigner, RandomSampler). `to_last_object`: a box that is the best of
+    some objects, as above, trains on the last of them, even where it overlaps another more. `gt_appended`: the last G
+    boxes are the ground truth itself; each is positive, of its own object, and no object's best.
 
     Up to `num * pos_fraction` positives are drawn, then negatives up to `num` in all (and at most `neg_pos_ub`
     for each positive, if that isn't negative): those with the largest keys, so that the draw is a function of its
@@ -36,23 +40,46 @@ class AssignerSampler(nn.Cell):
         match_low_quality: bool = False,
         neg_pos_ub: float = -1.0,
         ignore_iof_thr: float = 0.5,
+        to_last_object: bool = False,
+        gt_appended: bool = False,
         builtin_ops: bool = False,
     ):
         super().__init__()
         self.num, self.max_positives = num, int(num * pos_fraction)
-        self.pos_iou_thr, self.neg_iou_thr, self.min_pos_iou = pos_iou_thr, neg_iou_thr, min_pos_iou
+        self.pos_iou_thr, self.neg_iou_thr = pos_iou_thr, neg_iou_thr
         self.match_low_quality, self.neg_pos_ub, self.ignore_iof_thr = match_low_quality, neg_pos_ub, ignore_iof_thr
-        self.match = MaxIoUMatch(builtin=builtin_ops)
+        self.to_last_object, self.gt_appended = to_last_object, gt_appended
+        self.match = MaxIoUMatch(min_pos_iou, builtin=builtin_ops)
         self.topk = ops.TopK(sorted=True)
 
     def assign(
         self, boxes: Tensor, box_valid: Tensor, gt_boxes: Tensor, gt_valid: Tensor, ignore_boxes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """positive (B, N) bool, negative (B, N) bool, gt_index (B, N) int32."""
-        iou, gt_index, best, crowd = self.match(boxes, box_valid, gt_boxes, gt_valid, ignore_boxes)
+        if self.gt_appended:
+            b, g = gt_valid.shape
+            n = box_valid.shape[1] - g
+            positive, negative, gt_index = self.assign_boxes(
+                boxes[:, :n], box_valid[:, :n], gt_boxes, gt_valid, ignore_boxes
+            )
+            own = ops.arange(g).astype(gt_index.dtype).expand_dims(0).broadcast_to((b, g))
+            return (
+                ops.concat((positive, box_valid[:, n:]), 1),
+                ops.concat((negative, ops.zeros_like(gt_valid)), 1),
+                ops.concat((gt_index, own), 1),
+            )
+        return self.assign_boxes(boxes, box_valid, gt_boxes, gt_valid, ignore_boxes)
+
+    def assign_boxes(
+        self, boxes: Tensor, box_valid: Tensor, gt_boxes: Tensor, gt_valid: Tensor, ignore_boxes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As assign, every box by its overlaps."""
+        iou, gt_index, best_of, crowd = self.match(boxes, box_valid, gt_boxes, gt_valid, ignore_boxes)
         positive = iou >= self.pos_iou_thr
         if self.match_low_quality:
-            positive = ops.logical_or(positive, ops.logical_and(best, iou >= self.min_pos_iou))
+            positive = ops.logical_or(positive, best_of >= 0)
+            if self.to_last_object:
+                gt_index = ops.select(best_of >= 0, best_of, gt_index)
         positive = ops.logical_and(positive, box_valid)
         negative = ops.logical_and(iou < self.neg_iou_thr, crowd < self.ignore_iof_thr)
         negative = ops.logical_and(negative, ops.logical_and(box_valid, ops.logical_not(positive)))

@@ -120,7 +120,9 @@ class Detections(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         b, p, classes = references.shape[0], references.shape[1], self.num_classes - 1
         score = scores[..., 1:] * valid.astype(scores.dtype).expand_dims(-1)
-        score, pair = self.topk(score.reshape(b, -1), min(self.nms_pre, p * classes))
+        # all are sorted, because TopK keeps equal scores in order only then, and sure ones are equal: 1
+        score, pair = self.topk(score.reshape(b, -1), p * classes)
+        score, pair = score[:, : self.nms_pre], pair[:, : self.nms_pre]
         row, label = pair // classes, pair % classes + 1
         if deltas.shape[-1] == 4:
             delta = take_rows(deltas, row)

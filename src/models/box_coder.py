@@ -15,20 +15,31 @@ class BoxCoder(nn.Cell):
     Args:
         means, stds: deltas are (raw - mean) / std.
         wh_ratio_clip: dw and dh are clamped to at most |ln(wh_ratio_clip)| before the exponential.
+        clamp_both: and to at least -|ln(wh_ratio_clip)|, as mmdetection's DeltaXYWHBBoxCoder and MindSpore's
+        BoundingBoxDecode do; torchvision, Detectron2 and maskrcnn-benchmark clamp from above alone.
     """
 
-    def __init__(self, means: Sequence[float], stds: Sequence[float], wh_ratio_clip: float = 16 / 1000):
+    def __init__(
+        self,
+        means: Sequence[float],
+        stds: Sequence[float],
+        wh_ratio_clip: float = 16 / 1000,
+        clamp_both: bool = False,
+    ):
         super().__init__()
         self.means = Tensor(np.asarray(means, np.float32))
         self.stds = Tensor(np.asarray(stds, np.float32))
-        self.max_log = abs(math.log(wh_ratio_clip))
+        self.max_log, self.clamp_both = abs(math.log(wh_ratio_clip)), clamp_both
 
     def construct(self, deltas: Tensor, references: Tensor) -> Tensor:
         """Boxes (..., 4) from deltas (..., 4) and references (..., 4)."""
         d = deltas * self.stds + self.means
         centre, size = centre_size(references)
         centre = d[..., :2] * size + centre
-        size = ops.exp(ops.minimum(d[..., 2:], self.max_log)) * size
+        log_size = ops.minimum(d[..., 2:], self.max_log)
+        if self.clamp_both:
+            log_size = ops.maximum(log_size, -self.max_log)
+        size = ops.exp(log_size) * size
         half = 0.5 * size
         return ops.concat((centre - half, centre + half), -1)
 

@@ -42,7 +42,7 @@ def build_backbone(config: Config) -> nn.Cell:
 
 
 def _coder(c, stds: list[float] | None = None) -> BoxCoder:
-    return BoxCoder(c.target_means, stds or c.target_stds, c.wh_ratio_clip)
+    return BoxCoder(c.target_means, stds or c.target_stds, c.wh_ratio_clip, c.delta_clamp == "both")
 
 
 def _proposals(config: Config, c, counts: list[int], builtin_ops: bool) -> ProposalGenerator:
@@ -55,6 +55,7 @@ def _proposals(config: Config, c, counts: list[int], builtin_ops: bool) -> Propo
         c.iou_threshold,
         c.min_bbox_size,
         plus_one=config.box_plus_one,
+        rank_by=config.rpn.rank_by,
         builtin_ops=builtin_ops,
     )
 
@@ -82,6 +83,7 @@ def _sampler(assigner, sampler, builtin_ops: bool = False, **changes) -> Assigne
             "neg_iou_thr": assigner.neg_iou_thr,
             "min_pos_iou": assigner.min_pos_iou,
             "match_low_quality": assigner.match_low_quality,
+            "to_last_object": assigner.matcher == "mmdet",
             "neg_pos_ub": sampler.neg_pos_ub,
             "ignore_iof_thr": assigner.ignore_iof_thr,
             "builtin_ops": builtin_ops,
@@ -90,9 +92,10 @@ def _sampler(assigner, sampler, builtin_ops: bool = False, **changes) -> Assigne
     )
 
 
-def _anchors(config: Config):
-    a = config.rpn.anchor_generator
-    return make_anchors(config.img_height, config.img_width, a.strides, a.scales, a.ratios, a.rounded, a.legacy)
+def _anchors(config: Config, turned: bool = False):
+    a, canvas = config.rpn.anchor_generator, (config.img_height, config.img_width)
+    height, width = canvas[::-1] if turned else canvas
+    return make_anchors(height, width, a.strides, a.scales, a.ratios, a.rounded, a.legacy, a.grid_strides)
 
 
 def _bbox_head(config: Config) -> BBoxHead:
@@ -141,6 +144,7 @@ def _detector(config: Config, builtin_ops: bool) -> TwoStageDetector:
         "rpn": RPNHead(
             rpn.in_channels, rpn.feat_channels, len(rpn.anchor_generator.scales) * len(rpn.anchor_generator.ratios)
         ),
+        "turned": tuple(Tensor(a) for a in _anchors(config, True)[:2]) if config.turns_canvas else None,
         "anchors": Tensor(anchors),
         "anchor_corners": Tensor(corners),
         "proposals": _proposals(config, config.test_cfg.rpn, counts, builtin_ops),
@@ -174,7 +178,7 @@ def _bbox_loss(config: Config, coder: BoxCoder, ranks: int) -> BBoxLoss:
 
 def _mask_loss(config: Config, detector: TwoStageDetector, head: MaskHead, ranks: int) -> MaskLoss:
     rcnn = config.train_cfg.rcnn
-    targets = MaskTargets(rcnn.mask_size, config.mask_roi.roi_layer.aligned)
+    targets = MaskTargets(rcnn.mask_size, config.mask_target_box, rcnn.mask_targets == "binary")
     weight = config.mask_head.loss_mask.loss_weight
     return MaskLoss(head, detector.mask_roi_extractor, targets, weight, rcnn.mask_buckets, ranks)
 
@@ -186,31 +190,41 @@ def build_loss(config: Config, detector: TwoStageDetector, ranks: int = 1) -> Tw
     shared = {
         "proposals": _proposals(config, train.rpn_proposal, counts, False),
         "rpn_loss": RPNLoss(
-            SampledRPN(detector.rpn, counts, rpn.anchor_generator.strides, config.img_height, config.img_width),
+            SampledRPN(
+                detector.rpn,
+                counts,
+                rpn.anchor_generator.strides,
+                config.img_height,
+                config.img_width,
+                rpn.anchor_generator.grid_strides,
+                config.turns_canvas,
+            ),
             _sampler(train.rpn.assigner, train.rpn.sampler),
             _coder(rpn.bbox_coder),
             rpn.loss_cls.loss_weight,
             rpn.loss_bbox.loss_weight,
             rpn.loss_bbox.beta,
             ranks,
+            rpn.loss_normaliser,
         ),
         "add_gt_as_proposals": train.rcnn.sampler.add_gt_as_proposals,
     }
     assigner, sampler = train.rcnn.assigner, train.rcnn.sampler
+    with_gt = {"gt_appended": sampler.add_gt_as_proposals and assigner.matcher == "mmdet"}
     if not config.is_cascade:
         return TwoStageLoss(
             detector,
-            rcnn_sampler=_sampler(assigner, sampler),
+            rcnn_sampler=_sampler(assigner, sampler, **with_gt),
             bbox_loss=_bbox_loss(config, _coder(config.bbox_head.bbox_coder), ranks),
             mask_loss=_mask_loss(config, detector, detector.mask_head, ranks) if config.with_mask else None,
             **shared,
         )
     # a later stage that doesn't resample takes every box of the first one's sample
-    everything = {} if cascade.resample else {"pos_fraction": 1.0, "neg_pos_ub": -1.0}
+    later = with_gt if cascade.resample else {"pos_fraction": 1.0, "neg_pos_ub": -1.0}
     return CascadeLoss(
         detector,
         rcnn_samplers=[
-            _sampler(assigner, sampler, pos_iou_thr=iou, neg_iou_thr=iou, **(everything if stage else {}))
+            _sampler(assigner, sampler, pos_iou_thr=iou, neg_iou_thr=iou, **(later if stage else with_gt))
             for stage, iou in enumerate(cascade.pos_iou_thr)
         ],
         bbox_losses=[_bbox_loss(config, coder, ranks) for coder in detector.coders],

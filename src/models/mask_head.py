@@ -60,27 +60,50 @@ class MaskTargets(nn.Cell):
 
     Args:
         mask_size: side of the targets, M.
-        aligned: whether the family crops its bitmaps with an aligned RoIAlign. torchvision doesn't, which reads each
-        mask half a pixel further right and down; its checkpoints have learnt that.
+        box: what of the mask a target shows. "box": the RoI (Detectron2's and mmdetection's aligned RoIAlign).
+        "shifted": half a pixel further right and down, as torchvision's, which isn't aligned; its checkpoints have
+        learnt that. "last_pixel": the RoI up to its last pixel, at least one (maskrcnn-benchmark's crop of polygons).
+        "whole_pixels": all pixels that corners of the RoI lie in (MindSpore's zoo, mmdetection 1.x).
+        binary: a cell is 1 where at least half of it is the object's, else 0 (all but torchvision).
+
+    Where others cut the image's bitmap, and two of them rasterise polygons cell by cell, this cuts the crop: a binary
+    target can differ in cells that the outline halves.
 
     Inputs: masks (N, S, S) uint8 0..255; index (R,) int32 into masks; rois and gt_boxes (R, 4) in canvas pixels.
     Output (R, M, M) float32 in [0, 1], without gradient.
     """
 
-    def __init__(self, mask_size: int, aligned: bool, builtin_ops: bool = False):
+    def __init__(self, mask_size: int, box: str = "box", binary: bool = False, builtin_ops: bool = False):
         super().__init__()
-        self.shift = 0.0 if aligned else 0.5
+        if box not in ("box", "shifted", "last_pixel", "whole_pixels"):
+            raise ValueError(f"box {box!r} is none of box, shifted, last_pixel, whole_pixels")
+        self.box, self.binary = box, binary
         self.roi_align = MultiScaleRoIAlign(mask_size, 4, True, (1,), builtin=builtin_ops)
 
     def construct(self, masks: Tensor, index: Tensor, rois: Tensor, gt_boxes: Tensor) -> Tensor:
         side = masks.shape[-1]
         size = ops.maximum(gt_boxes[:, 2:] - gt_boxes[:, :2], 1e-6)
         origin, scale = ops.tile(gt_boxes[:, :2], (1, 2)), ops.tile(side / size, (1, 2))
-        moved = (rois + self.shift - origin) * scale
+        moved = (self.region(rois) - origin) * scale
         rows = ops.concat((index.astype(moved.dtype).expand_dims(1), moved), 1)
         features = masks.astype(mstype.float32).expand_dims(1) / 255
-        crops = self.roi_align((features,), ops.stop_gradient(rows), ops.zeros_like(index))
-        return ops.stop_gradient(crops.squeeze(1))
+        crops = self.roi_align((features,), ops.stop_gradient(rows), ops.zeros_like(index)).squeeze(1)
+        if self.binary:
+            crops = (crops >= 0.5).astype(mstype.float32)
+        return ops.stop_gradient(crops)
+
+    def region(self, rois: Tensor) -> Tensor:
+        """What of the image targets show, (R, 4) in canvas pixels."""
+        if self.box == "box":
+            return rois
+        if self.box == "shifted":
+            return rois + 0.5
+        if self.box == "whole_pixels":
+            rois = ops.floor(rois)
+        low, high = rois[:, :2], rois[:, 2:]
+        if self.box == "last_pixel":
+            high = high - 1.0
+        return ops.concat((low, ops.maximum(high, low + 1.0)), 1)
 
 
 class MaskLoss(nn.Cell):

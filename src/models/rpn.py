@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
+from src.models.anchors import cell_steps, map_size
 from src.models.assigner_sampler import AssignerSampler
 from src.models.box_coder import BoxCoder, take_rows
 from src.models.losses import Normaliser, binary_cross_entropy, smooth_l1
@@ -50,17 +51,31 @@ class SampledRPN(nn.Cell):
     proposals, and each sampled anchor's 3x3 neighbourhood is cut out and the head applied to it as matrix products.
     RoIAlign with one sample a bin, on a RoI of three cells, reads whole cells and knows the way back.
 
-    Inputs: features, a tuple of L maps (B, C, H_l, W_l); index (B, S) int32 into the anchors; corners (N, 2) float32,
+    height, width: of the canvas; turns: maps may be those of the canvas turned. Inputs: features, a tuple of L maps
+    (B, C, H_l, W_l); index (B, S) int32 into the anchors; corners (N, 2) float32,
     each anchor's cell's corner (x, y) in canvas pixels. Outputs: logits (B, S), deltas (B, S, 4).
     """
 
-    def __init__(self, head: RPNHead, counts: Sequence[int], strides: Sequence[int], height: int, width: int):
+    def __init__(
+        self,
+        head: RPNHead,
+        counts: Sequence[int],
+        strides: Sequence[int],
+        height: int,
+        width: int,
+        grid_strides: bool = False,
+        turns: bool = False,
+    ):
         super().__init__(auto_prefix=False)
-        self.head = head
+        self.head, self.turns = head, turns
         self.num_anchors = head.cls.out_channels
         self.ends = np.cumsum(counts)[:-1].tolist()
         self.strides = Tensor(np.asarray(strides, np.float32))
-        self.sizes = Tensor(np.array([[width // s, height // s] for s in strides], np.float32))
+        # x before y: cells of each map, and pixels between its anchors
+        sizes = np.array([map_size(height, width, s)[::-1] for s in strides], np.float32)
+        steps = np.array([cell_steps(height, width, s, grid_strides)[::-1] for s in strides], np.float32)
+        self.sizes, self.steps = Tensor(sizes), Tensor(steps)
+        self.turned_sizes, self.turned_steps = Tensor(sizes[:, ::-1].copy()), Tensor(steps[:, ::-1].copy())
         self.cut = MultiScaleRoIAlign(3, 1, True, tuple(strides))
         self.offsets = Tensor(np.array([-1, 0, 1], np.float32))
         self.reach = Tensor(np.array([-1, -1, 2, 2], np.float32))
@@ -83,14 +98,17 @@ class SampledRPN(nn.Cell):
 
     def neighbourhood(self, features: tuple, flat: Tensor, level: Tensor, corners: Tensor, b: int) -> Tensor:
         """(B * S, C, 3, 3) cells around each anchor's, zero outside its map."""
-        corner = ops.gather(corners, flat, 0)
+        sizes, steps = self.sizes, self.steps
+        if self.turns and features[0].shape[2] > features[0].shape[3]:
+            sizes, steps = self.turned_sizes, self.turned_steps
+        cell = ops.gather(corners, flat, 0) / ops.gather(steps, level, 0)
         stride = ops.gather(self.strides, level, 0).expand_dims(1)
-        boxes = ops.tile(corner, (1, 2)) + self.reach * stride
+        boxes = (ops.tile(cell, (1, 2)) + self.reach) * stride
         image = ops.arange(b).astype(boxes.dtype).reshape(b, 1).broadcast_to((b, flat.shape[0] // b)).reshape(-1, 1)
         cells = self.cut(features, ops.stop_gradient(ops.concat((image, boxes), 1)), level)
         # RoIAlign repeats a map's edge; the convolution that this stands for pads with zeros
-        place = (corner / stride).expand_dims(2) + self.offsets
-        size = ops.gather(self.sizes, level, 0).expand_dims(2)
+        place = cell.expand_dims(2) + self.offsets
+        size = ops.gather(sizes, level, 0).expand_dims(2)
         inside = ops.logical_and(place >= 0, place < size).astype(cells.dtype)
         mask = inside[:, 1].expand_dims(2) * inside[:, 0].expand_dims(1)
         return cells * ops.stop_gradient(mask).expand_dims(1)
@@ -113,10 +131,12 @@ class RPNLoss(nn.Cell):
     Args:
         sampled: the head at sampled anchors.  assigner_sampler, coder: of anchors.
         cls_weight, box_weight: loss weights.  beta: of smooth L1.  ranks: that train together.
+        normaliser: what both losses' sums are divided by. "sampled": the sampled anchors (torchvision,
+        maskrcnn-benchmark); "mmdet": these, but at least one positive and one negative an image (mmdetection's
+        SamplingResult); "num": assigner_sampler.num an image, however many were sampled (Detectron2, MindSpore's zoo).
 
     Inputs: features, a tuple of (B, C, H_l, W_l); anchors (N, 4); corners (N, 2), of their cells; anchor_valid (B, N);
-    gt_boxes (B, G, 4); gt_valid (B, G); ignore_boxes (B, K, 4); keys (B, N) uniform in [0, 1). Output: two scalars,
-    each a mean over the batch's sampled anchors (positives and negatives).
+    gt_boxes (B, G, 4); gt_valid (B, G); ignore_boxes (B, K, 4); keys (B, N) uniform in [0, 1). Output: two scalars.
     """
 
     def __init__(
@@ -128,9 +148,10 @@ class RPNLoss(nn.Cell):
         box_weight: float = 1.0,
         beta: float = 1 / 9,
         ranks: int = 1,
+        normaliser: str = "sampled",
     ):
         super().__init__(auto_prefix=False)
-        self.normaliser = Normaliser(ranks)
+        self.normaliser, self.counted = Normaliser(ranks), normaliser
         self.sampled, self.assigner_sampler, self.coder = sampled, assigner_sampler, coder
         self.cls_weight, self.box_weight, self.beta = cls_weight, box_weight, beta
 
@@ -149,8 +170,17 @@ class RPNLoss(nn.Cell):
             anchors, anchor_valid, gt_boxes, gt_valid, ignore_boxes, keys
         )
         logits, deltas = self.sampled(features, index, corners)
-        count = self.normaliser(valid.sum())
+        count = self.normaliser(self.count(valid, positive))
         cls_loss = (binary_cross_entropy(logits, positive) * valid).sum() / count
         target = ops.stop_gradient(self.coder.encode(take_rows(gt_boxes, gt_index), ops.gather(anchors, index, 0)))
         box_loss = (smooth_l1(deltas, target, self.beta).sum(-1) * positive).sum() / count
         return self.cls_weight * cls_loss, self.box_weight * box_loss
+
+    def count(self, valid: Tensor, positive: Tensor) -> Tensor:
+        """What the losses of this batch's anchors are divided by; valid and positive (B, S) float32."""
+        if self.counted == "num":
+            return ops.full_like(valid[:, 0], float(self.assigner_sampler.num)).sum()
+        if self.counted == "mmdet":
+            positives = positive.sum(1)
+            return (ops.maximum(positives, 1.0) + ops.maximum(valid.sum(1) - positives, 1.0)).sum()
+        return valid.sum()

@@ -18,10 +18,10 @@ LOSS_NAMES = ("total_loss", "rpn_cls_loss", "rpn_reg_loss", "rcnn_cls_loss", "rc
 class TwoStageDetector(nn.Cell):
     """The network and its inference.
 
-    Inputs: image (B, 3, H, W) float32, normalised, on the canvas; image_size (B, 2) float32, the (height, width)
-    that the picture takes of the canvas. Outputs, D = max_per_img rows an image, all-zero where not valid: boxes
-    (B, D, 4) in canvas pixels, scores (B, D), labels (B, D) int32, valid (B, D) bool, masks (B, D, 28, 28)
-    probabilities of each detection's class (absent without a mask head).
+    Inputs: image (B, 3, H, W) float32, normalised, on the canvas, or where `turned` is given on that turned; image_size
+    (B, 2) float32, the (height, width) that the picture takes of the canvas. Outputs, D = max_per_img rows an image,
+    all-zero where not valid: boxes (B, D, 4) in canvas pixels, scores (B, D), labels (B, D) int32, valid (B, D) bool,
+    masks (B, D, 28, 28) probabilities of each detection's class (absent without a mask head).
     """
 
     def __init__(
@@ -37,8 +37,12 @@ class TwoStageDetector(nn.Cell):
         detections: Detections,
         mask_roi_extractor: RoIExtractor | None = None,
         mask_head: MaskHead | None = None,
+        turned: tuple[Tensor, Tensor] | None = None,
     ):
         super().__init__()
+        self.turns = turned is not None
+        if self.turns:
+            self.turned_anchors, self.turned_corners = turned
         self.backbone, self.neck, self.rpn = backbone, neck, rpn
         self.anchors, self.anchor_corners = anchors, anchor_corners
         self.proposals, self.roi_extractor = proposals, roi_extractor
@@ -49,16 +53,22 @@ class TwoStageDetector(nn.Cell):
         if self.with_mask:
             self.mask_roi_extractor, self.mask_head = mask_roi_extractor, mask_head
 
-    def anchor_valid(self, image_size: Tensor) -> Tensor:
-        """(B, N) bool: the anchor's cell begins inside the picture, not in the canvas's padding."""
-        x_inside = self.anchor_corners[:, 0].expand_dims(0) < image_size[:, 1:]
-        y_inside = self.anchor_corners[:, 1].expand_dims(0) < image_size[:, :1]
-        return ops.logical_and(x_inside, y_inside)
+    def grid(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors (N, 4) of the image's canvas, their cells' corners (N, 2), and (B, N) bool: the cell begins inside
+        the picture, not in the canvas's padding.
+        """
+        anchors, corners = self.anchors, self.anchor_corners
+        if self.turns and image.shape[2] > image.shape[3]:
+            anchors, corners = self.turned_anchors, self.turned_corners
+        x_inside = corners[:, 0].expand_dims(0) < image_size[:, 1:]
+        y_inside = corners[:, 1].expand_dims(0) < image_size[:, :1]
+        return anchors, corners, ops.logical_and(x_inside, y_inside)
 
     def construct(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
         features = self.neck(self.backbone(image))
         logits, deltas = self.rpn(features)
-        proposals, _, valid = self.proposals(logits, deltas, self.anchors, self.anchor_valid(image_size), image_size)
+        anchors, _, inside = self.grid(image, image_size)
+        proposals, _, valid = self.proposals(logits, deltas, anchors, inside, image_size)
         scores, deltas, references = self.classify(features, proposals, valid, image_size)
         boxes, scores, labels, kept = self.detections(scores, deltas, references, valid, image_size)
         if not self.with_mask:
@@ -121,13 +131,13 @@ class TwoStageLoss(nn.Cell):
         d = self.detector
         features = d.neck(d.backbone(image))
         logits, deltas = d.rpn(frozen(features))
-        anchor_valid = d.anchor_valid(image_size)
-        proposals, _, valid = self.proposals(logits, deltas, d.anchors, anchor_valid, image_size)
+        anchors, corners, inside = d.grid(image, image_size)
+        proposals, _, valid = self.proposals(logits, deltas, anchors, inside, image_size)
         rpn_cls, rpn_reg = self.rpn_loss(
             features,
-            d.anchors,
-            d.anchor_corners,
-            anchor_valid,
+            anchors,
+            corners,
+            inside,
             gt_boxes,
             gt_valid,
             ignore_boxes,

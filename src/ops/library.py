@@ -1,12 +1,15 @@
-"""Where the built C++ operators are: one shared library for this source, these flags and this CPU.
+"""Where the built C++ operators are: one shared library for this source, these flags and an instruction set.
 
-The file name carries a hash of all three, so a library that was built from other source, or on a CPU with other
-instructions, is simply not found: it is never loaded. Run as a program (no MindSpore needed), this file answers
-``scripts/build_custom.sh``: ``python src/ops/library.py {path,sources,flags}``.
+The file name carries the instruction set and a hash of all three, so a library that was built from other source, or on
+a CPU with other instructions, is simply not found: it is never loaded. An instruction set is named as the compiler's
+``-march`` does: ``native``, all that this CPU has, serves; the others are for tests, so that what passes here passes on
+a lesser CPU, and are chosen by the environment's RCNN_OPS_MARCH. Run as a program (no MindSpore needed), this file
+answers ``scripts/build_custom.sh``: ``python -m src.ops.library {path,sources,flags} [MARCH]``, and ``marches``.
 """
 
 import contextlib
 import contextvars
+import ctypes
 import functools
 import hashlib
 import os
@@ -16,12 +19,18 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from src.errors import UserError
+
 __all__ = [
-    "CXX_FLAGS",
+    "MARCHES",
     "SOURCES",
+    "chosen_march",
     "custom_operator_path",
+    "cxx_flags",
+    "describe_operators",
     "find_library",
     "library_path",
+    "runnable_marches",
     "standard_operators",
     "standard_operators_only",
 ]
@@ -30,14 +39,16 @@ _OPS = Path(__file__).resolve().parent
 _ROOT = _OPS.parents[1]
 
 # Each source with its rule for fusing products and sums. Off: a box's IoU must be the same number in a vector loop,
-# in that loop's remainder and on another CPU. RoIAlign's sums may fuse; its sampling positions guard themselves. So
-# may the convolution's: one loop makes all of its numbers, without a remainder.
+# in that loop's remainder and on another CPU; and the convolution says itself where it fuses, because the compiler does
+# in one copy of an expression what it doesn't in another, and an image in a batch would differ from the same one alone.
+# RoIAlign's sums may fuse: a RoI goes the same way in any batch, and its sampling positions guard themselves.
 SOURCES: tuple[tuple[Path, str], ...] = (
     (_OPS / "roi_align" / "csrc" / "roi_align_cpu.cc", "-ffp-contract=fast"),
     (_OPS / "csrc" / "nms.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "matching.cc", "-ffp-contract=off"),
-    (_OPS / "csrc" / "winograd.cc", "-ffp-contract=fast"),
-    (_OPS / "csrc" / "convolution.cc", "-ffp-contract=fast"),
+    (_OPS / "csrc" / "winograd.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "convolution.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "instruction_set.cc", "-ffp-contract=off"),
 )
 _HEADERS: tuple[Path, ...] = (
     _OPS / "roi_align" / "csrc" / "roi_align.h",
@@ -52,10 +63,9 @@ _HEADERS: tuple[Path, ...] = (
     _OPS / "csrc" / "winograd_transform.h",
     _OPS / "csrc" / "workspace.h",
 )
-CXX_FLAGS: tuple[str, ...] = (
+_CXX_FLAGS: tuple[str, ...] = (
     "-std=c++17",
     "-O3",
-    "-march=native",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fPIC",
@@ -65,7 +75,17 @@ CXX_FLAGS: tuple[str, ...] = (
     "-Werror",
 )
 
+# The instruction sets that the operators are built and tested for, by the compiler's name, and what a CPU's flags must
+# hold to run them. Each stands for a branch of the sources: AVX2 with fused products; vectors of four without; and
+# AVX-512 or NEON where native has it.
+MARCHES: dict[str, tuple[str, ...]] = {
+    "native": (),
+    "haswell": ("abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"),
+    "x86-64-v2": ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"),
+}
 
+
+@functools.lru_cache(maxsize=1)
 def _cpu_features() -> str:
     """The instruction set of this machine, as the kernel tells it."""
     try:
@@ -76,21 +96,62 @@ def _cpu_features() -> str:
     return "\n".join([platform.machine(), *sorted(kept)])
 
 
-@functools.lru_cache(maxsize=1)
-def library_path() -> Path:
-    """The path the library of this source and CPU has, built or not."""
+def runnable_marches() -> tuple[str, ...]:
+    """Those of `MARCHES` that this CPU can run; "native" first."""
+    has = set(_cpu_features().split())
+    return tuple(march for march, needs in MARCHES.items() if has.issuperset(needs))
+
+
+def chosen_march() -> str:
+    """The instruction set whose library serves: the environment's RCNN_OPS_MARCH, or "native".
+
+    Raises UserError where that isn't one of `MARCHES` that this CPU can run.
+    """
+    march = os.environ.get("RCNN_OPS_MARCH") or "native"
+    if march not in runnable_marches():
+        fault = "this CPU lacks it" if march in MARCHES else "unknown"
+        raise UserError(f"RCNN_OPS_MARCH={march}: {fault}; it can be {', '.join(runnable_marches())}, or unset")
+    return march
+
+
+def cxx_flags(march: str) -> tuple[str, ...]:
+    """What every source is compiled with for this instruction set."""
+    return (f"-march={march}", *_CXX_FLAGS)
+
+
+@functools.lru_cache
+def library_path(march: str) -> Path:
+    """The path that the library of this source and instruction set has, built or not."""
     digest = hashlib.sha256()
     for path in (*(source for source, _ in SOURCES), *_HEADERS):
         digest.update(path.read_bytes())
-    digest.update(" ".join([*CXX_FLAGS, *(rule for _, rule in SOURCES)]).encode())
-    digest.update(_cpu_features().encode())
-    return _ROOT / "build" / "custom_ops" / f"librcnn_ops-{digest.hexdigest()[:16]}.so"
+    digest.update(" ".join([*cxx_flags(march), *(rule for _, rule in SOURCES)]).encode())
+    if march == "native":
+        digest.update(_cpu_features().encode())
+    return _ROOT / "build" / "custom_ops" / f"librcnn_ops-{march}-{digest.hexdigest()[:16]}.so"
 
 
 def find_library() -> Path | None:
-    """The built library, or None."""
-    path = library_path()
+    """The built library for the chosen instruction set, or None."""
+    path = library_path(chosen_march())
     return path if path.is_file() else None
+
+
+def describe_operators(device: str = "CPU") -> str:
+    """One line for the start of a run on this device: which library serves, and for which instructions."""
+    if device != "CPU":
+        return f"operators: MindSpore's own, for {device}"
+    path = find_library()
+    if path is None:
+        return f"operators: MindSpore's own, slower ones (build ours: {_build_command()})"
+    set_name = ctypes.CDLL(os.fspath(path)).RcnnInstructionSet
+    set_name.restype = ctypes.c_char_p
+    return f"operators: {path.relative_to(_ROOT)} ({chosen_march()}: {set_name().decode()})"
+
+
+def _build_command() -> str:
+    march = chosen_march()
+    return "scripts/build_custom.sh" + ("" if march == "native" else f" --march {march}")
 
 
 _standard_only = contextvars.ContextVar("standard operators only", default=False)
@@ -114,7 +175,7 @@ def standard_operators_only() -> bool:
 @functools.lru_cache(maxsize=1)
 def _warn_once() -> None:
     warnings.warn(
-        "the C++ operators are not built: the slower MindSpore versions are used (build: scripts/build_custom.sh)",
+        f"the C++ operators are not built: the slower MindSpore versions are used (build: {_build_command()})",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -127,7 +188,7 @@ def custom_operator_path(builtin: bool) -> str | None:
         builtin: standard operators are asked for.
 
     None also within `standard_operators`, on devices other than the CPU, and, with one warning in all, where the
-    library is not built.
+    library is not built. Raises UserError where RCNN_OPS_MARCH names what this CPU can't run.
 
     The operators use as many threads as this process may use cores, lowered by RCNN_NUM_THREADS, or else by
     OMP_NUM_THREADS as it was given to this process.
@@ -146,19 +207,21 @@ def custom_operator_path(builtin: bool) -> str | None:
     return os.fspath(path)
 
 
-def _main(argv: list[str]) -> int:
+def _main(words: list[str]) -> int:
     answers = {
-        "path": lambda: [library_path()],
-        "sources": lambda: [f"{rule} {source}" for source, rule in SOURCES],
-        "flags": lambda: CXX_FLAGS,
+        "path": lambda march: [library_path(march)],
+        "sources": lambda march: [f"{rule} {source}" for source, rule in SOURCES],
+        "flags": cxx_flags,
+        "marches": lambda march: runnable_marches(),
     }
-    if len(argv) != 2 or argv[1] not in answers:
-        print(f"usage: {argv[0]} {{{','.join(answers)}}}", file=sys.stderr)
+    question, march = (*words, "native")[:2] if words else ("", "")
+    if question not in answers or march not in MARCHES or len(words) > 2:
+        print(f"usage: python -m src.ops.library {{{','.join(answers)}}} [{'|'.join(MARCHES)}]", file=sys.stderr)
         return 2
-    for item in answers[argv[1]]():
+    for item in answers[question](march):
         print(item)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv))
+    sys.exit(_main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """Which ground-truth box each box overlaps most (the MaxIoU matching of Faster R-CNN, Ren et al., 2015)."""
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.ops.library import custom_operator_path
@@ -18,6 +19,7 @@ class MaxIoUMatch(nn.Cell):
     union. No gradient.
 
     Args:
+        min_best_iou: a box is an object's best only from this IoU on.
         builtin: use standard MindSpore operators only.
 
     Inputs:
@@ -31,14 +33,17 @@ class MaxIoUMatch(nn.Cell):
         max_iou: (B, N) float32, over the valid ground truth; 0 where there is none.
         argmax: (B, N) int32 into G, the first of equals (the first valid one where all IoUs are 0); 0 where there is
             none.
-        is_gt_best: (B, N) bool, the IoU with some valid ground truth is above 0 and equals the highest that one has
-            with any valid box; all that tie count.
+        best_of: (B, N) int32 into G, the last of the valid ground truth whose best box this is: their IoU is above 0,
+            at least min_best_iou, and the highest that this ground truth has with any valid box (all boxes that tie
+            are its best); -1 where there is none.
         max_iof: (B, N) float32, largest share of the box's area inside one ignore box.
     """
 
-    def __init__(self, builtin: bool = False) -> None:
+    def __init__(self, min_best_iou: float = 0.0, builtin: bool = False) -> None:
         super().__init__()
         library = custom_operator_path(builtin)
+        # an input, not an attribute: MindSpore caches what it knows of a custom operator by its name
+        self.min_best_iou = Tensor(np.array([min_best_iou], np.float32))
         if library is not None:
             self.match = ops.Custom(f"{library}:MaxIoUMatch", _output_shapes, _output_dtypes, func_type="aot")
         else:
@@ -47,13 +52,13 @@ class MaxIoUMatch(nn.Cell):
     def construct(
         self, boxes: Tensor, box_valid: Tensor, gt_boxes: Tensor, gt_valid: Tensor, ignore_boxes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        max_iou, argmax, is_gt_best, max_iof = self.match(
-            ops.stop_gradient(boxes), box_valid, ops.stop_gradient(gt_boxes), gt_valid, ignore_boxes
+        max_iou, argmax, best_of, max_iof = self.match(
+            ops.stop_gradient(boxes), box_valid, ops.stop_gradient(gt_boxes), gt_valid, ignore_boxes, self.min_best_iou
         )
         return (
             ops.stop_gradient(max_iou),
             ops.stop_gradient(argmax),
-            ops.stop_gradient(is_gt_best),
+            ops.stop_gradient(best_of),
             ops.stop_gradient(max_iof),
         )
 
@@ -64,13 +69,13 @@ def _output_shapes(*shapes):
 
 
 def _output_dtypes(*_):
-    return (ms.float32, ms.int32, ms.bool_, ms.float32)
+    return (ms.float32, ms.int32, ms.int32, ms.float32)
 
 
 class _BuiltinMatch(nn.Cell):
     """Ground truth by boxes, (B, g, N): long rows, which elementwise operators like better than short ones."""
 
-    def construct(self, boxes, box_valid, gt_boxes, gt_valid, ignore_boxes):
+    def construct(self, boxes, box_valid, gt_boxes, gt_valid, ignore_boxes, min_best_iou):
         if boxes.ndim == 2:
             boxes = boxes.expand_dims(0)
         boxes = ops.transpose(boxes, (2, 0, 1)).expand_dims(2)  # (4, B or 1, 1, N)
@@ -78,7 +83,7 @@ class _BuiltinMatch(nn.Cell):
         mask = box_valid.expand_dims(1)
         best = ops.full(box_valid.shape, -1.0, dtype=ms.float32)
         argmax = ops.zeros(box_valid.shape, ms.int32)
-        is_gt_best = ops.zeros(box_valid.shape, ms.bool_)
+        best_of = ops.full(box_valid.shape, -1, dtype=ms.int32)
         for begin in range(0, gt_valid.shape[1], _GT_CHUNK):
             usable = ops.logical_and(mask, gt_valid[:, begin : begin + _GT_CHUNK].expand_dims(-1))
             # Broadcast first: on the CPU, minimum and maximum are 50 times slower where they broadcast themselves.
@@ -89,8 +94,11 @@ class _BuiltinMatch(nn.Cell):
             iou = _quotient(inter, _area(these) + _area(gts) - inter)
             iou = ops.select(usable, iou, ops.full_like(iou, -1.0))
             top = iou.max(axis=2, keepdims=True)
-            top = ops.select(top > 0.0, top, ops.full_like(top, 2.0))  # an IoU that no box has
-            is_gt_best = ops.logical_or(is_gt_best, (iou - top).max(axis=1) == 0.0)
+            counts = ops.logical_and(top > 0.0, top >= min_best_iou)
+            top = ops.select(counts, top, ops.full_like(top, 2.0))  # an IoU that no box has
+            number = ops.arange(begin, begin + shape[2]).astype(ms.float32).reshape((1, -1, 1))
+            these_best = ops.select(iou == top, ops.broadcast_to(number, iou.shape), ops.full_like(iou, -1.0))
+            best_of = ops.maximum(best_of, these_best.max(axis=1).astype(ms.int32))
             here, which = iou.max(axis=1), iou.argmax(axis=1).astype(ms.int32)
             better = here > best
             argmax = ops.select(better, which + begin, argmax)
@@ -101,7 +109,7 @@ class _BuiltinMatch(nn.Cell):
         these = ops.broadcast_to(boxes, shape)
         iof = _quotient(_intersection(these, ops.broadcast_to(ignore_boxes, shape)), _area(these))
         iof = ops.select(listed, iof, ops.zeros_like(iof))
-        return ops.maximum(best, 0.0), argmax, is_gt_best, iof.max(axis=1)
+        return ops.maximum(best, 0.0), argmax, best_of, iof.max(axis=1)
 
 
 def _area(boxes):

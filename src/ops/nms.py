@@ -1,7 +1,5 @@
 """Greedy non-maximum suppression within groups (levels of a pyramid, or classes), for a whole batch."""
 
-import math
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -9,6 +7,8 @@ from mindspore import Tensor, nn, ops
 from src.ops.library import custom_operator_path
 
 __all__ = ["BatchedNMS", "float32_below"]
+
+_LEAST = -65504.0  # float16's least number
 
 
 class BatchedNMS(nn.Cell):
@@ -29,7 +29,7 @@ class BatchedNMS(nn.Cell):
 
     Inputs:
         boxes: (B, N, 4) float32, x1 y1 x2 y2.
-        scores: (B, N) float32. A score that is NaN counts as invalid.
+        scores: (B, N) float32, above -65504. A score that is NaN counts as invalid.
         groups: (B, N) int32.
         valid: (B, N) bool. Other boxes are neither kept nor suppress any.
 
@@ -90,8 +90,9 @@ class _BuiltinNMS(nn.Cell):
     def construct(self, boxes, scores, groups, valid):
         batch, count = scores.shape
         valid = ops.logical_and(valid, scores == scores)  # NaN differs from itself
-        # Of all N, because TopK keeps equal values in order only then.
-        _, order = self.top_k(ops.select(valid, scores, ops.full_like(scores, -math.inf)), count)
+        # Of all N, because TopK keeps equal values in order only then; not infinity, which CUDA's and older Ascend
+        # kernels of TopK don't bear.
+        _, order = self.top_k(ops.select(valid, scores, ops.full_like(scores, _LEAST)), count)
         valid = ops.gather_elements(valid.astype(ms.int32), 1, order) > 0
         groups = ops.gather_elements(groups, 1, order).astype(ms.float32)
         boxes = ops.gather_elements(boxes, 1, ops.broadcast_to(order.expand_dims(-1), boxes.shape))

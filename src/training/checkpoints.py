@@ -151,9 +151,9 @@ def _is_of_mask_head(name: str) -> bool:
     return name.split(".")[0].startswith("mask_head")
 
 
-def not_finite(params: Mapping[str, np.ndarray]) -> str:
-    """Names of parameters that hold NaN or infinity, as text; empty if none does."""
-    return _some([n for n, v in params.items() if not np.isfinite(v).all()])
+def not_finite(params: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the parameters that hold NaN or infinity."""
+    return [n for n, v in params.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
 
 
 def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -> list[str]:
@@ -161,14 +161,17 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
     shape, keep their random values: equally many classes aren't the same classes.
 
     A mask head's parameters are left out, which one line tells, where the detector has no mask head. Returns the names
-    left random. Raises CheckpointError for a checkpoint of another model, naming what differs, and for weights that
-    aren't finite.
+    left random. Raises CheckpointError for a checkpoint of another model, naming what differs, and for one with numbers
+    that aren't finite.
     """
     path = Path(path)
     params = load_checkpoint(path)
-    bad = not_finite(params)
-    if bad:
-        raise CheckpointError(f"{path}: weights that aren't finite: {bad}; the training that wrote it diverged")
+    broken = not_finite(params)
+    if broken:
+        raise CheckpointError(
+            f"{path}: holds NaN or infinity (in {_some(broken)}): its training diverged; use an earlier checkpoint, and"
+            " train with a lower lr or a longer warmup_step"
+        )
     if not any(_is_of_mask_head(p.name) for p in detector.get_parameters()):
         left = [n for n in params if _is_of_mask_head(n)]
         if left:

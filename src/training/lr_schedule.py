@@ -6,7 +6,26 @@ import numpy as np
 
 from src.config import Config
 
-__all__ = ["learning_rates"]
+__all__ = ["describe_rates", "learning_rates"]
+
+
+def describe_rates(config: Config, rates: np.ndarray, steps_per_epoch: int, ranks: int = 1) -> str:
+    """One line on the rates that training will use: where they come from, begin, peak and end; and which warm-up or
+    steps of the schedule the run never reaches.
+    """
+    images, base = config.batch_size * ranks, config.base_batch_size
+    told = f"learning rate {config.lr:g}"
+    if base and images != base:
+        told = f"learning rate {config.lr * images / base:g} ({config.lr:g} for {base} images a step, here {images})"
+    told += (
+        f": {rates[0]:.3g} at the first step, {rates.max():.3g} at most, {rates[-1]:.3g} at the last of {len(rates)}"
+    )
+    if config.warmup_step >= len(rates):
+        told += f"; warmup_step {config.warmup_step} is longer than the run, which never reaches its rate"
+    late = [e for e in config.lr_steps if e >= config.epoch_size] if config.lr_type == "multistep" else []
+    if late:
+        told += f"; lr_steps {', '.join(map(str, late))} come after its {config.epoch_size} epochs"
+    return told
 
 
 def learning_rates(config: Config, steps_per_epoch: int, ranks: int = 1) -> np.ndarray:

@@ -51,7 +51,7 @@ def infer(program):
 
     def run(*words, executable=program, **options):
         command = [executable, *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, **options)
 
     return run
 

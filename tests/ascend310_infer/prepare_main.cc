@@ -1,18 +1,22 @@
 // Writes an image as the network is given it: for the tests, which compare it with training's reader.
 //
-// usage: rcnn_prepare IMAGE CANVAS_HEIGHT CANVAS_WIDTH KEEP_RATIO: height and width of the file, of the picture on the
+// usage: rcnn_prepare IMAGE CANVAS_HEIGHT CANVAS_WIDTH KEEP_RATIO EXIF: height and width of the file, of the picture on the
 // canvas (4 x int64), then the picture's pixels (RGB), to standard output.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <utility>
 
 #include "../../ascend310_infer/src/files.h"
 #include "../../ascend310_infer/src/image.h"
 
 int main(int argc, char **argv) {
-  if (argc != 5) return 2;
+  if (argc != 6) return 2;
   try {
-    const rcnn::Picture whole = rcnn::DecodeImage(rcnn::ReadFile(argv[1], "image"));
+    const auto bytes = rcnn::ReadFile(argv[1], "image");
+    rcnn::Picture whole = rcnn::DecodeImage(bytes);
+    const int turn = rcnn::OrientationFor(argv[5], {whole.height, whole.width}, rcnn::ExifOrientation(bytes), {0, 0});
+    whole = rcnn::Turn(std::move(whole), turn);
     const auto size = rcnn::FitSize(whole.height, whole.width, std::atoll(argv[2]), std::atoll(argv[3]),
                                     std::string(argv[4]) == "1");
     const rcnn::Picture resized = rcnn::Resize(whole, size[0], size[1]);

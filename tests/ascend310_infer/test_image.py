@@ -12,10 +12,10 @@ import cv2
 import mmcv
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from src.config import Config
-from src.data.images import decode_image
+from src.data.images import decode_image, image_header, safe_decode
 from src.data.records import DataError
 from src.data.transforms import fit_size
 
@@ -25,7 +25,8 @@ SOURCES = ["ascend310_infer/src/image.cc", "ascend310_infer/src/files.cc", "test
 
 @pytest.fixture(scope="module")
 def prepare(tmp_path_factory):
-    """prepare(bytes, height, width, keep_ratio) -> (file's height and width, resized RGB picture); None: refused."""
+    """prepare(bytes, height, width, keep_ratio, exif) -> (height and width before the resize, resized RGB picture), or
+    None: refused."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         pytest.skip(f"no C++ compiler {compiler}")
@@ -39,10 +40,10 @@ def prepare(tmp_path_factory):
         pytest.skip("no headers of libjpeg and libpng")
     assert built.returncode == 0, built.stderr
 
-    def run(data, height=192, width=256, keep_ratio=True):
+    def run(data, height=192, width=256, keep_ratio=True, exif="stored"):
         path = folder / "image"
         path.write_bytes(data)
-        arguments = [program, path, str(height), str(width), str(int(keep_ratio))]
+        arguments = [program, path, str(height), str(width), str(int(keep_ratio)), exif]
         result = subprocess.run(arguments, capture_output=True)
         if result.returncode != 0:
             message = result.stderr.decode()
@@ -55,9 +56,9 @@ def prepare(tmp_path_factory):
     return run
 
 
-def expected(data, height=192, width=256, keep_ratio=True):
+def expected(data, height=192, width=256, keep_ratio=True, exif="stored"):
     """What training's reader makes of it, before normalisation."""
-    image = decode_image(data, "image")
+    image = decode_image(data, "image") if exif == "stored" else safe_decode(data, "image", exif)
     size = fit_size(*image.shape[:2], Config(img_height=height, img_width=width, keep_ratio=keep_ratio))
     resized = mmcv.imresize(image, size[::-1], interpolation="bilinear", backend="cv2")
     return image.shape[:2], resized[..., ::-1]
@@ -152,6 +153,78 @@ def test_pixels_are_those_of_training(name, keep_ratio, prepare):
     np.testing.assert_array_equal(picture, want)
 
 
+def jpeg_with(*segments):
+    """A small JPEG with APP1 segments of this content."""
+    plain = saved(noise(20, 32), kind="JPEG")
+    whole = b"".join(b"\xff\xe1" + struct.pack(">H", len(s) + 2) + s for s in segments)
+    return plain[:2] + whole + plain[2:]
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(exif_data, after_pixels=False):
+    """A small PNG with an eXIf chunk before or after its pixels."""
+    plain, chunk = png(noise(20, 32)), png_chunk(b"eXIf", exif_data)
+    at = len(plain) - 12 if after_pixels else 33
+    return plain[:at] + chunk + plain[at:]
+
+
+def directory(value=6, order=">", kind=3, tag=0x0112, start=8, count=1, magic=42):
+    """EXIF data (TIFF 6.0) with one entry."""
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", magic, start)
+    field = struct.pack(order + "HH", value, 0) if kind == 3 else struct.pack(order + "I", value)
+    return head + struct.pack(order + "HHHI", count, tag, kind, 1) + field + bytes(4)
+
+
+HEADER = b"Exif\0\0"
+TURNED = {
+    **{f"jpeg {o}": lambda o=o: saved(RGB, kind="JPEG", exif=exif(o)) for o in range(1, 9)},
+    **{f"png {o}": lambda o=o: saved(RGB, exif=exif(o)) for o in range(1, 9)},
+    "little endian": lambda: jpeg_with(HEADER + directory(8, "<")),
+    "a long": lambda: jpeg_with(HEADER + directory(7, kind=4)),
+    "after another segment": lambda: jpeg_with(b"http://ns.adobe.com/xap/1.0/\0<x/>", HEADER + directory()),
+    "png, after the pixels": lambda: png_with(directory(5), after_pixels=True),
+    "png, with EXIF's own header": lambda: png_with(HEADER + directory(3)),
+}
+NO_ORIENTATION = {
+    "none": lambda: jpeg_with(),
+    "0": lambda: jpeg_with(HEADER + directory(0)),
+    "9": lambda: jpeg_with(HEADER + directory(9)),
+    "a text": lambda: jpeg_with(HEADER + directory(kind=2)),
+    "another tag": lambda: jpeg_with(HEADER + directory(tag=0x0113)),
+    "a directory past the end": lambda: jpeg_with(HEADER + directory(start=1 << 31)),
+    "a directory at the end": lambda: jpeg_with(HEADER + directory(start=24)),
+    "more entries than bytes": lambda: jpeg_with(HEADER + directory(tag=1, count=65535)),
+    "cut": lambda: jpeg_with(HEADER + directory()[:19]),
+    "no TIFF": lambda: jpeg_with(HEADER + directory(magic=7)),
+    "nothing": lambda: jpeg_with(HEADER),
+    "png, cut": lambda: png_with(directory()[:12]),
+}
+
+
+@pytest.mark.parametrize("policy", ["upright", "auto", "stored"])
+@pytest.mark.parametrize("name", [*TURNED, *NO_ORIENTATION])
+def test_pictures_are_turned_as_in_training(name, policy, prepare):
+    data = (TURNED | NO_ORIENTATION)[name]()
+    size, picture = prepare(data, exif=policy)
+    want_size, want = expected(data, exif=policy)
+    assert size == want_size
+    np.testing.assert_array_equal(picture, want)
+    assert (image_header(data, "image").orientation == 1) == (name in NO_ORIENTATION or name.endswith(" 1"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_what_a_viewer_shows(orientation, prepare):
+    """Pillow's own turning is the reference."""
+    data = saved(RGB, exif=exif(orientation))
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    size, picture = prepare(data, *shown.shape[:2], exif="upright")
+    assert size == shown.shape[:2]
+    np.testing.assert_array_equal(picture, shown)
+
+
 @pytest.mark.parametrize("canvas", [(64, 64), (128, 384), (768, 1280)])
 def test_photographs(canvas, prepare, coco_root):
     for path in sorted((coco_root / "val2017").iterdir())[:6]:
@@ -175,11 +248,19 @@ def test_other_files_are_refused(data, prepare):
 
 def test_flipped_bytes_never_crash(prepare):
     r = np.random.default_rng(1)
-    for name in ("jpeg", "progressive jpeg", "png", "CMYK jpeg"):
-        good = IMAGES[name]()
+    turned = {"jpeg 6": TURNED["jpeg 6"], "png, after the pixels": TURNED["png, after the pixels"]}
+    for name, make in ({n: IMAGES[n] for n in ("jpeg", "progressive jpeg", "png", "CMYK jpeg")} | turned).items():
+        good = make()
+        # what says how a picture is turned lies at the ends
+        ends = [*range(min(len(good), 120)), *range(max(len(good) - 80, 0), len(good))]
         for _ in range(12):
             data = bytearray(good)
             for place in r.integers(0, len(data), 4):
                 data[place] = r.integers(256)
             # refused with one line or decoded; the sanitizers would end the program otherwise
-            prepare(bytes(data))
+            prepare(bytes(data), exif="upright")
+            if name in turned:
+                data = bytearray(good)
+                for place in r.choice(ends, 4):
+                    data[place] = r.integers(256)
+                prepare(bytes(data), exif="upright")

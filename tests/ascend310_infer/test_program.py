@@ -14,10 +14,12 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 from PIL import Image
 
+from src.data.images import turn
 from src.evaluation.cpp_results import read_result, read_summary
 from src.export import sidecar
 from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.split import export_split
+from src.ops.library import runnable_marches
 from tests.ascend310_infer.conftest import build_program, random_detector
 
 LARGEST = 96 * 1024  # bytes of an image's result
@@ -161,6 +163,96 @@ def test_every_kind_of_image(exported, infer, pictures, agree, tmp_path):
     assert share([agree(tmp_path / "out" / f"{n}.det", tmp_path / "images" / n) for n in readable]) >= 0.99
 
 
+def store_turned(path, picture, orientation):
+    """Writes a PNG that viewers show as `picture` (H, W, 3), stored otherwise."""
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    back = {1: 1, 3: 3, 6: 8, 8: 6}[orientation]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(turn(picture, back)).save(path, exif=tag)
+
+
+def coco_file(path, names_and_sizes):
+    """A COCO file of images by name and (height, width), with much else that no program needs."""
+    images = [
+        {"id": i, "file_name": n, "height": h, "width": w} for i, (n, (h, w)) in enumerate(names_and_sizes.items())
+    ]
+    polygon = {
+        "id": 1,
+        "image_id": 0,
+        "segmentation": [[1.5, -2e3, 0]],
+        "area": float("nan"),
+        "attributes": {"a": None},
+    }
+    path.write_text(json.dumps({"info": {}, "annotations": [polygon] * 3, "images": images}), encoding="utf-8-sig")
+    return path
+
+
+@pytest.fixture
+def turned(pictures, tmp_path):
+    """Pictures of one name in three folders, and others; a COCO file with the sizes of what a viewer shows."""
+    whole = [np.asarray(Image.open(p).convert("RGB")) for p in sorted((pictures / "val2017").iterdir())[:4]]
+    places = dict(zip(["a/x.PNG", "b/x.PNG", "b/c/x.PNG", os.fsdecode(b"\xff.png")], whole, strict=True))
+    for (name, picture), orientation in zip(places.items(), (6, 1, 8, 6), strict=True):
+        store_turned(tmp_path / "turned" / name, picture, orientation)
+        store_turned(tmp_path / "upright" / name, picture, 1)
+    sizes = {n.replace("/", "\\").replace("PNG", "png"): p.shape[:2] for n, p in places.items()}
+    return tmp_path, list(places), coco_file(tmp_path / "instances.json", sizes)
+
+
+def test_pictures_annotated_upright_are_turned(exported, infer, turned):
+    folder, names, annotations = turned
+    words = ("--model", exported.sidecar, "--recursive")
+    runs = {
+        "wanted": infer(*words, "--input", folder / "upright", "--output", folder / "wanted"),
+        "auto": infer(*words, "--input", folder / "turned", "--output", folder / "auto", "--annotations", annotations),
+        "option": infer(*words, "--input", folder / "turned", "--output", folder / "option", "--exif", "upright"),
+    }
+    for name, run in runs.items():
+        assert run.returncode == 0, run.stderr
+        assert read_summary(folder / name)["images"] == sorted(names, key=os.fsencode)
+        for image in names:
+            # two pictures of one name keep apart, and each is taken as its viewer shows it, to the bit
+            wanted = (folder / "wanted" / f"{image}.det").read_bytes()
+            assert (folder / name / f"{image}.det").read_bytes() == wanted
+    assert len({(folder / "wanted" / f"{n}.det").read_bytes() for n in names}) == 4
+    plain = infer(*words, "--input", folder / "turned", "--output", folder / "plain")
+    assert plain.returncode == 0, plain.stderr
+    upright = read_result(folder / "wanted/a/x.PNG.det")
+    stored = read_result(folder / "plain/a/x.PNG.det")
+    assert (stored.height, stored.width) == (upright.width, upright.height)
+
+
+def test_annotations_of_another_size(exported, infer, turned):
+    folder, _, annotations = turned
+    words = ("--model", exported.sidecar, "--input", folder / "turned", "--output", folder / "out", "--recursive")
+    run = infer(*words, "--annotations", annotations, "--exif", "stored")
+    assert run.returncode == 3
+    # x.PNG of b has no orientation
+    assert "error: 3 of 4 images unreadable: a/x.PNG, b/c/x.PNG, " in run.stderr
+    assert "but annotated as" in run.stderr and "use --exif auto" in run.stderr
+    coco_file(annotations, {"other.png": (5, 5)})
+    run = infer(*words, "--annotations", annotations)
+    assert run.returncode == 0
+    assert f"4 of 4 images have no size in {annotations}" in run.stderr
+    # two of one name, neither nearer to a/x.PNG
+    coco_file(annotations, {"p/x.PNG": (5, 5), "q/x.PNG": (5, 6)})
+    refused(infer(*words, "--annotations", annotations), "x.PNG", annotations, "equally well")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"images": 3}', b'{"images": [3]}', b"\xff\xfe{", b'{"images": [{}]}']
+)
+def test_other_files_are_no_annotations(content, exported, infer, pictures, tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_bytes(content)
+    words = ("--model", exported.sidecar, "--input", pictures / "val2017", "--output", tmp_path / "out")
+    run = infer(*words, "--annotations", path)
+    refused(run, path)
+    assert "export the model" not in run.stderr
+    refused(infer(*words, "--annotations", tmp_path / "none.json"), "none.json", "can't read")
+
+
 @pytest.mark.parametrize("batch", [2, 4, 9])
 def test_batches_change_nothing(batch, exported, infer, pictures, tmp_path):
     results = []
@@ -223,12 +315,24 @@ def test_what_lite_lacks_or_has_wrong(overrides, program, tmp_path):
     assert sidecar.read(model)["reference"]["compared"] is True
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("march", runnable_marches()[1:])
+def test_the_program_for_another_instruction_set(march, exported, infer, pictures, agree, tmp_path):
+    images = sorted((pictures / "val2017").iterdir())
+    words = ("--model", exported.sidecar, "--input", images[0].parent, "--output", tmp_path / "out", "--self_check")
+    run = infer(*words, executable=build_program("--march", march))
+    assert run.returncode == 0, run.stderr
+    assert share([agree(tmp_path / "out" / f"{p.name}.det", p) for p in images]) >= 0.99
+
+
 def test_under_the_sanitizers(exported, infer, pictures, tmp_path):
     # the runtime keeps what it has until the process ends
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     good = min((pictures / "val2017").iterdir()).read_bytes()
     readable, _ = odd_images(tmp_path / "images", good)
+    coco_file(tmp_path / "instances.json", {"x/turned.jpg": (140, 90), "x\\one pixel.png": (1, 1)})
     words = ("--model", exported.sidecar, "--input", tmp_path / "images", "--output", tmp_path / "out", "--self_check")
+    words += ("--annotations", tmp_path / "instances.json", "--recursive")
     run = infer(*words, "--batch_size", 3, executable=build_program("--sanitize"), env=environment)
     assert run.returncode == 3, run.stderr
     assert "Sanitizer" not in run.stderr and "runtime error" not in run.stderr
@@ -432,6 +536,7 @@ def test_devices(exported, spoilt, infer, pictures, tmp_path):
         ["--width", "100"],
         ["--keep_ratio", "perhaps"],
         ["--aipp_config", "aipp.cfg"],
+        ["--exif", "sideways"],
         ["--colour", "red"],
         ["--device_id"],
     ],

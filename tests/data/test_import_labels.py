@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from src.data.coco import load_coco, resolve_split
+from src.data.formats import resolve_classes
 from src.data.import_labels import import_labels
 from src.data.records import DataError
-from src.data.sources import resolve_classes
+from tests.data.formats.reading import load as load_data
 
 SQUARE = [[10, 10], [30, 10], [30, 25], [10, 25]]
 
@@ -74,9 +74,10 @@ def test_it_loads_as_coco(labelme, tmp_path, shapes_config):
     import_labels(labelme.folder, tmp_path / "out", val=0.3, seed=4)
     names = {}
     for part in ("train", "val"):
-        places = {"train_dataset": str(tmp_path / "out"), "coco_classes": "auto"}
+        root = str(tmp_path / "out")
+        places = {"train_dataset": root, "val_dataset": root, "coco_classes": "auto"}
         config = resolve_classes(shapes_config(**places), training=True)
-        data = load_coco(resolve_split(tmp_path / "out", part), config)
+        data = load_data(config, part)
         names[part] = {r.path.name for r in data.records}
         assert config.coco_classes == ["background", "cat", "dog"]
     assert len(names["val"]) == 3
@@ -106,7 +107,6 @@ def test_an_image_kept_in_the_file(labelme, tmp_path):
 BROKEN = {
     "cut short": ("{", "line 1"),
     "not UTF-8": (b"\xff\xfe", "JSON"),
-    "another file": ("[]", "labelme"),
     "no shapes": ('{"imagePath": "one.jpg"}', "labelme"),
     "a line": (shape(shape_type="line", points=[[1, 1], [9, 9]]), "shape 2 (dog): a line has no area"),
     "two points": (shape(points=[[1, 1], [9, 9]]), "shape 2 (dog): no area"),

@@ -47,8 +47,11 @@ def test_index(coco_folder, coco_config):
     index = read_index(convert(coco_config()))
     assert index["image_ids"] == [1, 2, 3]
     assert (index["objects"], index["crowds"]) == ([1, 1, 0], [0, 1, 0])
-    assert (index["skipped"], index["category_ids"]) == ([], {"1": 10, "4": 20})
-    assert index["annotations"] == str(coco_folder.json)
+    assert index["skipped"] == []
+    # classes that the file lacks have ids of their own
+    assert index["category_ids"] == {"1": 10, "2": 21, "3": 22, "4": 20, "5": 23}
+    assert index["source"] == str(coco_folder.json)
+    assert index["annotations"] == str(convert(coco_config()) / "truth.json")
 
 
 def test_reused_when_nothing_changed(coco_config):
@@ -165,8 +168,8 @@ def another_size(path):
         (jpeg_short_of_a_byte, "cut short"),
         (truncated_jpeg_with_thumbnail, "cut short"),
         (not_an_image, "not an image"),
-        (empty_file, "not an image"),
-        (another_size, "60 x 40 as annotated"),
+        (empty_file, "empty"),
+        (another_size, "40 x 60, annotated as 60 x 40"),
     ],
 )
 def test_damaged_image(coco_folder, coco_config, refusal, capsys, spoil, what):
@@ -201,8 +204,18 @@ def test_truncated_png(coco_folder, coco_config, refusal):
     coco_folder.write()
     assert read_index(convert(coco_config()))["image_ids"][-1] == image_id
     truncated_jpeg(coco_folder.images / "four.png")
-    with refusal(DataError, "four.png", "not an image"):
+    with refusal(DataError, "four.png", "damaged"):
         convert(coco_config())
+
+
+@pytest.mark.parametrize("size", [(38, 60), (40, 61)])
+def test_a_size_off_by_few_pixels(coco_folder, coco_config, refusal, size):
+    entry = coco_folder.data["images"][1]
+    entry["height"], entry["width"] = size
+    coco_folder.write()
+    with refusal(DataError, "000000000002.jpg", "60 x 40", f"{size[1]} x {size[0]}"):
+        convert(coco_config())
+    assert read_index(convert(coco_config(on_bad_image="skip")))["image_ids"] == [1, 3]
 
 
 def test_no_usable_image(coco_folder, coco_config, refusal):
@@ -244,11 +257,11 @@ import time
 from src.config import load_config
 from src.data import mindrecord
 whole = mindrecord.make_row
-def slow(record):
+def slow(record, config):
     if record.image_id == 3:
         print("in the middle", flush=True)
         time.sleep(600)
-    return whole(record)
+    return whole(record, config)
 mindrecord.make_row = slow
 mindrecord.CHUNK = 1
 config = load_config("configs/shapes.yaml",
@@ -269,7 +282,7 @@ mindrecord.ensure_mindrecord(config, "train", training=True)
 
 
 def test_interrupted_by_the_user(coco_config, monkeypatch):
-    def interrupt(record):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     config = coco_config()

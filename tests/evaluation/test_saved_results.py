@@ -35,7 +35,7 @@ def run_eval(*arguments):
 
 
 def test_whole_predictions_need_no_network(tmp_path, shapes_root):
-    """The checkpoint isn't there, and nothing is converted."""
+    """The checkpoint isn't there."""
     annotations = tmp_path / "elsewhere.json"
     annotations.write_bytes((shapes_root / "annotations/instances_val2017.json").read_bytes())
     save_results(tmp_path / "p.json", perfect(annotations))
@@ -46,15 +46,17 @@ def test_whole_predictions_need_no_network(tmp_path, shapes_root):
     tables = done.stdout.split("bbox:")[1].split("segm:")
     for table in tables:
         assert "IoU=0.50:0.95 | area=   all | maxDets=100 ] = 1.000" in table
-    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["metrics.json"]
+    assert [p.name for p in (tmp_path / "out/shapes").iterdir()] == ["metrics.json"]
 
 
 def test_predictions_of_other_images_are_refused(tmp_path, shapes_root):
     save_results(tmp_path / "p.json", [{"image_id": 999999, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])
-    done = run_eval("--val_dataset", shapes_root, "--predictions", tmp_path / "p.json")
+    done = run_eval("--val_dataset", shapes_root, "--train_outputs", tmp_path, "--predictions", tmp_path / "p.json")
     assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "999999" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path / 'p.json'}: entry 0")
+    assert f"{shapes_root / 'annotations/instances_val2017.json'} has no image 999999" in last
+    assert "Traceback" not in done.stderr
 
 
 def test_predictions_not_there_yet(tmp_path):

@@ -10,7 +10,7 @@ from mindspore import Tensor, nn, ops
 from src.ops import library
 from src.ops.conv import Conv2d
 
-needs_library = pytest.mark.skipif(library.find_library() is None, reason="library not built: scripts/build_custom.sh")
+each_library = pytest.mark.usefixtures("operators")
 
 # Of the result's root mean square. Winograd's transforms lose some bits: float32 errors of 64 channels were at most
 # 1e-5 of it, of single numbers in some 100,000; direct sums in another order 3e-6. A wrong tap or tile is of order 1.
@@ -111,7 +111,7 @@ def assert_close(got, want):
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * scale)
 
 
-@needs_library
+@each_library
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("kernel", "stride"), KINDS)
@@ -124,7 +124,7 @@ def test_values_and_gradients(kernel, stride, shape, relu):
     assert_close(all_passes(*inputs, relu, stride), numpy_convolution(*inputs, relu, stride))
 
 
-@needs_library
+@each_library
 @pytest.mark.parametrize(("kernel", "stride"), KINDS)
 def test_no_images(kernel, stride):
     x, weight, bias, dy = make_inputs(0, 3, 4, 5, 6, kernel, stride)
@@ -133,31 +133,47 @@ def test_no_images(kernel, stride):
     assert not dweight.any() and not dbias.any()
 
 
-@needs_library
-@pytest.mark.parametrize("size", [(14, 14), (9, 70)])
-@pytest.mark.parametrize(("kernel", "stride"), KINDS)
-def test_an_image_alone_gives_the_same_bits_as_in_a_batch(kernel, stride, size):
-    x, weight, bias, dy = make_inputs(5, 20, 30, *size, kernel, stride)
-    together = all_passes(x, weight, bias, dy, True, stride)
-    for i in range(5):
-        alone = all_passes(x[i : i + 1], weight, bias, dy[i : i + 1], True, stride)
-        assert np.array_equal(alone[0], together[0][i : i + 1])
-        assert np.array_equal(alone[1], together[1][i : i + 1])
+def random_maps(count):
+    """Batch, input and output channels, height and width."""
+    r = np.random.default_rng(7)
+    low, high = (2, 1, 1, 1, 1), (4, 40, 40, 24, 90)
+    return [tuple(int(v) for v in r.integers(low, high, endpoint=True)) for _ in range(count)]
 
 
-@needs_library
-@pytest.mark.parametrize("shape", [(3, 40, 50, 14, 14), (1, 20, 33, 9, 70), (1, 5, 60, 4, 4)])
+# Rows of tiles that a block of them ends within, in the middle of a vector and at its end, and others.
+BATCHES = [(3, 20, 30, 9, 70), (2, 20, 30, 9, 72), (4, 8, 17, 9, 33), (4, 40, 50, 14, 14), (2, 270, 9, 5, 9)]
+BATCHES += [(3, 6, 7, 1, 37), (2, 3, 4, 1, 150), *random_maps(6)]
+
+
+@each_library
+@pytest.mark.parametrize("shape", BATCHES, ids=str)
 @pytest.mark.parametrize(("kernel", "stride"), KINDS)
-def test_any_number_of_threads_gives_the_same_bits(kernel, stride, shape, monkeypatch):
+def test_an_image_alone_gives_the_same_bits_as_in_a_batch(kernel, stride, shape, threads):
+    x, weight, bias, dy = make_inputs(*shape, kernel, stride)
+    for relu in (False, True):
+        threads(1)
+        y, dx, *_ = all_passes(x, weight, bias, dy, relu, stride)
+        for count in (1, 2):
+            threads(count)
+            for i in range(len(x)):
+                alone = all_passes(x[i : i + 1], weight, bias, dy[i : i + 1], relu, stride)
+                np.testing.assert_array_equal(alone[0], y[i : i + 1])
+                np.testing.assert_array_equal(alone[1], dx[i : i + 1])
+
+
+@each_library
+@pytest.mark.parametrize("shape", [(3, 40, 50, 14, 14), (1, 20, 33, 9, 70), (1, 5, 60, 4, 4), *random_maps(2)], ids=str)
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_any_number_of_threads_gives_the_same_bits(kernel, stride, shape, threads):
     inputs = make_inputs(*shape, kernel, stride)
-    monkeypatch.setenv("RCNN_NUM_THREADS", "1")
+    threads(1)
     one = all_passes(*inputs, True, stride)
-    monkeypatch.delenv("RCNN_NUM_THREADS")
+    threads(2)
     for a, b in zip(one, all_passes(*inputs, True, stride), strict=True):
-        assert np.array_equal(a, b)
+        np.testing.assert_array_equal(a, b)
 
 
-@needs_library
+@each_library
 @pytest.mark.parametrize(("kernel", "stride"), KINDS)
 def test_nan_is_not_hidden_by_relu(kernel, stride):
     x, weight, bias, dy = make_inputs(1, 4, 5, 8, 8, kernel, stride)
@@ -181,7 +197,7 @@ class Net(nn.Cell):
         return self.second.convolve(self.first(x), weight, self.shift, True)
 
 
-@needs_library
+@each_library
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
 @pytest.mark.parametrize(
     ("kernel", "stride", "relu", "has_bias"), [(3, 1, True, True), (3, 1, False, False), (5, 2, True, False)]
@@ -208,7 +224,17 @@ def test_a_network_is_what_it_is_with_standard_operators(mode, kernel, stride, r
         np.testing.assert_allclose(a, b, rtol=0, atol=5 * TOLERANCE * np.sqrt(np.mean(b**2)))
 
 
-@needs_library
+@each_library
+def test_a_network_takes_the_chosen_library():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    x, weight, bias, dy = make_inputs(2, 20, 30, 9, 33)
+    conv = Conv2d(20, 30, 3, relu=True)
+    # x86-64-v2 can't fuse products with sums: its bits are others than those of haswell and later
+    (y,) = call("Conv3x3ForwardReLU", [x, weight, bias], dy.shape)
+    np.testing.assert_array_equal(conv.convolve(*map(Tensor, (x, weight, bias)), True).asnumpy(), y)
+
+
+@each_library
 def test_half_precision_is_left_to_mindspore():
     ms.set_context(mode=ms.GRAPH_MODE)
     conv = Conv2d(4, 5, 3, relu=True).to_float(ms.float16)

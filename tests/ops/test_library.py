@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 
+from src.errors import UserError
 from src.ops import library
 from src.ops.nms import BatchedNMS
 
@@ -31,10 +32,36 @@ def test_no_warning_where_the_standard_operators_are_asked_for(no_library):
 
 
 def test_another_cpu_has_another_library(monkeypatch):
-    here = library.library_path()
+    here = library.library_path("native")
+    anywhere = library.library_path("haswell")
     library.library_path.cache_clear()
     monkeypatch.setattr(library, "_cpu_features", lambda: "another CPU")
     try:
-        assert library.library_path() != here
+        assert library.library_path("native") != here
+        assert library.library_path("haswell") == anywhere
     finally:
         library.library_path.cache_clear()
+
+
+def test_only_what_the_cpu_can_run_is_loaded(monkeypatch, refusal):
+    monkeypatch.setattr(library, "_cpu_features", lambda: "flags : cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3")
+    assert library.runnable_marches() == ("native", "x86-64-v2")
+    monkeypatch.setenv("RCNN_OPS_MARCH", "haswell")
+    with refusal(UserError, "RCNN_OPS_MARCH=haswell", "this CPU", "x86-64-v2"):
+        BatchedNMS(0.5, 10)
+    monkeypatch.setenv("RCNN_OPS_MARCH", "pentium")
+    with refusal(UserError, "RCNN_OPS_MARCH=pentium", "native"):
+        BatchedNMS(0.5, 10)
+
+
+def test_one_line_says_which_library_serves(operators):
+    march = library.chosen_march()
+    name = {"haswell": "AVX2", "x86-64-v2": "SSE4.2"}.get(march, "")
+    assert f"build/custom_ops/{operators.name} ({march}: {name}" in library.describe_operators()
+    assert library.describe_operators("GPU") == "operators: MindSpore's own, for GPU"
+
+
+def test_the_line_says_how_to_build_a_missing_library(no_library, monkeypatch):
+    assert library.describe_operators().endswith("(build ours: scripts/build_custom.sh)")
+    monkeypatch.setattr(library, "chosen_march", lambda: "haswell")
+    assert library.describe_operators().endswith("(build ours: scripts/build_custom.sh --march haswell)")

@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.ops.library import find_library
 from src.ops.nms import BatchedNMS
 
-needs_library = pytest.mark.skipif(find_library() is None, reason="library not built: scripts/build_custom.sh")
-IMPLEMENTATIONS = [pytest.param(False, id="custom", marks=needs_library), pytest.param(True, id="builtin")]
+each_library = pytest.mark.usefixtures("operators")
 
 
 def numpy_nms(boxes, scores, groups, valid, threshold, most):
@@ -58,7 +56,6 @@ def make_case(seed, count, group_count, levels_of_score=None):
     return boxes, scores, groups, rng.rand(2, count) > 0.2
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     ("count", "group_count", "threshold", "most"),
     [(300, 5, 0.5, 100), (300, 80, 0.3, 400), (200, 1, 0.7, 200), (1, 1, 0.5, 3), (250, 3, 0.0, 50)],
@@ -72,7 +69,6 @@ def test_matches_the_definition(builtin, count, group_count, threshold, most, le
     np.testing.assert_array_equal(indices, expected_indices)
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 def test_nothing_valid(builtin):
     boxes, scores, groups, valid = make_case(0, 20, 2)
     indices, kept = run(builtin, boxes, scores, groups, np.zeros_like(valid), 0.5, 5)
@@ -80,7 +76,6 @@ def test_nothing_valid(builtin):
     assert not kept.any()
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 def test_invalid_boxes_neither_kept_nor_suppressing(builtin):
     boxes = np.array([[[0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 0, 0]]], np.float32)
     scores = np.array([[0.9, 0.8, np.nan, 0.7]], np.float32)
@@ -91,7 +86,7 @@ def test_invalid_boxes_neither_kept_nor_suppressing(builtin):
     np.testing.assert_array_equal(kept, [[True, True, False, False]])
 
 
-@needs_library
+@each_library
 def test_iou_equal_to_the_threshold_is_kept():
     # IoU is the float32 next to 0.1, which is above 0.1 itself: suppressed, as torchvision does; at 0.5 it is equal.
     boxes = np.array([[[0, 0, 10, 10], [0, 0, 10, 1], [100, 0, 110, 10], [100, 0, 110, 5]]], np.float32)
@@ -101,7 +96,7 @@ def test_iou_equal_to_the_threshold_is_kept():
     assert run(False, boxes, scores, groups, valid, 0.5, 4)[1].sum() == 4
 
 
-@needs_library
+@each_library
 def test_not_finite_input_is_harmless():
     boxes, scores, groups, valid = make_case(1, 100, 3)
     boxes[0, ::3] = np.nan

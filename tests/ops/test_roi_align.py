@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.ops.library import find_library
 from src.ops.roi_align import MultiScaleRoIAlign
 
-needs_library = pytest.mark.skipif(find_library() is None, reason="library not built: scripts/build_custom.sh")
-IMPLEMENTATIONS = [pytest.param(False, id="custom", marks=needs_library), pytest.param(True, id="builtin")]
+each_library = pytest.mark.usefixtures("operators")
 
 # float32 sums of up to some 100 products of numbers around 1, in another order than the float64 reference; sampling
 # positions of some 100 cells carry an error of 2^-18 cells, which the slope of the map turns into 1e-5.
@@ -99,7 +97,6 @@ def make_case(seed, count, channels, level_count, batch=2, height=72, width=88):
     return features, rois.astype(np.float32), levels.astype(np.int32), strides
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize(
     ("out", "sampling_ratio", "channels", "level_count"),
@@ -119,7 +116,6 @@ def test_matches_the_definition(builtin, aligned, out, sampling_ratio, channels,
         np.testing.assert_allclose(gradient, wanted, atol=TOLERANCE * max(1.0, np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 def test_mask_crops(builtin):
     """As mask targets are cropped: one map of one channel for each RoI, stride 1, adaptive sampling."""
     rng = np.random.RandomState(0)
@@ -133,7 +129,6 @@ def test_mask_crops(builtin):
     np.testing.assert_allclose(crops, expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 def test_no_rois(builtin):
     features, _, _, strides = make_case(0, 8, 2, 2)
     align = MultiScaleRoIAlign(7, 2, True, strides, builtin)
@@ -141,7 +136,6 @@ def test_no_rois(builtin):
     assert align(tuple(map(Tensor, features)), Tensor(rois), Tensor(levels)).shape == (0, 2, 7, 7)
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 def test_float16_maps(builtin):
     features, rois, levels, strides = make_case(3, 12, 4, 2)
     halves = [f.astype(np.float16) for f in features]
@@ -153,15 +147,15 @@ def test_float16_maps(builtin):
     np.testing.assert_array_equal(crops.asnumpy(), expected.asnumpy().astype(np.float16))
 
 
-@needs_library
-@pytest.mark.parametrize("threads", ["1", "2", "3"])
-def test_results_do_not_depend_on_threads_or_run(threads, monkeypatch):
+@each_library
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_results_do_not_depend_on_threads_or_run(count, threads):
     features, rois, levels, strides = make_case(5, 200, 37, 3)
     weights = np.random.RandomState(2).randn(len(rois), 37, 7, 7).astype(np.float32)
     align = MultiScaleRoIAlign(7, 2, False, strides)
-    monkeypatch.setenv("RCNN_NUM_THREADS", "1")
+    threads(1)
     crops, gradients = run(align, features, rois, levels, weights)
-    monkeypatch.setenv("RCNN_NUM_THREADS", threads)
+    threads(count)
     again, gradients_again = run(align, features, rois, levels, weights)
     # One thread owns each number and adds to it in one order: bit-identical.
     np.testing.assert_array_equal(crops, again)
@@ -169,7 +163,7 @@ def test_results_do_not_depend_on_threads_or_run(threads, monkeypatch):
         np.testing.assert_array_equal(one, other)
 
 
-@needs_library
+@each_library
 def test_not_finite_rois_give_zeros():
     features, rois, levels, strides = make_case(0, 8, 2, 1)
     rois[0, 1], rois[1, 4], rois[2, 3] = np.nan, np.inf, -np.inf
@@ -178,7 +172,7 @@ def test_not_finite_rois_give_zeros():
         assert not align((Tensor(features[0]),), Tensor(rois), Tensor(levels)).asnumpy()[:3].any()
 
 
-@needs_library
+@each_library
 @pytest.mark.parametrize(("row", "column", "value"), [("rois", 0, 2.0), ("rois", 0, -1.0), ("levels", None, 1)])
 def test_bad_indices_are_errors(row, column, value):
     features, rois, levels, strides = make_case(0, 8, 2, 1)
@@ -191,7 +185,6 @@ def test_bad_indices_are_errors(row, column, value):
         align((Tensor(features[0]),), Tensor(rois), Tensor(levels)).asnumpy()
 
 
-@pytest.mark.parametrize("builtin", IMPLEMENTATIONS)
 def test_trains(builtin):
     """Inside of TrainOneStepCell: the loss falls, so the gradient arrives at the layer before."""
 

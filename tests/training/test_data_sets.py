@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from src.config import load_config
+from src.data.formats import resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord, read_index
-from src.data.sources import resolve_classes
 from src.device import set_device
 from src.evaluation.coco import evaluate
 from src.evaluation.inference import Evaluator

@@ -8,7 +8,7 @@ once, whatever the chain.
 import numpy as np
 
 from src.config import Config
-from src.data.transforms import View, fit_size
+from src.data.transforms import View, canvas_size, fit_scale, fit_size
 
 __all__ = ["draw_view"]
 
@@ -27,6 +27,8 @@ def draw_view(
     around one.
     """
     window: Window = (0, 0, width, height)
+    # whatever becomes of it, an image stays on the canvas of its batch
+    high, wide = canvas = canvas_size(height, width, config)
     if config.expand_ratio and random.random() < config.expand_ratio:
         window = expanded(width, height, random.uniform(*config.expand_range), random)
     if config.crop_ratio and random.random() < config.crop_ratio:
@@ -34,21 +36,21 @@ def draw_view(
         sides = (max(round(width_of(window) * share[0]), 1), max(round(height_of(window) * share[1]), 1))
         window = crop_within(window, sides, boxes, random)
     if config.ratio_range == [1.0, 1.0]:
-        return View(window, fit_size(height_of(window), width_of(window), config), flip)
+        return View(window, fit_size(height_of(window), width_of(window), config, canvas), flip)
     factor = random.uniform(*config.ratio_range)
     # what fits the canvas times the factor, as fit_size has it without one
-    across, down = config.img_width / width_of(window), config.img_height / height_of(window)
+    across, down = wide / width_of(window), high / height_of(window)
     if config.keep_ratio:
-        across = down = min(across, down)
+        across = down = fit_scale(height_of(window), width_of(window), config, canvas)
     across, down = across * factor, down * factor
     sides = (
-        max(min(width_of(window), round(config.img_width / across)), 1),
-        max(min(height_of(window), round(config.img_height / down)), 1),
+        max(min(width_of(window), round(wide / across)), 1),
+        max(min(height_of(window), round(high / down)), 1),
     )
     window = crop_within(window, sides, boxes, random)
     size = (
-        min(max(int(height_of(window) * down + 0.5), 1), config.img_height),
-        min(max(int(width_of(window) * across + 0.5), 1), config.img_width),
+        min(max(int(height_of(window) * down + 0.5), 1), high),
+        min(max(int(width_of(window) * across + 0.5), 1), wide),
     )
     return View(window, size, flip)
 

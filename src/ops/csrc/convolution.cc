@@ -222,7 +222,7 @@ class Product {
   }
 
   void Write(const Scratch &s, int64_t row, const Target &target) const {
-    const Floats shift = Floats{} + (target.bias == nullptr ? 0.0f : target.bias[row]);
+    const Floats shift = rcnn::Broadcast(target.bias == nullptr ? 0.0f : target.bias[row]);
     for (int64_t i = 0; i < s.run_count; ++i) {
       const ::Run &run = s.runs[i];
       const float *from = s.sums + row * padded_ + run.first;

@@ -42,9 +42,9 @@ __attribute__((noinline)) void MultiplyBlock(int64_t depth, const float *a, int6
     for (int64_t v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kLanes);
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
-      const Floats factor = Floats{} + a[r * a_row];
+      const Floats factor = Broadcast(a[r * a_row]);
 #pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] += factor * columns[v];
+      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(factor, columns[v], sums[r][v]);
     }
     __builtin_prefetch(a + 48 * a_depth, 0, 3);
     a += a_depth;

@@ -106,20 +106,21 @@ struct Image {
 
 }  // namespace
 
-// boxes (N, 4) or (B, N, 4), box_valid (B, N), gt_boxes (B, G, 4), gt_valid (B, G), ignore_boxes (B, K, 4)
-// -> max_iou (B, N), argmax (B, N), is_gt_best (B, N), max_iof (B, N)
+// boxes (N, 4) or (B, N, 4), box_valid (B, N), gt_boxes (B, G, 4), gt_valid (B, G), ignore_boxes (B, K, 4),
+// min_best_iou (1,) -> max_iou (B, N), argmax (B, N), best_of (B, N), max_iof (B, N)
 extern "C" int MaxIoUMatch(int nparam, void **params, int *ndims, int64_t **shapes, const char **, void *,
                            void *) try {
   static_assert(sizeof(bool) == 1, "MindSpore's bool is one byte");
-  if (nparam != 9) return 1;
+  if (nparam != 10) return 1;
   const int64_t batch = shapes[1][0], count = shapes[1][1], gt_count = shapes[2][1], ignore_count = shapes[4][1];
   const bool shared = ndims[0] == 2;
   if (count == 0) return 0;
   const int64_t blocks = (count + kBlock - 1) / kBlock;
-  float *max_iou = static_cast<float *>(params[5]);
-  int32_t *argmax = static_cast<int32_t *>(params[6]);
-  bool *is_gt_best = static_cast<bool *>(params[7]);
-  float *max_iof = static_cast<float *>(params[8]);
+  const float min_best_iou = *static_cast<const float *>(params[5]);
+  float *max_iou = static_cast<float *>(params[6]);
+  int32_t *argmax = static_cast<int32_t *>(params[7]);
+  int32_t *best_of = static_cast<int32_t *>(params[8]);
+  float *max_iof = static_cast<float *>(params[9]);
 
   std::vector<Image> images(static_cast<size_t>(batch));
   for (int64_t b = 0; b < batch; ++b) {
@@ -170,7 +171,7 @@ extern "C" int MaxIoUMatch(int nparam, void **params, int *ndims, int64_t **shap
     }
     std::memcpy(max_iou + out, best, static_cast<size_t>(size) * sizeof(float));
     std::memcpy(argmax + out, who, static_cast<size_t>(size) * sizeof(int32_t));
-    std::fill_n(is_gt_best + out, size, false);
+    std::fill_n(best_of + out, size, -1);
     const Floats zero = {};
     std::fill_n(best, vectors, zero);
     for (const Box &box : image.ignored) {
@@ -200,13 +201,13 @@ extern "C" int MaxIoUMatch(int nparam, void **params, int *ndims, int64_t **shap
     for (size_t g = 0; g < image.gts.size(); ++g) {
       const float *tops = image.block_best.data() + g * static_cast<size_t>(blocks);
       const float top = image.gt_best[g];
-      if (!(top > 0.0f) || tops[number] != top) continue;
+      if (!(top > 0.0f && top >= min_best_iou) || tops[number] != top) continue;
       if (!read) block.Read(image.boxes + begin * 4, image.valid + begin, size);
       read = true;
       for (int64_t v = 0; v < (size + kLanes - 1) / kLanes; ++v) {
         const Ints equal = block.IoU(v, image.gts[g]) == Floats{} + top;
         for (int64_t i = 0; i < std::min(kLanes, size - v * kLanes); ++i) {
-          if (equal[i] != 0) is_gt_best[out + v * kLanes + i] = true;
+          if (equal[i] != 0) best_of[out + v * kLanes + i] = image.gts[g].index;  // the last of several stays
         }
       }
     }

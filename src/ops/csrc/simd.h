@@ -1,9 +1,15 @@
-// What the convolution needs of vectors beyond arithmetic: loads and stores at an edge, and shuffles.
+// What the convolution needs of vectors beyond arithmetic: products with a sum, loads and stores at an edge, shuffles.
+//
+// Compile without contraction (-ffp-contract=off): which products are fused with a sum is written out here, by MulAdd.
+// Left to the compiler, two copies of one expression (a loop's body and its remainder, say) may round differently, and
+// an image would have other numbers in a batch than alone.
 #ifndef RCNN_OPS_SIMD_H_
 #define RCNN_OPS_SIMD_H_
 
 #if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include <algorithm>
@@ -25,6 +31,38 @@ RCNN_INLINE Floats Load(const float *from) {
 
 RCNN_INLINE void Store(float *to, const Floats &v) { std::memcpy(to, &v, sizeof(v)); }
 
+// The number in each lane. Minus zero, which unlike a sum with zero keeps a zero's sign, and costs nothing.
+RCNN_INLINE Floats Broadcast(float number) { return number - Floats{}; }
+
+// c + a * b and c - a * b: rounded once where the CPU fuses them, otherwise twice, but the same wherever they stand.
+#if defined(__AVX512F__)
+RCNN_INLINE Floats MulAdd(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+}
+RCNN_INLINE Floats MulSub(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(_mm512_fnmadd_ps(__m512(a), __m512(b), __m512(c)));
+}
+#elif defined(__AVX__) && defined(__FMA__)
+RCNN_INLINE Floats MulAdd(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+}
+RCNN_INLINE Floats MulSub(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(_mm256_fnmadd_ps(__m256(a), __m256(b), __m256(c)));
+}
+#elif defined(__aarch64__)
+RCNN_INLINE Floats MulAdd(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
+}
+RCNN_INLINE Floats MulSub(const Floats &a, const Floats &b, const Floats &c) {
+  return Floats(vfmsq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
+}
+#else
+RCNN_INLINE Floats MulAdd(const Floats &a, const Floats &b, const Floats &c) { return c + a * b; }
+RCNN_INLINE Floats MulSub(const Floats &a, const Floats &b, const Floats &c) { return c - a * b; }
+#endif
+RCNN_INLINE Floats MulAdd(float a, const Floats &b, const Floats &c) { return MulAdd(Broadcast(a), b, c); }
+RCNN_INLINE Floats MulSub(float a, const Floats &b, const Floats &c) { return MulSub(Broadcast(a), b, c); }
+
 // row[x], row[x + 1], ..., with 0 for what lies outside of [0, width): nothing there is read.
 RCNN_INLINE Floats LoadWithin(const float *row, int64_t x, int64_t width) {
   if (x >= 0 && x + kLanes <= width) return Load(row + x);
@@ -34,6 +72,11 @@ RCNN_INLINE Floats LoadWithin(const float *row, int64_t x, int64_t width) {
   // The address as a number: a pointer before the row isn't one that C++ may form.
   const uintptr_t address = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(x * 4);
   return reinterpret_cast<Floats>(_mm512_maskz_loadu_ps(mask, reinterpret_cast<const float *>(address)));
+#elif defined(__AVX2__)
+  const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  const Ints mask = (lanes >= static_cast<int32_t>(begin)) & (lanes < static_cast<int32_t>(end));
+  const uintptr_t address = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(x * 4);
+  return Floats(_mm256_maskload_ps(reinterpret_cast<const float *>(address), __m256i(mask)));
 #else
   Floats v = {};
   for (int64_t i = begin; i < end; ++i) v[i] = row[x + i];
@@ -49,6 +92,9 @@ RCNN_INLINE void StoreFirst(float *to, const Floats &v, int64_t count) {
   }
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1u), reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+  const Ints mask = Ints{0, 1, 2, 3, 4, 5, 6, 7} < static_cast<int32_t>(count);
+  _mm256_maskstore_ps(to, __m256i(mask), __m256(v));
 #else
   for (int64_t i = 0; i < count; ++i) to[i] = v[i];
 #endif

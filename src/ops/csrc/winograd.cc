@@ -345,7 +345,7 @@ class Convolution {
 
   void TransformProducts(Scratch &s, int64_t tiles, int64_t row) const {
     const float *products = s.products + row * kPositions * tile_stride_;
-    const Floats shift = Floats{} + (bias_ == nullptr ? 0.0f : bias_[row]);
+    const Floats shift = rcnn::Broadcast(bias_ == nullptr ? 0.0f : bias_[row]);
     for (int64_t t = 0; t < tiles; t += kLanes) {
       Floats half[kIn][kOut], out[kOut][kOut];
       for (int64_t i = 0; i < kIn; ++i) {

@@ -26,14 +26,14 @@ struct InputTransform {
   static constexpr int64_t kFrom = kIn;
   static constexpr int64_t kReach = 1;  // cells before a tile's first output that it reads
   static RCNN_INLINE void Apply(const Floats d[kIn], Floats out[kIn]) {
-    const Floats even_a = d[4] - kB2 * d[2], odd_a = d[3] - kB2 * d[1];
-    const Floats even_b = d[4] - kA2 * d[2], odd_b = d[3] - kA2 * d[1];
-    out[0] = d[4] - (kA2 + kB2) * d[2] + (kA2 * kB2) * d[0];
-    out[1] = even_a + kA * odd_a;
-    out[2] = even_a - kA * odd_a;
-    out[3] = even_b + kB * odd_b;
-    out[4] = even_b - kB * odd_b;
-    out[5] = d[5] - (kA2 + kB2) * d[3] + (kA2 * kB2) * d[1];
+    const Floats even_a = MulSub(kB2, d[2], d[4]), odd_a = MulSub(kB2, d[1], d[3]);
+    const Floats even_b = MulSub(kA2, d[2], d[4]), odd_b = MulSub(kA2, d[1], d[3]);
+    out[0] = MulAdd(kA2 * kB2, d[0], MulSub(kA2 + kB2, d[2], d[4]));
+    out[1] = MulAdd(kA, odd_a, even_a);
+    out[2] = MulSub(kA, odd_a, even_a);
+    out[3] = MulAdd(kB, odd_b, even_b);
+    out[4] = MulSub(kB, odd_b, even_b);
+    out[5] = MulAdd(kA2 * kB2, d[1], MulSub(kA2 + kB2, d[3], d[5]));
   }
 };
 
@@ -42,8 +42,8 @@ struct GradientTransform {
   static constexpr int64_t kFrom = kOut;
   static constexpr int64_t kReach = 0;
   static RCNN_INLINE void Apply(const Floats d[kOut], Floats out[kIn]) {
-    const Floats even_a = d[0] + kA2 * d[2], odd_a = kA * d[1] + kA3 * d[3];
-    const Floats even_b = d[0] + kB2 * d[2], odd_b = kB * d[1] + kB3 * d[3];
+    const Floats even_a = MulAdd(kA2, d[2], d[0]), odd_a = MulAdd(kA3, d[3], kA * d[1]);
+    const Floats even_b = MulAdd(kB2, d[2], d[0]), odd_b = MulAdd(kB3, d[3], kB * d[1]);
     out[0] = d[0];
     out[1] = even_a + odd_a;
     out[2] = even_a - odd_a;
@@ -58,15 +58,16 @@ RCNN_INLINE void TransformOutput(const Floats m[kIn], Floats out[kOut]) {
   const Floats even_a = m[1] + m[2], odd_a = m[1] - m[2];
   const Floats even_b = m[3] + m[4], odd_b = m[3] - m[4];
   out[0] = m[0] + even_a + even_b;
-  out[1] = kA * odd_a + kB * odd_b;
-  out[2] = kA2 * even_a + kB2 * even_b;
-  out[3] = kA3 * odd_a + kB3 * odd_b + m[5];
+  out[1] = MulAdd(kB, odd_b, kA * odd_a);
+  out[2] = MulAdd(kB2, even_b, kA2 * even_a);
+  out[3] = MulAdd(kB3, odd_b, MulAdd(kA3, odd_a, m[5]));
 }
 
 // 3 weights -> 6: their polynomial's values at the points, scaled.
 RCNN_INLINE void TransformWeights(const Floats g[3], Floats out[kIn]) {
-  const Floats even_a = float(kScaleA) * g[0] + float(kScaleA * kA2) * g[2], odd_a = float(kScaleA * kA) * g[1];
-  const Floats even_b = float(kScaleB) * g[0] + float(kScaleB * kB2) * g[2], odd_b = float(kScaleB * kB) * g[1];
+  const Floats even_a = MulAdd(float(kScaleA * kA2), g[2], float(kScaleA) * g[0]);
+  const Floats even_b = MulAdd(float(kScaleB * kB2), g[2], float(kScaleB) * g[0]);
+  const Floats odd_a = float(kScaleA * kA) * g[1], odd_b = float(kScaleB * kB) * g[1];
   out[0] = float(kScale0) * g[0];
   out[1] = even_a + odd_a;
   out[2] = even_a - odd_a;
@@ -79,9 +80,9 @@ RCNN_INLINE void TransformWeights(const Floats g[3], Floats out[kIn]) {
 RCNN_INLINE void TransformWeightGradient(const Floats u[kIn], Floats out[3]) {
   const Floats even_a = u[1] + u[2], odd_a = u[1] - u[2];
   const Floats even_b = u[3] + u[4], odd_b = u[3] - u[4];
-  out[0] = float(kScale0) * u[0] + float(kScaleA) * even_a + float(kScaleB) * even_b;
-  out[1] = float(kScaleA * kA) * odd_a + float(kScaleB * kB) * odd_b;
-  out[2] = float(kScaleA * kA2) * even_a + float(kScaleB * kB2) * even_b + u[5];
+  out[0] = MulAdd(float(kScaleB), even_b, MulAdd(float(kScaleA), even_a, float(kScale0) * u[0]));
+  out[1] = MulAdd(float(kScaleB * kB), odd_b, float(kScaleA * kA) * odd_a);
+  out[2] = MulAdd(float(kScaleB * kB2), even_b, MulAdd(float(kScaleA * kA2), even_a, u[5]));
 }
 
 }  // namespace rcnn

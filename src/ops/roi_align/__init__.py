@@ -17,6 +17,9 @@ MAX_LEVELS = 5
 # The builtin adaptive version holds at most this many floats of one intermediate at a time (64 MiB).
 _CHUNK_FLOATS = 1 << 24
 
+# Parts of a pixel that ``ops.ROIAlign`` is given coordinates in. float16, where it computes so, holds 2047 pixels.
+_UNIT = 32.0
+
 
 class MultiScaleRoIAlign(nn.Cell):
     """Crops each RoI from the pyramid level it was assigned to; torchvision.ops.roi_align's conventions.
@@ -138,7 +141,7 @@ class _FixedRoIAlign(nn.Cell):
         self.aligned = aligned
         # Mode 1 ends a RoI at (x2 + 1) * scale and lets it be of any size: with x2 - 1 and our own shift or least
         # size it is either convention. Mode 0 would be the one that is not aligned, but its gradient is mode 1's.
-        self.aligners = [ops.ROIAlign(output_size, output_size, 1.0 / s, sampling_ratio, 1) for s in strides]
+        self.aligners = [ops.ROIAlign(output_size, output_size, 1.0 / (_UNIT * s), sampling_ratio, 1) for s in strides]
         self.strides = tuple(float(s) for s in strides)
 
     def _moved(self, rois, stride):
@@ -148,7 +151,13 @@ class _FixedRoIAlign(nn.Cell):
             low, high = low - 0.5 * stride, high - 0.5 * stride
         else:
             high = ops.maximum(high, low + stride)
-        return ops.concat((image, low, high - 1.0), 1)
+        low, high = low * _UNIT, high * _UNIT - 1.0
+        # The kernel leaves the crop unwritten where |x1| and |x2| are both below 0.001. In pixels that would be every
+        # RoI of the first one; in these units it is one 1 / 32 pixel wide, whose end may move by 1 / 16,000.
+        x1, x2 = low[:, :1], high[:, :1]
+        hidden = ops.logical_and(ops.abs(x1) < 0.001, ops.abs(x2) < 0.001)
+        x2 = ops.select(hidden, ops.select(x2 < 0, ops.full_like(x2, -0.001), ops.full_like(x2, 0.001)), x2)
+        return ops.concat((image, low, x2, high[:, 1:]), 1)
 
     def construct(self, features, rois, levels):
         levels = levels.reshape((-1, 1))

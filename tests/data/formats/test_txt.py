@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from src.config import ConfigError
+from src.data.formats import resolve_classes
 from src.data.mindrecord import ensure_mindrecord, read_index
 from src.data.records import DataError
-from src.data.sources import load_split, resolve_classes
-from src.data.txt import resolve_txt
+from tests.data.formats.reading import load as read
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def txt_set(tmp_path, shapes_config):
 
 
 def load(config, training=True):
-    return load_split(resolve_txt(config, training), config)
+    return read(config, "train" if training else "val")
 
 
 def test_rows_are_read(txt_set):
@@ -139,7 +139,7 @@ def test_converted_with_a_coco_file_to_evaluate_on(txt_set):
     assert "line 3" in index["skipped"][0]
     with open(index["annotations"]) as f:
         truth = json.load(f)
-    assert [(i["id"], i["file_name"]) for i in truth["images"]] == [(1, "a.jpg"), (2, "sub/b.jpg")]
+    assert [(i["id"], i["file_name"]) for i in truth["images"]] == [(1, "a.jpg"), (2, "sub/b.jpg"), (3, "gone.jpg")]
     assert [(a["category_id"], a["bbox"], a["iscrowd"]) for a in truth["annotations"]] == [
         (3, [1, 2, 30, 20], 0),
         (2, [4, 4, 4, 4], 1),

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from src.data.coco import load_coco, read_json, resolve_split
+from src.data.formats import find_split
+from src.data.formats.coco import read_json, resolve_split
 from src.data.records import DataError, Split
+from tests.data.formats.reading import load as load_config_data
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def load(coco_folder, coco_config):
 
     def read(**overrides):
         coco_folder.write()
-        return load_coco(resolve_split(coco_folder.root, "train"), coco_config(**overrides))
+        return load_config_data(coco_config(**overrides))
 
     return read
 
@@ -38,7 +40,8 @@ def test_labels_json_layout(coco_folder, coco_config, split, name, tmp_path):
     by_parent = resolve_split(tmp_path / "other", split)
     itself = resolve_split(tmp_path / "other" / name, split)
     assert by_parent == itself == Split(tmp_path / f"other/{name}/labels.json", tmp_path / f"other/{name}/data")
-    assert [r.image_id for r in load_coco(itself, coco_config()).records] == [1, 2, 3]
+    data = load_config_data(coco_config(train_dataset=str(itself.annotations)))
+    assert [r.image_id for r in data.records] == [1, 2, 3]
 
 
 def test_missing_annotations(tmp_path, refusal):
@@ -46,9 +49,9 @@ def test_missing_annotations(tmp_path, refusal):
         resolve_split(tmp_path, "train")
 
 
-def test_no_data_set_named(refusal):
+def test_no_data_set_named(refusal, coco_config):
     with refusal(DataError, "val_dataset"):
-        resolve_split("", "val")
+        find_split(coco_config(val_dataset=""), "val")
 
 
 def test_missing_image_folder(coco_folder, refusal):
@@ -95,7 +98,7 @@ def test_json_that_is_not_coco(tmp_path, refusal, content, part):
 def test_truncated_json(coco_folder, coco_config, refusal):
     coco_folder.json.write_bytes(coco_folder.json.read_bytes()[:-20])
     with refusal(DataError, coco_folder.json, "not valid JSON"):
-        load_coco(resolve_split(coco_folder.root, "train"), coco_config())
+        load_config_data(coco_config())
 
 
 def test_unreadable_json(tmp_path, refusal):
@@ -122,7 +125,7 @@ def test_records(coco_folder, load):
     # by name: circle is the config's class 1, star its class 4
     assert record.labels.tolist() == [1, 4]
     assert not record.crowd.any()
-    assert data.category_ids == {1: 10, 4: 20}
+    assert (data.category_ids[1], data.category_ids[4]) == (10, 20)
     assert data.skipped == []
     assert data.records[2].boxes.shape == (0, 4)
 
@@ -137,7 +140,7 @@ def test_crowds_are_kept_apart(coco_folder, load):
     coco_folder.add_object(1, (5, 5, 50, 30), iscrowd=1, segmentation=runs)
     record = load(max_instance_count=1).records[0]
     assert record.crowd.tolist() == [False, True]
-    assert record.labels.tolist() == [1, 0]
+    assert record.labels.tolist() == [1, 1]
     np.testing.assert_array_equal(record.boxes[1], [5, 5, 55, 35])
 
 
@@ -164,8 +167,8 @@ def test_stray_short_polygon_beside_a_whole_one_is_taken(coco_folder, load):
 def test_real_photographs(coco_root, shapes_config):
     from src.config import load_config
 
-    config = load_config("configs/mask_rcnn_r50_fpn.yaml")
-    data = load_coco(resolve_split(coco_root, "train"), config)
+    config = load_config("configs/mask_rcnn_r50_fpn.yaml", {"train_dataset": str(coco_root)})
+    data = load_config_data(config)
     entries = json.loads(data.split.annotations.read_text())
     assert len(data.records) == len(entries["images"])
     assert sum(len(r.boxes) for r in data.records) == len(entries["annotations"])
@@ -198,8 +201,8 @@ def box_of_three(folder):
     folder.data["annotations"][1]["bbox"] = [10, 10, 5]
 
 
-def box_missing(folder):
-    del folder.data["annotations"][1]["bbox"]
+def box_and_mask_missing(folder):
+    del folder.data["annotations"][1]["bbox"], folder.data["annotations"][1]["segmentation"]
 
 
 def box_not_finite(folder):
@@ -251,7 +254,7 @@ FAULTS = [
     (box_of_negative_height, ANNOTATION, "no area"),
     (box_all_but_empty, ANNOTATION, "no area"),
     (box_of_three, ANNOTATION, "[10, 10, 5]"),
-    (box_missing, ANNOTATION, "None"),
+    (box_and_mask_missing, ANNOTATION, "no segmentation"),
     (box_not_finite, ANNOTATION, "finite"),
     (no_segmentation, ANNOTATION, "no segmentation"),
     (empty_segmentation, ANNOTATION, "no segmentation"),

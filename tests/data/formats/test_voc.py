@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from src.data.formats import resolve_classes
 from src.data.mindrecord import ensure_mindrecord, read_index
 from src.data.records import DataError
-from src.data.sources import load_split, resolve_classes
-from src.data.voc import resolve_voc
+from tests.data.formats.reading import load
 
 
 def voc_object(name="circle", box=(11, 6, 30, 25), **flags):
@@ -55,10 +55,6 @@ def config_of(shapes_config, folder):
         return shapes_config(**{"detector": "faster_rcnn", "dataset": "voc", "val_share": 0, **places, **overrides})
 
     return make
-
-
-def load(config, split="train"):
-    return load_split(resolve_voc(config.train_dataset, split), config)
 
 
 def test_objects_are_read(folder, config_of):

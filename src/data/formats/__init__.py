@@ -1,0 +1,110 @@
+"""The formats of data sets by name, and what is asked of any of them: where a split lies, its classes, its records."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import yaml
+
+from src.config import Config
+from src.data.formats.base import Format
+from src.data.formats.coco import Coco
+from src.data.formats.labelme import Labelme
+from src.data.formats.txt import Txt
+from src.data.formats.voc import Voc
+from src.data.formats.yolo import Yolo
+from src.data.records import DataError, Records, Split
+
+__all__ = ["FORMATS", "SPLITS", "find_split", "format_of", "read_split", "resolve_classes", "source_digest"]
+
+FORMATS: dict[str, Format] = {f.name: f for f in (Coco(), Labelme(), Txt(), Voc(), Yolo())}
+SPLITS = ("train", "val", "test")
+RUN_CONFIG = "config.yaml"
+
+
+def format_of(config: Config) -> Format:
+    """The format that the config names. Raises DataError."""
+    if config.dataset not in FORMATS:
+        raise DataError(f"dataset: {config.dataset!r} is not one of {', '.join(FORMATS)}")
+    return FORMATS[config.dataset]
+
+
+def find_split(config: Config, split: str) -> Split:
+    """Where a split lies: "train", "val", "test", or the file that lists one, beside the validation data.
+
+    Raises DataError.
+    """
+    if split not in SPLITS:
+        config, split = dataclasses.replace(config, val_annotations=split), "val"
+    return format_of(config).locate(config, split)
+
+
+def read_split(config: Config, split: str, where: Split | None = None, training: bool | None = None) -> Records:
+    """The records of a split, faulty images among them. Raises DataError.
+
+    training (by default: of "train"): objects need masks where the detector learns them, and may not be more than
+    max_instance_count; else they need them where the split has masks at all, as boxes can be measured without.
+    """
+    training = split == "train" if training is None else training
+    where = find_split(config, split) if where is None else where
+    form = format_of(config)
+    if training:
+        return form.records(where, config, "needed" if config.needs_masks else "unneeded")
+    config = dataclasses.replace(config, max_instance_count=1 << 31)
+    return form.records(where, config, "if_any" if config.with_mask else "unneeded")
+
+
+def source_digest(config: Config, where: Split) -> str:
+    """Changes with the annotations, and the options by which they are read. Raises DataError."""
+    digest, form = hashlib.sha256(), format_of(config)
+    try:
+        for path in form.annotation_files(where):
+            digest.update(f"{path.name}/{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+            with open(path, "rb") as f:
+                while block := f.read(1 << 22):
+                    digest.update(block)
+    except OSError as e:
+        raise DataError(f"{e.filename or where.annotations}: can't read: {e.strerror}") from None
+    options = [config.dataset, where.part, config.val_share, config.seed if form.draws else 0]
+    options += [config.voc_difficult, config.voc_first_pixel, config.exif, config.other_classes, config.labelme_ignore]
+    digest.update(json.dumps(options).encode())
+    return digest.hexdigest()
+
+
+def resolve_classes(config: Config, training: bool, checkpoint: str | Path = "") -> Config:
+    """The config with its classes: as they are, or where coco_classes is empty (auto) those found.
+
+    For a checkpoint they are in config.yaml of the run that wrote it. Else they are read from the training split, or
+    where the config names none from the validation split: COCO's categories by id, VOC's names by alphabet, class_1,
+    class_2, ... up to the highest number of a TXT file. Raises DataError.
+    """
+    if config.coco_classes:
+        return config
+    names = trained_classes(Path(checkpoint)) if checkpoint else None
+    if names is None:
+        use_train = training or bool(config.anno_path if config.dataset == "other" else config.train_dataset)
+        if checkpoint and not (use_train or config.val_dataset):
+            raise DataError(
+                f"{checkpoint}: no {RUN_CONFIG} of its run beside it says which classes it knows; set coco_classes and"
+                " num_classes, or name that file as the config"
+            )
+        where = find_split(config, "train" if use_train else "val")
+        names = ["background", *format_of(config).classes(where)]
+    return dataclasses.replace(config, coco_classes=names, num_classes=len(names))
+
+
+def trained_classes(checkpoint: Path) -> list[str] | None:
+    """The classes in the config.yaml of the run that a checkpoint lies in, or None without one. Raises DataError."""
+    # beside it, above checkpoints/, above checkpoints/best/
+    files = (folder / RUN_CONFIG for folder in list(checkpoint.resolve().parents)[:3])
+    path = next((f for f in files if f.is_file()), None)
+    if path is None:
+        return None
+    try:
+        names = yaml.safe_load(path.read_text())["coco_classes"]
+        if len(names) >= 2 and all(isinstance(n, str) for n in names):
+            return list(names)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        pass
+    raise DataError(f"{path}: holds no list of coco_classes, which the checkpoint beside it was trained on; set it")

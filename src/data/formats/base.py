@@ -1,0 +1,140 @@
+"""What a format of data sets is to the rest: where a split lies, its classes, its records."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from src.config import Config
+from src.data.records import DataError, Records, Split
+
+__all__ = [
+    "FOLDER_NAMES",
+    "Format",
+    "Labels",
+    "Masks",
+    "NoSplitError",
+    "class_labels",
+    "passed_over",
+    "read_lines",
+    "share_of",
+    "split_source",
+    "truth_categories",
+]
+
+Masks = Literal["needed", "if_any", "unneeded"]
+FOLDER_NAMES = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
+
+
+class NoSplitError(DataError):
+    """A data set doesn't tell apart, or doesn't have, the split that was asked for."""
+
+
+class Format:
+    """One format. Its methods raise DataError. A split is "train", "val" or "test".
+
+    draws: where nothing tells which images validate, they are drawn by the config's seed.
+    """
+
+    name = ""
+    draws = False
+
+    def locate(self, config: Config, split: str) -> Split:
+        """Where `split` lies; NoSplitError where there is none."""
+        raise NotImplementedError
+
+    def classes(self, where: Split) -> list[str]:
+        """Names of the classes, without the background, in the order of their labels."""
+        raise NotImplementedError
+
+    def records(self, where: Split, config: Config, masks: Masks) -> Records:
+        """Every image of the split, checked; an object without a usable mask is a fault where masks are "needed", or
+        "if_any" object of the split has one.
+        """
+        raise NotImplementedError
+
+    def annotation_files(self, where: Split) -> list[Path]:
+        """The files that the annotations are read from."""
+        return [where.annotations]
+
+
+def split_source(config: Config, split: str) -> str:
+    """What the config names as the data set of `split`. Raises DataError."""
+    source = config.train_dataset if split == "train" else config.val_dataset
+    if not source and split == "test":
+        source = config.train_dataset
+    if not source:
+        key = "train" if split == "train" else "val"
+        raise DataError(f"no data set for {split}: set {key}_dataset (or --{key}_dataset DIR)")
+    return source
+
+
+def class_labels(config: Config) -> dict[str, int]:
+    """The label of each class name; without the background."""
+    return {name: label for label, name in enumerate(config.coco_classes) if label}
+
+
+def truth_categories(config: Config) -> list[dict]:
+    """Categories of a format that knows names alone: their ids are the labels."""
+    return [{"id": label, "name": name} for name, label in class_labels(config).items()]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, UTF-8 with or without its mark, or UTF-16. Raises DataError."""
+    try:
+        data = path.read_bytes()
+        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff") and len(data) % 2 == 0
+        return data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    except OSError as e:
+        raise DataError(f"{path}: can't read: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        line = e.object[: e.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
+
+
+def share_of(ordered: Sequence[str], part: str, config: Config) -> list[str]:
+    """Those of all names that are in `part` where config.val_share of them, drawn by config.seed, validate."""
+    if not part or not config.val_share:
+        return list(ordered)
+    drawn = np.random.default_rng([config.seed, 1]).permutation(ordered)
+    held_out = set(drawn[: round(len(ordered) * config.val_share)])
+    return [n for n in ordered if (n in held_out) == (part == "val")]
+
+
+def passed_over(folder: Path, others: Sequence[Path]) -> list[str]:
+    """The note, where there is need of one, on files of a folder that are no images."""
+    if not others:
+        return []
+    some = ", ".join(p.name for p in others[:5]) + (", ..." if len(others) > 5 else "")
+    return [f"{folder}: passed over, no images: {len(others)} ({some})"]
+
+
+class Labels:
+    """The config's label of each class name, and what becomes of objects of classes that it leaves out."""
+
+    def __init__(self, config: Config):
+        self.known, self.policy = class_labels(config), config.other_classes
+        self.foreign: Counter = Counter()
+
+    def of(self, name: str, where: str) -> int | None:
+        """The label; 0 for a region of no class, None for background. Raises DataError, which begins with `where`."""
+        if name in self.known:
+            return self.known[name]
+        if self.policy == "stop":
+            raise DataError(
+                f"{where}: class {name!r} isn't in the config; add it to coco_classes and count it in num_classes,"
+                " or set other_classes to background or ignore"
+                + (" (background is reserved: rename it)" if name == "background" else "")
+            )
+        self.foreign[name] += 1
+        return None if self.policy == "background" else 0
+
+    def notes(self) -> list[str]:
+        """What was left out, a line or none."""
+        if not self.foreign:
+            return []
+        told = ", ".join(f"{n} {c}" for n, c in self.foreign.most_common(10))
+        what = "background" if self.policy == "background" else "neither object nor background"
+        return [f"objects of classes that the config leaves out are {what}: {told}"]

@@ -1,0 +1,27 @@
+"""Files that are whole or not there."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from src.errors import UserError
+
+__all__ = ["whole"]
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` for the block to write: renamed at its end, removed where it fails. Tells an OSError as
+    UserError."""
+    beside = path.with_name(f"{path.stem}.writing{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        if beside.exists():
+            os.replace(beside, path)
+    except OSError as e:
+        raise UserError(f"{path}: can't write: {e.strerror or e}; free space or name another output") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,60 @@
+"""The C++ operators for each instruction set that this CPU can run, so that what passes here passes on a lesser CPU."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.ops import library
+from tests.conftest import all_cores
+
+ROOT = Path(__file__).parents[2]
+MARCHES = library.runnable_marches()
+
+
+def build(march):
+    """Builds the library where it isn't; skips where there is no compiler, and only then."""
+    if library.library_path(march).is_file():
+        return
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler")
+    folder = ROOT / "build/custom_ops"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        # of several test processes the first builds, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = ["bash", str(ROOT / "scripts/build_custom.sh"), "--march", march, sys.executable]
+        built = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NVCC": "none"})
+    assert built.returncode == 0, built.stderr
+
+
+def serve(march, monkeypatch):
+    """Makes cells take this instruction set's operators."""
+    build(march)
+    monkeypatch.setenv("RCNN_OPS_MARCH", march)
+
+
+@pytest.fixture(params=MARCHES)
+def operators(request, monkeypatch):
+    """The path of a library, each instruction set's in turn, which cells that the test makes will use."""
+    serve(request.param, monkeypatch)
+    return library.find_library()
+
+
+@pytest.fixture(params=[*MARCHES, "builtin"])
+def builtin(request, monkeypatch):
+    """False: cells use the C++ operators, each instruction set's in turn. True: MindSpore's own are to be asked for."""
+    if request.param != "builtin":
+        serve(request.param, monkeypatch)
+    return request.param == "builtin"
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """threads(n): from now on the operators use n threads, where the machine has as many cores."""
+    with all_cores():
+        yield lambda count: monkeypatch.setenv("RCNN_NUM_THREADS", str(count))
