@@ -113,7 +113,7 @@ def evaluate_saved(config: Config, arguments: argparse.Namespace, measured: dict
     print(summary.text)
     save_numbers(config, arguments, summary)
     if arguments.report:
-        save_report(config, arguments, records_of(config, kinds, arguments.split), results, summary)
+        save_report(config, arguments, records_of(config, arguments.iou_types, arguments.split), results, summary)
     return True
 
 

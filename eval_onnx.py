@@ -26,9 +26,10 @@ def main() -> int:
         raise UserError(f"--threads {known.threads}: not a number of threads")
     check(config, Path(known.onnx_file))
     model = import_onnx_runtime()(known.onnx_file, int(known.threads))
-    kinds = kinds_of(config)
-    loader = EvalLoader(config, records_of(config, kinds))
-    truth = open_truth(loader, kinds)
+    records = records_of(config)
+    loader = EvalLoader(config, records)
+    kinds = kinds_of(config, loader.index["with_masks"])
+    truth = open_truth(records, kinds)
     seconds = []
 
     def run(batch: dict) -> list[np.ndarray]:

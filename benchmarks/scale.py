@@ -101,7 +101,8 @@ STAGES = {
     ),
     "convert val": CONVERT.format("val", False),
     "evaluate": (
-        "from src.data.mindrecord import ground_truth; from src.evaluation.coco import evaluate, load_results;"
+        "from src.data.mindrecord import ground_truth; from src.evaluation.coco import evaluate;"
+        " from src.evaluation.results import load_results;"
         " evaluate(ground_truth(config), load_results(results), ('bbox',))"
     ),
 }

@@ -70,7 +70,7 @@ def collect_results(
     """
     timing = timing or Timing()
     timing.batch_size = config.test_batch_size
-    categories = all_categories(config, loader.index["category_ids"])
+    categories = {int(k): v for k, v in loader.index["category_ids"].items()}
     pending: list[Future] = []
     results: list[dict] = []
 
@@ -112,9 +112,14 @@ def report(
     return summary
 
 
-def open_truth(loader: EvalLoader, iou_types: Sequence[str], class_names: Sequence[str] | None = None) -> Truth:
-    """What the split is measured against. Raises EvaluationError, before a network runs, where that can't be done."""
-    truth = read_annotations(loader.index["annotations"])
+def open_truth(records: Path, iou_types: Sequence[str] = (), class_names: Sequence[str] | None = None) -> Truth:
+    """What a converted split is measured against; messages name the annotations that it was made from.
+
+    Raises EvaluationError, before a network runs, where it can't be measured so.
+    """
+    index = read_index(records)
+    truth = read_annotations(index["annotations"])
+    truth.path = Path(index["source"])
     chosen(truth, None, class_names)
     if "segm" in iou_types:
         demand_masks(truth)
@@ -122,41 +127,28 @@ def open_truth(loader: EvalLoader, iou_types: Sequence[str], class_names: Sequen
 
 
 def kinds_of(
-    config: Config, asked: Sequence[str] | None = None, tell: bool = True, split: str = "val"
+    config: Config, with_masks: bool, asked: Sequence[str] | None = None, tell: bool = True
 ) -> tuple[str, ...]:
-    """What to measure of the config's detector on a split; `tell`: in a line, if masks are left out.
+    """What to measure of the config's detector where the annotations have masks or not; `tell`: in a line, if masks are
+    left out.
 
     Raises UserError for masks asked of a detector without.
     """
     if asked and "segm" in asked and not config.with_mask:
         raise UserError(f"--iou_types segm: detector: {config.detector} has no masks; bbox alone")
     asked = asked or (None if config.with_mask else ("bbox",))
-    kinds, note = choose_kinds({} if asked else {"annotations": has_masks(config, split)}, asked)
+    kinds, note = choose_kinds({"annotations": with_masks}, asked)
     if note and tell:
         print(note)
     return kinds
 
 
-def has_masks(config: Config, split: str) -> bool:
-    """Whether a split has masks, or no objects that could have them."""
-    index = read_index(ensure_mindrecord(config, split, training=False, quiet=True))
-    return index["with_masks"] or not any(index["objects"])
-
-
-def records_of(config: Config, kinds: Sequence[str], split: str = "val") -> Path:
-    """The MindRecord folder of a split, of which masks that aren't measured aren't demanded."""
-    if "segm" not in kinds and config.needs_masks:
+def records_of(config: Config, asked: Sequence[str] | None = None, split: str = "val", quiet: bool = False) -> Path:
+    """The MindRecord folder of a split; where boxes alone are asked for, its objects need no masks."""
+    if asked and "segm" not in asked and config.with_mask:
         boxes_alone = {"mask_rcnn": "faster_rcnn", "cascade_mask_rcnn": "cascade_rcnn"}
-        detector = boxes_alone.get(config.detector, config.detector)
-        config = dataclasses.replace(config, detector=detector, aug_prob=0.0)
-    return ensure_mindrecord(config, split, training=False)
-
-
-def all_categories(config: Config, known: dict[str, int]) -> dict[int, int]:
-    """The category id of each label; of a class that the annotations lack, one that they don't use."""
-    categories = {int(k): int(v) for k, v in known.items()}
-    free = max(categories.values(), default=0)
-    return categories | {label: free + label for label in range(1, config.num_classes) if label not in categories}
+        config = dataclasses.replace(config, detector=boxes_alone[config.detector])
+    return ensure_mindrecord(config, split, training=False, quiet=quiet)
 
 
 def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, categories: dict[int, int]) -> list[dict]:
@@ -197,9 +189,10 @@ class Evaluator:
         **measured: object,
     ):
         self.config, self.detector, self.group = config, detector, group or Group()
-        self.kinds = kinds_of(config, iou_types, self.group.is_first, split)
-        self.loader = EvalLoader(config, records_of(config, self.kinds, split), self.group.rank, self.group.size)
-        self.truth = open_truth(self.loader, self.kinds, measured.get("class_names"))
+        folder = records_of(config, iou_types, split)
+        self.loader = EvalLoader(config, folder, self.group.rank, self.group.size)
+        self.kinds = kinds_of(config, self.loader.index["with_masks"], iou_types, tell=self.group.is_first)
+        self.truth = open_truth(folder, self.kinds, measured.get("class_names"))
         self.measured = {"iou_types": self.kinds, **measured}
         self.timing, self.results = Timing(), []
 

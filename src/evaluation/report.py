@@ -22,9 +22,9 @@ from src.data.mindrecord import read_index, record_files
 from src.errors import UserError
 from src.evaluation.classes import OperatingPoint
 from src.evaluation.coco import Summary
-from src.evaluation.inference import Timing
+from src.evaluation.inference import Timing, open_truth
 from src.evaluation.pictures import picture_of
-from src.evaluation.truth import EvaluationError, Truth, read_annotations
+from src.evaluation.truth import EvaluationError, Truth
 from src.visualize import draw_records, plot_loss_curve, side_by_side
 
 __all__ = ["Matches", "match_image", "write_report"]
@@ -116,7 +116,7 @@ def write_report(
     run. The losses are those of config.output_dir's loss_0.log. Raises UserError.
     """
     index = read_index(records)
-    truth, results = measured_classes(read_annotations(index["annotations"]), results, summary)
+    truth, results = measured_classes(open_truth(records), results, summary)
     matches = match_all(truth, results, summary)
     parts = {
         "title": html.escape(f"{config.brief}: evaluation"),
@@ -190,7 +190,7 @@ def facts(config: Config, index: dict, truth: Truth, results: list[dict], checkp
     rows = [
         ["detector", f"{config.detector}, {config.img_width} x {config.img_height} pixels"],
         ["checkpoint", Path(checkpoint).name or "–"],
-        ["annotations", Path(index["annotations"]).name],
+        ["annotations", truth.path.name],
         ["images", len(truth.imgs)],
         ["images left out, counted as missed", len(index["skipped"])],
         ["objects", sum(not a["iscrowd"] for a in truth.dataset["annotations"])],

@@ -181,8 +181,12 @@ def _source_ids(entries: Sequence[dict]) -> dict[int, object]:
 
 def _known_ids(entries: Sequence[dict], computed: bool) -> dict[object, int]:
     """The truth's id of each id that results may name: in a file the user's own come first."""
-    own = {e["id"]: e["id"] for e in entries}
-    return own if computed else own | {source: own_id for own_id, source in _source_ids(entries).items()}
+    if computed:
+        return {e["id"]: e["id"] for e in entries}
+    # what the user's file doesn't have, a class that only the config knows, goes by its id here
+    return {e["id"]: e["id"] for e in entries if "source_id" not in e} | {
+        source: own for own, source in _source_ids(entries).items()
+    }
 
 
 def _lookup(known: dict[object, int], name: object) -> int | None:

@@ -147,7 +147,7 @@ def test_a_class_that_is_not_there_is_told_before_detecting(shapes_config, refus
 
 def test_masks_asked_of_a_detector_without(shapes_config, refusal):
     with refusal(UserError, "--iou_types segm", "faster_rcnn has no masks"):
-        kinds_of(shapes_config(detector="faster_rcnn"), ["segm"])
+        kinds_of(shapes_config(detector="faster_rcnn"), True, ["segm"])
 
 
 @pytest.mark.parametrize(
