@@ -93,6 +93,12 @@ def saved_results(path: str | Path, truth: Truth | None = None) -> list[dict] | 
         return None
 
 
+def brief(value: object) -> str:
+    """A value from a file as one line tells it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def checked_results(results: Sequence[dict], truth: Truth, where: str, computed: bool = False) -> list[dict]:
     """The results as evaluation needs them: ids as `truth` has them, a finite box and score, a mask as whole RLE text.
 
@@ -116,7 +122,7 @@ def checked_results(results: Sequence[dict], truth: Truth, where: str, computed:
         if total != height * width:
             covered = f": they cover {total} pixels" if total >= 0 else ""
             what = f"RLE counts that can't be decoded to {height} x {width} pixels{covered}"
-            raise EvaluationError(f"{where}: entry {i}, of image {results[i]['image_id']!r}: {what}")
+            raise EvaluationError(f"{where}: entry {i}, of image {brief(results[i]['image_id'])}: {what}")
     for r in out:
         if "bbox" not in r:
             r["bbox"] = rle.toBbox(r["segmentation"]).tolist()
@@ -128,13 +134,13 @@ def _checked(r: object, images: dict, categories: dict, truth: Truth, computed: 
     _check_keys(r)
     image = _lookup(images, r["image_id"])
     if image is None:
-        raise ValueError(f": {truth.path} has no image {r['image_id']!r}; not its results?")
+        raise ValueError(f": {truth.path} has no image {brief(r['image_id'])}; not its results?")
     category = _lookup(categories, r["category_id"])
     try:
         if category is None:
             if not (computed and isinstance(r["category_id"], int)):
                 known = ", ".join(str(k) for k in list(categories)[:10]) + (", ..." if len(categories) > 10 else "")
-                raise ValueError(f"{truth.path} has no category {r['category_id']!r}; it has {known}")
+                raise ValueError(f"{truth.path} has no category {brief(r['category_id'])}; it has {known}")
             category = r["category_id"]
         if not _is_finite(r["score"]):
             raise ValueError(f"score {str(r['score'])[:40]} isn't a finite number")
@@ -148,7 +154,7 @@ def _checked(r: object, images: dict, categories: dict, truth: Truth, computed: 
         if r.get("bbox") is not None:
             new["bbox"] = _checked_box(r["bbox"])
     except ValueError as e:
-        raise ValueError(f", of image {r['image_id']!r}: {e}") from None
+        raise ValueError(f", of image {brief(r['image_id'])}: {e}") from None
     return new
 
 
