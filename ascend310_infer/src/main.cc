@@ -161,9 +161,9 @@ void Apply(const Options &options, Sidecar *sidecar) {
                     std::to_string(sidecar->width) + " x " + std::to_string(sidecar->height) +
                     " (width x height); export it for others with --batch_size, --width and --height");
   }
-  if (!sidecar->whole && (width % sidecar->strides.back() != 0 || height % sidecar->strides.back() != 0)) {
+  if (!sidecar->whole && (width % sidecar->canvas_step != 0 || height % sidecar->canvas_step != 0)) {
     throw UserError("--width and --height: " + std::to_string(width) + " x " + std::to_string(height) +
-                    " isn't in steps of " + std::to_string(sidecar->strides.back()));
+                    " isn't in steps of " + std::to_string(sidecar->canvas_step));
   }
   sidecar->width = width;
   sidecar->height = height;

@@ -107,6 +107,8 @@ void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
     }
     out->base_anchors.push_back(anchors);
   }
+  if (out->strides.empty()) throw UserError(out->path + ": names no strides; export the model again");
+  out->canvas_step = json.Has("canvas_step") ? json.Integer("canvas_step", 1, kMost) : out->strides.back();
   out->rpn_coder = Coder(rpn);
   out->grid_strides = rpn.Has("grid_strides") && rpn.Bool("grid_strides");
   const std::string rank_by = Convention(rpn, "rank_by", {"logits_first", "logits", "probabilities"});

@@ -39,6 +39,7 @@ struct Sidecar {
   std::string path, file_format;
   bool whole = false;  // one graph; else the split form
   int64_t width = 0, height = 0, batch_size = 0;
+  int64_t canvas_step = 0;  // what other canvases of the split form are multiples of
   bool keep_ratio = true, to_rgb = true, with_mask = false;
   bool box_plus_one = false;  // boxes are clipped as src/models/box_coder.py has it for the oldest R-CNNs
   std::array<double, 3> mean{}, std{};

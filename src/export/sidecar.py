@@ -102,6 +102,7 @@ def describe(
         "backbone": _backbone(config.backbone),
         "files": files,
         "canvas": {"width": config.img_width, "height": config.img_height},
+        "canvas_step": anchors.strides[len(config.neck.fpn.in_channels) - 1],
         "batch_size": batch_size,
         "keep_ratio": config.keep_ratio,
         "to_rgb": config.to_rgb,

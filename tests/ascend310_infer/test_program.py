@@ -303,6 +303,28 @@ def test_other_detectors(kind, program, infer, pictures, agree, tmp_path):
     assert share([agree(tmp_path / "out" / f"{p.name}.det", p, config, detector) for p in images]) >= 0.99
 
 
+CONVENTIONS = {
+    "Detectron2": {"rpn.rank_by": "logits"},
+    "mmdetection": {"rpn.rank_by": "probabilities"}
+    | {f"{part}.bbox_coder.delta_clamp": "both" for part in ("rpn", "bbox_head")},
+    # the last level's anchors lie 53 pixels apart and not 64
+    "torchvision": {"rpn.anchor_generator.grid_strides": True, "img_height": 160, "img_width": 160},
+}
+
+
+@pytest.mark.parametrize("project", CONVENTIONS)
+def test_what_other_projects_do_otherwise(project, program, infer, pictures, agree, tmp_path):
+    config, detector = random_detector(**{"detector": "faster_rcnn"} | CONVENTIONS[project])
+    for name, size in (("cls", 400.0), ("reg", 100.0)):  # logits beyond 17, and sides beyond the clamp
+        weight = getattr(detector.rpn, name).weight
+        weight.set_data(Tensor(weight.asnumpy() * size))
+    model = export_split(config, detector, tmp_path / "model/other", program=program)
+    images = sorted((pictures / "val2017").iterdir())[:3]
+    run = infer("--model", model, "--input", images[0].parent, "--output", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert share([agree(tmp_path / "out" / f"{p.name}.det", p, config, detector) for p in images]) >= 0.99
+
+
 RESNEXT = {"backbone.type": "resnext", "backbone.depth": 50, "backbone.groups": 32, "backbone.base_width": 4}
 RESNEXT |= {"neck.fpn.in_channels": [256, 512, 1024, 2048]}
 ZOO = {"backbone.same_padding": True, "backbone.relu6": True, "neck.fpn.upsample": "bilinear"}
