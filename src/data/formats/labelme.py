@@ -40,6 +40,7 @@ __all__ = ["Labelme", "LabelmeReader", "is_labelme"]
 
 FARTHEST = 1e9  # pixels: no picture reaches there
 CIRCLE_CORNERS = 64
+LARGEST = 64 << 20  # bytes of a file, its picture included
 QUADRILATERALS = ("rectangle", "rotation", "oriented_rectangle")
 BACKGROUND, IGNORE = "_background_", "__ignore__"  # labels that labelme gives a meaning
 
@@ -126,9 +127,10 @@ def is_labelme(folder: Path) -> bool:
     """Whether a folder holds a JSON file of labelme's."""
     for path in json_files(folder)[0]:
         try:
-            if "shapes" in (read_labelme(path) or {}):
+            # COCO's are larger, and take their time
+            if path.stat().st_size < LARGEST and "shapes" in (read_labelme(path) or {}):
                 return True
-        except DataError:
+        except (DataError, OSError):
             continue
     return False
 

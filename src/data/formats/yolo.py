@@ -315,29 +315,28 @@ class LabelFinder:
 # the records
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
-    """One object: its line, the number of its class, and a box (4,) or a polygon (N, 2) in shares."""
+    """One object: the number of its class, and four shares of a box or pairs of them of a polygon; its line."""
 
-    line: int
     number: int
-    values: np.ndarray
+    shares: tuple[float, ...]
+    line: int = field(compare=False)
 
     @property
     def is_polygon(self) -> bool:
-        return self.values.ndim == 2
+        return len(self.shares) > 4
 
 
 def read_row(text: str, line: int, count: int, path: Path) -> Row:
     """A row of a file; count: of classes. Raises DataError."""
     where, words = f"{path}, line {line}", text.split()
     try:
-        values = np.array([float(w) for w in words])
+        number, *shares = map(float, words)
     except ValueError:
-        values = np.array([math.nan])
-    if not np.isfinite(values).all():
+        number, shares = math.nan, []
+    if not all(map(math.isfinite, (number, *shares))):
         raise DataError(f"{where}: {text[:60]!r} holds something that isn't a number")
-    number = values[0]
     if not number.is_integer() or not 0 <= number < count:
         raise DataError(f"{where}: class {words[0][:20]} isn't one of 0 to {count - 1}, which the names are for")
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
@@ -347,13 +346,12 @@ def read_row(text: str, line: int, count: int, path: Path) -> Row:
             f"{where}: {len(words)} columns; expected class cx cy width height, or class and three or more pairs x y"
             f" ({kind})"
         )
-    shares = values[1:]
-    wrong = shares[(shares < -TOLERANCE) | (shares > 1 + TOLERANCE)]
-    if len(wrong):
-        raise DataError(f"{where}: {wrong[0]:.6g} isn't a share of the image's side, 0 to 1")
+    for share in shares:
+        if not -TOLERANCE <= share <= 1 + TOLERANCE:
+            raise DataError(f"{where}: {share:.6g} isn't a share of the image's side, 0 to 1")
     if len(words) == 5 and min(shares[2:]) <= 0:
         raise DataError(f"{where}: a box of {shares[2]:.6g} x {shares[3]:.6g} has no area; remove the row")
-    return Row(line, int(number), shares if len(words) == 5 else shares.reshape(-1, 2))
+    return Row(int(number), tuple(shares), line)
 
 
 class YoloReader:
@@ -458,11 +456,10 @@ class YoloReader:
             except DataError as e:
                 record.faults.append(str(e))
                 continue
-            key = (row.number, row.values.tobytes())
-            if key in seen:
+            if row in seen:
                 self.notes["rows that are there twice count once"] += 1
                 continue
-            seen.add(key)
+            seen.add(row)
             rows.append(row)
         return rows
 
@@ -498,7 +495,8 @@ class YoloReader:
             return None
         height, width = record.height, record.width
         if row.is_polygon:
-            points = clip_polygon(np.round(row.values * [width, height], DIGITS), height, width)
+            points = np.round(np.reshape(row.shares, (-1, 2)) * [width, height], DIGITS)
+            points = clip_polygon(points, height, width)
             (x1, y1), (x2, y2) = (points.min(0).tolist(), points.max(0).tolist()) if len(points) else ((0, 0), (0, 0))
             if min(x2 - x1, y2 - y1) < LEAST_SIDE:
                 raise DataError(f"{where}: a polygon without area; remove the row")
@@ -507,8 +505,9 @@ class YoloReader:
             return Instance(label, label == 0, (x1, y1, x2, y2), (x1, y1, x2 - x1, y2 - y1), area, polygons)
         if needed:
             raise DataError(f"{where}: a box, and masks are learnt from polygons; use faster_rcnn")
-        cx, cy, w, h = row.values * [width, height, width, height]
-        x1, y1, x2, y2 = np.round([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], DIGITS).tolist()
+        cx, cy, w, h = row.shares
+        x1, x2 = (round((cx + side) * width, DIGITS) for side in (-w / 2, w / 2))
+        y1, y2 = (round((cy + side) * height, DIGITS) for side in (-h / 2, h / 2))
         box = clipped_box((x1, y1, x2 - x1, y2 - y1), height, width, where)
         bbox = (box[0], box[1], box[2] - box[0], box[3] - box[1])
         return Instance(label, label == 0, box, bbox, bbox[2] * bbox[3])
