@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from src.config import Config
 from src.data.finding import ImageFinder, refuse_shared
-from src.data.formats.base import Format, Masks, read_lines, truth_categories
+from src.data.formats.base import Format, Masks, NoSplitError, read_lines, truth_categories
 from src.data.images import IMAGE_SUFFIXES, frame_of
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box
 
@@ -29,6 +29,8 @@ class Txt(Format):
     name = "other"
 
     def locate(self, config: Config, split: str) -> Split:
+        if split == "test":
+            raise NoSplitError("dataset: other names no rows to test on; name their file instead of the split")
         training = split == "train"
         annotations = config.anno_path if training else config.val_annotations or config.anno_path
         images = config.image_dir or (config.train_dataset if training else config.val_dataset or config.train_dataset)

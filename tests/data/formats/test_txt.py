@@ -172,3 +172,11 @@ def test_classes_are_counted(txt_set):
 def test_classes_that_can_not_be_counted(tmp_path, txt_set, refusal, row, told):
     with refusal(DataError, tmp_path / "rows.txt", told):
         resolve_classes(txt_set(row, coco_classes="auto"), training=True)
+
+
+def test_rows_to_test_on_are_named_by_their_file(tmp_path, txt_set, refusal):
+    config = txt_set("a.jpg 1,2,31,22,3")
+    (tmp_path / "test.txt").write_text("sub/b.jpg 1,2,31,22,2\n")
+    assert read(config, str(tmp_path / "test.txt")).records[0].labels.tolist() == [2]
+    with refusal(DataError, "test", "name their file"):
+        read(config, "test")
