@@ -149,8 +149,8 @@ def suggestion(f: Figures, config: Config) -> str:
 
 
 def canvas_for(sides: list[tuple[int, int]], config: Config) -> tuple[int, int]:
-    """(width, height) of a canvas of about the config's area whose shape most pictures have, in whole last strides."""
-    step = config.rpn.anchor_generator.strides[-1]
+    """(width, height) of a canvas of about the config's area whose shape most pictures have, in whole strides of the backbone."""
+    step = config.rpn.anchor_generator.strides[len(config.neck.fpn.in_channels) - 1]
     ratio = float(np.median([w / h for w, h in sides]))
     if config.turns_canvas:
         return config.img_width, config.img_height
