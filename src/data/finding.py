@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from src.data.images import sorted_files
 from src.data.records import DataError, ImageRecord
 
 __all__ = ["ImageFinder", "plain_name", "refuse_shared"]
@@ -80,11 +81,10 @@ class ImageFinder:
         """Every file below the first folder, by its plain name."""
         if self._by_name is None:
             self._by_name = {}
-            for folder, _, files in os.walk(self.folders[0], followlinks=True):
-                for file in files:
-                    path = Path(folder, file)
-                    if os.path.isfile(path):
-                        self._by_name.setdefault(plain_name(file), []).append(path)
+            with contextlib.suppress(OSError):
+                images, others = sorted_files(self.folders[0])
+                for path in (*images, *filter(os.path.isfile, others)):
+                    self._by_name.setdefault(plain_name(path.name), []).append(path)
         return self._by_name
 
 

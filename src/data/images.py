@@ -63,19 +63,26 @@ KINDS = [k for k in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000") if
 
 def sorted_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images in `folder` and below, by their suffix and in order of their paths; and what else lies there: other files,
-    and links that lead nowhere. Raises OSError.
+    and links that lead nowhere or to a folder that is being read. Raises OSError.
     """
-    images, others = [], []
+    images: list[Path] = []
+    others: list[Path] = []
+    collect_files(folder, frozenset([os.path.realpath(folder)]), images, others)
+    return images, others
+
+
+def collect_files(folder: Path, above: frozenset[str], images: list[Path], others: list[Path]) -> None:
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.is_dir():
-            inner = sorted_files(Path(entry.path))
-            images += inner[0]
-            others += inner[1]
+            place = os.path.realpath(entry.path)
+            if place in above:
+                others.append(Path(entry.path))
+            else:
+                collect_files(Path(entry.path), above | {place}, images, others)
         elif entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file() and not entry.name.startswith("._"):
             images.append(Path(entry.path))
         else:
             others.append(Path(entry.path))
-    return images, others
 
 
 class Header(NamedTuple):

@@ -149,7 +149,8 @@ def suggestion(f: Figures, config: Config) -> str:
 
 
 def canvas_for(sides: list[tuple[int, int]], config: Config) -> tuple[int, int]:
-    """(width, height) of a canvas of about the config's area whose shape most pictures have, in whole strides of the backbone."""
+    """(width, height) of a canvas of about the config's area whose shape most pictures have, in steps of the backbone's
+    last stride."""
     step = config.rpn.anchor_generator.strides[len(config.neck.fpn.in_channels) - 1]
     ratio = float(np.median([w / h for w, h in sides]))
     if config.turns_canvas:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from src.config import Config
 from src.data.formats import find_split, read_split, source_digest
-from src.data.images import check_decodes, dark_16bit, image_header, orientation_for, turned_size
+from src.data.images import check_decodes, dark_16bit, image_header, orientation_for, sorted_files, turned_size
 from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split, report_notes
 from src.data.segmentations import segmentation_json
 from src.data.truth import is_truth, write_truth
@@ -130,8 +130,8 @@ def stamp(path: str | Path) -> list[int]:
 def names_digest(folder: Path) -> str:
     """Changes with the paths of the files below a folder."""
     digest = hashlib.sha256()
-    for place, _, names in sorted(os.walk(folder, followlinks=True)):
-        digest.update(f"{place}\0{sorted(names)}\n".encode("utf-8", "surrogateescape"))
+    for files in sorted_files(folder):
+        digest.update("\0".join(map(os.fspath, files)).encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
 

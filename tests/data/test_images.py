@@ -14,12 +14,13 @@ from src.data.images import (
     dark_16bit,
     decode_image,
     file_header,
+    frame_of,
     image_header,
-    image_size,
     is_image,
     orientation_for,
     read_image,
     safe_decode,
+    sorted_files,
     turn,
     turn_points,
     turned_size,
@@ -51,7 +52,7 @@ def test_stored_and_upright(kind, orientation, tmp_path):
     assert header == (kind, HEIGHT, WIDTH, orientation)
     (tmp_path / "a").write_bytes(data)
     assert file_header(tmp_path / "a") == header
-    assert image_size(tmp_path / "a") == header.stored == (HEIGHT, WIDTH)
+    assert frame_of(tmp_path / "a", "stored")[:2] == header.stored == (HEIGHT, WIDTH)
     # nothing turns by itself, a TIFF neither
     stored = decode_image(saved(kind), "a")
     np.testing.assert_array_equal(decode_image(data, "a"), stored)
@@ -256,3 +257,10 @@ def test_channels():
         data = saved("JPEG", picture=image.convert(kind), quality=98)
         # JPEG's loss, and the rounding of inks
         assert np.abs(safe_decode(data, "a")[..., ::-1].astype(int) - PICTURE).mean() < 12
+
+
+def test_a_link_to_the_folder_above(tmp_path):
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "sub/a.jpg")
+    (tmp_path / "sub/loop").symlink_to(tmp_path)
+    assert sorted_files(tmp_path) == ([tmp_path / "sub/a.jpg"], [tmp_path / "sub/loop"])
