@@ -19,9 +19,9 @@ from src import predict_files
 from src.annotated import AnnotatedImage, Annotations
 from src.data import images
 from src.data.import_labels import import_labels
+from src.data.polygons import mask_polygons
 from src.errors import UserError
 from src.predict_files import find_inputs, predict_images, predict_video, split_inputs
-from src.predict_labels import mask_polygons
 from src.predictor import Predictor, coco_category_ids
 from tests.conftest import TINY
 
@@ -664,7 +664,7 @@ def ring(height=60, width=80):
     ],
 )
 def test_polygons_of_a_mask(mask):
-    polygons = mask_polygons(mask)
+    polygons = mask_polygons(mask, 0.5)
     assert all(len(p) >= 3 for p in polygons)
     drawn = rle.decode(rle.merge(rle.frPyObjects([p.ravel().tolist() for p in polygons], *mask.shape))).astype(bool)
     # fewer corners may cost a fiftieth; holes of less than 4 pixels are filled
