@@ -18,7 +18,7 @@ from src.models.two_stage import TwoStageDetector
 from src.training.checkpoints import CheckpointError, not_finite
 from src.training.distributed import Group
 
-__all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "report"]
+__all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "in_order", "report"]
 
 
 @dataclass
@@ -92,6 +92,12 @@ def collect_results(
     return results
 
 
+def in_order(loader: EvalLoader, results: list[dict]) -> list[dict]:
+    """The results in the order of the data set's images, whichever rank or canvas gave them."""
+    place = {image: i for i, image in enumerate(loader.index["image_ids"])}
+    return sorted(results, key=lambda r: place[r["image_id"]])
+
+
 def report(config: Config, loader: EvalLoader, results: list[dict], path: Path) -> Summary:
     """Saves the results, prints both tables and the classes', and returns the numbers."""
     save_results(path, results)
@@ -148,9 +154,7 @@ class Evaluator:
         shares = self.group.gather(mine)
         if not self.group.is_first:
             return None
-        # in the data set's order, as one rank alone gives them
-        place = {image: i for i, image in enumerate(self.loader.index["image_ids"])}
-        results = sorted((r for share in shares for r in share), key=lambda r: place[r["image_id"]])
+        results = in_order(self.loader, [r for share in shares for r in share])
         return report(self.config, self.loader, results, results_path)
 
     def after_epoch(self, epoch: int) -> Summary | None:

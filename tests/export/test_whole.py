@@ -140,7 +140,7 @@ def test_refusals(command, tmp_path, refusal):
         command("--file_format", "AIR", "--file_name", tmp_path / "m")
     with refusal(UserError, "--file_format TFLITE", "MINDIR, AIR, ONNX"):
         command("--file_format", "TFLITE")
-    with refusal(UserError, "img_width", "multiples", "64"):
+    with refusal(UserError, "img_width", "multiples", "32"):
         command("--width", "100")
     with refusal(UserError, "img_height", "expected integer"):
         command("--height", "tall")
