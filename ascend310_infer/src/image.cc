@@ -377,15 +377,15 @@ AreaTaps MakeAreaTaps(int64_t from, int64_t to) {
 
 uint8_t Rounded(int32_t sum) { return static_cast<uint8_t>(std::clamp(sum >> kWeightBits, 0, 255)); }
 
-// Across, then down, with 8 bits between.
-Picture ResizeOverAreas(const Picture &from, int64_t height, int64_t width) {
-  constexpr int32_t kHalf = 1 << (kWeightBits - 1);
-  Picture across{from.height, width, {}}, to{height, width, {}};
-  Reserve(across.height, width, 3, &across.pixels);
-  Reserve(height, width, 3, &to.pixels);
-  const AreaTaps columns = MakeAreaTaps(from.width, width), rows = MakeAreaTaps(from.height, height);
-  uint8_t *out = across.pixels.data();
-  for (int64_t y = 0; y < across.height; ++y) {
+constexpr int32_t kHalf = 1 << (kWeightBits - 1);
+
+Picture SumAcross(const Picture &from, int64_t width) {
+  if (width == from.width) return from;
+  Picture to{from.height, width, {}};
+  Reserve(to.height, width, 3, &to.pixels);
+  const AreaTaps columns = MakeAreaTaps(from.width, width);
+  uint8_t *out = to.pixels.data();
+  for (int64_t y = 0; y < to.height; ++y) {
     for (size_t x = 0; x < columns.first.size(); ++x, out += 3) {
       const uint8_t *source = from.pixels.data() + (y * from.width + columns.first[x]) * 3;
       int32_t sums[3] = {kHalf, kHalf, kHalf};
@@ -395,17 +395,32 @@ Picture ResizeOverAreas(const Picture &from, int64_t height, int64_t width) {
       for (int c = 0; c < 3; ++c) out[c] = Rounded(sums[c]);
     }
   }
-  std::vector<int32_t> sums(static_cast<size_t>(width * 3));
-  out = to.pixels.data();
+  return to;
+}
+
+Picture SumDown(const Picture &from, int64_t height) {
+  if (height == from.height) return from;
+  Picture to{height, from.width, {}};
+  Reserve(height, to.width, 3, &to.pixels);
+  const AreaTaps rows = MakeAreaTaps(from.height, height);
+  std::vector<int32_t> sums(static_cast<size_t>(to.width * 3));
+  uint8_t *out = to.pixels.data();
   for (size_t y = 0; y < rows.first.size(); ++y) {
     std::fill(sums.begin(), sums.end(), kHalf);
-    const uint8_t *source = across.pixels.data() + rows.first[y] * width * 3;
+    const uint8_t *source = from.pixels.data() + rows.first[y] * to.width * 3;
     for (const int32_t weight : rows.weights[y]) {
       for (int32_t &sum : sums) sum += *source++ * weight;
     }
     for (const int32_t sum : sums) *out++ = Rounded(sum);
   }
   return to;
+}
+
+// One direction after the other, with 8 bits between. Pillow 13 goes down first where more than twice as many rows as
+// columns are lost, in older ones always across; that is a grey level here and there, in pictures twice as high as wide.
+Picture ResizeOverAreas(const Picture &from, int64_t height, int64_t width) {
+  const bool down_first = height < from.height && from.height - height > 2 * (from.width - width);
+  return down_first ? SumAcross(SumDown(from, height), width) : SumDown(SumAcross(from, width), height);
 }
 
 // ---- sizes ----------------------------------------------------------------------------------------------
