@@ -9,7 +9,7 @@ import numpy as np
 from src.config import Config, add_config_arguments, load_config, parse_overrides
 from src.data.loader import EvalLoader
 from src.errors import UserError, run_command
-from src.evaluation.inference import collect_results, kinds_of, open_truth, records_of, report
+from src.evaluation.inference import collect_results, in_order, kinds_of, open_truth, records_of, report
 from src.export import sidecar
 from src.export.whole import import_onnx_runtime
 
@@ -17,15 +17,21 @@ from src.export.whole import import_onnx_runtime
 def main() -> int:
     parser = argparse.ArgumentParser(description="Evaluate an ONNX model in ONNX Runtime.", allow_abbrev=False)
     add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
-    parser.add_argument("--onnx_file", required=True, help="what export.py wrote; its sidecar lies beside it")
+    parser.add_argument(
+        "--onnx_file",
+        required=True,
+        help="what export.py wrote, its sidecar beside it; of two files, one for each"
+        " orientation of pictures, either: it names the other",
+    )
     parser.add_argument("--results", type=Path, help="COCO results file (default: results_onnx.json in the outputs)")
     parser.add_argument("--threads", default="0", help="threads of ONNX Runtime; 0: one a core (default: %(default)s)")
     known, rest = parser.parse_known_args()
     config = load_config(known.config_path, parse_overrides(rest))
     if not known.threads.isdecimal():
         raise UserError(f"--threads {known.threads}: not a number of threads")
-    check(config, Path(known.onnx_file))
-    model = import_onnx_runtime()(known.onnx_file, int(known.threads))
+    paths = check(config, Path(known.onnx_file))
+    runtime = import_onnx_runtime()
+    models = {canvas: runtime(path, int(known.threads)) for canvas, path in paths.items()}
     records = records_of(config)
     loader = EvalLoader(config, records)
     kinds = kinds_of(config, loader.index["with_masks"])
@@ -34,12 +40,13 @@ def main() -> int:
 
     def run(batch: dict) -> list[np.ndarray]:
         shape = np.concatenate([batch["image_size"], batch["original_size"].astype(np.float32)], 1)
+        model = models[batch["image"].shape[2:]]
         begin = time.perf_counter()
         out = model(batch["image"], shape)
         seconds.append((time.perf_counter() - begin) / config.test_batch_size)
         return out
 
-    results = collect_results(config, run, loader, original=True)
+    results = in_order(loader, collect_results(config, run, loader, original=True))
     path = known.results or config.output_dir / "results_onnx.json"
     report(config, loader, truth, results, path, iou_types=kinds)
     if seconds:
@@ -47,10 +54,11 @@ def main() -> int:
     return 0
 
 
-def check(config: Config, path: Path) -> None:
-    """Refuses a model that its sidecar or `config` doesn't describe; takes the batch size that it was exported with.
+def check(config: Config, path: Path) -> dict[tuple[int, int], Path]:
+    """The model of each canvas (height, width): `path`, and where upright pictures have the canvas turned, its pair.
 
-    And its classes, where the config leaves them to the data.
+    Refuses those that the sidecar or `config` doesn't describe. The config takes the batch size that they were exported
+    with, and where it leaves its classes to the data, the classes.
     """
     about_path = path.with_name(path.name + ".json")
     if not path.is_file():
@@ -63,6 +71,12 @@ def check(config: Config, path: Path) -> None:
         config.coco_classes, config.num_classes = about["classes"], len(about["classes"])
     sidecar.check_config(about_path, about, config)
     config.test_batch_size = about["batch_size"]
+    height, width = about["canvas"]["height"], about["canvas"]["width"]
+    paths = {(height, width): path}
+    if config.turns_canvas:
+        paths[width, height] = path.with_name(about["pair"]["name"])
+        sidecar.check_file(paths[width, height], about["pair"])
+    return paths
 
 
 if __name__ == "__main__":

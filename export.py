@@ -6,7 +6,8 @@ from src.config import add_config_arguments, load_config, parse_overrides
 from src.data.formats import resolve_classes
 from src.device import set_device
 from src.errors import UserError, run_command
-from src.export.whole import SUFFIX, export_whole, model_path
+from src.export.sidecar import upright_path
+from src.export.whole import SUFFIX, canvases, export_whole, model_path
 from src.models.build import build_detector
 from src.training.checkpoints import load_detector
 
@@ -18,8 +19,9 @@ def main() -> int:
     parser.add_argument("--file_format", default="MINDIR", help=f"{', '.join(SUFFIX)} (default: %(default)s)")
     parser.add_argument("--file_name", help="file to write; its suffix may be left out (default: the config's brief)")
     parser.add_argument("--batch_size", default="1", help="images a call (default: %(default)s)")
-    parser.add_argument("--width", help="canvas width (default: the config's img_width)")
-    parser.add_argument("--height", help="canvas height (default: the config's img_height)")
+    lying = "; where upright pictures have the canvas turned, the lying one's"
+    parser.add_argument("--width", help=f"canvas width (default: the config's img_width{lying})")
+    parser.add_argument("--height", help=f"canvas height (default: the config's img_height{lying})")
     parser.add_argument(
         "--split", action="store_true", help="three graphs for MindSpore Lite, with RoIAlign and NMS left to the host"
     )
@@ -54,7 +56,8 @@ def main() -> int:
         export_split(config, detector, path, known.mindir_version)
         return 0
     agreement = export_whole(config, detector, path, file_format)
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB), {path}.json")
+    for file in (path, upright_path(path))[: len(canvases(config))]:
+        print(f"{file} ({file.stat().st_size / 1e6:.1f} MB), {file}.json")
     if agreement and not agreement.total:
         print("not compared: the checkpoint detects nothing on the reference input; is it trained?")
     elif agreement:

@@ -9,6 +9,20 @@
 
 namespace rcnn {
 
+struct Canvas {
+  int64_t height = 0, width = 0;
+  bool IsUpright() const { return height > width; }
+};
+
+enum class Rounding { kNearest, kFloor, kShortFirst };
+
+// How large pictures are shown, and by which filter (src/data/transforms.py).
+struct ResizeRule {
+  int64_t short_side = 0, long_side = 0;  // pixels that a picture's sides are to have; 0: as many as fit the canvas
+  Rounding rounding = Rounding::kNearest;
+  bool antialias = false;
+};
+
 struct Picture {
   int64_t height = 0, width = 0;
   std::vector<uint8_t> pixels;  // height x width x 3
@@ -19,6 +33,7 @@ struct Prepared {
   std::string name;
   int64_t height = 0, width = 0;  // of the file, turned as asked for
   Picture picture;                // top left on the canvas; channels as the network wants them
+  Canvas canvas;
   double decode_ms = 0;
 };
 
@@ -37,12 +52,13 @@ int OrientationFor(const std::string &policy, const std::array<int64_t, 2> &stor
 // images keep their upper 8 bits. Throws UserError, whose text is the reason alone.
 Picture DecodeImage(const std::vector<uint8_t> &bytes);
 
-// The size that a height x width image takes of the canvas.
+// The size, height and width, that a height x width image takes of the canvas.
 std::array<int64_t, 2> FitSize(int64_t height, int64_t width, int64_t canvas_height, int64_t canvas_width,
-                               bool keep_ratio);
+                               bool keep_ratio, const ResizeRule &rule = {});
 
-// Bilinear, in fixed-point arithmetic: bit for bit OpenCV's resize of 8-bit images with INTER_LINEAR.
-Picture Resize(const Picture &from, int64_t height, int64_t width);
+// Bilinear, in fixed-point arithmetic: bit for bit OpenCV's resize of 8-bit images with INTER_LINEAR; antialias: over all
+// pixels that a smaller one covers, bit for bit Pillow's with BILINEAR (its src/libImaging/Resample.c).
+Picture Resize(const Picture &from, int64_t height, int64_t width, bool antialias = false);
 
 void SwapRedAndBlue(Picture *picture);
 

@@ -45,12 +45,14 @@ const char kUsage[] =
     "  --device_id N         which Ascend device (default 0)\n"
     "  --threads N           on the CPU (default: all cores)\n"
     "  --batch_size N        images the network takes at once (default: the model's)\n"
-    "  --width N --height N  canvas, of the split form alone (default: the model's)\n"
+    "  --width N --height N  canvas, of the split form alone (default: the model's); where upright pictures have it\n"
+    "                        turned, the lying one\n"
     "  --keep_ratio 0|1      images keep their proportions (default: the model's)\n"
     "  --exif POLICY         turn images as their EXIF orientation says: upright always, stored never, auto where\n"
     "                        --annotations has the upright picture's size (default auto)\n"
     "  --annotations FILE    COCO annotations of the images, for --exif auto\n"
-    "  --aipp_config FILE    normalise on the Ascend chip\n"
+    "  --aipp_config FILE    normalise on the Ascend chip; of a model for each orientation, with NAME-upright.cfg beside\n"
+    "                        NAME.cfg for upright pictures\n"
     "  --self_check          compare the model's graphs with what Python gave; alone, or before the images\n"
     "\n"
     "exit status: 0; 2 nothing or not all was done, the reason in one line; 3 done, but some images are unreadable\n";
@@ -153,6 +155,9 @@ Options ParseOptions(int argc, char **argv) {
 
 // What the command line changes of the model's own settings.
 void Apply(const Options &options, Sidecar *sidecar) {
+  // of two models, one for each orientation, the options mean the lying one's
+  const bool upright = sidecar->Turns() && sidecar->height > sidecar->width;
+  if (upright) std::swap(sidecar->width, sidecar->height);
   const int64_t width = options.width > 0 ? options.width : sidecar->width;
   const int64_t height = options.height > 0 ? options.height : sidecar->height;
   const int64_t batch = options.batch_size > 0 ? options.batch_size : sidecar->batch_size;
@@ -161,12 +166,19 @@ void Apply(const Options &options, Sidecar *sidecar) {
                     std::to_string(sidecar->width) + " x " + std::to_string(sidecar->height) +
                     " (width x height); export it for others with --batch_size, --width and --height");
   }
-  if (!sidecar->whole && (width % sidecar->canvas_step != 0 || height % sidecar->canvas_step != 0)) {
+  const int64_t step = sidecar->canvas_step;
+  if (!sidecar->whole && (width % step != 0 || height % step != 0)) {
     throw UserError("--width and --height: " + std::to_string(width) + " x " + std::to_string(height) +
-                    " isn't in steps of " + std::to_string(sidecar->canvas_step));
+                    " isn't in steps of " + std::to_string(step));
+  }
+  if (sidecar->Turns() && height > width) {
+    throw UserError("--width and --height: " + std::to_string(width) + " x " + std::to_string(height) +
+                    " stands; give the lying canvas, which is turned for upright pictures");
   }
   sidecar->width = width;
   sidecar->height = height;
+  if (upright) std::swap(sidecar->width, sidecar->height);
+  if (width == height) sidecar->turned = {};
   sidecar->batch_size = batch;
   if (options.keep_ratio >= 0) sidecar->keep_ratio = options.keep_ratio == 1;
 }
@@ -279,10 +291,13 @@ Read ReadImage(const std::string &folder, const std::string &name, const Sidecar
   try {
     const std::vector<uint8_t> bytes = ReadFile(folder + "/" + name, "image");
     const Picture whole = DecodeTurned(bytes, frames, i);
-    const auto size = FitSize(whole.height, whole.width, sidecar.height, sidecar.width, sidecar.keep_ratio);
+    const Canvas canvas = sidecar.CanvasOf(whole.height, whole.width);
+    const auto size =
+        FitSize(whole.height, whole.width, canvas.height, canvas.width, sidecar.keep_ratio, sidecar.resize);
     out.image.height = whole.height;
     out.image.width = whole.width;
-    out.image.picture = Resize(whole, size[0], size[1]);
+    out.image.canvas = canvas;
+    out.image.picture = Resize(whole, size[0], size[1], sidecar.resize.antialias);
     if (!sidecar.to_rgb) SwapRedAndBlue(&out.image.picture);
   } catch (const UserError &e) {
     out.fault = e.what();
@@ -359,6 +374,29 @@ class TimeTable {
   std::vector<std::pair<std::string, std::vector<double>>> *times_;
 };
 
+// Detects in a batch and writes the results.
+void RunBatch(const std::string &folder, const Sidecar &sidecar, const std::vector<Prepared> &batch,
+              Detector *detector, TimeTable *table, Summary *summary) {
+  const auto detect_begin = std::chrono::steady_clock::now();
+  StageTimes times;
+  const std::vector<Detections> found = detector->Detect(batch, &times);
+  for (const char *stage : {"loading", "normalise", "network", "features", "proposals", "roi_align", "box_head",
+                            "detections", "mask_head", "masks"}) {
+    if (times.count(stage) > 0) table->Add(stage, times[stage]);
+  }
+  const auto write_begin = std::chrono::steady_clock::now();
+  for (size_t k = 0; k < batch.size(); ++k) {
+    const int64_t mask_size = sidecar.with_mask ? sidecar.mask_size : 0;
+    const std::vector<uint8_t> bytes = PackResult(batch[k], found[k], mask_size);
+    const size_t slash = batch[k].name.rfind('/');
+    if (slash != std::string::npos) MakeFolder(folder + "/" + batch[k].name.substr(0, slash));
+    WriteFile(folder + "/" + batch[k].name + ".det", bytes.data(), bytes.size());
+    summary->images.push_back(batch[k].name);
+  }
+  table->Add("writing", Milliseconds(write_begin));
+  table->Add("batch", Milliseconds(detect_begin));
+}
+
 void RunFolder(const Options &options, const Sidecar &sidecar, const std::vector<std::string> &names,
                const Frames &frames, Detector *detector, Summary *summary) {
   const auto begin = std::chrono::steady_clock::now();
@@ -366,11 +404,17 @@ void RunFolder(const Options &options, const Sidecar &sidecar, const std::vector
   const bool terminal = isatty(STDERR_FILENO) == 1;
   Reader reader(options.input, names, sidecar, frames, batch_size + 1);
   TimeTable table(summary);
-  std::vector<Prepared> batch;
+  // a batch has one canvas: lying pictures wait apart from upright ones
+  std::array<std::vector<Prepared>, 2> waiting;
+  const auto run = [&](std::vector<Prepared> *batch) {
+    RunBatch(options.output, sidecar, *batch, detector, &table, summary);
+    batch->clear();
+  };
   for (size_t i = 0; i < names.size(); ++i) {
-    const auto batch_begin = std::chrono::steady_clock::now();
+    const auto take_begin = std::chrono::steady_clock::now();
     Read read = reader.Take();
-    if (batch.empty()) table.Add("waiting", Milliseconds(batch_begin));
+    std::vector<Prepared> &batch = waiting[read.image.canvas.IsUpright() ? 1 : 0];
+    if (batch.empty()) table.Add("waiting", Milliseconds(take_begin));
     if (read.fault.empty()) {
       table.Add("reading", read.image.decode_ms);
       batch.push_back(std::move(read.image));
@@ -378,28 +422,13 @@ void RunFolder(const Options &options, const Sidecar &sidecar, const std::vector
       std::fprintf(stderr, "%s: %s\n", read.image.name.c_str(), read.fault.c_str());
       summary->unreadable.emplace_back(read.image.name, read.fault);
     }
-    if (batch.empty() || (batch.size() < batch_size && i + 1 < names.size())) continue;
-    const auto detect_begin = std::chrono::steady_clock::now();
-    StageTimes times;
-    const std::vector<Detections> found = detector->Detect(batch, &times);
-    for (const char *stage : {"normalise", "network", "features", "proposals", "roi_align", "box_head", "detections",
-                              "mask_head", "masks"}) {
-      if (times.count(stage) > 0) table.Add(stage, times[stage]);
-    }
-    const auto write_begin = std::chrono::steady_clock::now();
-    for (size_t k = 0; k < batch.size(); ++k) {
-      const int64_t mask_size = sidecar.with_mask ? sidecar.mask_size : 0;
-      const std::vector<uint8_t> bytes = PackResult(batch[k], found[k], mask_size);
-      const size_t slash = batch[k].name.rfind('/');
-      if (slash != std::string::npos) MakeFolder(options.output + "/" + batch[k].name.substr(0, slash));
-      WriteFile(options.output + "/" + batch[k].name + ".det", bytes.data(), bytes.size());
-      summary->images.push_back(batch[k].name);
-    }
-    table.Add("writing", Milliseconds(write_begin));
-    table.Add("batch", Milliseconds(detect_begin));
-    batch.clear();
+    if (batch.size() == batch_size) run(&batch);
     if (terminal) std::fprintf(stderr, "\r%zu of %zu images", i + 1, names.size());
   }
+  for (std::vector<Prepared> &batch : waiting) {
+    if (!batch.empty()) run(&batch);
+  }
+  std::sort(summary->images.begin(), summary->images.end());
   if (terminal) std::fprintf(stderr, "\n");
   summary->seconds = Milliseconds(begin) / 1e3;
 }

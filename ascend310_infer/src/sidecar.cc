@@ -140,6 +140,17 @@ void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
   if (!sound) throw UserError(out->path + ": its parts don't fit together; export the model again");
 }
 
+void ReadResize(const Json &json, Sidecar *out) {
+  const std::string rounding = Convention(json, "resize_rounding", {"nearest", "floor", "short_first"});
+  out->resize.rounding = rounding == "floor"         ? Rounding::kFloor
+                         : rounding == "short_first" ? Rounding::kShortFirst
+                                                     : Rounding::kNearest;
+  out->resize.antialias = Convention(json, "resize_filter", {"bilinear", "antialias"}) == "antialias";
+  if (Convention(json, "resize", {"canvas", "short_side"}) == "canvas") return;
+  out->resize.short_side = json.Integer("short_side", 1, kMost);
+  out->resize.long_side = json.Integer("long_side", 1, kMost);
+}
+
 bool Exists(const std::string &path) { return access(path.c_str(), F_OK) == 0; }
 
 bool EndsWith(const std::string &text, const std::string &end) {
@@ -158,6 +169,11 @@ std::string FindSidecar(const std::string &path) {
 }
 
 }  // namespace
+
+Canvas Sidecar::CanvasOf(int64_t picture_height, int64_t picture_width) const {
+  const bool own = !Turns() || (picture_height > picture_width) == (height > width);
+  return own ? Canvas{height, width} : Canvas{width, height};
+}
 
 Sidecar ReadSidecar(const std::string &path) {
   Sidecar out;
@@ -179,6 +195,13 @@ Sidecar ReadSidecar(const std::string &path) {
   out.width = json.At("canvas").Integer("width", 1, kMost);
   out.height = json.At("canvas").Integer("height", 1, kMost);
   out.batch_size = json.Integer("batch_size", 1, kMost);
+  ReadResize(json, &out);
+  if (out.resize.short_side > 0 && out.width != out.height) {
+    if (!json.Has("pair")) {
+      throw UserError(out.path + ": names no model for pictures of the other orientation (pair); export both again");
+    }
+    out.turned = File(json.At("pair"), folder);
+  }
   out.keep_ratio = json.Bool("keep_ratio");
   out.to_rgb = json.Bool("to_rgb");
   const std::vector<Json> &mean = json.List("mean"), &std = json.List("std");
@@ -202,6 +225,8 @@ Sidecar ReadSidecar(const std::string &path) {
   } else {
     ReadSplit(json, folder, &out);
   }
+  const int64_t last = out.strides.empty() ? 1 : out.strides.back();
+  out.canvas_step = json.Has("canvas_step") ? json.Integer("canvas_step", 1, kMost) : last;
   return out;
 }
 

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "image.h"
+
 namespace rcnn {
 
 using Box = std::array<float, 4>;  // x1 y1 x2 y2
@@ -40,6 +42,7 @@ struct Sidecar {
   bool whole = false;  // one graph; else the split form
   int64_t width = 0, height = 0, batch_size = 0;
   int64_t canvas_step = 0;  // what other canvases of the split form are multiples of
+  ResizeRule resize;
   bool keep_ratio = true, to_rgb = true, with_mask = false;
   bool box_plus_one = false;  // boxes are clipped as src/models/box_coder.py has it for the oldest R-CNNs
   std::array<double, 3> mean{}, std{};
@@ -48,6 +51,10 @@ struct Sidecar {
   // how masks are pasted into images, for who reads the results
   std::string mask_convention;
   double mask_threshold = 0;
+
+  // the model, or the split form's features, of the other orientation's pictures, on the canvas turned; no path: all
+  // have one canvas
+  ModelFile turned;
 
   ModelFile model;                      // of the whole form
   ModelFile features, reference;        // the rest: of the split form
@@ -64,6 +71,10 @@ struct Sidecar {
   std::vector<BoxCoder> stages;
   bool class_agnostic = false, average_probabilities = false, average_mask_probabilities = false;
   float score_thr = 0;
+
+  bool Turns() const { return !turned.path.empty(); }
+  // The canvas of a picture of this size.
+  Canvas CanvasOf(int64_t picture_height, int64_t picture_width) const;
 };
 
 // `path`: the sidecar, or the model file that it lies beside. Throws UserError.

@@ -22,7 +22,17 @@ from src.models.two_stage import TwoStageDetector
 from src.training.checkpoints import CheckpointError, not_finite
 from src.training.distributed import Group
 
-__all__ = ["Evaluator", "Timing", "collect_results", "detect_split", "kinds_of", "open_truth", "records_of", "report"]
+__all__ = [
+    "Evaluator",
+    "Timing",
+    "collect_results",
+    "detect_split",
+    "in_order",
+    "kinds_of",
+    "open_truth",
+    "records_of",
+    "report",
+]
 
 
 @dataclass
@@ -94,6 +104,12 @@ def collect_results(
             results += future.result()
     timing.total = time.perf_counter() - begin
     return results
+
+
+def in_order(loader: EvalLoader, results: list[dict]) -> list[dict]:
+    """The results in the order of the data set's images, whichever rank or canvas gave them."""
+    place = {image: i for i, image in enumerate(loader.index["image_ids"])}
+    return sorted(results, key=lambda r: place[r["image_id"]])
 
 
 def report(
@@ -213,9 +229,7 @@ class Evaluator:
         shares = self.group.gather(mine)
         if not self.group.is_first:
             return None
-        # in the data set's order, as one rank alone gives them
-        place = {image: i for i, image in enumerate(self.loader.index["image_ids"])}
-        self.results = sorted((r for share in shares for r in share), key=lambda r: place[r["image_id"]])
+        self.results = in_order(self.loader, [r for share in shares for r in share])
         return report(self.config, self.loader, self.truth, self.results, results_path, **self.measured)
 
     def after_epoch(self, epoch: int) -> Summary | None:

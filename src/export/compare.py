@@ -7,7 +7,7 @@ import numpy as np
 
 from src.config import Config
 
-__all__ = ["BOX", "MATCHED", "SCORE", "SEED", "Agreement", "compare_detections", "reference_input"]
+__all__ = ["BOX", "MATCHED", "SCORE", "SEED", "Agreement", "compare_detections", "reference_input", "together"]
 
 SEED = 0
 BOX, SCORE = 0.5, 1e-3  # pixels of the original; probability
@@ -38,6 +38,13 @@ class Agreement:
             return text
         text += f", largest differences {self.max_box_error:.2g} px, {self.max_score_error:.2g} in score"
         return text + (f", {self.max_mask_error:.2g} in mask" if self.max_mask_error == self.max_mask_error else "")
+
+
+def together(parts: Sequence[Agreement]) -> Agreement:
+    """One agreement of several, of the same `box` and `score`."""
+    worst = np.max([[a.max_box_error, a.max_score_error, a.max_mask_error] for a in parts], 0)
+    counts = [sum(getattr(a, k) for a in parts) for k in ("matched", "total")]
+    return Agreement(parts[0].box, parts[0].score, *counts, *(float(v) for v in worst))
 
 
 def reference_input(config: Config, batch_size: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:

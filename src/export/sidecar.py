@@ -17,14 +17,28 @@ import numpy as np
 from src.config import Backbone, BoxCoder, Config, Proposals, Roi
 from src.errors import UserError
 
-__all__ = ["ExportError", "check_config", "check_file", "checksum", "describe", "file_entry", "read", "write"]
+__all__ = [
+    "ExportError",
+    "check_config",
+    "check_file",
+    "checksum",
+    "describe",
+    "file_entry",
+    "is_upright",
+    "read",
+    "text",
+    "upright_path",
+    "write",
+]
 
 FORMAT, VERSION = "rcnn-mindspore", 1
 NEEDED = ("form", "file_format", "detector", "files", "canvas", "batch_size", "classes", "mean", "std", "to_rgb")
 # what of a sidecar an evaluation's config must say too
-AGREED = ("detector", "backbone", "canvas", "keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste")
+AGREED = ("detector", "backbone", "resize", "canvas", "short_side", "long_side", "resize_rounding", "resize_filter")
+AGREED += ("keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste")
 AGREED += ("rpn", "roi", "mask_roi", "rcnn", "cascade", "box_plus_one")
 # what older exports, which don't say so, did
+UNSAID_AT_ALL = {"resize": "canvas", "resize_rounding": "nearest", "resize_filter": "bilinear"}
 UNSAID = {
     "rpn": {"grid_strides": False, "rank_by": "logits_first", "delta_clamp": "upper"},
     "rcnn": {"delta_clamp": "upper"},
@@ -82,16 +96,22 @@ def describe(
     batch_size: int = 1,
     reference: dict[str, Any] | None = None,
     sampling_ratio: dict[str, int] | None = None,
+    upright: bool = False,
+    pair: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The sidecar of an export of `config`'s detector.
 
     form: "whole" or "split".  file_format: "MINDIR", "AIR" or "ONNX".  files: file_entry's by role.  reference: how
     the file was compared with the detector, and the largest differences.  sampling_ratio: {"roi", "mask_roi"} as
     exported, where they differ from the config's.
+
+    Where config.turns_canvas, an export is two of these. upright: of the model for upright pictures, whose canvas is
+    the config's turned.  pair: file_entry of the other orientation's model (of the split form, of its features).
     """
     test, sampling = config.test_cfg, sampling_ratio or {}
     anchors, head, cascade = config.rpn.anchor_generator, config.bbox_head, config.cascade
     with_mask = config.with_mask
+    width, height = (config.img_height, config.img_width) if upright else (config.img_width, config.img_height)
     out = {
         "format": FORMAT,
         "version": VERSION,
@@ -101,9 +121,13 @@ def describe(
         "detector": config.detector,
         "backbone": _backbone(config.backbone),
         "files": files,
-        "canvas": {"width": config.img_width, "height": config.img_height},
+        "canvas": {"width": width, "height": height},
         "canvas_step": anchors.strides[len(config.neck.fpn.in_channels) - 1],
         "batch_size": batch_size,
+        "resize": config.resize,
+        **({k: getattr(config, k) for k in ("short_side", "long_side")} if config.resize == "short_side" else {}),
+        "resize_rounding": config.resize_rounding,
+        "resize_filter": config.resize_filter,
         "keep_ratio": config.keep_ratio,
         "to_rgb": config.to_rgb,
         "mean": list(config.img_mean),
@@ -147,8 +171,8 @@ def describe(
             "threshold": test.rcnn.mask_thr_binary,
         }
     if form == "whole":
-        out |= _interface(config, batch_size, with_mask)
-    return out | ({"reference": reference} if reference else {})
+        out |= _interface(config, batch_size, (height, width))
+    return out | ({"pair": pair} if pair else {}) | ({"reference": reference} if reference else {})
 
 
 def _backbone(c: Backbone) -> dict[str, Any]:
@@ -190,8 +214,8 @@ def _roi(roi: Roi, sampling_ratio: int | None) -> dict[str, Any]:
     }
 
 
-def _interface(config: Config, batch_size: int, with_mask: bool) -> dict[str, Any]:
-    """Inputs and outputs of the whole graph."""
+def _interface(config: Config, batch_size: int, canvas: tuple[int, int]) -> dict[str, Any]:
+    """Inputs and outputs of the whole graph; canvas: (height, width)."""
     n, d = batch_size, config.test_cfg.rcnn.max_per_img
 
     def port(name: str, shape: list[int], dtype: str, meaning: str) -> dict[str, Any]:
@@ -203,16 +227,17 @@ def _interface(config: Config, batch_size: int, with_mask: bool) -> dict[str, An
         port("labels", [n, d], "int32", "index into classes, 0 where not valid"),
         port("valid", [n, d], "bool", "whether the row is a detection; the others are zero"),
     ]
-    if with_mask:
+    if config.with_mask:
         side = 2 * config.mask_roi.roi_layer.out_size
         outputs.append(port("masks", [n, d, side, side], "float32", "probabilities over each box, of its class"))
     return {
         "inputs": [
             port(
                 "image",
-                [n, 3, config.img_height, config.img_width],
+                [n, 3, *canvas],
                 "float32",
-                "resized as 8-bit image (bilinear), (value - mean) / std, top left on the canvas, zero elsewhere",
+                f"resized as 8-bit image ({config.resize_filter}), (value - mean) / std, top left on the canvas, zero"
+                " elsewhere",
             ),
             port(
                 "image_shape",
@@ -225,12 +250,27 @@ def _interface(config: Config, batch_size: int, with_mask: bool) -> dict[str, An
     }
 
 
+def upright_path(path: Path) -> Path:
+    """NAME-upright.SUFFIX, the upright pictures' model of NAME.SUFFIX."""
+    return path.with_name(f"{path.stem}-upright{path.suffix}")
+
+
+def is_upright(sidecar: dict[str, Any]) -> bool:
+    """Whether the model is the one for upright pictures, of two."""
+    return sidecar["resize"] == "short_side" and sidecar["canvas"]["height"] > sidecar["canvas"]["width"]
+
+
+def text(sidecar: dict[str, Any]) -> str:
+    """The file's content."""
+    return json.dumps(sidecar, indent=1) + "\n"
+
+
 def write(path: str | Path, sidecar: dict[str, Any]) -> None:
     """Writes the sidecar beside, then renames. Raises ExportError."""
     path = Path(path)
     beside = path.with_name(path.name + ".writing")
     try:
-        beside.write_text(json.dumps(sidecar, indent=1) + "\n")
+        beside.write_text(text(sidecar))
         os.replace(beside, path)
     except OSError as e:
         with contextlib.suppress(OSError):
@@ -255,6 +295,10 @@ def read(path: str | Path) -> dict[str, Any]:
     missing = [k for k in NEEDED if k not in sidecar]
     if missing:
         raise ExportError(f"{path}: has no {missing[0]!r}; export the model again")
+    sidecar = UNSAID_AT_ALL | sidecar
+    canvas = sidecar["canvas"]
+    if sidecar["resize"] == "short_side" and canvas.get("width") != canvas.get("height") and "pair" not in sidecar:
+        raise ExportError(f"{path}: names no model for pictures of the other orientation (pair); export both again")
     for part, keys in UNSAID.items():
         if part in sidecar:
             sidecar[part] = keys | sidecar[part]
@@ -265,7 +309,8 @@ def check_config(path: str | Path, sidecar: dict[str, Any], config: Config) -> N
     """Raises ExportError unless `config` describes the detector that was exported; `path` is the sidecar's."""
     # as exported: the config's own are compared as trained_sampling_ratio
     sampling = {k: sidecar[k]["sampling_ratio"] for k in ("roi", "mask_roi") if k in sidecar}
-    wanted = describe(config, sidecar["form"], sidecar["file_format"], {}, sampling_ratio=sampling)
+    upright = is_upright(sidecar) and config.turns_canvas
+    wanted = describe(config, sidecar["form"], sidecar["file_format"], {}, sampling_ratio=sampling, upright=upright)
     for name in AGREED:
         if not _equal(sidecar.get(name), wanted.get(name)):
             raise ExportError(

@@ -7,6 +7,9 @@
 The heads take any number of RoIs, the first graph any canvas, through MindSpore Lite's Model::Resize. Proposals, NMS
 and RoIAlign are the host's (ascend310_infer/), which reads the sidecar for their settings. So is, on a CPU, the mask
 head, faster than Lite's: it gets the weights for it.
+
+Where pictures of either orientation have a canvas of their own (config.turns_canvas), the first graph comes once for
+each, so that none is resized from picture to picture, and the heads serve both.
 """
 
 import copy
@@ -28,7 +31,7 @@ from src.export.mask_weights import write_mask_weights
 from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.reference import Case, uniform, write_reference
 from src.export.sidecar import ExportError
-from src.export.whole import folder_beside, put_in_place, standard
+from src.export.whole import canvases, folder_beside, put_in_place, standard
 from src.models.anchors import map_size
 from src.models.bbox_head import BBoxHead
 from src.models.mask_head import MaskHead
@@ -38,6 +41,7 @@ from src.models.two_stage import TwoStageDetector
 __all__ = ["PROGRAM", "export_split"]
 
 PROGRAM = Path(__file__).resolve().parents[2] / "ascend310_infer/build/rcnn_infer"
+FEATURES = ("features", "features1")  # roles of the first graph: of the canvas, and of the upright one
 # float32 sums in another order: some 1e-5 of the largest value measured; what goes wrong in Lite is off by far more
 TOLERANCE = 1e-4
 
@@ -94,7 +98,7 @@ def export_split(
     config: Config, detector: TwoStageDetector, path: str | Path, mindir_version: int = 1, program: Path | None = None
 ) -> Path:
     """Writes NAME_features.mindir, NAME_box*.mindir, NAME_mask*.mindir and .bin, NAME_reference.bin, and the sidecar
-    NAME.json.
+    NAME.json. Where config.turns_canvas, also NAME-upright_features.mindir and its sidecar NAME-upright.json.
 
     path: NAME, or NAME.mindir.  detector: `config`'s, with its weights.  mindir_version: 1, which MindSpore Lite 2.0
     reads, or 3, as MindSpore 2.8 writes it.  program: the C++ program, which compares every graph with Python before
@@ -110,18 +114,22 @@ def export_split(
             cases = reference_cases(config, detector)
             write_reference(files["reference"], cases, TOLERANCE)
             files |= write_graphs(config, detector, folder / path.name, mindir_version)
-            made = write_sidecar(config, detector, files, folder / f"{path.name}.json", mindir_version)
+            made = write_sidecars(config, detector, files, folder / path.name, mindir_version)
             compare(made, program or PROGRAM)
         except (OSError, RuntimeError) as e:
             reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0][:200]
             raise ExportError(f"{path}: can't write the export: {reason}; is the disk full?") from None
         size = sum(f.stat().st_size for f in files.values())
-        # the sidecar last: with it the export is whole
-        for file in [*files.values(), made]:
-            put_in_place(file, path.parent / file.name)
-    final = path.with_name(made.name)
-    print(f"{final}, with {len(files)} files beside it ({size / 1e6:.1f} MB)")
-    return final
+        # the sidecars last: with them the export is whole
+        put_in_place([*files.values(), *made], path.parent)
+    final = [path.with_name(m.name) for m in made]
+    print(f"{', '.join(map(str, final))}, with {len(files)} files beside ({size / 1e6:.1f} MB)")
+    return final[0]
+
+
+def stems(name: Path) -> tuple[Path, Path]:
+    """NAME, which the lying canvas's files begin with, and the upright one's, as sidecar.upright_path has it."""
+    return name, name.with_name(f"{name.name}-upright")
 
 
 def heads(detector: TwoStageDetector) -> tuple[list[BBoxHead], list[MaskHead]]:
@@ -149,11 +157,12 @@ def small_canvas(config: Config) -> tuple[int, int]:
 
 
 def reference_cases(config: Config, detector: TwoStageDetector) -> list[Case]:
-    """What the detector itself gives, on the canvas and on a small one, for as many RoIs as can be and for few."""
+    """What the detector itself gives, on each canvas and on a small one, for as many RoIs as can be and for few."""
     detector.set_train(False)
     boxes, masks = heads(detector)
     net = FeatureReference(detector, num_maps(config))
-    sizes = ((config.img_height, config.img_width), small_canvas(config))
+    sizes = ((c.img_height, c.img_width) for c in canvases(config))
+    sizes = (*sizes, small_canvas(config))
     cases = [run_case(net, "features", 0, 1 + i, 2.0, (1, 3, *size)) for i, size in enumerate(sizes)]
     # RoI features of the size that the maps have
     scale = 2 * float(np.abs(cases[0].outputs[0]).mean())
@@ -167,21 +176,25 @@ def reference_cases(config: Config, detector: TwoStageDetector) -> list[Case]:
 
 
 def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_version: int) -> dict[str, Path]:
-    """The graphs' files NAME_ROLE.mindir, by role: "features", "box0", ..., "mask0", ..., and "mask_weights0", ..."""
+    """The graphs' files NAME_ROLE.mindir, by role: "features", and "features1" of the upright canvas, "box0", ...,
+    "mask0", ..., and "mask_weights0", ...
+    """
     plain = for_lite(standard(config, detector))
     levels = len(config.rpn.anchor_generator.strides)
-    graphs = {"features": FeatureGraph(plain.backbone, plain.neck, plain.rpn, levels, num_maps(config))}
+    paths, graphs, shapes = {}, {}, {}
     # any canvas and number of RoIs will do, but Lite chooses its kernels for the shapes that it finds here: with
     # ResNet-50 at 768 x 1280, those for a small canvas take a tenth less memory and a tenth more time
-    shapes = {"features": (1, 3, config.img_height, config.img_width)}
+    for view, role, stem in zip(canvases(config), FEATURES, stems(name), strict=False):
+        graphs[role] = FeatureGraph(plain.backbone, plain.neck, plain.rpn, levels, num_maps(config))
+        shapes[role] = (1, 3, view.img_height, view.img_width)
+        paths[role] = stem.with_name(f"{stem.name}_features.mindir")
     most = {"box": config.test_cfg.rpn.max_per_img, "mask": config.test_cfg.rcnn.max_per_img}
     for role, kind, nets in zip(("box", "mask"), (BoxGraph, MaskGraph), heads(plain), strict=True):
         for i, net in enumerate(nets):
             graphs[f"{role}{i}"] = kind(net)
             shapes[f"{role}{i}"] = head_shape(config, role, most[role])
-    paths = {}
+            paths[f"{role}{i}"] = name.with_name(f"{name.name}_{role}{i}.mindir")
     for role, graph in graphs.items():
-        paths[role] = name.with_name(f"{name.name}_{role}.mindir")
         with quiet_logging():
             zeros = Tensor(np.zeros(shapes[role], np.float32))
             ms.export(graph.set_train(False), zeros, file_name=str(paths[role]), file_format="MINDIR")
@@ -231,37 +244,54 @@ def run_case(net: nn.Cell, role: str, stage: int, seed: int, scale: float, shape
     return Case(role, stage, seed, scale, tuple(shape), [x.asnumpy() for x in out])
 
 
-def write_sidecar(
-    config: Config, detector: TwoStageDetector, files: dict[str, Path], path: Path, mindir_version: int
-) -> Path:
-    """The sidecar of `files`, not compared yet."""
+def write_sidecars(
+    config: Config, detector: TwoStageDetector, files: dict[str, Path], name: Path, mindir_version: int
+) -> list[Path]:
+    """The sidecars of `files`, one or one a canvas, not compared yet."""
     entries = {role: sidecar.file_entry(file) for role, file in files.items()}
-    listed = {"features": entries["features"]}
-    for kind in ("box", "mask", "mask_weights"):
-        listed[kind] = [e for role, e in entries.items() if role.rstrip("0123456789") == kind]
     reference = {"file": entries["reference"], "tolerance": TOLERANCE, "compared": False}
-    content = sidecar.describe(config, "split", "MINDIR", listed, config.test_batch_size, reference)
-    content |= {"mindir_version": mindir_version, "base_anchors": base_anchors(config, detector)}
-    sidecar.write(path, content)
-    return path
+    heads_of = {
+        kind: [e for role, e in entries.items() if role.rstrip("0123456789") == kind]
+        for kind in ("box", "mask", "mask_weights")
+    }
+    features, paths = [entries[role] for role in FEATURES if role in entries], []
+    for i, own in enumerate(features):
+        content = sidecar.describe(
+            config,
+            "split",
+            "MINDIR",
+            {"features": own, **heads_of},
+            config.test_batch_size,
+            reference,
+            upright=i == 1,
+            pair=features[1 - i] if len(features) == 2 else None,
+        )
+        content |= {"mindir_version": mindir_version, "base_anchors": base_anchors(config, detector)}
+        stem = stems(name)[i]
+        paths.append(stem.with_name(f"{stem.name}.json"))
+        sidecar.write(paths[-1], content)
+    return paths
 
 
-def compare(path: Path, program: Path) -> None:
-    """Lets the C++ program compare the graphs of sidecar `path` with Python, and notes it there. Raises ExportError."""
-    content = sidecar.read(path)
+def compare(paths: list[Path], program: Path) -> None:
+    """Lets the C++ program compare the graphs of the sidecars with Python, and notes it there. Raises ExportError."""
+    contents = [sidecar.read(path) for path in paths]
     why = "" if program.is_file() else f"{program} isn't built (bash ascend310_infer/build.sh)"
-    if content["mindir_version"] != 1:
-        why = f"MindSpore Lite 2.0 doesn't read version {content['mindir_version']}"
+    version = contents[0]["mindir_version"]
+    if version != 1:
+        why = f"MindSpore Lite 2.0 doesn't read version {version}"
     if why:
         print(f"not compared with Python: {why}; on the target, the program's --self_check compares")
         return
-    run = subprocess.run([program, "--model", path, "--self_check"], capture_output=True, text=True, check=False)
+    # which takes the other canvas's graph along
+    run = subprocess.run([program, "--model", paths[0], "--self_check"], capture_output=True, text=True, check=False)
     print(run.stdout, end="")
     if run.returncode != 0:
         reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1].removeprefix("error: ")
         raise ExportError(f"the export isn't what the detector is in Python: {reason}")
-    content["reference"]["compared"] = True
-    sidecar.write(path, content)
+    for path, content in zip(paths, contents, strict=True):
+        content["reference"]["compared"] = True
+        sidecar.write(path, content)
 
 
 def base_anchors(config: Config, detector: TwoStageDetector) -> list[list[list[float]]]:

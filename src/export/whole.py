@@ -2,10 +2,12 @@
 
 import contextlib
 import copy
+import dataclasses
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mindspore as ms
@@ -15,14 +17,14 @@ from mindspore import Tensor, nn, ops
 from src.config import Config, Roi
 from src.errors import quiet_logging
 from src.export import sidecar
-from src.export.compare import SEED, Agreement, compare_detections, reference_input
+from src.export.compare import SEED, Agreement, compare_detections, reference_input, together
 from src.export.folding import fold_batch_norms
 from src.export.sidecar import ExportError
 from src.models.build import build_detector
 from src.models.roi_extractor import RoIExtractor
 from src.models.two_stage import TwoStageDetector
 
-__all__ = ["WholeGraph", "export_whole", "import_onnx_runtime", "model_path"]
+__all__ = ["WholeGraph", "canvases", "export_whole", "import_onnx_runtime", "model_path"]
 
 SUFFIX = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
 SAMPLES = (1, 2, 3, 4)  # candidates for the fixed number that is nearest to an adaptive one
@@ -61,9 +63,12 @@ def model_path(file_name: str, file_format: str) -> Path:
 def export_whole(config: Config, detector: TwoStageDetector, path: Path, file_format: str) -> Agreement | None:
     """Writes `detector` as `path` and `path`.json: beside, compared with the detector, then renamed.
 
+    Where config.turns_canvas, `path` is the model for lying pictures, and one for upright ones, sidecar.upright_path,
+    is written with it, or neither.
+
     config: the detector's, with the batch size in test_batch_size. file_format: MINDIR, AIR or ONNX. Returns how the
-    file agrees with `detector` on the reference input (None for AIR, which only Ascend can load). Raises ExportError,
-    also where they don't agree.
+    files agree with `detector` on a reference input of each canvas (None for AIR, which only Ascend can load). Raises
+    ExportError, also where they don't agree.
     """
     if file_format == "AIR" and ms.get_context("device_target") != "Ascend":
         raise ExportError(
@@ -71,27 +76,67 @@ def export_whole(config: Config, detector: TwoStageDetector, path: Path, file_fo
         )
     if file_format == "ONNX":
         import_onnx(), import_onnx_runtime()  # told before any work is done
-    inputs = reference_input(config, config.test_batch_size)
-    exported, nearest = config, None
     with folder_beside(path) as folder:
-        made = folder / path.name
-        wanted = every_detection(config, detector, inputs)
-        if file_format == "ONNX":
-            agreement = write_onnx(config, standard(config, detector), made, inputs, wanted)
-        else:
-            if adaptive(config):
-                # what the file is compared with samples as it does; how far that is from the config is told
-                exported, nearest, wanted = nearest_sampling(config, detector, inputs, wanted, file_format)
-            agreement = write_mindspore(exported, standard(exported, detector), made, file_format, inputs, wanted)
-        reference = {"seed": SEED} | (reference_of(agreement) if agreement else {})
-        if nearest:
-            reference["adaptive_sampling"] = reference_of(nearest)
-        sampling = {k: getattr(exported, k).roi_layer.sampling_ratio for k in ("roi", "mask_roi")}
-        files = {"model": sidecar.file_entry(made)}
-        about = sidecar.describe(config, "whole", file_format, files, config.test_batch_size, reference, sampling)
-        put_in_place(made, path)
-        sidecar.write(path.with_name(path.name + ".json"), about)
-    return agreement
+        made, reports, sampling = [], [], {}
+        for view, name in zip(canvases(config), (path.name, sidecar.upright_path(path).name), strict=False):
+            made.append(folder / name)
+            reports.append(export_canvas(view, detector, made[-1], file_format, sampling))
+        entries = [sidecar.file_entry(file) for file in made]
+        ratios = {k: sampling.get(k, getattr(config, k).roi_layer.sampling_ratio) for k in ("roi", "mask_roi")}
+        for i, (entry, (_, reference)) in enumerate(zip(entries, reports, strict=True)):
+            about = sidecar.describe(
+                config,
+                "whole",
+                file_format,
+                {"model": entry},
+                config.test_batch_size,
+                reference,
+                ratios,
+                upright=i == 1,
+                pair=entries[1 - i] if len(entries) == 2 else None,
+            )
+            made.append(folder / f"{entry['name']}.json")
+            try:
+                made[-1].write_text(sidecar.text(about))
+            except OSError as e:
+                raise ExportError(f"{path}: can't write the sidecar: {e.strerror}; give another --file_name") from None
+        # the sidecars last: with them the export is whole
+        put_in_place(made, path.parent)
+    agreements = [agreement for agreement, _ in reports if agreement]
+    return together(agreements) if agreements else None
+
+
+def canvases(config: Config) -> list[Config]:
+    """The config for each canvas: itself, or where it turns the canvas, one for lying pictures and one for upright."""
+    if not config.turns_canvas:
+        return [config]
+    sizes = ((config.img_width, config.img_height), (config.img_height, config.img_width))
+    return [dataclasses.replace(config, resize="canvas", img_width=w, img_height=h) for w, h in sizes]
+
+
+def export_canvas(
+    config: Config, detector: TwoStageDetector, path: Path, file_format: str, sampling: dict[str, int]
+) -> tuple[Agreement | None, dict]:
+    """Writes the file of one canvas, `config`'s; returns how it agrees with `detector`, and what its sidecar says of
+    that. `sampling`: the ratios in place of adaptive ones, filled by the first canvas for all.
+    """
+    inputs, nearest = reference_input(config, config.test_batch_size), None
+    wanted = every_detection(config, detector, inputs)
+    if file_format == "ONNX":
+        agreement = write_onnx(config, standard(config, detector), path, inputs, wanted)
+    else:
+        exported = config
+        if adaptive(config):
+            # what the file is compared with samples as it does; how far that is from the config is told
+            if not sampling:
+                sampling |= nearest_sampling(config, detector, inputs, file_format)
+            exported = with_sampling(config, sampling)
+            adaptively, wanted = wanted, every_detection(exported, standard(exported, detector), inputs)
+            nearest = compare_detections(wanted, adaptively, LOOSE_BOX, LOOSE_SCORE)
+            print(f"adaptive against exported sampling on the reference input: {nearest}")
+        agreement = write_mindspore(exported, standard(exported, detector), path, file_format, inputs, wanted)
+    reference = {"seed": SEED} | (reference_of(agreement) if agreement else {})
+    return agreement, reference | ({"adaptive_sampling": reference_of(nearest)} if nearest else {})
 
 
 # ---- what an export is compared with
@@ -167,13 +212,31 @@ def folder_beside(path: Path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def put_in_place(made: Path, path: Path) -> None:
+def put_in_place(made: Sequence[Path], folder: Path) -> None:
+    """Moves files into `folder`, in order: all, or none and what was there stays. Raises ExportError."""
+    before: dict[Path, Path] = {}
+    done: list[Path] = []
     try:
-        # MindSpore lets only the owner read what it exports
-        os.chmod(made, 0o644)
-        os.replace(made, path)
-    except OSError as e:
-        raise ExportError(f"{path}: can't write the model: {e.strerror}; give another --file_name") from None
+        for file in made:
+            place = folder / file.name
+            # MindSpore lets only the owner read what it exports
+            os.chmod(file, 0o644)
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if place.exists():
+                before[place] = file.with_name(f"{file.name}.before")
+                os.replace(place, before[place])
+            os.replace(file, place)
+            done.append(place)
+    except BaseException as e:
+        for new in done:
+            new.unlink()
+        for old, kept in before.items():
+            if kept.exists():
+                os.replace(kept, old)
+        if isinstance(e, OSError):
+            raise ExportError(f"{place}: can't write the export: {e.strerror}; give another --file_name") from None
+        raise
 
 
 def write_mindspore(
@@ -268,33 +331,34 @@ class Sampled(nn.Cell):
 
 
 def nearest_sampling(
-    config: Config,
-    detector: TwoStageDetector,
-    inputs: tuple[np.ndarray, ...],
-    wanted: list[np.ndarray],
-    file_format: str,
-) -> tuple[Config, Agreement, list[np.ndarray]]:
-    """The config with, for each adaptive RoIAlign, the fixed number of samples whose features differ least on the
-    reference input's proposals; how the detections then agree with the checkpoint's; and these detections. Prints both.
+    config: Config, detector: TwoStageDetector, inputs: tuple[np.ndarray, ...], file_format: str
+) -> dict[str, int]:
+    """For each adaptive RoIAlign the fixed number of samples whose features differ least on the reference input's
+    proposals; prints them.
     """
     image, shape = Tensor(inputs[0]), Tensor(inputs[1][:, :2])
     maps, boxes, valid = Sampled(detector)(image, shape)
-    exported = copy.deepcopy(config)
-    for name, roi in rois(exported).items():
+    out = {}
+    for name, roi in rois(config).items():
         if roi.roi_layer.sampling_ratio:
             continue
         features = {n: roi_features(roi, n, maps, boxes, valid) for n in (0, *SAMPLES)}
         size = max(float(np.linalg.norm(features[0])), 1e-30)
         errors = {n: float(np.linalg.norm(features[n] - features[0])) / size for n in SAMPLES}
-        roi.roi_layer.sampling_ratio = min(errors, key=errors.get)
+        out[name] = min(errors, key=errors.get)
         print(
             f"{name}.roi_layer.sampling_ratio 0 (adaptive) can't be said in {file_format}'s RoIAlign; exported with the"
-            f" nearest, {roi.roi_layer.sampling_ratio}: RoI features differ by {min(errors.values()):.2g} (relative)"
+            f" nearest, {out[name]}: RoI features differ by {min(errors.values()):.2g} (relative)"
         )
-    got = every_detection(exported, standard(exported, detector), inputs)
-    agreement = compare_detections(got, wanted, LOOSE_BOX, LOOSE_SCORE)
-    print(f"adaptive against exported sampling on the reference input: {agreement}")
-    return exported, agreement, got
+    return out
+
+
+def with_sampling(config: Config, sampling: dict[str, int]) -> Config:
+    """The config with these sampling ratios, by the RoIAlign's name."""
+    out = copy.deepcopy(config)
+    for name, samples in sampling.items():
+        getattr(out, name).roi_layer.sampling_ratio = samples
+    return out
 
 
 def roi_features(roi: Roi, samples: int, maps: tuple, boxes: Tensor, valid: Tensor) -> np.ndarray:

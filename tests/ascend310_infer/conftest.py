@@ -12,7 +12,7 @@ import pytest
 from mindspore import Tensor
 
 from src.config import Config, load_config
-from src.data.images import decode_image
+from src.data.images import safe_decode
 from src.data.shapes import make_shapes
 from src.data.transforms import prepare_image
 from src.device import set_device
@@ -66,7 +66,8 @@ class Exported:
 
     def detect(self, path: Path, config: Config | None = None, detector: TwoStageDetector | None = None) -> ImageResult:
         """What Python detects in an image file."""
-        image = decode_image(path.read_bytes(), path.name)
+        # as stored, unless the config says exif: upright
+        image = safe_decode(path.read_bytes(), path.name, (config or self.config).exif)
         canvas, (height, width) = prepare_image(image, config or self.config)
         size = np.array([[height, width]], np.float32)
         out = [x.asnumpy()[0] for x in (detector or self.detector)(Tensor(canvas[None]), Tensor(size))]

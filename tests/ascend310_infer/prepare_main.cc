@@ -1,7 +1,7 @@
 // Writes an image as the network is given it: for the tests, which compare it with training's reader.
 //
-// usage: rcnn_prepare IMAGE CANVAS_HEIGHT CANVAS_WIDTH KEEP_RATIO EXIF: height and width of the file, of the picture on the
-// canvas (4 x int64), then the picture's pixels (RGB), to standard output.
+// usage: rcnn_prepare IMAGE CANVAS_HEIGHT CANVAS_WIDTH KEEP_RATIO EXIF FILTER: height and width of the file, of the picture
+// on the canvas (4 x int64), then the picture's pixels (RGB), to standard output.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -11,7 +11,7 @@
 #include "../../ascend310_infer/src/image.h"
 
 int main(int argc, char **argv) {
-  if (argc != 6) return 2;
+  if (argc != 7) return 2;
   try {
     const auto bytes = rcnn::ReadFile(argv[1], "image");
     rcnn::Picture whole = rcnn::DecodeImage(bytes);
@@ -19,7 +19,7 @@ int main(int argc, char **argv) {
     whole = rcnn::Turn(std::move(whole), turn);
     const auto size = rcnn::FitSize(whole.height, whole.width, std::atoll(argv[2]), std::atoll(argv[3]),
                                     std::string(argv[4]) == "1");
-    const rcnn::Picture resized = rcnn::Resize(whole, size[0], size[1]);
+    const rcnn::Picture resized = rcnn::Resize(whole, size[0], size[1], std::string(argv[6]) == "antialias");
     const int64_t sizes[] = {whole.height, whole.width, resized.height, resized.width};
     std::fwrite(sizes, sizeof(sizes), 1, stdout);
     std::fwrite(resized.pixels.data(), 1, resized.pixels.size(), stdout);

@@ -17,33 +17,42 @@ from PIL import Image, ImageOps
 from src.config import Config
 from src.data.images import decode_image, image_header, safe_decode
 from src.data.records import DataError
-from src.data.transforms import fit_size
+from src.data.transforms import canvas_size, fit_size
+from src.export import sidecar
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ["ascend310_infer/src/image.cc", "ascend310_infer/src/files.cc", "tests/ascend310_infer/prepare_main.cc"]
+SIZES = [*SOURCES[:2], "ascend310_infer/src/sidecar.cc", "ascend310_infer/src/json.cc"]
+SIZES += ["tests/ascend310_infer/sizes_main.cc"]
 
 
-@pytest.fixture(scope="module")
-def prepare(tmp_path_factory):
-    """prepare(bytes, height, width, keep_ratio, exif) -> (height and width before the resize, resized RGB picture), or
-    None: refused."""
+def compiled(sources, folder):
+    """A program of these sources, with the sanitizers; skips where that can't be."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         pytest.skip(f"no C++ compiler {compiler}")
-    folder = tmp_path_factory.mktemp("prepare")
     flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", "-pthread"]
     flags += ["-fno-sanitize-recover=undefined"]
-    program = folder / "prepare"
-    command = [compiler, *flags, *SOURCES, "-ljpeg", "-lpng", "-o", str(program)]
+    program = folder / "program"
+    command = [compiler, *flags, *sources, "-ljpeg", "-lpng", "-o", str(program)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if "jpeglib.h" in built.stderr or "png.h" in built.stderr:
         pytest.skip("no headers of libjpeg and libpng")
     assert built.returncode == 0, built.stderr
+    return program
 
-    def run(data, height=192, width=256, keep_ratio=True, exif="stored"):
+
+@pytest.fixture(scope="module")
+def prepare(tmp_path_factory):
+    """prepare(bytes, height, width, keep_ratio, exif, filter) -> (height and width before the resize, resized RGB
+    picture), or None: refused."""
+    folder = tmp_path_factory.mktemp("prepare")
+    program = compiled(SOURCES, folder)
+
+    def run(data, height=192, width=256, keep_ratio=True, exif="stored", filter="bilinear"):
         path = folder / "image"
         path.write_bytes(data)
-        arguments = [program, path, str(height), str(width), str(int(keep_ratio)), exif]
+        arguments = [program, path, str(height), str(width), str(int(keep_ratio)), exif, filter]
         result = subprocess.run(arguments, capture_output=True)
         if result.returncode != 0:
             message = result.stderr.decode()
@@ -151,6 +160,55 @@ def test_pixels_are_those_of_training(name, keep_ratio, prepare):
     assert size == want_size
     # bit for bit: a grey level here or there would move detections at a threshold
     np.testing.assert_array_equal(picture, want)
+
+
+def test_antialiased_pixels_are_pillows(prepare):
+    random = np.random.default_rng(7)
+    # by a little, by much, one side alone, neither, one larger and one smaller, rows and columns of one pixel
+    sizes = [((60, 91), (59, 90)), ((301, 97), (13, 11)), ((50, 70), (50, 23)), ((50, 70), (31, 70)), ((9, 9), (9, 9))]
+    sizes += [((40, 200), (77, 33)), ((1, 50), (20, 7)), ((50, 1), (7, 20)), ((64, 80), (1, 1)), ((1, 1), (5, 9))]
+    sizes += [tuple(map(tuple, random.integers(1, 160, (2, 2)))) for _ in range(20)]
+    for i, (before, after) in enumerate(sizes):
+        # single pixels of every value; every other time black and white alone, whose sums end at the ends
+        picture = random.integers(0, 256, (*before, 3)).astype(np.uint8)
+        picture = picture if i % 2 == 0 else (picture > 99) * np.uint8(255)
+        _, got = prepare(saved(picture), *map(int, after), keep_ratio=False, filter="antialias")
+        wanted = Image.fromarray(picture).resize(after[::-1], Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(got, np.asarray(wanted), str((before, after)))
+
+
+@pytest.fixture(scope="module")
+def sizes_program(tmp_path_factory):
+    return compiled(SIZES, tmp_path_factory.mktemp("sizes"))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "floor", "short_first"])
+@pytest.mark.parametrize(
+    ("resize", "height", "width", "short_side", "long_side"),
+    [
+        ("short_side", 800, 1344, 800, 1333),
+        ("short_side", 96, 160, 100, 159),
+        ("short_side", 640, 640, 640, 640),
+        ("canvas", 768, 1280, 800, 1333),
+    ],
+)
+def test_sizes_are_those_of_training(resize, height, width, short_side, long_side, rounding, sizes_program, tmp_path):
+    config = Config(img_height=height, img_width=width, resize=resize, resize_rounding=rounding)
+    config.short_side, config.long_side, config.coco_classes = short_side, long_side, ["background", "x"]
+    random = np.random.default_rng(3)
+    small, large = random.integers(1, 1500, (4000, 2)), random.integers(1, 9000, (2000, 2))
+    pictures = np.concatenate([small, large, small[:500, :1].repeat(2, 1), [[1, 9000], [9000, 1], [1, 1]]])
+    wanted = [(*canvas_size(h, w, config), *fit_size(h, w, config)) for h, w in pictures.tolist()]
+    entry = {"name": "m.mindir", "sha256": "", "bytes": 0}
+    pair = entry if config.turns_canvas else None
+    # either sidecar of two says the same
+    for upright in [False, True][: 1 + config.turns_canvas]:
+        about = sidecar.describe(config, "whole", "MINDIR", {"model": entry}, upright=upright, pair=pair)
+        sidecar.write(tmp_path / "m.mindir.json", about)
+        command, given = [sizes_program, tmp_path / "m.mindir.json"], pictures.astype(np.int64).tobytes()
+        run = subprocess.run(command, input=given, capture_output=True)
+        assert run.returncode == 0, run.stderr
+        np.testing.assert_array_equal(np.frombuffer(run.stdout, np.int64).reshape(-1, 4), wanted)
 
 
 def jpeg_with(*segments):

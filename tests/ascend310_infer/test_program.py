@@ -5,6 +5,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import struct
 
 import cv2
@@ -19,8 +20,9 @@ from src.evaluation.cpp_results import read_result, read_summary
 from src.export import sidecar
 from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.split import export_split
+from src.models.build import build_detector
 from src.ops.library import runnable_marches
-from tests.ascend310_infer.conftest import build_program, random_detector
+from tests.ascend310_infer.conftest import Exported, build_program, random_detector
 
 LARGEST = 96 * 1024  # bytes of an image's result
 
@@ -35,13 +37,13 @@ def share(pairs):
 class StandIn(nn.Cell):
     """Inputs and outputs of a whole graph, from operators that Lite's CPU has: two images, three rows of detections.
 
-    An image's boxes are multiples of the mean of its four sizes; its second row isn't valid.
+    An image's boxes are multiples, `times` over, of the mean of its four sizes; its second row isn't valid.
     """
 
-    def __init__(self):
+    def __init__(self, times=1):
         super().__init__()
         self.mean, self.image_mean = ops.ReduceMean(keep_dims=True), ops.ReduceMean(keep_dims=True)
-        self.boxes = Parameter(np.array([[[1, 2, 3, 4], [0, 0, 0, 0], [0.5, 0.25, 2, 1]]], np.float32), "boxes")
+        self.boxes = Parameter(np.array([[[1, 2, 3, 4], [0, 0, 0, 0], [0.5, 0.25, 2, 1]]], np.float32) * times, "boxes")
         self.scores = Parameter(np.array([[0.9, 0.0, 0.3]], np.float32), "scores")
         self.labels = Parameter(np.array([[3, 0, 1], [2, 0, 5]], np.int32), "labels")
         # scalars become operators that Lite 2.0 doesn't know
@@ -89,6 +91,149 @@ def test_the_whole_form(exported, infer, pictures, tmp_path):
         np.testing.assert_allclose(result.scores, [0.9, 0.3], rtol=1e-6)
         assert result.labels.tolist() == [[3, 1], [2, 5], [3, 1]][i]
         assert np.abs(result.masks / 255 - masks).max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.fixture
+def whole_pair(exported, tmp_path):
+    """A stand-in for each orientation, of 96 x 160: paths of the lying and the upright one, whose boxes are doubled."""
+    config = dataclasses.replace(exported.config, test_batch_size=2, img_height=96, img_width=160, resize="short_side")
+    config.short_side, config.long_side = 90, 150
+    config.test_cfg = dataclasses.replace(
+        config.test_cfg, rcnn=dataclasses.replace(config.test_cfg.rcnn, max_per_img=3)
+    )
+    paths = [tmp_path / "model/whole.mindir", tmp_path / "model/whole-upright.mindir"]
+    paths[0].parent.mkdir()
+    for path, size, times in zip(paths, ((96, 160), (160, 96)), (1, 2), strict=True):
+        inputs = (Tensor(np.zeros((2, 3, *size), np.float32)), Tensor(np.ones((2, 4), np.float32)))
+        ms.export(StandIn(times), *inputs, file_name=str(path), file_format="MINDIR")
+        path.chmod(0o644)
+        rewrite_as_version_1(path)
+    entries = [sidecar.file_entry(path) for path in paths]
+    for i, path in enumerate(paths):
+        files, pair = {"model": entries[i]}, entries[1 - i]
+        about = sidecar.describe(config, "whole", "MINDIR", files, 2, upright=i == 1, pair=pair)
+        sidecar.write(f"{path}.json", about)
+    return paths
+
+
+def test_the_whole_form_of_both_orientations(whole_pair, infer, tmp_path):
+    (tmp_path / "images").mkdir()
+    # file, (height, width) shown by EXIF, the part of the canvas that it takes with a short side of 90, at most 150
+    shapes = {
+        "a.png": ((60, 100), (90, 150)),
+        "b.png": ((100, 60), (150, 90)),
+        "c.png": ((60, 240), (38, 150)),
+        "d.png": ((80, 80), (90, 90)),
+    }
+    for name, ((height, width), _) in shapes.items():
+        cv2.imwrite(str(tmp_path / "images" / name), np.full((height, width, 3), 90, np.uint8))
+    store_turned(tmp_path / "images/e.png", np.full((100, 60, 3), 90, np.uint8), 6)
+    shapes["e.png"] = shapes["b.png"]
+    for model in whole_pair:
+        out = tmp_path / model.stem
+        words = ("--model", model, "--input", tmp_path / "images", "--exif", "upright", "--output")
+        run = infer(*words, out)
+        assert run.returncode == 0, run.stderr
+        assert read_summary(out)["images"] == sorted(shapes)
+        for name, (size, fitted) in shapes.items():
+            result = read_result(out / f"{name}.det")
+            assert (result.height, result.width) == size
+            times = 2 if size[0] > size[1] else 1
+            mean = (sum(size) + sum(fitted)) / 4 * times
+            # float32 of numbers up to 1000
+            np.testing.assert_allclose(result.boxes, mean * np.array([[1, 2, 3, 4], [0.5, 0.25, 2, 1]]), rtol=1e-5)
+    refused(infer(*words, out, "--width", 128), "96", "160", "--width")
+    refused(infer(*words, out, "--device_type", "Ascend", "--aipp_config", tmp_path / "aipp.cfg"), "aipp.cfg")
+    (tmp_path / "aipp.cfg").write_text("aipp_op {}")
+    refused(infer(*words, out, "--device_type", "Ascend", "--aipp_config", tmp_path / "aipp.cfg"), "aipp-upright.cfg")
+    # of the other orientation, found wrong when the first upright picture comes
+    about = sidecar.read(f"{whole_pair[0]}.json")
+    whole_pair[1].write_bytes(b"not a MINDIR" * 100)
+    words = ("--model", whole_pair[0], *words[2:])
+    refused(infer(*words, out), "whole-upright.mindir", "1200 bytes")
+    sidecar.write(f"{whole_pair[0]}.json", about | {"pair": sidecar.file_entry(whole_pair[1])})
+    refused(infer(*words, out), "whole-upright.mindir", "can't build")
+    whole_pair[1].unlink()
+    refused(infer(*words, out), "whole-upright.mindir", "can't read")
+    del about["pair"]
+    sidecar.write(f"{whole_pair[0]}.json", about)
+    refused(infer(*words, out), "whole.mindir.json", "other orientation")
+
+
+@pytest.fixture(scope="session")
+def turning(tmp_path_factory, program):
+    """A small model for pictures of both orientations, resized as maskrcnn-benchmark does; not to be changed."""
+    config, detector = random_detector(
+        **{"backbone.width_multiplier": 0.25, "neck.fpn.in_channels": [32, 64, 128, 256]},
+        **{"img_width": 160, "img_height": 96, "resize": "short_side", "short_side": 90, "long_side": 150},
+        **{"resize_rounding": "short_first", "resize_filter": "antialias", "rpn.anchor_generator.grid_strides": True},
+    )
+    path = export_split(config, detector, tmp_path_factory.mktemp("turning") / "net", program=program)
+    return Exported(config, detector, path)
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory, pictures):
+    """A folder of pictures, lying, upright, square, large, and turned by EXIF."""
+    folder = tmp_path_factory.mktemp("mixed")
+    whole = [np.asarray(Image.open(p).convert("RGB")) for p in sorted((pictures / "val2017").iterdir())]
+    upright = np.ascontiguousarray(whole[1].transpose(1, 0, 2))
+    large = cv2.resize(whole[2], (401, 977), interpolation=cv2.INTER_CUBIC)
+    shown = {"a.png": whole[0], "b.png": upright, "c.png": whole[3][:100, :100], "d.png": large, "e.png": whole[4]}
+    for name, picture in shown.items():
+        Image.fromarray(picture).save(folder / name)
+    store_turned(folder / "f.png", upright[:, ::-1], 6)
+    return folder
+
+
+def test_pictures_of_both_orientations(turning, mixed, infer, agree, tmp_path):
+    folder = turning.sidecar.parent
+    assert sidecar.read(turning.sidecar)["reference"]["compared"] is True
+    for name in ("net_features.mindir", "net-upright_features.mindir", "net-upright.json"):
+        assert (folder / name).is_file()
+    words = ("--input", mixed, "--exif", "upright", "--output")
+    run = infer("--model", turning.sidecar, "--self_check", *words, tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    # each graph on its own canvas, and both on a small one
+    assert [run.stdout.count(f"(1, 3, {s})") for s in ("96, 160", "160, 96", "128, 128")] == [1, 1, 2]
+    names = sorted(p.name for p in mixed.iterdir())
+    assert read_summary(tmp_path / "out")["images"] == names
+    config = dataclasses.replace(turning.config, exif="upright")
+    pairs = [agree(tmp_path / f"out/{n}.det", mixed / n, config, turning.detector) for n in names]
+    assert share(pairs) >= 0.99
+    # from the other sidecar, and with other pictures beside them in a batch, the same to the bit
+    for model, batch in (("net-upright.json", 1), ("net-upright.mindir", 4)):
+        other = tmp_path / f"other{batch}"
+        run = infer("--model", folder / model, "--batch_size", batch, *words, other)
+        assert run.returncode == 0, run.stderr
+        for n in names:
+            assert (other / f"{n}.det").read_bytes() == (tmp_path / f"out/{n}.det").read_bytes()
+
+
+def test_another_canvas_for_both_orientations(turning, mixed, infer, agree, tmp_path):
+    config = dataclasses.replace(turning.config, exif="upright", img_width=192, img_height=128)
+    detector = build_detector(config).set_train(False)
+    ms.load_param_into_net(detector, {p.name: p for p in turning.detector.get_parameters()})
+    words = ("--input", mixed, "--exif", "upright", "--output", tmp_path / "out", "--width", 192, "--height", 128)
+    run = infer("--model", turning.sidecar.with_name("net-upright.json"), *words)
+    assert run.returncode == 0, run.stderr
+    names = sorted(p.name for p in mixed.iterdir())
+    assert share([agree(tmp_path / f"out/{n}.det", mixed / n, config, detector) for n in names]) >= 0.99
+    refused(infer("--model", turning.sidecar, *words[:-3], 96, "--height", 128), "96 x 128 stands")
+
+
+def test_the_other_orientations_graph_is_missing_or_another(turning, mixed, infer, tmp_path):
+    shutil.copytree(turning.sidecar.parent, tmp_path / "model")
+    path = tmp_path / "model/net.json"
+    words = ("--model", path, "--input", mixed, "--output", tmp_path / "out")
+    flip(path, "net-upright_features.mindir")
+    refused(infer(*words), "net-upright_features.mindir", "checksum")
+    path.with_name("net-upright_features.mindir").unlink()
+    refused(infer(*words), "net-upright_features.mindir")
+    change(path, pair__name="net_box0.mindir")
+    refused(infer(*words), "net_box0.mindir")
+    change(path, resize_filter="bicubic")
+    refused(infer(*words), "resize_filter", "bicubic")
 
 
 def odd_images(folder, good):
@@ -347,7 +492,7 @@ def test_the_program_for_another_instruction_set(march, exported, infer, picture
     assert share([agree(tmp_path / "out" / f"{p.name}.det", p) for p in images]) >= 0.99
 
 
-def test_under_the_sanitizers(exported, infer, pictures, tmp_path):
+def test_under_the_sanitizers(exported, turning, mixed, infer, pictures, tmp_path):
     # the runtime keeps what it has until the process ends
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     good = min((pictures / "val2017").iterdir()).read_bytes()
@@ -359,6 +504,10 @@ def test_under_the_sanitizers(exported, infer, pictures, tmp_path):
     assert run.returncode == 3, run.stderr
     assert "Sanitizer" not in run.stderr and "runtime error" not in run.stderr
     assert read_summary(tmp_path / "out")["images"] == readable
+    words = ("--model", turning.sidecar, "--input", mixed, "--output", tmp_path / "mixed", "--exif", "upright")
+    run = infer(*words, "--batch_size", 2, "--self_check", executable=build_program("--sanitize"), env=environment)
+    assert run.returncode == 0, run.stderr
+    assert "Sanitizer" not in run.stderr and "runtime error" not in run.stderr
 
 
 def refused(run, *parts):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from src.config import load_config
+from src.errors import UserError
+from src.export import aipp
 from src.export.aipp import aipp_config
 
 ROOT = Path(__file__).parents[2]
@@ -36,3 +38,16 @@ def test_every_byte_is_normalised_as_in_training(name):
         # float32's rounding of numbers up to 152
         np.testing.assert_allclose(chip, trained[0, :, i], rtol=0, atol=1.6e-5)
         assert c[f"mean_chn_{i}"] == int(c[f"mean_chn_{i}"])
+
+
+def test_upright_pictures_have_a_file_of_their_own(monkeypatch, capsys, refusal):
+    def written(name, *words):
+        monkeypatch.setattr("sys.argv", ["aipp", "--config_path", str(ROOT / f"configs/{name}.yaml"), *words])
+        aipp.main()
+        return capsys.readouterr().out
+
+    lying, upright = (written("detectron2_mask_rcnn_r50_fpn", *w) for w in ([], ["--upright"]))
+    sizes = [[constants(text)[f"src_image_size_{k}"] for k in "wh"] for text in (lying, upright)]
+    assert sizes == [[1344, 800], [800, 1344]]
+    with refusal(UserError, "--upright", "resize: canvas"):
+        written("mask_rcnn_r50_fpn", "--upright")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import eval_onnx
 from src.errors import UserError
@@ -16,6 +17,8 @@ from src.export import sidecar
 from src.export.compare import compare_detections
 from src.export.folding import fold_batch_norms
 from src.export.onnx_graph import onnx_model
+from src.export.whole import export_whole
+from tests.conftest import CocoFolder
 
 ROOT = Path(eval_onnx.__file__).parent
 CONFIG = """base: {root}/configs/shapes.yaml
@@ -76,6 +79,49 @@ def test_the_detections_of_eval_py(exported, command, tmp_path, capsys):
     assert agreement.total == 20 * 8
     assert agreement.passed, str(agreement)
     assert all(r["segmentation"] for r in results[0])
+
+
+@pytest.fixture
+def mixed_root(tmp_path):
+    """A COCO root of lying, upright and square pictures, in no order, with an object each."""
+    folder = CocoFolder(tmp_path / "mixed", "val")
+    for size in ((60, 100), (100, 60), (80, 80), (97, 50), (50, 97), (230, 100), (64, 64)):
+        folder.add_object(folder.add_image(*size))
+    return folder.write().root
+
+
+def test_pictures_of_both_orientations(small_config, make_detector, mixed_root, tmp_path, monkeypatch, refusal):
+    turning = {"resize": "short_side", "short_side": 90, "long_side": 155, "img_height": 96, "img_width": 160}
+    turning |= {"resize_rounding": "floor", "resize_filter": "antialias"}
+    config = small_config(
+        **turning,
+        test_cfg__rcnn__max_per_img=20,
+        test_batch_size=2,
+        val_dataset=str(mixed_root),
+        num_classes=3,
+        coco_classes=["background", "circle", "star"],
+    )
+    detector, path = make_detector(config), tmp_path / "model.onnx"
+    agreement = export_whole(config, detector, path, "ONNX")
+    assert (agreement.total, agreement.passed) == (2 * 2 * 20, True)
+    Evaluator(config, detector).run(tmp_path / "python.json")
+    (tmp_path / "model.yaml").write_text(CONFIG.format(root=ROOT) + yaml.safe_dump(turning))
+    words = ["eval_onnx.py", "--config_path", tmp_path / "model.yaml", "--val_dataset", mixed_root, "--threads", 1]
+    words += ["--train_outputs", tmp_path / "outputs", "--coco_classes", "[background, circle, star]"]
+    words += ["--num_classes", 3, "--results", tmp_path / "onnx.json", "--onnx_file"]
+    for model in (path, tmp_path / "model-upright.onnx"):
+        monkeypatch.setattr("sys.argv", [str(w) for w in (*words, model)])
+        assert eval_onnx.main() == 0
+        results = [json.loads((tmp_path / f"{n}.json").read_text()) for n in ("onnx", "python")]
+        images = [[r["image_id"] for r in of] for of in results]
+        # both in the data set's order
+        assert list(dict.fromkeys(images[0])) == list(dict.fromkeys(images[1])) == list(range(1, 8))
+        agreement = compare_detections(*(by_image(r, range(1, 8)) for r in results))
+        assert agreement.total == 7 * 20
+        assert agreement.passed, str(agreement)
+    path.rename(tmp_path / "elsewhere.onnx")
+    with refusal(UserError, path, "no such model"):
+        eval_onnx.main()
 
 
 def test_refusals(exported, command, tmp_path, refusal):

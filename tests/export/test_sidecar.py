@@ -68,11 +68,46 @@ def test_stages_of_a_cascade(shapes_config):
         ({"img_mean": [0, 0, 0]}, "mean [123.675, 116.28, 103.53]"),
         ({"roi__roi_layer__sampling_ratio": 0}, "roi.trained_sampling_ratio 2, not 0"),
         ({"backbone__width_multiplier": 1.0}, "backbone.width_multiplier 0.5, not 1.0"),
+        ({"resize": "short_side"}, "resize canvas, not short_side"),
+        ({"resize_rounding": "floor"}, "resize_rounding nearest, not floor"),
+        ({"resize_filter": "antialias"}, "resize_filter bilinear, not antialias"),
     ],
 )
 def test_a_config_of_another_detector_is_refused(shapes_config, written, refusal, change, told):
     with refusal(ExportError, written, told):
         sidecar.check_config(written, sidecar.read(written), shapes_config(**change))
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_of_a_model_for_one_orientation(shapes_config, written, refusal, upright):
+    config = shapes_config(resize="short_side", short_side=180, long_side=250)
+    pair = {"name": "other.onnx", "sha256": "", "bytes": 0}
+    entry = sidecar.read(written)["files"]["model"]
+    sidecar.write(written, sidecar.describe(config, "whole", "ONNX", {"model": entry}, upright=upright, pair=pair))
+    about = sidecar.read(written)
+    assert sidecar.is_upright(about) == upright
+    sidecar.check_config(written, about, config)
+    for change, told in (
+        ({"short_side": 181}, "short_side 180, not 181"),
+        ({"long_side": 251}, "long_side 250, not 251"),
+        ({"img_width": 320}, "not 320"),
+        ({"resize": "canvas"}, "resize short_side, not canvas"),
+    ):
+        other = shapes_config(**{"resize": "short_side", "short_side": 180, "long_side": 250, **change})
+        with refusal(ExportError, written, told):
+            sidecar.check_config(written, about, other)
+    del about["pair"]
+    sidecar.write(written, about)
+    with refusal(ExportError, written, "other orientation"):
+        sidecar.read(written)
+
+
+def test_older_sidecars_know_one_way_to_resize(shapes_config, written):
+    about = sidecar.read(written)
+    for name in ("resize", "resize_rounding", "resize_filter", "canvas_step"):
+        del about[name]
+    sidecar.write(written, about)
+    sidecar.check_config(written, sidecar.read(written), shapes_config())
 
 
 def test_a_changed_model_is_refused(written, refusal):

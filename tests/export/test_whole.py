@@ -17,7 +17,7 @@ from src.export import sidecar, whole
 from src.export.compare import compare_detections, reference_input
 from src.export.onnx_runtime import OnnxModel
 from src.export.sidecar import ExportError
-from src.export.whole import WholeGraph, every_detection, export_whole, model_path
+from src.export.whole import WholeGraph, canvases, every_detection, export_whole, model_path, with_sampling
 from src.training.checkpoints import save_checkpoint
 
 
@@ -46,6 +46,75 @@ def test_mindir_detects_what_the_detector_detects(small_config, make_detector, t
     sidecar.check_config(f"{path}.json", about, config)
     assert about["outputs"][0]["shape"] == [2, 20, 4]
     assert about["reference"]["matched"] == 40
+
+
+TURNING = {"img_height": 96, "img_width": 160, "resize": "short_side", "short_side": 96, "long_side": 160}
+
+
+def test_a_mindir_for_each_orientation(small_config, make_detector, tmp_path, refusal, monkeypatch):
+    config = small_config(
+        **TURNING,
+        roi__roi_layer__sampling_ratio=0,
+        test_cfg__rcnn__max_per_img=20,
+        rpn__anchor_generator__grid_strides=1,
+    )
+    detector = make_detector(config)
+    paths = [tmp_path / "out/model.mindir", tmp_path / "out/model-upright.mindir"]
+    agreement = export_whole(config, detector, paths[0], "MINDIR")
+    assert agreement.matched == agreement.total == 40
+    names = ["model-upright.mindir", "model-upright.mindir.json", "model.mindir", "model.mindir.json"]
+    assert sorted(p.name for p in paths[0].parent.iterdir()) == names
+    abouts = [sidecar.read(f"{p}.json") for p in paths]
+    exported = with_sampling(config, {"roi": abouts[0]["roi"]["sampling_ratio"]})
+    wanted = make_detector(exported)
+    for i, (path, about, size) in enumerate(zip(paths, abouts, ((96, 160), (160, 96)), strict=True)):
+        sidecar.check_file(path, about["files"]["model"])
+        sidecar.check_file(paths[1 - i], about["pair"])
+        sidecar.check_config(f"{path}.json", about, config)
+        assert about["pair"]["name"] == paths[1 - i].name
+        assert about["canvas"] == {"width": size[1], "height": size[0]}
+        assert about["inputs"][0]["shape"] == [1, 3, *size]
+        assert (about["resize"], about["short_side"], about["long_side"]) == ("short_side", 96, 160)
+        assert about["roi"] == abouts[0]["roi"]
+        assert about["reference"]["adaptive_sampling"]["matched"] > 0
+        inputs = [Tensor(x) for x in reference_input(canvases(config)[i], 1, seed=3)]
+        got = [x.asnumpy() for x in nn.GraphCell(ms.load(str(path)))(*inputs)]
+        other = compare_detections(got, [x.asnumpy() for x in WholeGraph(wanted)(*inputs)])
+        assert other.total == 20
+        assert other.passed, str(other)
+
+
+def test_both_orientations_or_neither(small_config, make_detector, tmp_path, monkeypatch, refusal):
+    config = small_config(**TURNING, detector="faster_rcnn")
+    detector, path = make_detector(config), tmp_path / "out/model.onnx"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/model-upright.onnx.json").write_text("older")
+    before, replace = contents(tmp_path), os.replace
+
+    def full_at(name):
+        def move(source, target):
+            if Path(target).name == name and Path(source).parent != path.parent and ".before" not in Path(source).name:
+                raise OSError(28, os.strerror(28))
+            replace(source, target)
+
+        return move
+
+    for name in ("model-upright.onnx", "model-upright.onnx.json"):
+        with monkeypatch.context() as m, refusal(ExportError, path.with_name(name), "No space left"):
+            m.setattr("src.export.whole.os.replace", full_at(name))
+            export_whole(config, detector, path, "ONNX")
+        assert contents(tmp_path) == before
+    # a wrong upright model alone
+    calls = []
+
+    def wrong_at_second(*arguments):
+        calls.append(every_detection(*arguments))
+        return calls[-1] if len(calls) == 1 else [calls[-1][0] + 1, *calls[-1][1:]]
+
+    monkeypatch.setattr(whole, "every_detection", wrong_at_second)
+    with refusal(ExportError, "model-upright.onnx", "other detections"):
+        export_whole(config, detector, path, "ONNX")
+    assert contents(tmp_path) == before
 
 
 def test_adaptive_sampling_in_mindir_is_the_nearest_fixed_one(small_config, make_detector, tmp_path, capsys):
@@ -140,7 +209,7 @@ def test_refusals(command, tmp_path, refusal):
         command("--file_format", "AIR", "--file_name", tmp_path / "m")
     with refusal(UserError, "--file_format TFLITE", "MINDIR, AIR, ONNX"):
         command("--file_format", "TFLITE")
-    with refusal(UserError, "img_width", "multiples", "64"):
+    with refusal(UserError, "img_width", "multiples", "32"):
         command("--width", "100")
     with refusal(UserError, "img_height", "expected integer"):
         command("--height", "tall")
