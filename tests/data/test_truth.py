@@ -222,7 +222,8 @@ def same_numbers(raw, config):
     random = np.random.default_rng(3)
     results = perfect(truth)
     for r in results:
-        r["bbox"] = [v + d for v, d in zip(r["bbox"], random.normal(0, 3, 4), strict=True)]
+        moved = np.array(r["bbox"]) + random.normal(0, 3, 4)
+        r["bbox"] = [*moved[:2].tolist(), *np.maximum(moved[2:], 1).tolist()]
         r["score"] = float(random.random())
         r["category_id"] = int(random.choice([r["category_id"], results[0]["category_id"]], p=[0.9, 0.1]))
     results = [r for r in results if random.random() < 0.9]
