@@ -100,11 +100,14 @@ STAGES = {
         " write_truth(Path(config.train_outputs) / 'truth.json', read_split(config, 'train'))"
     ),
     "convert val": CONVERT.format("val", False),
-    "evaluate": (
-        "from src.data.mindrecord import ground_truth; from src.evaluation.coco import evaluate;"
-        " from src.evaluation.results import load_results;"
-        " evaluate(ground_truth(config), load_results(results), ('bbox',))"
-    ),
+    "evaluate": """
+from src.data.mindrecord import ground_truth
+from src.evaluation.coco import evaluate
+try:
+    from src.evaluation.results import load_results
+except ImportError:  # an earlier version
+    from src.evaluation.coco import load_results
+evaluate(ground_truth(config), load_results(results), ("bbox",))""",
 }
 
 
