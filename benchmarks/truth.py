@@ -114,7 +114,7 @@ def plain_numbers(annotations: Path, results: list[dict], kind: str) -> list[flo
 # the ways to an AP
 
 
-def by_eval(config: Config, split: str, truth: dict, out: Path) -> tuple[Pair, Pair]:
+def by_eval(config: Config, split: str, out: Path) -> tuple[Pair, Pair]:
     """AP by eval.py in a process of its own, and in its report."""
     words = [
         *("--config_path", str(ROOT / "configs/shapes.yaml"), "--checkpoint_path", "none.ckpt", "--split", split),
@@ -291,7 +291,7 @@ def check_split(name: str, config: Config, split: str, out: Path) -> tuple[list[
     own_file = Path(index["source"])
     annotations = own_file if config.dataset == "coco" else path
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        evaluated, shown = by_eval(config, split, truth.dataset, out)
+        evaluated, shown = by_eval(config, split, out)
         ways = {
             "eval.py --predictions": evaluated,
             "its report": shown,
