@@ -181,9 +181,10 @@ void TestMatch(int64_t batch, int64_t count, int64_t gts, int64_t ignored, bool 
   arguments.Add<float>({batch, gts, 4}, gt_boxes);
   arguments.Add<uint8_t>({batch, gts}, gt_valid);
   arguments.Add<float>({batch, ignored, 4}, Boxes(batch * ignored, 300));
+  arguments.Add<float>({1}, {0.3f});
   arguments.Add<float>({batch, count}, {});
   arguments.Add<int32_t>({batch, count}, {});
-  arguments.Add<uint8_t>({batch, count}, {});
+  arguments.Add<int32_t>({batch, count}, {});
   arguments.Add<float>({batch, count}, {});
   if (arguments.Call(MaxIoUMatch) != 0) Arguments::Fail("MaxIoUMatch's status");
 }
