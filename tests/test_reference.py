@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.reference import Row, compare
+from benchmarks.reference import PASTED, Row, compare, worst_iou
 
 GOLDEN = Path(__file__).parent / "reference/maskrcnn_r50_fpn.npz"
 
@@ -27,6 +28,17 @@ def test_all_of_the_golden_file_is_compared(rows):
     for part in ("fpn_p6", "rpn_deltas_p6", "roi_feats_14", "mask_logits", "proposals_1", "detections_1", "loss_mask"):
         assert part in stages
     assert "gradients compared" in stages
+
+
+@pytest.mark.parametrize(("pixels", "passes"), [(0, True), (1, True), (2, False)])
+def test_a_small_bitmap_may_differ_in_one_pixel(pixels, passes):
+    """A box of 6 x 6: one pixel of 36 is more than the share that larger bitmaps' outlines are allowed."""
+    boxes = np.array([[2, 2, 8, 8], [10, 10, 40, 40]], np.float32)
+    want = np.zeros((2, 64, 64), np.uint8)
+    want[0, 2:8, 2:8], want[1, 10:40, 10:40] = 1, 1
+    want[0, 2, 2 : 2 + pixels] = 0
+    pairs = np.array([[0, 0], [1, 1]])
+    assert (worst_iou(np.ones((2, 28, 28), np.float32), boxes, pairs, want) >= PASTED) == passes
 
 
 @pytest.mark.parametrize(
