@@ -21,7 +21,8 @@ def create_network(name: str, *args: object, **kwargs: object) -> nn.Cell:
     name: a config's name ("mask_rcnn_r50_fpn"; `maskrcnn` and `fasterrcnn` alone mean ResNet-50 with FPN), dashes for
     underscores allowed. kwargs: `checkpoint`, a .ckpt or .safetensors of the whole detector; `builtin_ops`, True for
     MindSpore's own operators alone, as export needs; any other is a key of the config (num_classes=..., nested ones by
-    **{"test_cfg.rcnn.score_thr": 0.3}). Inputs and outputs of the Cell: see src.models.two_stage.TwoStageDetector.
+    **{"test_cfg.rcnn.score_thr": 0.3}). Inputs and outputs of the Cell: see src.models.two_stage.TwoStageDetector;
+    with resize: short_side it takes lying pictures on the canvas, and upright ones on the canvas turned.
 
     Where the config leaves the classes to the data (coco_classes: auto), they are those of the checkpoint's run.
 

@@ -3,7 +3,8 @@
 # usage: bash scripts/run_infer_310.sh [MINDIR_OR_AIR_PATH] [DATA_PATH] [ANN_FILE_PATH] [DEVICE_ID](optional)
 #
 # The model is the whole graph, as export.py writes it without --split. The rest as for run_infer_cpp.sh; MS_LITE_HOME is
-# MindSpore Lite for Ascend. EXTRA_ARGS='--aipp_config ascend310_infer/aipp.cfg' normalises on the chip.
+# MindSpore Lite for Ascend. EXTRA_ARGS='--aipp_config ascend310_infer/aipp.cfg' normalises on the chip; of
+# two models, one for each orientation, aipp-upright.cfg beside it is the upright one's (python -m src.export.aipp).
 set -euo pipefail
 
 if (($# != 3 && $# != 4)); then

@@ -3,8 +3,9 @@
 # usage: bash scripts/run_infer_cpp.sh [MINDIR_PATH] [DATA_PATH] [ANNO_PATH] [DEVICE_TYPE] [IMAGE_WIDTH] [IMAGE_HEIGHT]
 #            [KEEP_RATIO] [DEVICE_ID]    (the last four are optional; '' for the model's own)
 #
-# MINDIR_PATH: what export.py wrote; of the split form (--split), NAME.mindir or its sidecar NAME.json. DATA_PATH: the
-# images, or a COCO root with val2017/. DEVICE_TYPE: CPU, for the split form, or Ascend.
+# MINDIR_PATH: what export.py wrote; of the split form (--split), NAME.mindir or its sidecar NAME.json; of two models, one
+# for each orientation of pictures, either. DATA_PATH: the images, or a COCO root with val2017/. DEVICE_TYPE: CPU, for the
+# split form, or Ascend. IMAGE_WIDTH and IMAGE_HEIGHT: of the lying canvas, where upright pictures have it turned.
 # Environment, beyond launch.sh's: MS_LITE_HOME, MindSpore Lite (else its wheel is fetched from PyPI, once). EXTRA_ARGS
 # are options of the program, as '--threads 2 --batch_size 4', '--exif upright', or '--recursive' where images lie in
 # folders.

@@ -56,8 +56,8 @@ Picture DecodeImage(const std::vector<uint8_t> &bytes);
 std::array<int64_t, 2> FitSize(int64_t height, int64_t width, int64_t canvas_height, int64_t canvas_width,
                                bool keep_ratio, const ResizeRule &rule = {});
 
-// Bilinear, in fixed-point arithmetic: bit for bit OpenCV's resize of 8-bit images with INTER_LINEAR; antialias: over all
-// pixels that a smaller one covers, bit for bit Pillow's with BILINEAR (its src/libImaging/Resample.c).
+// Bilinear, in fixed-point arithmetic: bit for bit OpenCV's resize of 8-bit images with INTER_LINEAR; antialias: over
+// all pixels that a smaller one covers, bit for bit Pillow's with BILINEAR (its src/libImaging/Resample.c).
 Picture Resize(const Picture &from, int64_t height, int64_t width, bool antialias = false);
 
 void SwapRedAndBlue(Picture *picture);

@@ -51,8 +51,8 @@ const char kUsage[] =
     "  --exif POLICY         turn images as their EXIF orientation says: upright always, stored never, auto where\n"
     "                        --annotations has the upright picture's size (default auto)\n"
     "  --annotations FILE    COCO annotations of the images, for --exif auto\n"
-    "  --aipp_config FILE    normalise on the Ascend chip; of a model for each orientation, with NAME-upright.cfg beside\n"
-    "                        NAME.cfg for upright pictures\n"
+    "  --aipp_config FILE    normalise on the Ascend chip; NAME-upright.cfg beside NAME.cfg is for upright pictures,\n"
+    "                        where these have the canvas turned\n"
     "  --self_check          compare the model's graphs with what Python gave; alone, or before the images\n"
     "\n"
     "exit status: 0; 2 nothing or not all was done, the reason in one line; 3 done, but some images are unreadable\n";

@@ -1,7 +1,7 @@
 // Writes an image as the network is given it: for the tests, which compare it with training's reader.
 //
-// usage: rcnn_prepare IMAGE CANVAS_HEIGHT CANVAS_WIDTH KEEP_RATIO EXIF FILTER: height and width of the file, of the picture
-// on the canvas (4 x int64), then the picture's pixels (RGB), to standard output.
+// usage: rcnn_prepare IMAGE CANVAS_HEIGHT CANVAS_WIDTH KEEP_RATIO EXIF FILTER: height and width of the file, of the
+// picture on the canvas (4 x int64), then the picture's pixels (RGB), to standard output.
 #include <cstdio>
 #include <cstdlib>
 #include <string>

@@ -1,7 +1,7 @@
 // Says how large pictures are shown: for the tests, which compare it with training's reader.
 //
-// usage: sizes_main SIDECAR: reads height and width of pictures (2 x int64 each) from standard input, and writes height and
-// width of the canvas, then of the picture on it (4 x int64) to standard output.
+// usage: sizes_main SIDECAR: reads height and width of pictures (2 x int64 each) from standard input, and writes height
+// and width of the canvas, then of the picture on it (4 x int64) to standard output.
 #include <cstdio>
 
 #include "../../ascend310_infer/src/files.h"

@@ -17,7 +17,15 @@ from src.export import sidecar, whole
 from src.export.compare import compare_detections, reference_input
 from src.export.onnx_runtime import OnnxModel
 from src.export.sidecar import ExportError
-from src.export.whole import WholeGraph, canvases, every_detection, export_whole, model_path, with_sampling
+from src.export.whole import (
+    WholeGraph,
+    canvases,
+    every_detection,
+    export_whole,
+    model_path,
+    put_in_place,
+    with_sampling,
+)
 from src.training.checkpoints import save_checkpoint
 
 
@@ -51,22 +59,18 @@ def test_mindir_detects_what_the_detector_detects(small_config, make_detector, t
 TURNING = {"img_height": 96, "img_width": 160, "resize": "short_side", "short_side": 96, "long_side": 160}
 
 
-def test_a_mindir_for_each_orientation(small_config, make_detector, tmp_path, refusal, monkeypatch):
-    config = small_config(
-        **TURNING,
-        roi__roi_layer__sampling_ratio=0,
-        test_cfg__rcnn__max_per_img=20,
-        rpn__anchor_generator__grid_strides=1,
-    )
-    detector = make_detector(config)
+@pytest.mark.parametrize(
+    ("detector", "sampling"), [("faster_rcnn", 2), pytest.param("mask_rcnn", 0, marks=pytest.mark.full)]
+)
+def test_a_mindir_for_each_orientation(detector, sampling, small_config, make_detector, tmp_path):
+    options = {"detector": detector, "roi__roi_layer__sampling_ratio": sampling, "test_cfg__rcnn__max_per_img": 20}
+    config = small_config(**TURNING, **options, rpn__anchor_generator__grid_strides=True)
     paths = [tmp_path / "out/model.mindir", tmp_path / "out/model-upright.mindir"]
-    agreement = export_whole(config, detector, paths[0], "MINDIR")
+    agreement = export_whole(config, make_detector(config), paths[0], "MINDIR")
     assert agreement.matched == agreement.total == 40
     names = ["model-upright.mindir", "model-upright.mindir.json", "model.mindir", "model.mindir.json"]
     assert sorted(p.name for p in paths[0].parent.iterdir()) == names
     abouts = [sidecar.read(f"{p}.json") for p in paths]
-    exported = with_sampling(config, {"roi": abouts[0]["roi"]["sampling_ratio"]})
-    wanted = make_detector(exported)
     for i, (path, about, size) in enumerate(zip(paths, abouts, ((96, 160), (160, 96)), strict=True)):
         sidecar.check_file(path, about["files"]["model"])
         sidecar.check_file(paths[1 - i], about["pair"])
@@ -74,47 +78,56 @@ def test_a_mindir_for_each_orientation(small_config, make_detector, tmp_path, re
         assert about["pair"]["name"] == paths[1 - i].name
         assert about["canvas"] == {"width": size[1], "height": size[0]}
         assert about["inputs"][0]["shape"] == [1, 3, *size]
+        model = ModelProto()
+        model.ParseFromString(path.read_bytes())
+        assert list(model.graph.input[0].tensor[0].dims) == [1, 3, *size]
         assert (about["resize"], about["short_side"], about["long_side"]) == ("short_side", 96, 160)
         assert about["roi"] == abouts[0]["roi"]
-        assert about["reference"]["adaptive_sampling"]["matched"] > 0
-        inputs = [Tensor(x) for x in reference_input(canvases(config)[i], 1, seed=3)]
-        got = [x.asnumpy() for x in nn.GraphCell(ms.load(str(path)))(*inputs)]
-        other = compare_detections(got, [x.asnumpy() for x in WholeGraph(wanted)(*inputs)])
-        assert other.total == 20
-        assert other.passed, str(other)
+        assert ("adaptive_sampling" in about["reference"]) == (sampling == 0)
+    if sampling:
+        return  # each was compared as it was written
+    exported = with_sampling(config, {"roi": abouts[0]["roi"]["sampling_ratio"]})
+    inputs = [Tensor(x) for x in reference_input(canvases(config)[1], 1, seed=3)]
+    got = [x.asnumpy() for x in nn.GraphCell(ms.load(str(paths[1])))(*inputs)]
+    other = compare_detections(got, [x.asnumpy() for x in WholeGraph(make_detector(exported))(*inputs)])
+    assert other.total == 20
+    assert other.passed, str(other)
 
 
-def test_both_orientations_or_neither(small_config, make_detector, tmp_path, monkeypatch, refusal):
+def test_an_orientation_that_differs_leaves_neither(small_config, make_detector, tmp_path, monkeypatch, refusal):
     config = small_config(**TURNING, detector="faster_rcnn")
-    detector, path = make_detector(config), tmp_path / "out/model.onnx"
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/model-upright.onnx.json").write_text("older")
-    before, replace = contents(tmp_path), os.replace
+    path, given = tmp_path / "out/model.onnx", []
 
-    def full_at(name):
-        def move(source, target):
-            if Path(target).name == name and Path(source).parent != path.parent and ".before" not in Path(source).name:
-                raise OSError(28, os.strerror(28))
-            replace(source, target)
+    def right_at_first(*arguments):
+        given.append(every_detection(*arguments) if not given else [given[0][0] + 1, *given[0][1:]])
+        return given[-1]
 
-        return move
-
-    for name in ("model-upright.onnx", "model-upright.onnx.json"):
-        with monkeypatch.context() as m, refusal(ExportError, path.with_name(name), "No space left"):
-            m.setattr("src.export.whole.os.replace", full_at(name))
-            export_whole(config, detector, path, "ONNX")
-        assert contents(tmp_path) == before
-    # a wrong upright model alone
-    calls = []
-
-    def wrong_at_second(*arguments):
-        calls.append(every_detection(*arguments))
-        return calls[-1] if len(calls) == 1 else [calls[-1][0] + 1, *calls[-1][1:]]
-
-    monkeypatch.setattr(whole, "every_detection", wrong_at_second)
+    monkeypatch.setattr(whole, "every_detection", right_at_first)
     with refusal(ExportError, "model-upright.onnx", "other detections"):
-        export_whole(config, detector, path, "ONNX")
-    assert contents(tmp_path) == before
+        export_whole(config, make_detector(config), path, "ONNX")
+    assert contents(path.parent) == {}
+
+
+@pytest.mark.parametrize("last", ["b.json", "c"])
+def test_files_move_together_or_not_at_all(last, tmp_path, monkeypatch, refusal):
+    made, out = tmp_path / "made", tmp_path / "out"
+    for folder, names in ((made, ("a", "a.json", "b", "b.json", "c")), (out, ("a", "b.json"))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(f"{folder.name} {name}")
+    if last == "c":
+        (out / "c").mkdir()
+    before, replace = contents(out), os.replace
+
+    def full_disk_at_last(source, target):
+        if last == "b.json" and (Path(source), Path(target)) == (made / last, out / last):
+            raise OSError(28, os.strerror(28))
+        replace(source, target)
+
+    with monkeypatch.context() as m, refusal(ExportError, out / last, "--file_name"):
+        m.setattr("src.export.whole.os.replace", full_disk_at_last)
+        put_in_place([made / n for n in ("a", "a.json", "b", "b.json", "c")], out)
+    assert contents(out) == before
 
 
 def test_adaptive_sampling_in_mindir_is_the_nearest_fixed_one(small_config, make_detector, tmp_path, capsys):
