@@ -121,7 +121,7 @@ def run_case(form: str, seed: int, number: int, root: Path) -> Outcome:
 
 
 def check(config: Config, outputs: Path, draw: bool, out: Outcome) -> None:
-    """Inspects, trains without a network, evaluates. Raises DifferenceError, and UserError for what is refused at once."""
+    """Inspects, trains without a network, evaluates. Raises DifferenceError, and UserError for what is refused."""
     figures = inspect_split(config, "train", outputs, 2 if draw else 0)
     config = resolve_classes(config, training=True)
     folder = ensure_mindrecord(config, "train", training=True, quiet=True)

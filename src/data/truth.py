@@ -117,7 +117,10 @@ def truth_of(path: str | Path, on_bad_image: str = "stop", masks: Masks = "if_an
     if is_truth(path):
         return read_truth(path)
     data = read_json(path)
-    config = Config(coco_classes=["background", *category_names(data, path)], on_bad_image=on_bad_image)
+    config = Config(
+        coco_classes=["background", *(category_names(data, path) if data["categories"] else [])],
+        on_bad_image=on_bad_image,
+    )
     config.num_classes = len(config.coco_classes)
     config.max_instance_count = 1 << 31
     records = Coco().parse(data, Split(path, path.parent), config, masks, files=False)

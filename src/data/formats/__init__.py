@@ -36,6 +36,8 @@ def find_split(config: Config, split: str) -> Split:
     Raises DataError.
     """
     if split not in SPLITS:
+        if not Path(split).is_file():
+            raise DataError(f"--split {split}: neither {', '.join(SPLITS)} nor a file that lists a split's images")
         config, split = dataclasses.replace(config, val_annotations=split), "val"
     return format_of(config).locate(config, split)
 
