@@ -428,6 +428,11 @@ def test_another_canvas(exported, infer, pictures, agree, tmp_path):
     assert share([agree(tmp_path / "out" / f"{p.name}.det", p, config, detector) for p in images]) >= 0.99
 
 
+def some_now(kinds, now):
+    """All of `kinds` as parameters, those but `now` for the full run alone: each takes an export of its own."""
+    return [k if k == now else pytest.param(k, marks=pytest.mark.full) for k in kinds]
+
+
 OTHERS = {
     "Faster R-CNN": {"detector": "faster_rcnn"},
     "a mask head a stage": {"detector": "cascade_mask_rcnn", "cascade.average_masks": "probabilities"},
@@ -438,7 +443,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", some_now(OTHERS, "one mask head"))
 def test_other_detectors(kind, program, infer, pictures, agree, tmp_path):
     config, detector = random_detector(**OTHERS[kind])
     model = export_split(config, detector, tmp_path / "model/other", program=program)
@@ -469,7 +474,7 @@ def loud_detector(**overrides):
     return config, detector
 
 
-@pytest.mark.parametrize("project", CONVENTIONS)
+@pytest.mark.parametrize("project", some_now(CONVENTIONS, "mmdetection"))
 def test_what_other_projects_do_otherwise(project, program, infer, pictures, agree, tmp_path):
     config, detector = loud_detector(**CONVENTIONS[project])
     model = export_split(config, detector, tmp_path / "model/other", program=program)
@@ -494,10 +499,13 @@ RESNEXT |= {"neck.fpn.in_channels": [256, 512, 1024, 2048]}
 ZOO = {"backbone.same_padding": True, "backbone.relu6": True, "neck.fpn.upsample": "bilinear"}
 
 
-@pytest.mark.parametrize("overrides", [RESNEXT, ZOO], ids=["grouped convolutions", "model zoo"])
-def test_what_lite_lacks_or_has_wrong(overrides, program, tmp_path):
+LACKING = {"grouped convolutions": RESNEXT, "model zoo": ZOO}
+
+
+@pytest.mark.parametrize("kind", some_now(LACKING, "model zoo"))
+def test_what_lite_lacks_or_has_wrong(kind, program, tmp_path):
     # compared with Python on the canvas and on another one, or nothing is written
-    model = export_split(*random_detector(**overrides), tmp_path / "net", program=program)
+    model = export_split(*random_detector(**LACKING[kind]), tmp_path / "net", program=program)
     assert sidecar.read(model)["reference"]["compared"] is True
 
 
