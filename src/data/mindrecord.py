@@ -122,7 +122,8 @@ def stamp(path: str | Path) -> list[int]:
     """Size and time of change of what was opened at `path`, links followed; zeros where nothing can be."""
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
+        # a name that no file can have is a fault of its record
         return [0, 0]
     return [stat.st_size, stat.st_mtime_ns]
 
@@ -164,7 +165,7 @@ def convert(data: Records, folder: Path, settings: str, config: Config) -> None:
         beside.mkdir(parents=True)
         check_space(beside, records, config)
         opened = [[os.fspath(r.path), *stamp(r.path)] for r in data.images]
-        index = write_records(records, data.skipped(), beside, config)
+        index = write_records(records, data, beside, config)
         write_truth(beside / "truth.json", data)
         index |= {
             "settings": settings,
@@ -271,11 +272,11 @@ def rows_of(records: list[ImageRecord], config: Config) -> Iterator[dict | None]
             yield from pool.map(lambda r: read_checked(r, config), records[start : start + CHUNK])
 
 
-def write_records(records: list[ImageRecord], skipped: list[str], folder: Path, config: Config) -> dict:
-    """Writes all records into `folder`; returns the index of the rows in reading order."""
+def write_records(records: list[ImageRecord], data: Records, folder: Path, config: Config) -> dict:
+    """Writes the usable records of a split into `folder`; returns the index of the rows in reading order."""
     writer = FileWriter(str(folder / "data.mindrecord"), shard_num=config.mindrecord_shards)
     writer.add_schema(SCHEMA, "detection")
-    skipped = list(skipped)
+    skipped = data.skipped()
     objects, crowds, sizes, pending = {}, {}, {}, []
     bar = tqdm(zip(records, rows_of(records, config), strict=True), total=len(records), unit="img", desc="converting")
     for record, row in bar:
@@ -292,9 +293,8 @@ def write_records(records: list[ImageRecord], skipped: list[str], folder: Path, 
     if pending:
         writer.write_raw_data(pending)
     if not objects:
-        raise DataError(
-            f"no usable image among {len(records) + len(skipped)}; {skipped[0] if skipped else 'none given'}"
-        )
+        among = f"no usable image among {len(data.images)}" if data.images else "it lists no image"
+        raise DataError("; ".join([f"{data.split.annotations}: {among}", *skipped[:1]]))
     writer.commit()
     ids = reading_order(folder)
     return {

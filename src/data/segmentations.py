@@ -7,7 +7,7 @@ from pycocotools import mask as rle
 
 from src.data.records import DataError
 
-__all__ = ["as_rle", "extent", "mask_area", "normal_segmentation", "run_totals", "segmentation_json"]
+__all__ = ["as_rle", "covers_nothing", "extent", "mask_area", "normal_segmentation", "run_totals", "segmentation_json"]
 
 BYTES_AT_ONCE = 1 << 16  # arrays that stay in the cache
 FAR = 10  # sides of its image that a polygon may reach beyond it
@@ -155,6 +155,20 @@ def as_rle(segmentation: Segmentation, height: int, width: int) -> dict:
 def mask_area(segmentation: Segmentation, height: int, width: int) -> float:
     """Pixels of a normal segmentation."""
     return float(rle.area(as_rle(segmentation, height, width)))
+
+
+def covers_nothing(segmentation: Segmentation, height: int, width: int) -> bool:
+    """Whether a normal segmentation has no pixel, as thin polygons between pixels' centres don't."""
+    if isinstance(segmentation, list):
+        # most enclose so much that some pixel is among it; drawing all of a large set would take minutes
+        for points in segmentation:
+            x, y = points[::2], points[1::2]
+            enclosed = abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+            left, top, right, bottom = x.min(), y.min(), x.max(), y.max()
+            inside = left >= 0 and top >= 0 and right <= width and bottom <= height
+            if inside and enclosed > 2 * (right - left + bottom - top):
+                return False
+    return not mask_area(segmentation, height, width)
 
 
 def extent(segmentation: Segmentation) -> np.ndarray:

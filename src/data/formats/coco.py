@@ -13,7 +13,7 @@ from src.data.finding import ImageFinder, refuse_shared
 from src.data.formats.base import FOLDER_NAMES, Format, Masks, NoSplitError, class_labels, split_source
 from src.data.images import frame_of
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box, number
-from src.data.segmentations import extent, mask_area, normal_segmentation
+from src.data.segmentations import covers_nothing, extent, mask_area, normal_segmentation
 
 __all__ = ["Coco", "category_names", "load_json", "read_json"]
 
@@ -206,6 +206,7 @@ class CocoReader:
         self.data, self.where, self.config, self.masks, self.files = data, where, config, masks, files
         self.path = where.annotations
         self.notes: Counter = Counter()
+        self.apart: list[str] = []
         self.boxes = BoxPattern()
         self.images = Ids(self.image_keys())
         entries = read_categories(data, self.path)
@@ -313,7 +314,7 @@ class CocoReader:
         refuse_shared(records, finder)
         categories = self.truth_categories()
         notes = [text if count == 1 else f"{text}: {count}" for text, count in self.notes.items()]
-        notes += [f"{self.path}: {text}" for text in self.boxes.oddities()]
+        notes += apart_notes(self.apart) + [f"{self.path}: {text}" for text in self.boxes.oddities()]
         return Records(self.where, records, categories, notes, with_masks, finder.listed)
 
     def image_record(self, entry: dict, rows: list[dict], finder: ImageFinder, masks: bool) -> ImageRecord:
@@ -326,13 +327,16 @@ class CocoReader:
         if not isinstance(name, str) or not name:
             faults.append(f"{self.path}: image {key} lacks file_name")
             return record
+        found = False
         try:
-            if self.files:
-                record.path = finder.find(name)
+            # without a size in the file, the image itself is asked
+            if self.files or (entry.get("height") is None and entry.get("width") is None):
+                record.path, found = finder.find(name), True
         except DataError as e:
-            faults.append(f"{e}: the image of {len(rows)} annotations in {self.path.name} is missing")
+            if self.files:
+                faults.append(f"{e}: the image of {len(rows)} annotations in {self.path.name} is missing")
         try:
-            record.height, record.width = self.size_of(entry, record, height, width)
+            record.height, record.width = self.size_of(entry, record, height, width, found)
         except DataError as e:
             faults.append(str(e))
             return record
@@ -348,9 +352,14 @@ class CocoReader:
         record.check_count(self.config.max_instance_count, f"{self.path}: image {key} ({record.path.name})")
         return record
 
-    def size_of(self, entry: dict, record: ImageRecord, height: float | None, width: float | None) -> tuple[int, int]:
-        """(height, width) as annotated, or of the file where the annotations don't say. Raises DataError."""
-        if entry.get("height") is None and entry.get("width") is None and self.files and not record.faults:
+    def size_of(
+        self, entry: dict, record: ImageRecord, height: float | None, width: float | None, found: bool
+    ) -> tuple[int, int]:
+        """(height, width) as annotated, or where the annotations don't say that of the file, if it was found.
+
+        Raises DataError.
+        """
+        if entry.get("height") is None and entry.get("width") is None and found:
             height, width, record.orientation = frame_of(record.path, self.config.exif)
             self.notes["images without an annotated size: their files' are taken"] += 1
         whole = height is not None and width is not None and height == int(height) and width == int(width)
@@ -372,7 +381,9 @@ class CocoReader:
         if segmentation is not None:
             x1, y1, x2, y2 = extent(segmentation)
             if x2 <= box[0] or y2 <= box[1] or x1 >= box[2] or y1 >= box[3]:
-                self.notes[f"{where}: its box and its mask don't overlap; one of them is another object's"] = 1
+                self.apart.append(where)
+            elif masks and not crowd and covers_nothing(segmentation, height, width):
+                self.notes["masks that cover no pixel's centre, which no detection can match"] += 1
         area = number(a.get("area"))
         if area is None or area < 0 or (area == 0 and segmentation is None):
             self.notes["annotations without a usable area: it is the mask's, or else the box's"] += 1
@@ -417,6 +428,14 @@ def is_crowd(value: object, where: str) -> bool:
     if given not in (0.0, 1.0):
         raise DataError(f"{where}: iscrowd is {str(value)[:40]!r}, not 0 or 1")
     return given == 1.0
+
+
+def apart_notes(where: list[str]) -> list[str]:
+    """A line, or none, on annotations whose box and mask don't overlap."""
+    if not where:
+        return []
+    more = f" (and of {len(where) - 1} more annotations)" if len(where) > 1 else ""
+    return [f"{where[0]}: its box and its mask don't overlap; one of them is another object's{more}"]
 
 
 class BoxPattern:

@@ -502,6 +502,8 @@ class YoloReader:
                 raise DataError(f"{where}: a polygon without area; remove the row")
             polygons = [points.ravel()]
             area = mask_area(polygons, height, width)
+            if not area:
+                self.notes["masks that cover no pixel's centre, which no detection can match"] += 1
             return Instance(label, label == 0, (x1, y1, x2, y2), (x1, y1, x2 - x1, y2 - y1), area, polygons)
         if needed:
             raise DataError(f"{where}: a box, and masks are learnt from polygons; use faster_rcnn")
