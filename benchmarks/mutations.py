@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as rle
 
-__all__ = ["FORMATS", "DataSet", "Mutation", "applicable", "make_set"]
+__all__ = ["FORMATS", "JSON_DIRT", "DataSet", "Mutation", "applicable", "make_set", "pick"]
 
 FORMATS = ("coco", "voc", "labelme", "txt", "yolo")
 CLASSES = ("ant", "bee", "cow")
