@@ -111,7 +111,8 @@ def truth_of(path: str | Path, on_bad_image: str = "stop", masks: Masks = "if_an
     """Any COCO instances file as truth: its own truth where it is one, else as the reader of data sets takes it.
 
     With the classes of the file itself; the images' files aren't looked for but where it lacks their sizes. Raises
-    DataError for what that reader doesn't take; on_bad_image: skip leaves out what is wrong with single objects and images. masks: as Format.records.
+    DataError for what that reader doesn't take; on_bad_image: skip leaves out what is wrong with single objects and
+    images. masks: as Format.records.
     """
     path = Path(path)
     if is_truth(path):
