@@ -530,6 +530,13 @@ def hidden_folders(s, random):
         s.files[str(Path(path).parent / ".ipynb_checkpoints" / Path(path).name)] = s.encoded(path)
 
 
+@mutation("files", benign=True)
+def copies_of_images_in_hidden_folders(s, random):
+    for path in list(s.images)[:3]:
+        s.files[f"{Path(path).parent}/.thumbnails/{Path(path).name}"] = s.images[path]
+        s.files[f"{Path(path).parent}/.ipynb_checkpoints/{Path(path).stem}-checkpoint.png"] = s.images[path]
+
+
 @mutation("files", "coco", "txt")
 def image_that_nothing_names(s, random):
     path = Path(pick(random, s.images))

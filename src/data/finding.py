@@ -77,10 +77,11 @@ class ImageFinder:
         raise DataError(f"{self.folders[0] / name}: no such image{tried}, nor one called like it below the first")
 
     def names(self) -> dict[str, list[Path]]:
-        """Every file below the first folder, by its plain name."""
+        """Every file below the first folder, by its plain name; but those in hidden folders, which are copies."""
         if self._by_name is None:
             self._by_name = {}
-            for folder, _, files in os.walk(self.folders[0], followlinks=True):
+            for folder, below, files in os.walk(self.folders[0], followlinks=True):
+                below[:] = [name for name in below if not name.startswith(".")]
                 for file in files:
                     path = Path(folder, file)
                     if os.path.isfile(path):

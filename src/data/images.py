@@ -63,14 +63,15 @@ KINDS = [k for k in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000") if
 
 def sorted_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images in `folder` and below, by their suffix and in order of their paths; and what else lies there: other files,
-    and links that lead nowhere. Raises OSError.
+    links that lead nowhere, and all that is in hidden folders, where tools keep copies. Raises OSError.
     """
     images, others = [], []
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.is_dir():
             inner = sorted_files(Path(entry.path))
-            images += inner[0]
-            others += inner[1]
+            hidden = entry.name.startswith(".")
+            images += [] if hidden else inner[0]
+            others += (inner[0] if hidden else []) + inner[1]
         elif entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file() and not entry.name.startswith("._"):
             images.append(Path(entry.path))
         else:
