@@ -29,17 +29,19 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import print_table
-from benchmarks.mutations import FORMATS, DataSet, applicable, make_set
+from benchmarks.mutations import FORMATS, JSON_DIRT, DataSet, applicable, make_set, pick
 from benchmarks.truth import perfect_results
 from src.config import Config, load_config
 from src.data.formats import resolve_classes
 from src.data.inspect import inspect_split
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord, ground_truth, read_index
-from src.data.truth import read_truth, truth_of_split
+from src.data.truth import read_truth, truth_of, truth_of_split
 from src.errors import UserError
 from src.evaluation.coco import evaluate
+from src.evaluation.results import load_results, save_results
 from src.evaluation.truth import read_annotations
+from src.predict_files import split_inputs
 
 __all__ = ["Outcome", "make_case", "run_case"]
 
@@ -110,7 +112,7 @@ def run_case(form: str, seed: int, number: int, root: Path) -> Outcome:
     quiet = io.StringIO()
     with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         try:
-            check(config, root / "outputs", number % 5 == 0, out)
+            check(config, root / "outputs", number % 5 == 0, out, np.random.default_rng([seed, number]))
         except UserError as e:
             out.status, out.told = "refused", str(e)
             if str(root) not in out.told:
@@ -120,7 +122,7 @@ def run_case(form: str, seed: int, number: int, root: Path) -> Outcome:
     return out
 
 
-def check(config: Config, outputs: Path, draw: bool, out: Outcome) -> None:
+def check(config: Config, outputs: Path, draw: bool, out: Outcome, random: np.random.Generator) -> None:
     """Inspects, trains without a network, evaluates.
 
     Raises DifferenceError, and UserError for what is refused before any step.
@@ -166,10 +168,25 @@ def check(config: Config, outputs: Path, draw: bool, out: Outcome) -> None:
     if len(truth["images"]) != len(usable) + left_out:
         raise DifferenceError(f"{len(usable)} images and {left_out} left out, the truth has {len(truth['images'])}")
     direct = truth_of_split(config, "val", "if_any" if config.with_mask else "unneeded")
+    if config.dataset == "coco":
+        check_file(config, direct)
     if json.dumps(direct["annotations"]) != json.dumps(truth["annotations"]):
         raise DifferenceError("eval.py --predictions measures against another truth than the network's evaluation")
-    measure(path, perfect_results(truth), config, whole)
+    results = perfect_results(truth)
+    measure(path, results, config, whole)
+    check_results(path, results, outputs, random)
+    check_prediction(config, len(usable))
     out.status, out.told = ("skipped", index["skipped"][0]) if left_out else ("accepted", "")
+
+
+def check_file(config: Config, direct: dict) -> None:
+    """Raises DifferenceError where the annotation file alone, as postprocess.py reads it, has other objects."""
+    alone = truth_of(config.val_dataset, "skip", "if_any" if config.with_mask else "unneeded")
+    names = set(config.coco_classes)
+    ids = {c["id"] for c in alone["categories"] if c["name"] in names}
+    objects = [sum(not a["iscrowd"] for a in d["annotations"] if a["category_id"] in ids) for d in (alone, direct)]
+    if objects[0] != objects[1]:
+        raise DifferenceError(f"postprocess.py reads {objects[0]} objects, evaluation {objects[1]}")
 
 
 def measure(path: Path, results: list[dict], config: Config, whole: bool) -> None:
@@ -181,6 +198,39 @@ def measure(path: Path, results: list[dict], config: Config, whole: bool) -> Non
     for kind, metrics in summary.metrics.items():
         if abs(metrics["AP"] - expected) > 1e-6 and (whole or kind == "bbox"):
             raise DifferenceError(f"perfect predictions have {kind} AP {metrics['AP']:.4f}, not {expected:.0f}")
+
+
+def check_results(path: Path, results: list[dict], outputs: Path, random: np.random.Generator) -> None:
+    """Writes results with the user's own ids and reads them; then with a value spoilt, which may be refused.
+
+    Raises DifferenceError.
+    """
+    truth = read_annotations(path)
+    place = outputs / "results.json"
+    save_results(place, results, truth)
+    kinds = ("bbox", "segm") if results and all("segmentation" in r for r in results) else ("bbox",)
+    expected = evaluate(truth, results, kinds).metrics
+    if evaluate(truth, load_results(place, truth), kinds).metrics != expected:
+        raise DifferenceError("a results file is worth other numbers than the results")
+    if not results:
+        return
+    rows = json.loads(place.read_text())
+    row = pick(random, rows)
+    key = pick(random, row)
+    row[key] = pick(random, JSON_DIRT)
+    place.write_text(json.dumps(rows))
+    with contextlib.suppress(UserError):
+        found = evaluate(truth, load_results(place, truth), ("bbox",)).metrics["bbox"]["AP"]
+        if len(rows) > 9 and found < 0.3:
+            raise DifferenceError(f"one {key} spoilt to {row[key]!r} takes AP to {found:.3f} without a word")
+
+
+def check_prediction(config: Config, usable: int) -> None:
+    """Raises DifferenceError where prediction reads another data set."""
+    found, known, left_out = split_inputs(config, "val")
+    # an image that doesn't decode is met where it is opened
+    if len(found.images) < usable or len(known.files) != len(found.images):
+        raise DifferenceError(f"infer.py --split has {len(found.images)} images, evaluation {usable}; {left_out[:1]}")
 
 
 # ---------------------------------------------------------------------------------------------------------

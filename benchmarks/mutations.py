@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as rle
 
-__all__ = ["FORMATS", "DataSet", "Mutation", "applicable", "make_set"]
+__all__ = ["FORMATS", "JSON_DIRT", "DataSet", "Mutation", "applicable", "make_set", "pick"]
 
 FORMATS = ("coco", "voc", "labelme", "txt", "yolo")
 CLASSES = ("ant", "bee", "cow")
@@ -528,6 +528,13 @@ def image_is_a_link(s, random):
 def hidden_folders(s, random):
     for path in annotation_docs(s)[:2]:
         s.files[str(Path(path).parent / ".ipynb_checkpoints" / Path(path).name)] = s.encoded(path)
+
+
+@mutation("files", benign=True)
+def copies_of_images_in_hidden_folders(s, random):
+    for path in list(s.images)[:3]:
+        s.files[f"{Path(path).parent}/.thumbnails/{Path(path).name}"] = s.images[path]
+        s.files[f"{Path(path).parent}/.ipynb_checkpoints/{Path(path).stem}-checkpoint.png"] = s.images[path]
 
 
 @mutation("files", "coco", "txt")

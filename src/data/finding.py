@@ -78,7 +78,7 @@ class ImageFinder:
         raise DataError(f"{self.folders[0] / name}: no such image{tried}, nor one called like it below the first")
 
     def names(self) -> dict[str, list[Path]]:
-        """Every file below the first folder, by its plain name."""
+        """Every file below the first folder, by its plain name; but those in hidden folders, which are copies."""
         if self._by_name is None:
             self._by_name = {}
             with contextlib.suppress(OSError):

@@ -63,7 +63,8 @@ KINDS = [k for k in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000") if
 
 def sorted_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images in `folder` and below, by their suffix and in order of their paths; and what else lies there: other files,
-    and links that lead nowhere or to a folder that is being read. Raises OSError.
+    links that lead nowhere or to a folder that is being read, and hidden folders, where tools keep copies. Raises
+    OSError.
     """
     images: list[Path] = []
     others: list[Path] = []
@@ -75,7 +76,7 @@ def collect_files(folder: Path, above: frozenset[str], images: list[Path], other
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.is_dir():
             place = os.path.realpath(entry.path)
-            if place in above:
+            if place in above or entry.name.startswith("."):
                 others.append(Path(entry.path))
             else:
                 collect_files(Path(entry.path), above | {place}, images, others)

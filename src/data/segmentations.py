@@ -163,10 +163,10 @@ def covers_nothing(segmentation: Segmentation, height: int, width: int) -> bool:
         # most enclose so much that some pixel is among it; drawing all of a large set would take minutes
         for points in segmentation:
             x, y = points[::2], points[1::2]
-            enclosed = abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+            twice = x[:-1].dot(y[1:]) - x[1:].dot(y[:-1]) + x[-1] * y[0] - x[0] * y[-1]
             left, top, right, bottom = x.min(), y.min(), x.max(), y.max()
-            inside = left >= 0 and top >= 0 and right <= width and bottom <= height
-            if inside and enclosed > 2 * (right - left + bottom - top):
+            within = left >= 0 and top >= 0 and right <= width and bottom <= height
+            if within and abs(twice) > 4 * (right - left + bottom - top):
                 return False
     return not mask_area(segmentation, height, width)
 

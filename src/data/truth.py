@@ -15,7 +15,7 @@ from pathlib import Path
 from src.config import Config
 from src.data.formats import read_split
 from src.data.formats.base import Masks
-from src.data.formats.coco import Coco, category_names, read_json
+from src.data.formats.coco import Coco, category_names, folder_beside, read_json
 from src.data.records import DataError, ImageRecord, Records, Split, report_notes
 from src.data.segmentations import segmentation_json
 
@@ -110,8 +110,9 @@ def read_truth(path: Path) -> dict:
 def truth_of(path: str | Path, on_bad_image: str = "stop", masks: Masks = "if_any") -> dict:
     """Any COCO instances file as truth: its own truth where it is one, else as the reader of data sets takes it.
 
-    With the classes of the file itself; the images' files aren't looked for. Raises DataError for what that reader
-    doesn't take; on_bad_image: skip leaves out what is wrong with single objects and images. masks: as Format.records.
+    With the classes of the file itself; the images' files aren't looked for but where it lacks their sizes. Raises
+    DataError for what that reader doesn't take; on_bad_image: skip leaves out what is wrong with single objects and
+    images. masks: as Format.records.
     """
     path = Path(path)
     if is_truth(path):
@@ -123,7 +124,7 @@ def truth_of(path: str | Path, on_bad_image: str = "stop", masks: Masks = "if_an
     )
     config.num_classes = len(config.coco_classes)
     config.max_instance_count = 1 << 31
-    records = Coco().parse(data, Split(path, path.parent), config, masks, files=False)
+    records = Coco().parse(data, Split(path, folder_beside(path, "val")), config, masks, files=False)
     if on_bad_image == "stop" and records.skipped():
         raise DataError(records.skipped()[0])
     return truth_dict(records)

@@ -3,7 +3,13 @@
 import pytest
 
 from benchmarks.fuzz import DifferenceError, Outcome, run_case
-from benchmarks.mutations import FORMATS, Mutation
+from benchmarks.mutations import (
+    FORMATS,
+    Mutation,
+    accents_decomposed,
+    copies_of_images_in_hidden_folders,
+    hidden_folders,
+)
 from benchmarks.truth import perfect_results
 from src.data.loader import BatchMaker
 
@@ -21,12 +27,13 @@ def test_a_changed_data_set_is_read_alike_or_refused(form, number, tmp_path):
 
 @pytest.fixture
 def broken(monkeypatch, tmp_path):
-    """Runs the case that `change` makes of a valid set of COCO's."""
+    """Runs the case that `change` makes of a valid set, by default of COCO's."""
 
-    def run(change, benign=False, number=1) -> Outcome:
-        made = [Mutation("here", "change", ("coco",), benign, change)]
+    def run(change, benign=False, form="coco") -> Outcome:
+        made = [Mutation("here", "change", FORMATS, benign, change)]
         monkeypatch.setattr("benchmarks.fuzz.applicable", lambda form: {"here": made})
-        return run_case("coco", 0, number, tmp_path)
+        # of an odd number, so that images can be left out
+        return run_case(form, 0, 1, tmp_path)
 
     return run
 
@@ -77,3 +84,16 @@ def test_images_without_annotated_size(broken):
             del image["height"], image["width"]
 
     assert broken(change, benign=True).status == "accepted"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("change", [hidden_folders, copies_of_images_in_hidden_folders])
+def test_copies_in_hidden_folders_are_no_data(broken, form, change):
+    """As Jupyter and file browsers leave them; not even where a name has to be looked for."""
+
+    def both(data, random):
+        change(data, random)
+        if form in ("coco", "txt"):
+            accents_decomposed(data, random)
+
+    assert broken(both, benign=True, form=form).status == "accepted"

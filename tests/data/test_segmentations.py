@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask as rle
 
 from src.data.records import DataError
-from src.data.segmentations import as_rle, normal_segmentation, run_totals
+from src.data.segmentations import as_rle, covers_nothing, normal_segmentation, run_totals
 
 
 def encoded(bitmap: np.ndarray) -> str:
@@ -101,3 +101,17 @@ def test_every_form_gives_the_same_mask():
 def test_forms_that_are_none(refusal, form, told):
     with refusal(DataError, "file.json: annotation 3: ", told):
         normal_segmentation(form, 20, 30, "file.json: annotation 3")
+
+
+def test_masks_that_cover_nothing():
+    """As pycocotools draws them, of thin, small, twisted and outlying polygons."""
+    random = np.random.default_rng(7)
+    empty = 0
+    for _ in range(400):
+        corners, spread = int(random.integers(3, 6)), random.choice([0.3, 0.8, 3.0, 20.0], 2)
+        points = random.uniform(-10, 50, 2) + random.uniform(0, 1, (corners, 2)) * spread
+        bitmap = rle.decode(rle.merge(rle.frPyObjects([points.ravel().tolist()], 40, 40)))
+        assert covers_nothing([points.ravel()], 40, 40) == (not bitmap.any())
+        empty += not bitmap.any()
+    assert 50 < empty < 350
+    assert covers_nothing(as_rle({"size": [40, 40], "counts": encoded(np.zeros((40, 40)))}, 40, 40), 40, 40)

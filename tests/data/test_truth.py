@@ -11,7 +11,7 @@ from pycocotools import mask as rle
 from src.data.formats import read_split
 from src.data.mindrecord import ensure_mindrecord, ground_truth, read_index
 from src.data.records import DataError
-from src.data.truth import read_truth, truth_of
+from src.data.truth import read_truth, truth_of, truth_of_split
 from src.evaluation.coco import evaluate
 
 
@@ -271,6 +271,35 @@ def test_box_and_mask_of_different_objects_are_told(coco_folder, val):
     coco_folder.data["annotations"][0]["bbox"] = [40, 2, 8, 5]
     path, _ = val()
     assert any("don't overlap" in n and "101" in n for n in read_index(path.parent)["notes"])
+
+
+def test_boxes_apart_from_their_masks_take_one_line(coco_folder, val):
+    for a in coco_folder.data["annotations"]:
+        a["bbox"] = [0, 0, 1, 1]
+    path, _ = val()
+    told = [n for n in read_index(path.parent)["notes"] if "don't overlap" in n]
+    assert len(told) == 1
+    assert "annotation 101" in told[0]
+    assert "1 more" in told[0]
+
+
+def test_masks_without_a_pixel_are_told(coco_folder, val):
+    """A sliver between two rows of pixels' centres: its box can be found, its mask can't."""
+    coco_folder.data["annotations"][0]["segmentation"] = [[10, 12, 29, 12, 29, 12.2]]
+    path, truth = val()
+    assert ap(path, perfect(truth), ["bbox"]) == [1.0]
+    assert any("no pixel" in n for n in read_index(path.parent)["notes"])
+
+
+def test_saved_results_are_measured_without_annotated_sizes(coco_folder, val, coco_config):
+    """`eval.py --predictions` reads no images but for what the annotations lack, as the network's evaluation does."""
+    for image in coco_folder.data["images"]:
+        del image["height"], image["width"]
+    path, truth = val()
+    config = coco_config(val_dataset=str(coco_folder.root / "annotations/instances_train2017.json"))
+    direct = truth_of_split(config, "val", "if_any")
+    assert {k: direct[k] for k in ("images", "annotations")} == {k: truth[k] for k in ("images", "annotations")}
+    assert truth_of(coco_folder.json)["annotations"] == truth["annotations"]
 
 
 @pytest.mark.parametrize(("box", "told"), [((30, 20, 50, 38), "x1, y1, x2, y2"), ((0.3, 0.2, 0.5, 0.4), "shares")])

@@ -15,7 +15,7 @@ from src.data.images import frame_of
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box, number
 from src.data.segmentations import covers_nothing, extent, mask_area, normal_segmentation
 
-__all__ = ["Coco", "category_names", "load_json", "read_json"]
+__all__ = ["Coco", "category_names", "folder_beside", "load_json", "read_json"]
 
 LARGEST = 1 << 31  # pixels: no decoder takes a longer side
 Key = int | str

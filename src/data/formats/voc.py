@@ -131,9 +131,9 @@ class Voc(Format):
 
 
 def xml_files(folder: Path) -> list[Path]:
-    """The annotation files of a folder; of one made for them also those further below."""
+    """The annotation files of a folder; of one made for them also those further below. Hidden ones are copies."""
     found = folder.rglob("*.xml") if folder.name.lower() == "annotations" else folder.glob("*.xml")
-    return sorted(p for p in found if not p.name.startswith("._"))
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def voc_split(annotations: Path, images: Path, part: str, listing: Path | None) -> Split:
