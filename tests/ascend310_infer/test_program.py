@@ -210,6 +210,7 @@ def test_pictures_of_both_orientations(turning, mixed, infer, agree, tmp_path):
             assert (other / f"{n}.det").read_bytes() == (tmp_path / f"out/{n}.det").read_bytes()
 
 
+@pytest.mark.full
 def test_another_canvas_for_both_orientations(turning, mixed, infer, agree, tmp_path):
     config = dataclasses.replace(turning.config, exif="upright", img_width=192, img_height=128)
     detector = build_detector(config).set_train(False)
@@ -502,7 +503,8 @@ ZOO = {"backbone.same_padding": True, "backbone.relu6": True, "neck.fpn.upsample
 LACKING = {"grouped convolutions": RESNEXT, "model zoo": ZOO}
 
 
-@pytest.mark.parametrize("kind", some_now(LACKING, "model zoo"))
+@pytest.mark.full
+@pytest.mark.parametrize("kind", LACKING)
 def test_what_lite_lacks_or_has_wrong(kind, program, tmp_path):
     # compared with Python on the canvas and on another one, or nothing is written
     model = export_split(*random_detector(**LACKING[kind]), tmp_path / "net", program=program)
@@ -519,6 +521,7 @@ def test_the_program_for_another_instruction_set(march, exported, infer, picture
     assert share([agree(tmp_path / "out" / f"{p.name}.det", p) for p in images]) >= 0.99
 
 
+@pytest.mark.full
 def test_under_the_sanitizers(exported, turning, mixed, infer, pictures, tmp_path):
     # the runtime keeps what it has until the process ends
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}

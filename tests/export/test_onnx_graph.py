@@ -65,8 +65,14 @@ def without_threshold(model, value=0.0):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"detector": "faster_rcnn", "test_cfg__rpn__max_per_img": 7}, OTHERS, ZOO, AGNOSTIC, ODD],
-    ids=["mask", "faster", "conventions", "zoo", "agnostic", "odd canvas"],
+    [
+        pytest.param({}, id="mask"),
+        pytest.param({"detector": "faster_rcnn", "test_cfg__rpn__max_per_img": 7}, id="faster", marks=pytest.mark.full),
+        pytest.param(OTHERS, id="conventions"),
+        pytest.param(ZOO, id="zoo", marks=pytest.mark.full),
+        pytest.param(AGNOSTIC, id="agnostic", marks=pytest.mark.full),
+        pytest.param(ODD, id="odd canvas"),
+    ],
 )
 def test_detects_what_the_detector_detects(small_config, make_detector, options):
     config = small_config(**options)

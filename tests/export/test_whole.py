@@ -59,6 +59,7 @@ def test_mindir_detects_what_the_detector_detects(small_config, make_detector, t
 TURNING = {"img_height": 96, "img_width": 160, "resize": "short_side", "short_side": 96, "long_side": 160}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("detector", "sampling"), [("faster_rcnn", 2), pytest.param("mask_rcnn", 0, marks=pytest.mark.full)]
 )
@@ -130,6 +131,7 @@ def test_files_move_together_or_not_at_all(last, tmp_path, monkeypatch, refusal)
     assert contents(out) == before
 
 
+@pytest.mark.full
 def test_adaptive_sampling_in_mindir_is_the_nearest_fixed_one(small_config, make_detector, tmp_path, capsys):
     config = small_config(roi__roi_layer__sampling_ratio=0, detector="faster_rcnn")
     path = tmp_path / "model.mindir"
@@ -217,7 +219,7 @@ def test_refusals(command, tmp_path, refusal):
     with refusal(UserError, tmp_path / "none.ckpt", "no such checkpoint"):
         command("--ckpt_file", tmp_path / "none.ckpt")
     with refusal(UserError, "small.ckpt", "another model"):
-        command("--detector", "faster_rcnn")
+        command("--detector", "cascade_mask_rcnn")
     with refusal(UserError, "AIR", "--device_target Ascend"):
         command("--file_format", "AIR", "--file_name", tmp_path / "m")
     with refusal(UserError, "--file_format TFLITE", "MINDIR, AIR, ONNX"):

@@ -57,8 +57,7 @@ def decode(boxes, deltas, stds, height, width):
     return np.clip(out, 0, [width, height, width, height])
 
 
-@pytest.mark.parametrize("average", ["logits", "probabilities"])
-@pytest.mark.parametrize("agnostic", [True, False])
+@pytest.mark.parametrize(("average", "agnostic"), [("logits", True), ("probabilities", False)])
 def test_stages_refine_boxes_and_average_scores(average, agnostic):
     config = config_of(cascade__average_scores=average, bbox_head__reg_class_agnostic=agnostic)
     detector = build(config)
@@ -101,7 +100,7 @@ def test_masks_are_the_heads_average(average):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("resample", [True, False])
+@pytest.mark.parametrize("resample", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_equal_stages_that_move_nothing_lose_what_one_stage_loses(resample):
     """With one IoU for all stages, no deltas, and samplers that take all there is, every stage sees the same boxes."""
     common = {"train_cfg__rcnn__sampler__num": 1000, "train_cfg__rcnn__sampler__pos_fraction": 1.0}

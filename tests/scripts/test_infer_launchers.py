@@ -39,6 +39,7 @@ def table(text):
     return {kind: float(value) for kind, value in found}
 
 
+@pytest.mark.full
 def test_from_checkpoint_to_both_tables(shapes_root, tmp_path):
     for tool in ("cmake", "g++"):
         if shutil.which(tool) is None:

@@ -192,6 +192,7 @@ def test_transfer_drops_the_layers_of_other_classes(configs, network, tmp_path):
                 assert not np.array_equal(p.asnumpy(), saved[p.name])
 
 
+@pytest.mark.full
 def test_from_the_command_line(configs, tmp_path):
     """train.py finds the classes in the XML files; eval.py finds them in the run of the checkpoint."""
     voc = configs["voc"]

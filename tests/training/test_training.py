@@ -64,6 +64,7 @@ def first_run(make_config):
     return config, *train(config)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_evaluating_weights_that_are_not_finite_says_that_training_diverged(first_run, tmp_path, refusal, value):
     config, detector, _ = first_run
@@ -104,6 +105,7 @@ def test_same_seed_same_losses_and_weights_bit_for_bit(first_run, make_config):
         np.testing.assert_array_equal(a.asnumpy(), b.asnumpy(), err_msg=a.name)
 
 
+@pytest.mark.full
 def test_other_seed_other_losses(first_run, make_config):
     _, _, lines = first_run
     _, other = train(make_config(seed=2, epoch_size=1))
@@ -120,6 +122,7 @@ def test_checkpoints_hold_what_was_trained(first_run):
         np.testing.assert_array_equal(a.asnumpy(), b.asnumpy(), err_msg=a.name)
 
 
+@pytest.mark.full
 def test_evaluation_in_training_leaves_training_as_it_was(first_run, make_config):
     _, _, lines = first_run
     config = make_config(run_eval=True, eval_every=1)
@@ -149,6 +152,7 @@ def test_weight_decay_spares_norms_and_biases_where_the_config_says(make_config)
         np.testing.assert_allclose(p.asnumpy(), 1.0 if spared else 0.95, rtol=1e-6, err_msg=p.name)
 
 
+@pytest.mark.full
 def test_gradient_clipping_bounds_the_update(make_config):
     plain = {"opt_type": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr_type": "multistep"}
     config = make_config(**plain, grad_clip=1e-3, lr=1.0, base_batch_size=0, epoch_size=1)
