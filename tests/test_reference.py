@@ -44,7 +44,7 @@ def test_a_small_bitmap_may_differ_in_one_pixel(pixels, passes):
 @pytest.mark.parametrize(
     "name",
     [
-        "d2_mask_rcnn_r50_fpn",
+        pytest.param("d2_mask_rcnn_r50_fpn", marks=pytest.mark.full),
         pytest.param("d2_cascade_mask_rcnn_r50_fpn", marks=pytest.mark.full),
         "mmdet_cascade_mask_rcnn_r50_fpn",
     ],

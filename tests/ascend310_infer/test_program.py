@@ -429,11 +429,6 @@ def test_another_canvas(exported, infer, pictures, agree, tmp_path):
     assert share([agree(tmp_path / "out" / f"{p.name}.det", p, config, detector) for p in images]) >= 0.99
 
 
-def some_now(kinds, now):
-    """All of `kinds` as parameters, those but `now` for the full run alone: each takes an export of its own."""
-    return [k if k == now else pytest.param(k, marks=pytest.mark.full) for k in kinds]
-
-
 OTHERS = {
     "Faster R-CNN": {"detector": "faster_rcnn"},
     "a mask head a stage": {"detector": "cascade_mask_rcnn", "cascade.average_masks": "probabilities"},
@@ -444,7 +439,8 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("kind", some_now(OTHERS, "one mask head"))
+@pytest.mark.full
+@pytest.mark.parametrize("kind", OTHERS)
 def test_other_detectors(kind, program, infer, pictures, agree, tmp_path):
     config, detector = random_detector(**OTHERS[kind])
     model = export_split(config, detector, tmp_path / "model/other", program=program)
@@ -475,7 +471,8 @@ def loud_detector(**overrides):
     return config, detector
 
 
-@pytest.mark.parametrize("project", some_now(CONVENTIONS, "mmdetection"))
+@pytest.mark.full
+@pytest.mark.parametrize("project", CONVENTIONS)
 def test_what_other_projects_do_otherwise(project, program, infer, pictures, agree, tmp_path):
     config, detector = loud_detector(**CONVENTIONS[project])
     model = export_split(config, detector, tmp_path / "model/other", program=program)

@@ -29,6 +29,7 @@ from src.export.whole import (
 from src.training.checkpoints import save_checkpoint
 
 
+@pytest.mark.full
 def test_mindir_detects_what_the_detector_detects(small_config, make_detector, tmp_path):
     config = small_config(test_batch_size=2, test_cfg__rcnn__max_per_img=20)
     detector = make_detector(config)

@@ -55,9 +55,8 @@ def test_backbones_go_by_name(name):
     assert [p.name for p in build_detector(config).get_parameters() if p.name.startswith("neck.lateral_convs.3")]
 
 
-@pytest.mark.parametrize(
-    "detector", [d if d == "faster_rcnn" else pytest.param(d, marks=pytest.mark.full) for d in DETECTORS]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("detector", DETECTORS)
 def test_it_learns_evaluates_saves_and_loads(detector, tmp_path):
     row = run(detector, "mobilenet_v1", tmp_path)
     assert row["last 3 losses"] < 0.9 * row["first 3 losses"]

@@ -71,6 +71,7 @@ def test_padded_ground_truth_changes_no_loss_and_no_gradient(trained):
     np.testing.assert_array_equal(a[1], b[1])
 
 
+@pytest.mark.full
 def test_more_padding_changes_nothing_but_rounding(trained):
     config, detector, net = trained
     wide = small_config(max_instance_count=20)

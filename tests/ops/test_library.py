@@ -64,6 +64,7 @@ def test_one_line_says_which_library_serves(operators):
 
 
 def test_the_line_says_how_to_build_a_missing_library(no_library, monkeypatch):
+    monkeypatch.setattr(library, "chosen_march", lambda: "native")
     assert library.describe_operators().endswith("(build ours: scripts/build_custom.sh)")
     monkeypatch.setattr(library, "chosen_march", lambda: "haswell")
     assert library.describe_operators().endswith("(build ours: scripts/build_custom.sh --march haswell)")

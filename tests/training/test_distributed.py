@@ -75,6 +75,7 @@ def words(tmp_path_factory):
     return make
 
 
+@pytest.mark.full
 def test_two_ranks_train_as_one_process_does(words, tmp_path):
     alone = [sys.executable, "train.py", *words(tmp_path / "one", batch_size=2)]
     subprocess.run(alone, cwd=ROOT, check=True, capture_output=True, timeout=400)

@@ -131,6 +131,7 @@ def test_evaluation_in_training_leaves_training_as_it_was(first_run, make_config
     assert (config.output_dir / "results_epoch_1.json").is_file()
 
 
+@pytest.mark.full
 def test_loss_that_is_not_finite_stops_and_names_step_images_and_losses(make_config):
     config = make_config(opt_type="sgd", lr=1e12, grad_clip=0.0)
     with pytest.raises(UserError, match=r"epoch \d+ step \d+: a loss isn't finite, on images \[.*\]: total_loss") as e:
