@@ -186,6 +186,7 @@ def mixed(tmp_path_factory, pictures):
     return folder
 
 
+@pytest.mark.full
 def test_pictures_of_both_orientations(turning, mixed, infer, agree, tmp_path):
     folder = turning.sidecar.parent
     assert sidecar.read(turning.sidecar)["reference"]["compared"] is True

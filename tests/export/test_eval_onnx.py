@@ -90,6 +90,7 @@ def mixed_root(tmp_path):
     return folder.write().root
 
 
+@pytest.mark.full
 def test_pictures_of_both_orientations(small_config, make_detector, mixed_root, tmp_path, monkeypatch, refusal):
     turning = {"resize": "short_side", "short_side": 90, "long_side": 155, "img_height": 96, "img_width": 160}
     turning |= {"resize_rounding": "floor", "resize_filter": "antialias"}

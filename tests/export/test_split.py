@@ -33,6 +33,7 @@ def stand_in(folder, text, status):
     return program
 
 
+@pytest.mark.full
 def test_without_the_program_nothing_is_called_compared(tiny, tmp_path, capsys):
     path = export_split(*tiny, tmp_path / "out/net.mindir", program=tmp_path / "missing")
     assert path == tmp_path / "out/net.json"

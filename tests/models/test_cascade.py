@@ -100,7 +100,8 @@ def test_masks_are_the_heads_average(average):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("resample", [True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("resample", [True, False])
 def test_equal_stages_that_move_nothing_lose_what_one_stage_loses(resample):
     """With one IoU for all stages, no deltas, and samplers that take all there is, every stage sees the same boxes."""
     common = {"train_cfg__rcnn__sampler__num": 1000, "train_cfg__rcnn__sampler__pos_fraction": 1.0}
