@@ -133,9 +133,10 @@ def by_eval(config: Config, split: str, out: Path) -> tuple[Pair, Pair]:
 
 def by_onnx(config: Config, split: str, truth: dict, out: Path) -> Pair:
     """AP by what eval_onnx.py does with a model's detections; masks, which leave a model as grids, as they are."""
-    kinds = kinds_of(config, tell=False, split=split)
-    loader = EvalLoader(config, records_of(config, kinds, split))
-    opened = open_truth(loader, kinds)
+    records = records_of(config, split=split)
+    loader = EvalLoader(config, records)
+    kinds = kinds_of(config, loader.index["with_masks"], tell=False)
+    opened = open_truth(records, kinds)
     labels = {c["id"]: label for label, c in enumerate(truth["categories"], 1)}
     rows = rows_by_image(truth)
 
