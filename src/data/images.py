@@ -352,13 +352,12 @@ def check_frame(header: Header, orientation: int, annotated: tuple[int, int] | N
     raise DataError(f"{name}: {width} x {height} pixels, but annotated as {annotated[1]} x {annotated[0]}: {remedy}")
 
 
-def check_decodes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """The exact (height, width) of the stored pixels of image bytes that decode to their end.
+def check_decodes(data: bytes, name: str, header: Header) -> None:
+    """Raises DataError where image bytes don't decode to their end, or to another size than their header says.
 
     A JPEG is decoded at an eighth of its size, for a fraction of the time: it is read to its end, and OpenCV refuses
-    one that is cut short, by a byte even. Other kinds are decoded whole. Raises DataError.
+    one that is cut short, by a byte even. Other kinds are decoded whole.
     """
-    header = image_header(data, name, max_pixels)
     reduced = header.kind == "JPEG"
     image = imdecode(data, cv2.IMREAD_REDUCED_COLOR_8 if reduced else cv2.IMREAD_COLOR)
     if image is None:
@@ -366,16 +365,14 @@ def check_decodes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple
     wanted = tuple(-(-side // 8) for side in header.stored) if reduced else header.stored
     if image.shape[:2] != wanted:
         raise DataError(f"{name}: a damaged image, of another size than its header says; fetch it again")
-    return header.stored
 
 
-def dark_16bit(data: bytes, name: str) -> int:
+def dark_16bit(data: bytes, name: str, header: Header) -> int:
     """10 or 12 for an image of 16 bits a channel whose values take no more than so many bits, else 0.
 
     decode_image keeps the upper 8 of 16 bits, so that such a picture is nearly black. Raises DataError.
     """
-    kind = image_header(data, name).kind
-    if kind not in ("PNG", "TIFF", "PPM", "JPEG2000") or (kind == "PNG" and data[24] != 16):
+    if header.kind not in ("PNG", "TIFF", "PPM", "JPEG2000") or (header.kind == "PNG" and data[24] != 16):
         return 0
     image = imdecode(data, cv2.IMREAD_UNCHANGED)
     if image is None:

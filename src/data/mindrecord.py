@@ -251,16 +251,17 @@ def set_orientation(record: ImageRecord, image: bytes, config: Config) -> None:
 
     Raises DataError where they don't, or where neither frame has the annotated size.
     """
-    stored = check_decodes(image, str(record.path))
-    record.exif = image_header(image, str(record.path)).orientation
-    record.bits = dark_16bit(image, str(record.path))
+    name = str(record.path)
+    header = image_header(image, name)
+    check_decodes(image, name, header)
+    stored, record.exif, record.bits = header.stored, header.orientation, dark_16bit(image, name, header)
     annotated = (record.height, record.width)
     if record.orientation is None:
         record.orientation = orientation_for(config.exif, stored, record.exif, annotated)
     if turned_size(stored, record.orientation) != annotated:
         upright = "" if record.exif < 5 else f", upright {stored[0]} x {stored[1]}"
         raise DataError(
-            f"{record.path}: the image is {stored[1]} x {stored[0]}{upright}, annotated as {record.width} x"
+            f"{name}: the image is {stored[1]} x {stored[0]}{upright}, annotated as {record.width} x"
             f" {record.height}; mend the annotation or the image"
         )
 

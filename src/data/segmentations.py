@@ -45,18 +45,27 @@ def normal_polygons(segmentation: list, height: int, width: int, where: str) -> 
         except (ValueError, OverflowError):
             points = np.array(None)
         # of a list that mixes kinds numpy makes text or objects
-        if points.dtype.kind not in "fiu" or points.ndim != 1 or not (np.abs(points) <= far).all():
+        flat = points.dtype.kind in "fiu" and points.ndim == 1
+        low, high = (points.min(initial=0), points.max(initial=0)) if flat else (-np.inf, np.inf)
+        # written so that what isn't a number fails
+        if not (low >= -far and high <= far):
             raise DataError(f"{where}: a polygon holds something that is no place in or near the image")
         # COCO holds stray polygons of one or two points beside whole ones
         if len(points) >= 6:
             out.append(points.astype(np.float64))
-            corners = out[-1].reshape(-1, 2)
-            around += float(np.abs(corners - np.roll(corners, 1, 0)).max(1).sum())
+            # at most: every edge as long as the polygon
+            around += len(points) / 2 * float(high - low)
     if not out:
         raise DataError(f"{where}: no polygon of three points or more")
-    if around > LONGEST:
+    if around > LONGEST and (around := sum(map(perimeter, out))) > LONGEST:
         raise DataError(f"{where}: its polygons are {around:.0f} pixels around, more than {LONGEST:,}")
     return out
+
+
+def perimeter(polygon: np.ndarray) -> float:
+    """Pixels that drawing a polygon's edges passes."""
+    corners = polygon.reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, 0)).max(1).sum())
 
 
 def normal_rle(segmentation: dict, height: int, width: int, where: str, check_runs: bool) -> dict:
