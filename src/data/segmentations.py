@@ -166,16 +166,15 @@ def mask_area(segmentation: Segmentation, height: int, width: int) -> float:
     return float(rle.area(as_rle(segmentation, height, width)))
 
 
-def covers_nothing(segmentation: Segmentation, height: int, width: int) -> bool:
-    """Whether a normal segmentation has no pixel, as thin polygons between pixels' centres don't."""
-    if isinstance(segmentation, list):
+def covers_nothing(segmentation: Segmentation, bounds: np.ndarray, height: int, width: int) -> bool:
+    """Whether a normal segmentation of that extent has no pixel, as thin polygons between pixels' centres don't."""
+    left, top, right, bottom = bounds.tolist()
+    if isinstance(segmentation, list) and left >= 0 and top >= 0 and right <= width and bottom <= height:
         # most enclose so much that some pixel is among it; drawing all of a large set would take minutes
         for points in segmentation:
             x, y = points[::2], points[1::2]
             twice = x[:-1].dot(y[1:]) - x[1:].dot(y[:-1]) + x[-1] * y[0] - x[0] * y[-1]
-            left, top, right, bottom = x.min(), y.min(), x.max(), y.max()
-            within = left >= 0 and top >= 0 and right <= width and bottom <= height
-            if within and abs(twice) > 4 * (right - left + bottom - top):
+            if abs(twice) > 4 * (right - left + bottom - top):
                 return False
     return not mask_area(segmentation, height, width)
 

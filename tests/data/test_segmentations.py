@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask as rle
 
 from src.data.records import DataError
-from src.data.segmentations import as_rle, covers_nothing, normal_segmentation, run_totals
+from src.data.segmentations import as_rle, covers_nothing, extent, normal_segmentation, run_totals
 
 
 def encoded(bitmap: np.ndarray) -> str:
@@ -111,7 +111,8 @@ def test_masks_that_cover_nothing():
         corners, spread = int(random.integers(3, 6)), random.choice([0.3, 0.8, 3.0, 20.0], 2)
         points = random.uniform(-10, 50, 2) + random.uniform(0, 1, (corners, 2)) * spread
         bitmap = rle.decode(rle.merge(rle.frPyObjects([points.ravel().tolist()], 40, 40)))
-        assert covers_nothing([points.ravel()], 40, 40) == (not bitmap.any())
+        assert covers_nothing([points.ravel()], extent([points.ravel()]), 40, 40) == (not bitmap.any())
         empty += not bitmap.any()
     assert 50 < empty < 350
-    assert covers_nothing(as_rle({"size": [40, 40], "counts": encoded(np.zeros((40, 40)))}, 40, 40), 40, 40)
+    empty = {"size": [40, 40], "counts": encoded(np.zeros((40, 40)))}
+    assert covers_nothing(empty, extent(empty), 40, 40)

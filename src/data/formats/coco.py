@@ -379,10 +379,11 @@ class CocoReader:
         box = clipped_box(bbox, height, width, where)
         self.boxes.add(bbox, height, width)
         if segmentation is not None:
-            x1, y1, x2, y2 = extent(segmentation)
+            bounds = extent(segmentation)
+            x1, y1, x2, y2 = bounds.tolist()
             if x2 <= box[0] or y2 <= box[1] or x1 >= box[2] or y1 >= box[3]:
                 self.apart.append(where)
-            elif masks and not crowd and covers_nothing(segmentation, height, width):
+            elif masks and not crowd and covers_nothing(segmentation, bounds, height, width):
                 self.notes["masks that cover no pixel's centre, which no detection can match"] += 1
         area = number(a.get("area"))
         if area is None or area < 0 or (area == 0 and segmentation is None):
