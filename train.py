@@ -68,9 +68,6 @@ def train(config: Config, resume: bool) -> int:
     if group.is_first:
         print(describe_operators(config.device_target))
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True), group.rank, group.size)
-    if config.run_eval:
-        # what is wrong with the truth is told before anything is computed
-        ensure_mindrecord(config, "val", training=False)
     detector = build_detector(config)
     if not (resume and has_checkpoint(config)):
         if config.backbone.pretrained:
