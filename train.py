@@ -5,8 +5,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from src.config import Config, add_config_arguments, check_training, config_from_arguments
-from src.data.formats import resolve_classes
+from src.config import Config, add_config_arguments, config_from_arguments
+from src.data.formats import check_training, resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.device import set_device

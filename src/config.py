@@ -22,7 +22,6 @@ from src.errors import UserError
 __all__ = [
     "Config",
     "ConfigError",
-    "check_training",
     "load_config",
     "save_config",
     "add_config_arguments",
@@ -761,19 +760,6 @@ def _check_together(c: Config, source: str) -> None:
     for name in ("rpn", "rcnn"):
         a = getattr(c.train_cfg, name).assigner
         demand(a.neg_iou_thr <= a.pos_iou_thr, f"train_cfg.{name}.assigner: neg_iou_thr is above pos_iou_thr")
-
-
-def check_training(c: Config) -> None:
-    """Raises ConfigError where training needs masks, which the data of the config's format never have."""
-    if c.dataset not in ("other", "voc"):
-        return
-    if c.with_mask:
-        raise ConfigError(
-            f"dataset: {c.dataset} has boxes but no masks, which detector: {c.detector} trains on; use"
-            f" detector: {c.detector.replace('_mask', '').replace('mask', 'faster')}"
-        )
-    if c.aug_prob:
-        raise ConfigError(f"aug_prob: InstaBoost needs masks, and dataset: {c.dataset} has none; set it to 0")
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:

@@ -18,8 +18,8 @@ import numpy as np
 from src.config import Config
 from src.data.export_labels import WRITERS, Labelled, write_labels
 from src.data.formats import FORMATS, SPLITS, find_split
-from src.data.formats.base import NoSplitError
-from src.data.formats.coco import Coco, category_names, load_json, read_json
+from src.data.formats.base import NoSplitError, load_json
+from src.data.formats.coco import Coco, category_names, read_json
 from src.data.formats.labelme import LabelmeReader, is_labelme, name_below
 from src.data.images import file_header, orientation_for
 from src.data.records import DataError, ImageRecord, Records, Split, number

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from src.config import ConfigError, check_training, load_config
+from src.config import ConfigError, load_config
+from src.data.formats import check_training
 from src.data.mindrecord import read_index
 from src.errors import UserError
 from src.evaluation.coco import EvaluationError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from src.config import Config
+from src.config import Config, ConfigError
 from src.data.formats.base import Format, Masks
 from src.data.formats.coco import Coco
 from src.data.formats.labelme import Labelme
@@ -16,7 +16,16 @@ from src.data.formats.voc import Voc
 from src.data.formats.yolo import Yolo
 from src.data.records import DataError, Records, Split
 
-__all__ = ["FORMATS", "SPLITS", "find_split", "format_of", "read_split", "resolve_classes", "source_digest"]
+__all__ = [
+    "FORMATS",
+    "SPLITS",
+    "check_training",
+    "find_split",
+    "format_of",
+    "read_split",
+    "resolve_classes",
+    "source_digest",
+]
 
 FORMATS: dict[str, Format] = {f.name: f for f in (Coco(), Labelme(), Txt(), Voc(), Yolo())}
 SPLITS = ("train", "val", "test")
@@ -28,6 +37,19 @@ def format_of(config: Config) -> Format:
     if config.dataset not in FORMATS:
         raise DataError(f"dataset: {config.dataset!r} is not one of {', '.join(FORMATS)}")
     return FORMATS[config.dataset]
+
+
+def check_training(config: Config) -> None:
+    """Raises ConfigError where training needs masks, which the config's format never has."""
+    if format_of(config).has_masks:
+        return
+    if config.with_mask:
+        raise ConfigError(
+            f"dataset: {config.dataset} has boxes but no masks, which detector: {config.detector} trains on; use"
+            f" detector: {config.detector.replace('_mask', '').replace('mask', 'faster')}"
+        )
+    if config.aug_prob:
+        raise ConfigError(f"aug_prob: InstaBoost needs masks, and dataset: {config.dataset} has none; set it to 0")
 
 
 def find_split(config: Config, split: str) -> Split:

@@ -1,5 +1,6 @@
 """What a format of data sets is to the rest: where a split lies, its classes, its records."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = [
     "Masks",
     "NoSplitError",
     "class_labels",
+    "load_json",
     "passed_over",
     "read_lines",
     "share_of",
@@ -35,10 +37,12 @@ class NoSplitError(DataError):
 class Format:
     """One format. Its methods raise DataError. A split is "train", "val" or "test".
 
-    draws: where nothing tells which images validate, they are drawn by the config's seed.
+    has_masks: objects can have masks; draws: where nothing tells which images validate, they are drawn by the config's
+    seed.
     """
 
     name = ""
+    has_masks = False
     draws = False
 
     def locate(self, config: Config, split: str) -> Split:
@@ -80,6 +84,22 @@ def class_labels(config: Config) -> dict[str, int]:
 def truth_categories(config: Config) -> list[dict]:
     """Categories of a format that knows names alone: their ids are the labels."""
     return [{"id": label, "name": name} for name, label in class_labels(config).items()]
+
+
+def load_json(path: Path) -> object:
+    """What a JSON file holds; UTF-8, with or without its mark, or UTF-16. Raises DataError."""
+    try:
+        data = path.read_bytes()
+        # of a large file's three forms, bytes, text and objects, two at a time
+        text = data.decode(json.detect_encoding(data), "surrogatepass")
+        del data
+        return json.loads(text)
+    except OSError as e:
+        raise DataError(f"{path}: can't read the annotations: {e.strerror}") from None
+    except json.JSONDecodeError as e:
+        raise DataError(f"{path}, line {e.lineno}: not valid JSON ({e.msg}); fetch or write the file again") from None
+    except (ValueError, RecursionError):
+        raise DataError(f"{path}: not valid JSON; fetch or write the file again") from None
 
 
 def read_lines(path: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """COCO's instances (Lin et al., 2014, arXiv:1405.0312): one JSON file a split."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,12 @@ from tqdm import tqdm
 
 from src.config import Config
 from src.data.finding import ImageFinder, refuse_shared
-from src.data.formats.base import FOLDER_NAMES, Format, Masks, NoSplitError, class_labels, split_source
+from src.data.formats.base import FOLDER_NAMES, Format, Masks, NoSplitError, class_labels, load_json, split_source
 from src.data.images import frame_of
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box, number
 from src.data.segmentations import covers_nothing, extent, mask_area, normal_segmentation
 
-__all__ = ["Coco", "category_names", "folder_beside", "load_json", "read_json"]
+__all__ = ["Coco", "category_names", "folder_beside", "read_json"]
 
 LARGEST = 1 << 31  # pixels: no decoder takes a longer side
 Key = int | str
@@ -110,22 +109,6 @@ def image_folder(root: Path, split: str, annotations: Path) -> Path:
 
 # ---------------------------------------------------------------------------------------------------------
 # the file and its ids
-
-
-def load_json(path: Path) -> object:
-    """What a JSON file holds; UTF-8, with or without its mark, or UTF-16. Raises DataError."""
-    try:
-        data = path.read_bytes()
-        # of a large file's three forms, bytes, text and objects, two at a time
-        text = data.decode(json.detect_encoding(data), "surrogatepass")
-        del data
-        return json.loads(text)
-    except OSError as e:
-        raise DataError(f"{path}: can't read the annotations: {e.strerror}") from None
-    except json.JSONDecodeError as e:
-        raise DataError(f"{path}, line {e.lineno}: not valid JSON ({e.msg}); fetch or write the file again") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{path}: not valid JSON; fetch or write the file again") from None
 
 
 def read_json(path: Path) -> dict:

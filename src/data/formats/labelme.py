@@ -3,7 +3,6 @@
 import base64
 import binascii
 import contextlib
-import json
 import math
 import os
 import unicodedata
@@ -25,6 +24,7 @@ from src.data.formats.base import (
     Labels,
     Masks,
     NoSplitError,
+    load_json,
     passed_over,
     read_lines,
     share_of,
@@ -112,14 +112,7 @@ def json_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def read_labelme(path: Path) -> dict | None:
     """A file's content; None for JSON that isn't labelme's. Raises DataError."""
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as e:
-        raise DataError(f"{path}: can't read: {e.strerror}") from None
-    except json.JSONDecodeError as e:
-        raise DataError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{path}: not valid JSON; save it as UTF-8") from None
+    data = load_json(path)
     return data if isinstance(data, dict) and ("shapes" in data or "imagePath" in data) else None
 
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from src.config import ConfigError, check_training
-from src.data.formats import resolve_classes
+from src.config import ConfigError
+from src.data.formats import check_training, resolve_classes
 from src.data.mindrecord import ensure_mindrecord, read_index
 from src.data.records import DataError
 from tests.data.formats.reading import load as read
