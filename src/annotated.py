@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from src.data.finding import name_parts
 from src.data.images import is_image
 from src.data.truth import truth_of
 from src.errors import UserError
 
-__all__ = ["AnnotatedImage", "Annotations", "MatchError", "name_parts"]
+__all__ = ["AnnotatedImage", "Annotations", "MatchError"]
 
 
 class MatchError(UserError):
@@ -104,12 +105,6 @@ def size_of(entry: dict) -> tuple[int, int] | None:
     """An image's annotated (height, width); None without a usable one."""
     size = entry["height"], entry["width"]
     return size if all(size) else None
-
-
-def name_parts(name: str | Path) -> tuple[str, ...]:
-    """The folders and the file of a name: slashes either way, accented letters composed (NFC), no dots."""
-    text = unicodedata.normalize("NFC", str(name).replace("\\", "/"))
-    return tuple(p for p in text.split("/") if p not in ("", ".", ".."))
 
 
 def plain_suffix(name: str) -> str:

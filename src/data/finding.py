@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from src.data.images import sorted_files
 from src.data.records import DataError, ImageRecord
 
-__all__ = ["ImageFinder", "plain_name", "refuse_shared"]
+__all__ = ["ImageFinder", "name_parts", "plain_name", "refuse_shared"]
 
 
 def plain_name(name: str) -> str:
@@ -23,6 +23,12 @@ def plain_name(name: str) -> str:
         except UnicodeDecodeError:
             text = name.decode("latin-1")
     return unicodedata.normalize("NFC", text).casefold()
+
+
+def name_parts(name: str | Path) -> tuple[str, ...]:
+    """The folders and the file of a name: slashes either way, accented letters composed (NFC), no dots."""
+    text = unicodedata.normalize("NFC", str(name).replace("\\", "/"))
+    return tuple(p for p in text.split("/") if p not in ("", ".", ".."))
 
 
 def endings(name: str) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What the reader of any format gives: one record an image, its objects, and the faults that a user can mend."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +90,18 @@ class ImageRecord:
     def crowd(self) -> np.ndarray:
         """(N,) bool."""
         return np.array([i.crowd for i in self.instances], bool)
+
+    def add(self, read: Callable[..., Instance | None], *arguments: object) -> None:
+        """Adds what `read` makes of one annotation: an object, nothing for one that is left out, or its DataError as a
+        fault of the image.
+        """
+        try:
+            instance = read(*arguments)
+        except DataError as e:
+            self.faults.append(str(e))
+            return
+        if instance is not None:
+            self.instances.append(instance)
 
     def check_count(self, most: int, where: str) -> None:
         """Adds a fault if there are more than `most` objects."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from src.data.finding import name_parts
 from src.evaluation.truth import EvaluationError
 
 __all__ = ["ImageResult", "annotated_images", "class_categories", "read_result", "read_summary"]
@@ -75,11 +76,11 @@ def annotated_images(summary: dict, images: Sequence[dict], annotations: str | P
     """
     by_name: dict[str, list[tuple[tuple[str, ...], dict]]] = {}
     for image in images:
-        parts = path_parts(str(image.get("file_name", "")))
+        parts = name_parts(str(image.get("file_name", "")))
         by_name.setdefault(parts[-1] if parts else "", []).append((parts, image))
     found, foreign = {}, []
     for name in summary["images"]:
-        parts = path_parts(str(name))
+        parts = name_parts(str(name))
         near = nearest(parts, by_name.get(parts[-1], [])) if parts else []
         if len(near) > 1:
             which = ", ".join(repr(i["file_name"]) for i in near[:3])
@@ -103,11 +104,6 @@ def annotated_images(summary: dict, images: Sequence[dict], annotations: str | P
             )
         taken[image["id"]] = name
     return found
-
-
-def path_parts(name: str) -> tuple[str, ...]:
-    """Folders and file of a path of either system, without what doesn't name any."""
-    return tuple(p for p in name.replace("\\", "/").split("/") if p not in ("", "."))
 
 
 def nearest(parts: tuple[str, ...], entries: Sequence[tuple[tuple[str, ...], dict]]) -> list[dict]:

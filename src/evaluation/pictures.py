@@ -11,10 +11,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from src.data.finding import ImageFinder
+from src.data.finding import ImageFinder, name_parts
 from src.data.images import EXIF_POLICIES, read_bytes, safe_decode
 from src.errors import UserError, run_command
-from src.evaluation.cpp_results import path_parts
 from src.evaluation.results import load_results
 from src.evaluation.truth import read_annotations
 from src.visualize import draw_records, plot_loss_curve, side_by_side
@@ -79,11 +78,11 @@ def picture_of(data: bytes, name: str, image: dict, exif: str) -> np.ndarray:
 
 def picture_names(files: list[str]) -> list[Path]:
     """Where each image's picture goes: under its name as PNG, in its folders too where two share that name."""
-    stems = [Path(*path_parts(f)[-1:]).stem for f in files]
+    stems = [Path(*name_parts(f)[-1:]).stem for f in files]
     if len(set(stems)) == len(stems):
         return [Path(f"{s}.png") for s in stems]
     # the suffix stays, as two images may differ in nothing else
-    return [Path(*(p for p in path_parts(f) if p != "..")).with_name(f"{path_parts(f)[-1]}.png") for f in files]
+    return [Path(*name_parts(f)).with_name(f"{name_parts(f)[-1]}.png") for f in files]
 
 
 def main() -> int:

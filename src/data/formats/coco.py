@@ -325,13 +325,7 @@ class CocoReader:
             return record
         for place, a in enumerate(rows, 1):
             where = f"{self.path}: annotation {a.get('id', f'(the {place}. without id)')} of image {key}"
-            try:
-                instance = self.instance(a, record.height, record.width, masks, where)
-            except DataError as e:
-                faults.append(str(e))
-                continue
-            if instance is not None:
-                record.instances.append(instance)
+            record.add(self.instance, a, record.height, record.width, masks, where)
         record.check_count(self.config.max_instance_count, f"{self.path}: image {key} ({record.path.name})")
         return record
 

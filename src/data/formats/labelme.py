@@ -265,13 +265,7 @@ class LabelmeReader:
             record.faults.append(str(e))
             return record
         for name, parts, where in self.objects(data["shapes"], record, path):
-            try:
-                instance = self.instance(name, parts, record, where)
-            except DataError as e:
-                record.faults.append(str(e))
-                continue
-            if instance is not None:
-                record.instances.append(instance)
+            record.add(self.instance, name, parts, record, where)
         record.check_count(self.config.max_instance_count, str(path))
         return record
 

@@ -78,10 +78,7 @@ class Txt(Format):
                 record.faults.append(f"{told}: {e}")
                 continue
             for column in columns:
-                try:
-                    record.instances.append(instance(column, record, told, config))
-                except DataError as e:
-                    record.faults.append(str(e))
+                record.add(instance, column, record, told, config)
             if masks == "needed":
                 record.faults.append(f"{told}: boxes alone, and masks are learnt from masks; use faster_rcnn")
             record.check_count(config.max_instance_count, f"{told}: {name}")

@@ -224,15 +224,8 @@ class VocReader:
             record.faults.append(str(e))
             return record
         for o in root.children:
-            if o.tag != "object":
-                continue
-            try:
-                instance = self.instance(o, record, xml)
-            except DataError as e:
-                record.faults.append(str(e))
-                continue
-            if instance is not None:
-                record.instances.append(instance)
+            if o.tag == "object":
+                record.add(self.instance, o, record, xml)
         if self.masks == "needed":
             record.faults.append(f"{xml}: boxes alone, and masks are learnt from masks; use faster_rcnn")
         record.check_count(self.config.max_instance_count, str(xml))

@@ -479,13 +479,7 @@ class YoloReader:
                 " upright, as Ultralytics has them, set exif: upright"
             ] += 1
         for row in rows:
-            try:
-                instance = self.instance(row, record, needed, f"{labels}, line {row.line}")
-            except DataError as e:
-                record.faults.append(str(e))
-                continue
-            if instance is not None:
-                record.instances.append(instance)
+            record.add(self.instance, row, record, needed, f"{labels}, line {row.line}")
         record.check_count(self.config.max_instance_count, str(labels))
 
     def instance(self, row: Row, record: ImageRecord, needed: bool, where: str) -> Instance | None:
