@@ -3,13 +3,8 @@
 import pytest
 
 from benchmarks.fuzz import DifferenceError, Outcome, run_case
-from benchmarks.mutations import (
-    FORMATS,
-    Mutation,
-    accents_decomposed,
-    copies_of_images_in_hidden_folders,
-    hidden_folders,
-)
+from benchmarks.mutations import FORMATS, Mutation
+from benchmarks.mutations.files import accents_decomposed, copies_of_images_in_hidden_folders, hidden_folders
 from benchmarks.truth import perfect_results
 from src.data.loader import BatchMaker
 
