@@ -8,7 +8,6 @@ overrides and returns a `Config`. A key that the schema doesn't know, or a value
 import argparse
 import dataclasses
 import difflib
-import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from src.errors import UserError
+from src.files import whole
 
 __all__ = [
     "Config",
@@ -804,14 +804,8 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
 
 def save_config(config: Config, path: str | Path) -> None:
     """Writes every key as YAML that load_config reads; beside, then renamed. Raises ConfigError."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(Path(path), ConfigError, "set train_outputs to a folder that can") as beside:
         beside.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-        os.replace(beside, path)
-    except OSError as e:
-        raise ConfigError(f"{path}: can't write: {e.strerror}; set train_outputs to a folder that can") from None
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:

@@ -11,9 +11,11 @@ __all__ = ["whole"]
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(
+    path: Path, error: type[UserError] = UserError, remedy: str = "free space or name another output"
+) -> Iterator[Path]:
     """A path beside `path` for the block to write: renamed at its end, removed where it fails. Tells an OSError as
-    UserError."""
+    `error`, with `remedy`."""
     beside = path.with_name(f"{path.stem}.writing{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,7 +23,7 @@ def whole(path: Path) -> Iterator[Path]:
         if beside.exists():
             os.replace(beside, path)
     except OSError as e:
-        raise UserError(f"{path}: can't write: {e.strerror or e}; free space or name another output") from None
+        raise error(f"{path}: can't write: {e.strerror or e}; {remedy}") from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from src.data.mindrecord import ensure_mindrecord, read_index, record_files
 from src.data.records import DataError
 from src.data.transforms import fit_size
 from src.errors import run_command
+from src.files import whole
 from src.visualize import draw_ground_truth
 
 __all__ = ["Figures", "contact_sheet", "count_records", "inspect_split"]
@@ -233,12 +234,9 @@ def inspect_split(config: Config, split: str, out: Path, samples: int) -> Figure
     print(f"{read_index(folder)['source']} ({split}, dataset: {config.dataset})\n{describe(figures, config)}")
     if samples:
         path = out / f"{split if split.isalnum() else Path(split).stem}_samples.png"
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            encoded = cv2.imencode(".png", contact_sheet(pictures(config, folder, split, samples)))[1]
-            path.write_bytes(encoded.tobytes())
-        except OSError as e:
-            raise DataError(f"{path}: can't write: {e.strerror}; name another folder as --out") from None
+        encoded = cv2.imencode(".png", contact_sheet(pictures(config, folder, split, samples)))[1]
+        with whole(path, DataError, "name another folder as --out") as beside:
+            beside.write_bytes(encoded.tobytes())
         print(f"contact sheet -> {path}")
     return figures
 

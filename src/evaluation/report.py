@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import os
 import string
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from src.evaluation.coco import Summary
 from src.evaluation.inference import Timing, open_truth
 from src.evaluation.pictures import picture_of
 from src.evaluation.truth import EvaluationError, Truth
+from src.files import whole
 from src.visualize import draw_records, plot_loss_curve, side_by_side
 
 __all__ = ["Matches", "match_image", "write_report"]
@@ -136,13 +136,8 @@ def write_report(
         "iou": f"{summary.iou:g}",
     }
     path = Path(folder) / "report.html"
-    beside = path.with_name("report.writing.html")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path, EvaluationError, "name another folder") as beside:
         beside.write_text(string.Template(TEMPLATE.read_text()).substitute(parts))
-        os.replace(beside, path)
-    except OSError as e:
-        raise EvaluationError(f"{path}: can't write the report: {e.strerror}; name another folder") from None
     return path
 
 

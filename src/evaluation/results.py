@@ -1,8 +1,6 @@
 """COCO results files ([{"image_id", "category_id", "bbox", "score", "segmentation"?}, ...]): read, checked, written."""
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -12,6 +10,7 @@ from pycocotools import mask as rle
 from src.config import RcnnTest
 from src.data.segmentations import as_rle, normal_segmentation, run_totals
 from src.evaluation.truth import EvaluationError, Truth
+from src.files import whole
 
 __all__ = ["apply_options", "checked_results", "load_results", "save_results", "saved_results", "write_json"]
 
@@ -25,16 +24,8 @@ class DamagedResultsError(EvaluationError):
 
 def write_json(path: str | Path, content: object, indent: int | None = None) -> None:
     """Writes JSON beside `path`, then renames, so that it is whole or not there. Raises EvaluationError."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(Path(path), EvaluationError) as beside:
         beside.write_text(json.dumps(content, separators=None if indent else (",", ":"), indent=indent))
-        os.replace(beside, path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise EvaluationError(f"{path}: can't write: {e.strerror}; free space or name another") from None
 
 
 def save_results(path: str | Path, results: Sequence[dict], truth: Truth | None = None) -> None:

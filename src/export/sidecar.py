@@ -4,11 +4,9 @@ Written as `<model file>.json`. Everything that isn't in the graph itself (how a
 are called) and, so that the split form's host code and its Python agree, everything that is.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 
 from src.config import Backbone, BoxCoder, Config, Proposals, Roi
 from src.errors import UserError
+from src.files import whole
 
 __all__ = [
     "ExportError",
@@ -267,15 +266,8 @@ def text(sidecar: dict[str, Any]) -> str:
 
 def write(path: str | Path, sidecar: dict[str, Any]) -> None:
     """Writes the sidecar beside, then renames. Raises ExportError."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".writing")
-    try:
+    with whole(Path(path), ExportError, "free space or name another file") as beside:
         beside.write_text(text(sidecar))
-        os.replace(beside, path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise ExportError(f"{path}: can't write the sidecar: {e.strerror}; free space or name another file") from None
 
 
 def read(path: str | Path) -> dict[str, Any]:

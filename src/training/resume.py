@@ -14,6 +14,7 @@ from mindspore import Parameter, nn
 
 from src.config import Config
 from src.errors import UserError
+from src.files import whole
 from src.training.checkpoints import (
     CheckpointError,
     CheckpointFolder,
@@ -98,13 +99,8 @@ def flat(values: dict, prefix: str = "") -> dict:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes `text` beside `path` and renames. Raises UserError."""
-    beside = path.with_name(path.name + ".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path, remedy="free space or set train_outputs") as beside:
         beside.write_text(text)
-        os.replace(beside, path)
-    except OSError as e:
-        raise UserError(f"{path}: can't write: {e.strerror}; free space or set train_outputs") from None
 
 
 def set_aside(path: Path) -> None:
