@@ -18,7 +18,7 @@ from tqdm import tqdm
 from src.config import Config
 from src.data.formats import find_split, read_split, source_digest
 from src.data.images import check_decodes, dark_16bit, image_header, orientation_for, sorted_files, turned_size
-from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split, report_notes
+from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split, report_notes, without_collector
 from src.data.segmentations import segmentation_json
 from src.data.truth import is_truth, write_truth
 
@@ -156,6 +156,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@without_collector()
 def convert(data: Records, folder: Path, settings: str, config: Config) -> None:
     """Writes a split as MindRecord and its truth into `folder`, replacing what was there. Raises DataError."""
     records = data.usable(config.on_bad_image)

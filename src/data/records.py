@@ -1,7 +1,9 @@
 """What the reader of any format gives: one record an image, its objects, and the faults that a user can mend."""
 
+import contextlib
+import gc
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +11,17 @@ import numpy as np
 
 from src.errors import UserError
 
-__all__ = ["DataError", "ImageRecord", "Instance", "Records", "Split", "clipped_box", "number", "report_notes"]
+__all__ = [
+    "DataError",
+    "ImageRecord",
+    "Instance",
+    "Records",
+    "Split",
+    "clipped_box",
+    "number",
+    "report_notes",
+    "without_collector",
+]
 
 LEAST_SIDE = 0.005  # pixels: COCO gives hundredths, so a smaller side is none
 SKIP_ADVICE = "(or leave such images out: on_bad_image: skip)"
@@ -19,6 +31,22 @@ Box = tuple[float, float, float, float]
 
 class DataError(UserError):
     """Data that can't be used; the message names the file or the record, and the remedy."""
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Keeps Python's search for cycles off, as a block or as a function's decorator.
+
+    A large set's records are millions of objects in no cycle; walking all of them again and again takes as long as
+    reading them.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from src.data.formats.labelme import Labelme
 from src.data.formats.txt import Txt
 from src.data.formats.voc import Voc
 from src.data.formats.yolo import Yolo
-from src.data.records import DataError, Records, Split
+from src.data.records import DataError, Records, Split, without_collector
 
 __all__ = [
     "FORMATS",
@@ -64,6 +64,7 @@ def find_split(config: Config, split: str) -> Split:
     return format_of(config).locate(config, split)
 
 
+@without_collector()
 def read_split(
     config: Config,
     split: str,
