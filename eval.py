@@ -7,7 +7,6 @@ from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.formats import resolve_classes
 from src.data.truth import truth_of_split
 from src.device import set_device
-from src.errors import UserError, run_command
 from src.evaluation.coco import Summary, choose_kinds, evaluate
 from src.evaluation.inference import Evaluator, records_of
 from src.evaluation.results import apply_options, saved_results, write_json
@@ -15,6 +14,7 @@ from src.evaluation.truth import Truth
 from src.modelarts import local_checkpoint, on_modelarts
 from src.models.build import build_detector
 from src.ops.library import describe_operators
+from src.runtime.errors import UserError, run_command
 from src.training.checkpoints import load_detector
 from src.training.distributed import join_group, use_local_device
 

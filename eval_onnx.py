@@ -8,10 +8,10 @@ import numpy as np
 
 from src.config import Config, add_config_arguments, load_config, parse_overrides
 from src.data.loader import EvalLoader
-from src.errors import UserError, run_command
 from src.evaluation.inference import collect_results, in_order, kinds_of, open_truth, records_of, report
 from src.export import sidecar
 from src.export.whole import import_onnx_runtime
+from src.runtime.errors import UserError, run_command
 
 
 def main() -> int:

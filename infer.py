@@ -13,7 +13,7 @@ from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.formats import resolve_classes
-from src.errors import UserError, run_command
+from src.runtime.errors import UserError, run_command
 
 
 def main() -> int:

@@ -6,8 +6,8 @@ from mindspore import nn
 
 from src.config import load_config
 from src.data.formats import resolve_classes
-from src.errors import UserError
 from src.models.build import build_detector
+from src.runtime.errors import UserError
 from src.training.checkpoints import load_detector
 
 __all__ = ["create_network"]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.errors import run_command
 from src.evaluation.coco import STANDARD, choose_kinds, coco_results, evaluate
 from src.evaluation.cpp_results import annotated_images, class_categories, read_result, read_summary
 from src.evaluation.results import save_results
 from src.evaluation.truth import read_annotations
+from src.runtime.errors import run_command
 
 
 def main() -> int:

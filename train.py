@@ -10,11 +10,11 @@ from src.data.formats import check_training, resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.device import set_device
-from src.errors import run_command
 from src.evaluation.inference import Evaluator
 from src.modelarts import on_modelarts
 from src.models.build import build_detector, build_loss
 from src.ops.library import describe_operators
+from src.runtime.errors import run_command
 from src.training.checkpoints import load_backbone, load_detector
 from src.training.distributed import join_group, use_local_device
 from src.training.loop import Trainer

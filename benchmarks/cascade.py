@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 from src.data.shapes import make_shapes
-from src.errors import UserError, run_command
 from src.evaluation.coco import evaluate
 from src.evaluation.results import load_results
+from src.runtime.errors import UserError, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {"Mask R-CNN": "shapes", "Cascade Mask R-CNN": "shapes_cascade"}

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.common import Timing, measure, peak_memory_mib, print_table, set_threads, write_json
 from benchmarks.data_conversion import multiply
-from src.errors import run_command
+from src.runtime.errors import run_command
 
 if TYPE_CHECKING:
     from src.config import Config

@@ -39,7 +39,7 @@ def speeds(outputs: Path) -> list[float]:
 
 def train(outputs: Path, words: list[str], ranks: int) -> float:
     """Median images a second."""
-    from src.errors import UserError
+    from src.runtime.errors import UserError
 
     command, script = [sys.executable], [str(Path(__file__).resolve()), "--child"]
     if ranks > 1:
@@ -66,7 +66,7 @@ def main() -> int:
     from benchmarks.common import print_table, write_json
     from src.config import load_config, parse_overrides
     from src.data.shapes import make_shapes
-    from src.errors import UserError
+    from src.runtime.errors import UserError
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
@@ -101,6 +101,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child()
     else:
-        from src.errors import run_command
+        from src.runtime.errors import run_command
 
         run_command(main)

@@ -26,10 +26,10 @@ from src.config import Config, load_config
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.data.shapes import make_shapes
-from src.errors import run_command
 from src.evaluation.inference import Evaluator
 from src.evaluation.results import load_results
 from src.models.build import build_detector, build_loss
+from src.runtime.errors import run_command
 from src.training.checkpoints import load_detector, save_checkpoint
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys, build_step

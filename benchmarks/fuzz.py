@@ -37,11 +37,11 @@ from src.data.inspect import inspect_split
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord, ground_truth, read_index
 from src.data.truth import read_truth, truth_of, truth_of_split
-from src.errors import UserError
 from src.evaluation.coco import evaluate
 from src.evaluation.results import load_results, save_results
 from src.evaluation.truth import read_annotations
 from src.predict_files import split_inputs
+from src.runtime.errors import UserError
 
 __all__ = ["Outcome", "make_case", "run_case"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.config import load_config, parse_overrides
 from src.data.formats.coco import read_json, resolve_split
-from src.errors import UserError, run_command
+from src.runtime.errors import UserError, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {

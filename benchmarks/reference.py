@@ -22,10 +22,10 @@ from pycocotools import mask as rle
 from src.config import Config, load_config
 from src.convert import torchvision
 from src.convert.conversion import config_name, convert, recognise, renamed, target_shapes
-from src.errors import UserError, run_command
 from src.evaluation.masks import paste_masks
 from src.models.build import build_detector, build_loss
 from src.models.two_stage import LOSS_NAMES, TwoStageDetector, TwoStageLoss
+from src.runtime.errors import UserError, run_command
 from tests.reference.reference_weights import reference_inputs, reference_state_dict
 
 __all__ = ["Row", "compare", "match_boxes"]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.common import print_table, write_json
-from src.errors import UserError, run_command
+from src.runtime.errors import UserError, run_command
 
 __all__ = ["MOMENTS", "Run", "compare_runs", "kill_at"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from src.data.finding import name_parts
 from src.data.images import is_image
 from src.data.truth import truth_of
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 __all__ = ["AnnotatedImage", "Annotations", "MatchError"]
 

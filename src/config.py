@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from src.errors import UserError
-from src.files import whole
+from src.runtime.errors import UserError
+from src.runtime.files import whole
 
 __all__ = [
     "Config",

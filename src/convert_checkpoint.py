@@ -20,8 +20,8 @@ from src.convert.conversion import (
 )
 from src.convert.pickles import ConversionError
 from src.convert.readers import State, read_state
-from src.errors import run_command
 from src.models.build import build_backbone, build_detector
+from src.runtime.errors import run_command
 from src.training.checkpoints import save_checkpoint
 
 __all__ = ["main", "run"]

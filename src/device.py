@@ -9,8 +9,8 @@ from pathlib import Path
 import mindspore as ms
 
 from src.config import Config
-from src.errors import UserError, quiet_logging
 from src.ops.library import find_library
+from src.runtime.errors import UserError, quiet_logging
 
 __all__ = ["compile_cache_folder", "set_device"]
 

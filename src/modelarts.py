@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from src.config import Config
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 __all__ = ["ModelArtsError", "local_checkpoint", "on_modelarts"]
 

@@ -18,10 +18,10 @@ from src.annotated import AnnotatedImage, Annotations
 from src.config import Config
 from src.data.formats import read_split
 from src.data.images import MAX_PIXELS, is_image
-from src.errors import UserError
-from src.files import whole
 from src.predict_labels import coco_labels, labelme_labels
 from src.predictor import Detections, Prediction, Predictor
+from src.runtime.errors import UserError
+from src.runtime.files import whole
 
 __all__ = [
     "Annotations",

@@ -11,9 +11,9 @@ from pycocotools import mask as rle
 
 from src.data.images import turn_points, turned_size
 from src.data.polygons import mask_polygons
-from src.errors import UserError
-from src.files import whole
 from src.predictor import Detections
+from src.runtime.errors import UserError
+from src.runtime.files import whole
 
 __all__ = ["LABEL_KINDS", "coco_labels", "labelme_labels"]
 

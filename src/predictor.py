@@ -22,9 +22,9 @@ from src.data.images import read_frame
 from src.data.records import DataError
 from src.data.transforms import prepare_image
 from src.device import set_device
-from src.errors import UserError
 from src.evaluation.inference import image_results
 from src.models.build import build_detector
+from src.runtime.errors import UserError
 from src.training.checkpoints import load_detector
 from src.visualize import draw_detections
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from src.config import Config
 from src.data.images import safe_decode
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 __all__ = ["MAX_UPLOAD", "create_app", "serve"]
 

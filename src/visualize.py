@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 __all__ = [
     "VisualizeError",

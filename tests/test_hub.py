@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from mindspore_hub_conf import create_network
 from src.config import load_config
-from src.errors import UserError
+from src.runtime.errors import UserError
 from tests.conftest import TINY
 
 

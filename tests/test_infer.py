@@ -20,9 +20,10 @@ from src.annotated import AnnotatedImage, Annotations
 from src.data import images
 from src.data.import_labels import import_labels
 from src.data.polygons import mask_polygons
-from src.errors import UserError
 from src.predict_files import find_inputs, predict_images, predict_video, split_inputs
 from src.predictor import Predictor, coco_category_ids
+from src.runtime.errors import UserError
+from src.runtime.files import beside
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -426,7 +427,7 @@ def test_an_output_that_cannot_be_written(tmp_path, shapes_root, tiny_predictor,
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full to stand for a full disk")
 def test_a_full_disk_leaves_no_half_file(tmp_path, shapes_root, tiny_predictor, refusal, monkeypatch):
     inputs = find_inputs([str(shapes_root / "val2017/000000000001.jpg")])
-    (tmp_path / "p.writing.json").symlink_to("/dev/full")
+    beside(tmp_path / "p.json").symlink_to("/dev/full")
     with refusal(UserError, "p.json", "No space left"):
         predict_images(tiny_predictor, inputs, tmp_path / "p.json")
     assert not list(tmp_path.iterdir())

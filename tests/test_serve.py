@@ -13,7 +13,7 @@ from PIL import Image
 
 from src import serve
 from src.config import load_config
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 flask = pytest.importorskip("flask", reason="Flask isn't installed (requirements-serve.txt): no page to test")
 waitress = pytest.importorskip("waitress", reason="waitress isn't installed (requirements-serve.txt)")

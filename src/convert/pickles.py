@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 __all__ = [
     "ConversionError",

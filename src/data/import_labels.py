@@ -23,7 +23,8 @@ from src.data.formats.coco import Coco, category_names, read_json
 from src.data.formats.labelme import LabelmeReader, is_labelme, name_below
 from src.data.images import file_header, orientation_for
 from src.data.records import DataError, ImageRecord, Records, Split, number
-from src.errors import run_command
+from src.runtime.errors import run_command
+from src.runtime.files import beside
 
 __all__ = ["import_labels"]
 
@@ -67,9 +68,9 @@ def import_labels(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: there already; name another folder, or remove it if you don't need it")
-    beside = out.with_name(f"{out.name}.writing")
+    written = beside(out)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(written, ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as embedded:
             if annotations:
@@ -82,14 +83,14 @@ def import_labels(
             if "" in read.splits and val and not annotations:
                 read.splits = drawn(read.splits[""], val, seed)
             data = Labelled({s: records for s, records in read.splits.items() if records}, read.categories, boxes)
-            lines = read.notes + write_labels(data, to, beside)
+            lines = read.notes + write_labels(data, to, written)
         if out.exists():
             out.rmdir()
-        beside.rename(out)
+        written.rename(out)
     except OSError as e:
         raise DataError(f"{out}: can't write: {e.strerror or e}; free space, or name another folder") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(written, ignore_errors=True)
     for split, records in data.splits.items():
         counts = Counter(i.label for r in records for i in r.instances)
         told = ", ".join(f"{c['name']} {counts[label]}" for label, c in enumerate(data.categories, 1))

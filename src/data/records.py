@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 __all__ = [
     "DataError",

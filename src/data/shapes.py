@@ -17,7 +17,8 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from src.data.records import DataError
-from src.errors import run_command
+from src.runtime.errors import run_command
+from src.runtime.files import beside
 
 __all__ = ["CLASSES", "make_shapes"]
 
@@ -253,18 +254,18 @@ def make_shapes(root: str | Path, train: int = 600, val: int = 100, seed: int = 
                     f" {describe(count, seed)}; name another folder, or remove it if you don't need it"
                 )
         return root
-    beside = root.with_name(root.name + ".writing")
+    written = beside(root)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(written, ignore_errors=True)
         for split, count in counts.items():
-            make_split(beside, split, count, seed)
+            make_split(written, split, count, seed)
         if root.exists():
             root.rmdir()
-        beside.rename(root)
+        written.rename(root)
     except OSError as e:
         raise DataError(f"{root}: can't write the shapes data set: {e.strerror}") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(written, ignore_errors=True)
     return root
 
 

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from src.config import Config
 from src.data.loader import EvalLoader
 from src.data.mindrecord import ensure_mindrecord, read_index
-from src.errors import UserError
 from src.evaluation.coco import Summary, choose_kinds, chosen, coco_results, demand_masks, evaluate
 from src.evaluation.results import save_results
 from src.evaluation.truth import Truth, read_annotations
 from src.models.two_stage import TwoStageDetector
+from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError, not_finite
 from src.training.distributed import Group
 

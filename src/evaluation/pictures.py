@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from src.data.finding import ImageFinder, name_parts
 from src.data.images import EXIF_POLICIES, read_bytes, safe_decode
-from src.errors import UserError, run_command
 from src.evaluation.results import load_results
 from src.evaluation.truth import read_annotations
+from src.runtime.errors import UserError, run_command
 from src.visualize import draw_records, plot_loss_curve, side_by_side
 
 __all__ = ["draw_results", "picture_of"]

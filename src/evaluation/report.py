@@ -18,13 +18,13 @@ from pycocotools import mask as rle
 
 from src.config import Config
 from src.data.mindrecord import read_index, record_files
-from src.errors import UserError
 from src.evaluation.classes import OperatingPoint
 from src.evaluation.coco import Summary
 from src.evaluation.inference import Timing, open_truth
 from src.evaluation.pictures import picture_of
 from src.evaluation.truth import EvaluationError, Truth
-from src.files import whole
+from src.runtime.errors import UserError
+from src.runtime.files import whole
 from src.visualize import draw_records, plot_loss_curve, side_by_side
 
 __all__ = ["Matches", "match_image", "write_report"]

@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 from src.config import RcnnTest
 from src.data.segmentations import as_rle, normal_segmentation, run_totals
 from src.evaluation.truth import EvaluationError, Truth
-from src.files import whole
+from src.runtime.files import whole
 
 __all__ = ["apply_options", "checked_results", "load_results", "save_results", "saved_results", "write_json"]
 

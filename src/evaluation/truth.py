@@ -8,7 +8,7 @@ from pycocotools.coco import COCO
 
 from src.data.records import DataError
 from src.data.truth import truth_of
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 __all__ = ["EvaluationError", "Truth", "read_annotations"]
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from src.config import Config, add_config_arguments, config_from_arguments
-from src.errors import UserError, run_command
+from src.runtime.errors import UserError, run_command
 
 __all__ = ["aipp_config"]
 

@@ -4,10 +4,11 @@ MindSpore 2.8 writes version 3 of the format, where an operator's arguments are 
 1, where they are attributes of the operator. Later releases of Lite read version 3 as it is.
 """
 
-import os
 from pathlib import Path
 
 from mindspore.train import mind_ir_pb2 as ir
+
+from src.runtime.files import whole
 
 __all__ = ["rewrite_as_version_1"]
 
@@ -26,7 +27,7 @@ LAYOUTS = {0: "NCHW", 1: "NHWC"}
 
 
 def rewrite_as_version_1(path: str | Path) -> None:
-    """Rewrites the MINDIR file `path`, beside, then renamed. Raises OSError."""
+    """Rewrites the MINDIR file `path`, beside, then renamed. Raises UserError."""
     path = Path(path)
     model = ir.ModelProto()
     model.ParseFromString(path.read_bytes())
@@ -34,9 +35,8 @@ def rewrite_as_version_1(path: str | Path) -> None:
     primitives = {p.name: p for p in model.primitives}
     for graph in (model.graph, *model.functions):
         move_arguments(model, graph, primitives)
-    beside = path.with_name(path.name + ".writing")
-    beside.write_bytes(model.SerializeToString())
-    os.replace(beside, path)
+    with whole(path) as written:
+        written.write_bytes(model.SerializeToString())
 
 
 def move_arguments(model: ir.ModelProto, graph: ir.GraphProto, primitives: dict[str, ir.PrimitiveProto]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from src.config import Backbone, BoxCoder, Config, Proposals, Roi
-from src.errors import UserError
-from src.files import whole
+from src.runtime.errors import UserError
+from src.runtime.files import whole
 
 __all__ = [
     "ExportError",

@@ -24,7 +24,6 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import Config
-from src.errors import quiet_logging
 from src.export import sidecar
 from src.export.lite import for_lite
 from src.export.mask_weights import write_mask_weights
@@ -37,6 +36,7 @@ from src.models.bbox_head import BBoxHead
 from src.models.mask_head import MaskHead
 from src.models.rpn import RPNHead
 from src.models.two_stage import TwoStageDetector
+from src.runtime.errors import quiet_logging
 
 __all__ = ["PROGRAM", "export_split"]
 

@@ -15,7 +15,6 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import Config, Roi
-from src.errors import quiet_logging
 from src.export import sidecar
 from src.export.compare import SEED, Agreement, compare_detections, reference_input, together
 from src.export.folding import fold_batch_norms
@@ -23,6 +22,7 @@ from src.export.sidecar import ExportError
 from src.models.build import build_detector
 from src.models.roi_extractor import RoIExtractor
 from src.models.two_stage import TwoStageDetector
+from src.runtime.errors import quiet_logging
 
 __all__ = ["WholeGraph", "canvases", "export_whole", "import_onnx_runtime", "model_path"]
 

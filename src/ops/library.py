@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from src.errors import UserError
+from src.runtime.errors import UserError
 
 __all__ = [
     "MARCHES",

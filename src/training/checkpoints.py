@@ -12,7 +12,8 @@ import safetensors
 import safetensors.numpy
 from mindspore import Parameter, Tensor, nn
 
-from src.errors import UserError, quiet_logging
+from src.runtime.errors import UserError, quiet_logging
+from src.runtime.files import beside, flush, remove_leftovers
 
 __all__ = [
     "CheckpointError",
@@ -44,23 +45,23 @@ def save_checkpoint(
     Raises CheckpointError, which ends in `remedy`.
     """
     path = Path(path)
-    beside = path.with_name(f"{path.stem}.writing{path.suffix}")
+    written = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         if path.suffix == ".safetensors":
             arrays = net if isinstance(net, Mapping) else {p.name: p.asnumpy() for p in net.get_parameters()}
-            safetensors.numpy.save_file({n: np.ascontiguousarray(v) for n, v in arrays.items()}, beside)
+            safetensors.numpy.save_file({n: np.ascontiguousarray(v) for n, v in arrays.items()}, written)
         else:
             params = net if isinstance(net, nn.Cell) else [{"name": n, "data": ms.Tensor(v)} for n, v in net.items()]
             with quiet_logging():
-                ms.save_checkpoint(params, str(beside), crc_check=True)
+                ms.save_checkpoint(params, str(written), crc_check=True)
         # MindSpore swallows some write errors and leaves a short file
-        with open(beside, "rb") as f:
-            os.fsync(f.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
+        flush(written)
+        os.chmod(written, 0o644)
+        os.replace(written, path)
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as e:
-        for left in (beside, beside.with_suffix(".tmp")):  # MindSpore itself writes a .tmp first
+        for left in (written, written.with_suffix(".tmp")):  # MindSpore itself writes a .tmp first
             with contextlib.suppress(OSError):
                 left.unlink()
         reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0]

@@ -20,7 +20,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.config import Config
-from src.errors import UserError
+from src.runtime.errors import UserError
 from src.training.launch import RANK_VARIABLES, die_with_parent
 
 __all__ = ["Group", "join_group", "use_local_device"]

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from src.config import Config, save_config
 from src.data.loader import TrainLoader
-from src.errors import UserError
 from src.evaluation.coco import Summary
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
+from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError, assign_parameters
 from src.training.distributed import Group
 from src.training.lr_schedule import learning_rates

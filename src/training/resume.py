@@ -13,8 +13,8 @@ import numpy as np
 from mindspore import Parameter, nn
 
 from src.config import Config
-from src.errors import UserError
-from src.files import whole
+from src.runtime.errors import UserError
+from src.runtime.files import beside, whole
 from src.training.checkpoints import (
     CheckpointError,
     CheckpointFolder,
@@ -251,11 +251,11 @@ class BestCheckpoints:
         rows.append({"file": checkpoint.name, "epoch": epoch, "step": step, "ap": ap})
         rows = sorted(rows, key=lambda r: (-r["ap"], r["epoch"], r["step"]))[: self.keep]
         if any(r["file"] == checkpoint.name for r in rows):
-            beside = self.folder / f"{checkpoint.stem}.writing.ckpt"
+            written = beside(self.folder / checkpoint.name)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(checkpoint, beside)
-                os.replace(beside, self.folder / checkpoint.name)
+                shutil.copyfile(checkpoint, written)
+                os.replace(written, self.folder / checkpoint.name)
             except OSError as e:
                 raise UserError(f"{self.folder}: can't write: {e.strerror}; free space or set train_outputs") from None
         self.write(rows)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from src.config import Config
-from src.errors import UserError
 from src.models.two_stage import LOSS_NAMES
+from src.runtime.errors import UserError
 from src.training.resume import flat, write_whole
 
 __all__ = [

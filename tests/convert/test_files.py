@@ -16,8 +16,8 @@ from src.convert.conversion import renamed
 from src.convert.pickles import ConversionError
 from src.convert.readers import read_state
 from src.convert_checkpoint import choose_config, run
-from src.errors import UserError
 from src.models.build import build_backbone, build_detector
+from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError, load_backbone, load_checkpoint, load_detector, save_checkpoint
 from tests.convert import foreign
 from tests.convert.foreign import Raw, call, dump, name, op, tensor, write_legacy, write_pkl, write_zip

@@ -11,10 +11,10 @@ from pycocotools import mask as rle
 from src.config import ConfigError, load_config
 from src.data.formats import check_training
 from src.data.mindrecord import read_index
-from src.errors import UserError
 from src.evaluation.coco import EvaluationError
 from src.evaluation.inference import Evaluator, kinds_of
 from src.models.build import build_detector
+from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from src.errors import UserError
 from src.evaluation import pictures
 from src.evaluation.pictures import draw_results
+from src.runtime.errors import UserError
 
 
 def result_of(annotation, size, **changes):

@@ -11,11 +11,11 @@ import pytest
 from pycocotools import mask as rle
 
 from src.data.mindrecord import ensure_mindrecord, read_index
-from src.errors import UserError
 from src.evaluation.coco import evaluate
 from src.evaluation.inference import Timing
 from src.evaluation.report import match_all, match_image, write_report
 from src.evaluation.truth import read_annotations
+from src.runtime.errors import UserError
 
 
 def box(category, x, y=0, w=10, h=10, **other):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from src.config import load_config
-from src.errors import UserError
 from src.export import aipp
 from src.export.aipp import aipp_config
+from src.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

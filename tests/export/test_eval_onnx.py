@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 import eval_onnx
-from src.errors import UserError
 from src.evaluation.inference import Evaluator
 from src.export import sidecar
 from src.export.compare import compare_detections
 from src.export.folding import fold_batch_norms
 from src.export.onnx_graph import onnx_model
 from src.export.whole import export_whole
+from src.runtime.errors import UserError
 from tests.conftest import CocoFolder
 
 ROOT = Path(eval_onnx.__file__).parent

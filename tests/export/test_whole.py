@@ -12,7 +12,6 @@ from mindspore import Tensor, nn
 from mindspore.train.mind_ir_pb2 import ModelProto
 
 import export
-from src.errors import UserError
 from src.export import sidecar, whole
 from src.export.compare import compare_detections, reference_input
 from src.export.onnx_runtime import OnnxModel
@@ -26,6 +25,7 @@ from src.export.whole import (
     put_in_place,
     with_sampling,
 )
+from src.runtime.errors import UserError
 from src.training.checkpoints import save_checkpoint
 
 

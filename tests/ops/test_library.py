@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 
-from src.errors import UserError
 from src.ops import library
 from src.ops.nms import BatchedNMS
+from src.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from src.data.loader import EvalLoader, TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.data.shapes import make_shapes
-from src.errors import UserError
+from src.runtime.errors import UserError
 from src.training.checkpoints import load_checkpoint
 from src.training.distributed import Group, join_group
 

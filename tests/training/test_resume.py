@@ -13,7 +13,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 
 from benchmarks.resume import Run, compare_runs, kill_at
-from src.errors import UserError
+from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError
 from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, run_folder
 from src.training.tracking import LossLog, MetricsFile

@@ -7,8 +7,8 @@ import math
 import cv2
 import pytest
 
-from src.errors import UserError
 from src.models.two_stage import LOSS_NAMES
+from src.runtime.errors import UserError
 from src.training.tracking import Interval, demand_packages, evaluations, make_trackers
 
 METRICS = {"bbox AP": 0.25, "bbox APs": -1.0, "segm AP": 0.125}

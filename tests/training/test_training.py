@@ -10,9 +10,9 @@ from src.config import load_config
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.device import set_device
-from src.errors import UserError
 from src.evaluation.inference import Evaluator
 from src.models.build import build_detector, build_loss
+from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError, load_detector
 from src.training.loop import Trainer
 from src.training.step import build_optimizer

@@ -1,0 +1,106 @@
+"""Files that are whole or not there, and folders that one process holds at a time."""
+
+import contextlib
+import fcntl
+import glob
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from src.runtime.errors import UserError
+
+__all__ = ["InUseError", "beside", "flush", "hold", "remove_leftovers", "whole"]
+
+
+class InUseError(UserError):
+    """What another process holds; the message names it."""
+
+
+def beside(path: Path) -> Path:
+    """Where this process writes what will be renamed to `path`: in its folder, of its suffix, no other process's."""
+    return path.with_name(f"{path.stem}.writing-{os.getpid()}{path.suffix}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left half written beside `path`; that of living ones, and folders, stay."""
+    for name in glob.glob(f"{glob.escape(str(path.with_suffix('')))}.writing-*{glob.escape(path.suffix)}"):
+        pid = Path(name).stem.rpartition(".writing-")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on the disk. Raises OSError where they can't be."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def whole(
+    path: Path, error: type[UserError] = UserError, remedy: str = "free space or name another output"
+) -> Iterator[Path]:
+    """A path beside `path` for the block to write: flushed and renamed at its end, removed where it fails.
+
+    Tells an OSError as `error`, with `remedy`.
+    """
+    written = beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        yield written
+        if written.exists():
+            flush(written)
+            os.replace(written, path)
+    except OSError as e:
+        raise error(f"{path}: can't write: {e.strerror or e}; {remedy}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            written.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hold(path: Path, what: str, remedy: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Holds the lock file `path`, made where it isn't there, for a block; a process that dies frees it.
+
+    shared: beside others that hold it so; wait: for others to be done. Raises InUseError where another holds it, as
+    f"{what}: in use by ...; {remedy}", and UserError where the file can't be made. A file system without locks holds
+    nobody off.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as e:
+        raise UserError(f"{path}: can't write: {e.strerror}; {remedy}") from None
+    try:
+        try:
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUseError(f"{what}: in use by {_holder(handle)}; {remedy}") from None
+        except OSError:
+            pass
+        if not shared:
+            # a full disk only leaves the holder unnamed
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps([os.getpid(), socket.gethostname(), sys.argv[0]]).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _holder(handle: int) -> str:
+    """The process that a lock file names."""
+    try:
+        pid, host, program = json.loads(os.pread(handle, 4096, 0))
+    except (OSError, ValueError, TypeError):
+        return "another process"
+    there = "" if host == socket.gethostname() else f" on {host}"
+    return f"process {pid}{there} ({os.path.basename(str(program))})"
