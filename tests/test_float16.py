@@ -10,6 +10,8 @@ from benchmarks.reference import golden_shapes, load_weights, match_boxes, match
 from src.models.build import build_detector
 from tests.reference.reference_weights import reference_inputs
 
+pytestmark = pytest.mark.full
+
 GOLDEN = Path(__file__).parent / "reference/maskrcnn_r50_fpn.npz"
 
 

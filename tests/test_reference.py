@@ -41,13 +41,9 @@ def test_a_small_bitmap_may_differ_in_one_pixel(pixels, passes):
     assert (worst_iou(np.ones((2, 28, 28), np.float32), boxes, pairs, want) >= PASTED) == passes
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("d2_mask_rcnn_r50_fpn", marks=pytest.mark.full),
-        pytest.param("d2_cascade_mask_rcnn_r50_fpn", marks=pytest.mark.full),
-        "mmdet_cascade_mask_rcnn_r50_fpn",
-    ],
+    "name", ["d2_mask_rcnn_r50_fpn", "d2_cascade_mask_rcnn_r50_fpn", "mmdet_cascade_mask_rcnn_r50_fpn"]
 )
 def test_detectron2_and_mmdetection_through_the_converter(name):
     rows = compare(GOLDEN.with_name(f"{name}.npz"))

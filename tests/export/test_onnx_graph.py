@@ -68,7 +68,7 @@ def without_threshold(model, value=0.0):
     [
         pytest.param({}, id="mask"),
         pytest.param({"detector": "faster_rcnn", "test_cfg__rpn__max_per_img": 7}, id="faster", marks=pytest.mark.full),
-        pytest.param(OTHERS, id="conventions"),
+        pytest.param(OTHERS, id="conventions", marks=pytest.mark.full),
         pytest.param(ZOO, id="zoo", marks=pytest.mark.full),
         pytest.param(AGNOSTIC, id="agnostic", marks=pytest.mark.full),
         pytest.param(ODD, id="odd canvas"),

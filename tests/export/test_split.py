@@ -51,6 +51,7 @@ def test_without_the_program_nothing_is_called_compared(tiny, tmp_path, capsys):
     np.testing.assert_allclose(content["base_anchors"][0], tiny[1].anchors.asnumpy()[:3])
 
 
+@pytest.mark.full
 def test_an_export_that_differs_is_not_kept(tiny, tmp_path, refusal):
     program = stand_in(tmp_path, "echo 'error: net.json: the box head differs' >&2", 2)
     with refusal(sidecar.ExportError, "the box head differs"):

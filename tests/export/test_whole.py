@@ -96,6 +96,7 @@ def test_a_mindir_for_each_orientation(detector, sampling, small_config, make_de
     assert other.passed, str(other)
 
 
+@pytest.mark.full
 def test_an_orientation_that_differs_leaves_neither(small_config, make_detector, tmp_path, monkeypatch, refusal):
     config = small_config(**TURNING, detector="faster_rcnn")
     path, given = tmp_path / "out/model.onnx", []

@@ -11,6 +11,8 @@ from src.models.backbones.resnet import ResNet, StemPool
 from src.models.build import build_detector
 from src.models.fpn import UpsampleAdd
 
+pytestmark = pytest.mark.usefixtures("operator_by_operator")
+
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
 
 
@@ -52,14 +54,12 @@ def test_mask_rcnn_has_the_published_number_of_weights():
     ],
 )
 def test_outputs_have_strides_4_to_32(backbone, channels):
-    ms.set_context(mode=ms.GRAPH_MODE)
     shapes = [f.shape for f in backbone().set_train(False)(Tensor(IMAGE))]
     assert shapes == [(1, c, 16 // 2**i, 24 // 2**i) for i, c in enumerate(channels)]
 
 
 def test_v1_and_v15_differ_only_in_where_they_stride():
     """The same weights, other results: v1 skips pixels before its 3x3 convolutions, v1.5 in them."""
-    ms.set_context(mode=ms.GRAPH_MODE)
     v15, v1 = ResNet(50), ResNet(50, stride_in_1x1=True)
     ms.load_param_into_net(v1, {p.name: p for p in v15.get_parameters()})
     a, b = v15.set_train(False)(Tensor(IMAGE)), v1.set_train(False)(Tensor(IMAGE))
@@ -69,7 +69,6 @@ def test_v1_and_v15_differ_only_in_where_they_stride():
 
 @pytest.mark.parametrize("make", [lambda **k: ResNet(50, **k), lambda **k: MobileNetV1(0.25, **k)])
 def test_folded_norms_give_what_norms_give(make):
-    ms.set_context(mode=ms.GRAPH_MODE)
     apart, folded = make(norm_grad=True).set_train(), make(norm_grad=False).set_train()
     randomise_norms(apart)
     ms.load_param_into_net(folded, {p.name: p for p in apart.get_parameters()})
@@ -87,7 +86,6 @@ def test_frozen_stages_do_not_train(make):
 
 
 def test_training_norms_follow_the_batch_and_keep_running_statistics():
-    ms.set_context(mode=ms.GRAPH_MODE)
     net = MobileNetV1(0.25, norm_eval=False).set_train()
     before = net.bn1.moving_mean.asnumpy().copy()
     net(Tensor(IMAGE + 3))
@@ -122,7 +120,6 @@ class ZooMobileNet(nn.Cell):
 
 
 def test_mobilenet_in_the_zoos_form_is_the_zoos():
-    ms.set_context(mode=ms.GRAPH_MODE)
     ours, theirs = MobileNetV1(same_padding=True, relu6=True), ZooMobileNet().set_train(False)
     randomise_norms(ours)
     by_kind = [{}, {}]
@@ -144,7 +141,6 @@ def test_mobilenet_in_the_zoos_form_is_the_zoos():
 
 
 def test_stem_pool_of_mode_same_is_mindspores():
-    ms.set_context(mode=ms.GRAPH_MODE)
     x = Tensor(np.random.default_rng(2).uniform(0, 1, (2, 3, 8, 12)).astype(np.float32))
     want = nn.MaxPool2d(3, 2, pad_mode="same")(x).asnumpy()
     assert np.array_equal(StemPool(same_padding=True)(x).asnumpy(), want)
@@ -152,7 +148,6 @@ def test_stem_pool_of_mode_same_is_mindspores():
 
 
 def test_bilinear_top_down_path_is_mindspores_resize_bilinear():
-    ms.set_context(mode=ms.GRAPH_MODE)
     r = np.random.default_rng(3)
     fine, coarse = (Tensor(r.standard_normal((2, 4, *s)).astype(np.float32)) for s in ((6, 10), (3, 5)))
     want = ops.ResizeBilinearV2(False, False)(coarse, (6, 10)).asnumpy() + fine.asnumpy()

@@ -12,6 +12,8 @@ from src.models.two_stage import LOSS_NAMES
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys
 
+pytestmark = pytest.mark.usefixtures("operator_by_operator")
+
 SMALL = {
     "img_height": 128,
     "img_width": 192,
@@ -33,7 +35,6 @@ def config_of(**overrides):
 
 
 def build(config):
-    ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(3)
     detector = build_detector(config).set_train(False)
     r = np.random.default_rng(0)

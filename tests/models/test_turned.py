@@ -57,6 +57,7 @@ def test_a_side_that_no_last_stride_divides(detectors):
     assert detector.anchors.shape[0] == detector.turned_anchors.shape[0] == 3 * sum(cells)
 
 
+@pytest.mark.usefixtures("operator_by_operator")
 def test_detections_are_those_of_the_canvas(detectors):
     (_, turning, _), (config, fixed, _) = detectors
     batch = synthetic_batch(config, objects=3)

@@ -132,6 +132,7 @@ def network(configs):
     return detector, step
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", FORMATS)
 def test_trains_and_evaluates(configs, network, tmp_path, capfd, name):
     config, (detector, step) = configs[name], network

@@ -99,6 +99,7 @@ def test_two_ranks_train_as_one_process_does(words, tmp_path):
     assert len({r["image_id"] for r in results[1]}) == 5
 
 
+@pytest.mark.full
 def test_rank_with_other_weights_ends_the_job(words, tmp_path):
     script = tmp_path / "other_seed.py"
     script.write_text(

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks.overfit import make_subset
 
 SMALL = ["--img_width", "192", "--img_height", "128", "--backbone.norm_eval", "false", "--backbone.frozen_stages", "-1"]
@@ -17,6 +19,7 @@ def run(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.full
 def test_train_then_evaluate(coco_root, tmp_path):
     root = make_subset(str(coco_root), tmp_path, 6)
     places = ["--train_dataset", str(root), "--val_dataset", str(root), "--train_outputs", str(tmp_path / "out")]

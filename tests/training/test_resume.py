@@ -27,6 +27,7 @@ def places(shapes_root, tmp_path_factory):
     return shapes_root, tmp_path_factory.mktemp("records")
 
 
+@pytest.mark.full
 def test_killed_and_stopped_and_resumed_ends_bit_identical(places, tmp_path):
     undisturbed, run = Run(tmp_path / "a", *places, QUICK), Run(tmp_path / "b", *places, QUICK)
     undisturbed.finish()

@@ -97,10 +97,8 @@ def mode_as_before():
     context.set_context(mode=before)
 
 
-FULL = pytest.param({"mode": "pynative"}, marks=pytest.mark.full)
-
-
-@pytest.mark.parametrize("options", [FULL, {"compute_type": "float16", "loss_scale_start": 256}])
+@pytest.mark.full
+@pytest.mark.parametrize("options", [{"mode": "pynative"}, {"compute_type": "float16", "loss_scale_start": 256}])
 def test_trains(shapes_config, mode_as_before, options):
     config = shapes_config(**SMALL, **options)
     set_device(config)

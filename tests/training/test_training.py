@@ -1,6 +1,8 @@
 """Training as a user sees it: losses fall, repeat bit for bit, and stop when they aren't finite."""
 
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from src.models.build import build_detector, build_loss
 from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError, load_detector
 from src.training.loop import Trainer
-from src.training.step import build_optimizer
+from src.training.lr_schedule import learning_rates
+from src.training.step import build_optimizer, build_step
 
 SMALL = {
     "img_width": 192,
@@ -41,6 +44,45 @@ def train(config, evaluate=False):
     return detector, (config.output_dir / "loss_0.log").read_text().splitlines()
 
 
+class Compiled:
+    """The network and step of one config, compiled once: `train` gives them the values back that they began with."""
+
+    def __init__(self, config, steps_per_epoch):
+        set_device(config)
+        self.detector = build_detector(config)
+        self.loss = build_loss(config, self.detector)
+        self.step = build_step(config, self.loss, learning_rates(config, steps_per_epoch, 1))
+        self.begin = {p.name: p.asnumpy().copy() for p in self.step.get_parameters()}
+
+    def reset(self, noise=False):
+        """As they began, or random: what a resumed run has to overwrite."""
+        for i, p in enumerate(self.step.get_parameters()):
+            value = self.begin[p.name]
+            if noise and p.name != "learning_rate":
+                value = np.random.default_rng(i).uniform(0, 9, value.shape).astype(value.dtype)
+            p.set_data(Tensor(value))
+
+    def train(self, config, monkeypatch, loader=None, resume=False):
+        """Trains; the exit status."""
+        self.reset(noise=resume)
+        monkeypatch.setattr("src.training.loop.build_step", lambda *_: self.step)
+        loader = loader or TrainLoader(config, ensure_mindrecord(config, "train", training=True))
+        return Trainer(config, self.loss, loader, resume=resume).run()
+
+    def values(self):
+        return {p.name: p.asnumpy().copy() for p in self.step.get_parameters()}
+
+
+class StopsItself(TrainLoader):
+    """Sends this process SIGTERM after some batches of the second epoch."""
+
+    def epoch(self, epoch, start_step=0):
+        for i, batch in enumerate(super().epoch(epoch, start_step)):
+            if epoch == 1 and i == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
 def total(line: str) -> float:
     return float(re.search(r"total_loss: (\S+)", line)[1])
 
@@ -59,15 +101,25 @@ def make_config(shapes_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def first_run(make_config):
+def compiled(make_config):
     config = make_config()
-    return config, *train(config)
+    return Compiled(config, len(TrainLoader(config, ensure_mindrecord(config, "train", training=True))))
+
+
+@pytest.fixture(scope="module")
+def first_run(make_config, compiled):
+    config = make_config()
+    with pytest.MonkeyPatch.context() as patch:
+        assert compiled.train(config, patch) == 0
+    return config, compiled.values(), (config.output_dir / "loss_0.log").read_text().splitlines()
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_evaluating_weights_that_are_not_finite_says_that_training_diverged(first_run, tmp_path, refusal, value):
-    config, detector, _ = first_run
+def test_evaluating_weights_that_are_not_finite_says_that_training_diverged(
+    compiled, make_config, tmp_path, refusal, value
+):
+    config, detector = make_config(), compiled.detector
     weight = detector.rpn.cls.bias
     before = weight.asnumpy().copy()
     evaluator = Evaluator(config, detector)
@@ -97,12 +149,31 @@ def test_losses_fall(first_run):
     assert np.mean(losses[-third:]) < 0.9 * np.mean(losses[:third])
 
 
+@pytest.mark.full
 def test_same_seed_same_losses_and_weights_bit_for_bit(first_run, make_config):
-    _, detector, lines = first_run
+    _, values, lines = first_run
     again, repeated = train(make_config())
     assert repeated == lines
-    for a, b in zip(detector.get_parameters(), again.get_parameters(), strict=True):
-        np.testing.assert_array_equal(a.asnumpy(), b.asnumpy(), err_msg=a.name)
+    for p in again.get_parameters():
+        np.testing.assert_array_equal(values[p.name], p.asnumpy(), err_msg=p.name)
+
+
+def test_same_seed_same_first_weights(compiled, make_config):
+    for p in fresh(make_config()).get_parameters():
+        np.testing.assert_array_equal(compiled.begin[p.name], p.asnumpy(), err_msg=p.name)
+
+
+def test_stopped_and_resumed_ends_bit_identical(first_run, compiled, make_config, monkeypatch):
+    """Weights, moments, and the lines of the log; what was in memory before resuming counts for nothing."""
+    _, values, lines = first_run
+    config = make_config()
+    stopping = StopsItself(config, ensure_mindrecord(config, "train", training=True))
+    assert compiled.train(config, monkeypatch, stopping) == 143
+    assert len((config.output_dir / "loss_0.log").read_text().splitlines()) < len(lines)
+    assert compiled.train(config, monkeypatch, resume=True) == 0
+    assert (config.output_dir / "loss_0.log").read_text().splitlines() == lines
+    for name, value in compiled.values().items():
+        np.testing.assert_array_equal(values[name], value, err_msg=name)
 
 
 @pytest.mark.full
@@ -113,13 +184,13 @@ def test_other_seed_other_losses(first_run, make_config):
 
 
 def test_checkpoints_hold_what_was_trained(first_run):
-    config, detector, _ = first_run
+    config, values, _ = first_run
     saved = sorted((config.output_dir / "checkpoints").glob("*.ckpt"))
     assert [p.name.split("-")[1].split("_")[0] for p in saved] == ["1", "2"]
     fresh = build_detector(config)
     assert load_detector(fresh, saved[-1]) == []
-    for a, b in zip(detector.get_parameters(), fresh.get_parameters(), strict=True):
-        np.testing.assert_array_equal(a.asnumpy(), b.asnumpy(), err_msg=a.name)
+    for p in fresh.get_parameters():
+        np.testing.assert_array_equal(values[p.name], p.asnumpy(), err_msg=p.name)
 
 
 @pytest.mark.full
