@@ -8,6 +8,8 @@ from pathlib import Path
 
 import cv2
 
+from tests.conftest import TINY
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,7 +30,9 @@ def checkout_with_environment(folder):
 
 def test_the_demo(tmp_path):
     root = checkout_with_environment(tmp_path / "checkout")
-    command = ["bash", root / "scripts/run_demo.sh", tmp_path / "out", "--epoch_size", "2", "--save_every_epochs", "1"]
+    small = [f"--{k}={v}" for k, v in TINY.items()]
+    options = ["--epoch_size", "2", "--save_every_epochs", "1", "--run_eval", "false", *small]
+    command = ["bash", root / "scripts/run_demo.sh", tmp_path / "out", *options]
     environment = {**os.environ, "TRAIN_IMAGES": "8", "VAL_IMAGES": "3"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
