@@ -36,7 +36,7 @@ def time_stages(config: "Config", folder: Path, repeats: int) -> tuple[dict[str,
     import mmcv
 
     from src.data.images import decode_image
-    from src.data.loader import BatchMaker, Sample
+    from src.data.loader import BatchMaker, Sample, SampleReader
     from src.data.mindrecord import record_files
     from src.data.transforms import crop_mask, fit_size, prepare_image
 
@@ -47,7 +47,7 @@ def time_stages(config: "Config", folder: Path, repeats: int) -> tuple[dict[str,
     encoded = [row[2].tobytes() for row in rows]
     pictures = [decode_image(e, "") for e in encoded]
     objects = [json.loads(row[3].tobytes()) for row in rows]
-    samples = [Sample(config, training=True)(*row, np.array(False)) for row in rows]
+    samples = [Sample(*SampleReader(config, training=True)(*row, np.zeros(3, int))) for row in rows]
     maker, size = BatchMaker(config), config.batch_size
 
     def resize() -> None:

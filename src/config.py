@@ -439,6 +439,13 @@ class Config:
         choices=("stop", "background", "ignore"),
     )
     train_empty_images: bool = key(False, "images without objects train too")
+    repeat_threshold: float = key(
+        0.0,
+        "an image comes max(1, sqrt(repeat_threshold / f)) times an epoch, f being the share of images that its rarest"
+        " class is in (LVIS's repeat factors, 0.001 there); 0: once",
+        low=0,
+        high=1,
+    )
     exif: str = key(
         "auto",
         "turn images as their EXIF orientation says: upright always, stored never, auto where the annotated size is"
@@ -486,6 +493,10 @@ class Config:
     img_std: list[float] = key([58.395, 57.12, 57.375], "standard deviation of each channel", low=1e-9)
     to_rgb: bool = key(True, "channels in order RGB (else BGR)")
     flip_ratio: float = key(0.5, "probability of a horizontal flip in training", low=0, high=1)
+    flip_vertical_ratio: float = key(0.0, "probability of a vertical flip in training", low=0, high=1)
+    rotate90_ratio: float = key(
+        0.0, "probability of a turn by 90, 180 or 270 degrees, equally likely, in training", low=0, high=1
+    )
     ratio_range: list[float] = key(
         [1.0, 1.0],
         "training images are resized to the canvas times a factor from here; what exceeds it is cropped",
@@ -501,6 +512,11 @@ class Config:
         "probability of photometric distortion: brightness, contrast, saturation, hue, order of channels",
         low=0,
         high=1,
+    )
+    transform: str = key(
+        "",
+        "a function of one's own that changes training images before all else, as path/to/file.py:function or"
+        " module:function; src/data/augment/custom.py says what it takes and returns; empty: none",
     )
 
     aug_prob: float = key(0.0, "InstaBoost: probability for an image; 0: off", low=0, high=1)

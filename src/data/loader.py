@@ -10,28 +10,49 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.config import Config
-from src.data.augment import sample_generator
+from src.data.augment import CUSTOM, sample_generator
 from src.data.augment.colour import photometric_distortion
-from src.data.augment.geometry import draw_view
+from src.data.augment.custom import Transform, TransformError, load_transform
+from src.data.augment.geometry import draw_view, turned_boxes, turned_scene
 from src.data.augment.instaboost import Scene, instaboost
 from src.data.images import decode_image, turn
 from src.data.mindrecord import read_index, record_crc, record_files
 from src.data.records import DataError
-from src.data.transforms import View, crop_mask, fit_size, prepare_image, visible_objects
+from src.data.repeats import UNIT, draw_copies, earlier_copies, repeat_factors
+from src.data.transforms import View, canvas_size, crop_mask, fit_size, prepare_image, visible_objects
 
 __all__ = ["EvalLoader", "TrainLoader"]
+
+
+class Places(NamedTuple):
+    """An epoch's images in order, and how each is shown.
+
+    rows (N,) of the data set; flips (N,) bool: mirrored, left to right, after turns (N,) by quarters, anticlockwise;
+    occurrences (N,): how often the image came before in the epoch.
+    """
+
+    rows: np.ndarray
+    flips: np.ndarray
+    turns: np.ndarray
+    occurrences: np.ndarray
+
+    def part(self, which: np.ndarray | slice) -> "Places":
+        return Places(*(v[which] for v in self))
 
 
 class Sample(NamedTuple):
     """One image as the network takes it, with its objects; everything but the id is empty where `fault` says why.
 
-    image_id () int64; fault () text; image (3, H, W) float32, the canvas; sizes (4,) float32, (height, width) of the
-    picture on the canvas, then of the image; boxes (N, 4) float32 x1 y1 x2 y2 in canvas pixels; labels (N,) int32;
-    masks (N, S, S) uint8, box-relative, none where nothing trains on them; ignore (K, 4) float32, crowds.
+    image_id () int64; fault () text; fatal () bool: not the image's fault, so that leaving it out is no cure;
+    occurrence () int64; image (3, H, W) float32, the canvas; sizes (4,) float32, (height, width) of the picture on the
+    canvas, then of the image; boxes (N, 4) float32 x1 y1 x2 y2 in canvas pixels; labels (N,) int32; masks (N, S, S)
+    uint8, box-relative, none where nothing trains on them; ignore (K, 4) float32, crowds.
     """
 
     image_id: np.ndarray
     fault: np.ndarray
+    fatal: np.ndarray
+    occurrence: np.ndarray
     image: np.ndarray
     sizes: np.ndarray
     boxes: np.ndarray
@@ -41,23 +62,30 @@ class Sample(NamedTuple):
 
 
 class SampleReader:
-    """Turns a record's bytes into a Sample, in a worker; a plain object, so that it can be sent to another process."""
+    """Turns a record's bytes into a Sample, in a worker; a plain object, so that it can be sent to another process.
 
-    def __init__(self, config: Config, training: bool, epoch: int = 0):
-        self.config, self.training, self.epoch = config, training, epoch
+    transform: a user's function that changes training images.
+    """
+
+    def __init__(self, config: Config, training: bool, epoch: int = 0, transform: Transform | None = None):
+        self.config, self.training, self.epoch, self.transform = config, training, epoch, transform
 
     def __call__(
-        self, image_id: np.ndarray, crc: np.ndarray, image: np.ndarray, annotation: np.ndarray, flip: np.ndarray
+        self, image_id: np.ndarray, crc: np.ndarray, image: np.ndarray, annotation: np.ndarray, how: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """A Sample's fields; a fault is told, not raised, so that the caller can decide."""
-        empty = np.zeros(0, np.float32)
+        """A Sample's fields, with the image shown as `how` (flip, turn, occurrence) says; a fault is told, not raised,
+        so that the caller can decide."""
+        empty, occurrence = np.zeros(0, np.float32), how[2]
         try:
-            arrays = self.arrays(int(image_id), int(crc), image.tobytes(), annotation.tobytes(), bool(flip))
-            return tuple(Sample(image_id, np.array(""), *arrays))
+            arrays = self.arrays(int(image_id), int(crc), image.tobytes(), annotation.tobytes(), *how.tolist())
+            return tuple(Sample(image_id, np.array(""), np.array(False), occurrence, *arrays))
         except DataError as e:
-            return tuple(Sample(image_id, np.array(str(e)), *[empty] * 6))
+            fatal = np.array(isinstance(e, TransformError))
+            return tuple(Sample(image_id, np.array(str(e)), fatal, occurrence, *[empty] * 6))
 
-    def arrays(self, image_id: int, crc: int, data: bytes, annotation: bytes, flip: bool) -> tuple[np.ndarray, ...]:
+    def arrays(
+        self, image_id: int, crc: int, data: bytes, annotation: bytes, flip: int, turned: int, occurrence: int
+    ) -> tuple[np.ndarray, ...]:
         if record_crc(data, annotation) != crc:
             raise DataError(
                 f"image {image_id}: its MindRecord row is damaged (checksum); remove the converted data set"
@@ -74,41 +102,52 @@ class SampleReader:
         labels = np.array(a["labels"], np.int32)[~crowd]
         masks = a["segmentations"] or [None] * len(labels)
         scene, crowds = Scene(picture, boxes[~crowd], masks), boxes[crowd]
+        # the batch's, whatever size a user's function returns
+        canvas = canvas_size(*(original[::-1] if turned % 2 else original), self.config)
         if not self.training:
-            view = View((0, 0, *original[::-1]), fit_size(*original, self.config), flip)
+            view = View((0, 0, *original[::-1]), fit_size(*original, self.config), bool(flip))
         else:
-            scene, rows, view = self.augment(scene, image_id, flip)
+            random = sample_generator(self.config.seed, self.epoch, image_id, occurrence)
+            if self.transform:
+                own = sample_generator(self.config.seed, self.epoch, image_id, occurrence, CUSTOM)
+                told = f"image {image_id} ({a['name']})"
+                scene, labels, crowds = self.transform(scene, labels, crowds, own, self.config, told)
+            scene, rows = self.augment(scene, random)
             labels = labels[rows]
-        rows, boxes = visible_objects(view, scene.boxes, scene.masks if self.config.needs_masks else None, *original)
-        _, crowds = visible_objects(view, crowds, None, *original)
-        canvas, resized = prepare_image(scene.image, self.config, view=view)
+            if turned:
+                crowds = turned_boxes(crowds, turned, *scene.image.shape[:2])
+                scene = turned_scene(scene, turned)
+            view = draw_view(self.config, *scene.image.shape[:2], scene.boxes, bool(flip), random, canvas)
+        size = scene.image.shape[:2]
+        rows, boxes = visible_objects(view, scene.boxes, scene.masks if self.config.needs_masks else None, *size)
+        _, crowds = visible_objects(view, crowds, None, *size)
+        image, resized = prepare_image(scene.image, self.config, view=view, canvas=canvas)
         return (
-            canvas,
+            image,
             np.array([*resized, *original], np.float32),
             view.to_canvas(boxes),
             labels[rows],
-            self.masks([scene.masks[i] for i in rows], boxes, original, view.flip),
+            self.masks([scene.masks[i] for i in rows], boxes, size, view.flip),
             self.largest(view.to_canvas(crowds)),
         )
 
-    def augment(self, scene: Scene, image_id: int, flip: bool) -> tuple[Scene, np.ndarray, View]:
-        """The scene changed, the rows of the objects that are left in it, and what of it the canvas shows."""
+    def augment(self, scene: Scene, random: np.random.Generator) -> tuple[Scene, np.ndarray]:
+        """The scene with objects moved and colours changed, and the rows of the objects that are left in it."""
         c, rows = self.config, np.arange(len(scene.boxes))
-        random = sample_generator(c.seed, self.epoch, image_id)
         if c.aug_prob and random.random() < c.aug_prob:
             scene, rows = instaboost(scene, c, random)
         if c.photo_ratio and random.random() < c.photo_ratio:
             scene = Scene(photometric_distortion(scene.image, random), scene.boxes, scene.masks)
-        return scene, rows, draw_view(c, *scene.image.shape[:2], scene.boxes, flip, random)
+        return scene, rows
 
-    def masks(self, masks: list, boxes: np.ndarray, original: tuple[int, int], flip: bool) -> np.ndarray:
+    def masks(self, masks: list, boxes: np.ndarray, shape: tuple[int, int], flip: bool) -> np.ndarray:
         """Crops (N, S, S) uint8 of the objects; none where nothing trains on them."""
         size = self.config.mask_crop_size
         if not self.training or not self.config.with_mask:
             return np.zeros((0, size, size), np.uint8)
         crops = np.zeros((len(masks), size, size), np.uint8)
         for row, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
-            crop = crop_mask(mask, box, *original, size)
+            crop = crop_mask(mask, box, *shape, size)
             crops[row] = crop[:, ::-1] if flip else crop
         return crops
 
@@ -118,36 +157,39 @@ class SampleReader:
         return crowds[np.argsort(-area, kind="stable")[: self.config.max_crowd_count]]
 
 
-class Flips:
-    """The flip of each row, as a data set source."""
+class Shown:
+    """How each image is shown, (3,) int64 flip, turn, occurrence, as a data set source."""
 
-    def __init__(self, flips: np.ndarray):
-        self.flips = flips
+    def __init__(self, places: Places):
+        self.how = np.stack(places[1:], 1).astype(np.int64)
 
     def __getitem__(self, i: int):
-        return (self.flips[i],)
+        return (self.how[i],)
 
     def __len__(self) -> int:
-        return len(self.flips)
+        return len(self.how)
 
 
-def samples(
-    folder: Path, order: np.ndarray, flips: np.ndarray, config: Config, training: bool, epoch: int = 0
-) -> Iterator[Sample]:
-    """Samples of rows `order` of the data set, in that order, by config.num_parallel_workers workers."""
+def samples(folder: Path, places: Places, reader: SampleReader) -> Iterator[Sample]:
+    """Samples of an epoch's places, in their order, by config.num_parallel_workers workers. Raises DataError."""
+    config, order = reader.config, places.rows
     if not len(order):
         return
     names = ["image_id", "crc", "image", "annotation"]
-    rows = ds.MindDataset(
-        record_files(folder), columns_list=names, sampler=ds.SubsetSampler(order.tolist()), num_parallel_workers=1
+    files, most = record_files(folder), len(np.unique(order))
+    # a sampler takes no more places than there are rows
+    rows, *more = (
+        ds.MindDataset(files, columns_list=names, sampler=ds.SubsetSampler(part.tolist()), num_parallel_workers=1)
+        for part in np.split(order, range(most, len(order), most))
     )
-    extra = ds.GeneratorDataset(Flips(flips), ["flip"], shuffle=False, num_parallel_workers=1)
+    rows = rows.concat(more) if more else rows
+    extra = ds.GeneratorDataset(Shown(places), ["how"], shuffle=False, num_parallel_workers=1)
     # a column of the rows is called image, too
     out = ["picture" if name == "image" else name for name in Sample._fields]
     workers = min(config.num_parallel_workers, len(order))
     data = ds.zip((rows, extra)).map(
-        SampleReader(config, training, epoch),
-        [*names, "flip"],
+        reader,
+        [*names, "how"],
         out,
         num_parallel_workers=workers,
         python_multiprocessing=config.python_multiprocessing and workers > 1,
@@ -172,6 +214,8 @@ class BatchMaker:
         fault = str(sample.fault)
         if not fault:
             return True
+        if sample.fatal:
+            raise TransformError(fault)
         if self.config.on_bad_image == "stop":
             raise DataError(f"{fault} (or leave such images out: on_bad_image: skip)")
         # the same image is met again in every epoch
@@ -185,6 +229,7 @@ class BatchMaker:
         g, k, s = c.max_instance_count, c.max_crowd_count, c.mask_crop_size
         out = {
             "image_id": np.array([x.image_id for x in batch], np.int64),
+            "occurrence": np.array([x.occurrence for x in batch], np.int64),
             "image": np.stack([x.image for x in batch]),
             "image_size": np.stack([x.sizes[:2] for x in batch]),
             "gt_boxes": np.zeros((b, g, 4), np.float32),
@@ -204,61 +249,120 @@ class BatchMaker:
 class TrainLoader:
     """Training batches.
 
-    The order of an epoch is a permutation drawn from (seed, epoch), the flip of an image from (seed, epoch, row), what
-    else changes it from (seed, epoch, image id): the same whatever the number of workers and wherever training starts.
-    With several ranks each takes every `ranks`-th image of the same permutation. Where upright pictures have a canvas
-    of their own, the images of a step, of all ranks, have one orientation: the permutation's images of each orientation
-    fill steps in their order, and a step comes when its last image does. Images without objects are left out unless
-    config.train_empty_images.
+    The order of an epoch is a permutation drawn from (seed, epoch), the flip and the quarter turn of an image from
+    (seed, epoch, row), what else changes it from (seed, epoch, image id): the same whatever the number of workers and
+    wherever training starts. With several ranks each takes every `ranks`-th image of the same permutation. Images
+    without objects are left out unless config.train_empty_images.
+
+    With config.repeat_threshold images of rare classes come several times (src/data/repeats.py), each time with draws
+    of its own. An epoch is as long as the factors' sum, rounded down, says, so that its number of steps is the same in
+    all.
+
+    Where upright pictures have a canvas of their own, the images of a step, of all ranks, have one orientation, as they
+    are after their turn: the permutation's images of each orientation fill steps in their order, and a step comes when
+    its last image does. How many are upright then changes with the epoch, and so what is left over: with quarter turns
+    the number of steps is one less than the images fill, so that it is the same in all.
 
     `epoch(e, start_step)` yields dicts of arrays, B = batch_size:
         image (B, 3, H, W) float32; image_size (B, 2) float32, (height, width) of the picture on the canvas;
         gt_boxes (B, G, 4) float32 x1 y1 x2 y2 in canvas pixels; gt_labels (B, G) int32; gt_valid (B, G) bool;
-        gt_masks (B, G, S, S) uint8, box-relative; ignore_boxes (B, K, 4) float32, crowds; image_id (B,) int64.
+        gt_masks (B, G, S, S) uint8, box-relative; ignore_boxes (B, K, 4) float32, crowds; image_id (B,) int64;
+        occurrence (B,) int64, how often the image came before in the epoch.
+
+    Raises DataError, and ConfigError for a config.transform that can't be loaded.
     """
 
     def __init__(self, config: Config, folder: Path, rank: int = 0, ranks: int = 1):
         self.config, self.folder, self.rank, self.ranks = config, Path(folder), rank, ranks
+        self.transform = load_transform(config.transform) if config.transform else None
         index = read_index(self.folder)
         objects = np.array(index["objects"])
         self.rows = np.arange(len(objects)) if config.train_empty_images else np.flatnonzero(objects > 0)
         self.left_out = len(objects) - len(self.rows)
         self.maker = BatchMaker(config)
-        self.upright = upright_rows(index, config)
+        # as they are, and after a quarter turn
+        self.upright = np.stack([upright_rows(index, config), upright_rows(index, config, turned=True)])
+        self.factors = np.full(len(objects), UNIT)
+        if config.repeat_threshold:
+            self.factors[self.rows] = repeat_factors([index["classes"][i] for i in self.rows], config.repeat_threshold)
         self.faulty: set[int] = set()
-        if len(self) == 0:
+        self.steps = self.count_steps()
+        if self.steps <= 0:
             raise DataError(
-                f"{index['source']}: {len(self.rows)} images with objects, fewer than one batch of"
-                f" {config.batch_size} x {ranks}; lower batch_size"
+                f"{index['source']}: {len(self.rows)} images with objects, fewer than"
+                f" {'two batches' if self.mixes else 'one batch'} of {config.batch_size} x {ranks}; lower batch_size"
             )
 
     def __len__(self) -> int:
-        return sum(len(rows) // (self.config.batch_size * self.ranks) for rows in self.groups().values())
+        return self.steps
+
+    @property
+    def size(self) -> int:
+        """Images of a step, of all ranks."""
+        return self.config.batch_size * self.ranks
+
+    @property
+    def mixes(self) -> bool:
+        """Whether how many images are upright differs from epoch to epoch, and steps hold several."""
+        return self.config.turns_canvas and self.config.rotate90_ratio > 0 and self.size > 1
+
+    def count_steps(self) -> int:
+        places = [self.count_places(rows) for rows in self.groups().values()]
+        return sum(places) // self.size - 1 if self.mixes else sum(n // self.size for n in places)
+
+    def count_places(self, rows: np.ndarray) -> int:
+        """How many of an epoch's places `rows` have."""
+        return int(self.factors[rows].sum()) // UNIT
 
     def groups(self) -> dict[str, np.ndarray]:
-        """The rows that may stand in one batch."""
-        upright = self.upright[self.rows]
+        """The rows of each orientation: those that may stand in one batch, as long as they aren't turned."""
+        upright = self.upright[0][self.rows]
         return {"landscape": self.rows[~upright], "upright": self.rows[upright]}
 
     def never_trained(self) -> list[str]:
         """A line for each group of images that is too small for a batch."""
-        size = self.config.batch_size * self.ranks
+        if self.mixes:
+            return []
         return [
-            f"{len(rows)} {name} images never train: fewer than a batch of {size} of their orientation"
+            f"{len(rows)} {name} images never train: fewer than a batch of {self.size} of their orientation"
             for name, rows in self.groups().items()
-            if 0 < len(rows) < size
+            if 0 < self.count_places(rows) < self.size
         ]
 
-    def epoch_rows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """This rank's rows of `epoch`, in order, and their flips."""
+    def generator(self, epoch: int, stream: int = 0, occurrence: int = 0) -> np.random.Generator:
         key = np.array([self.config.seed, 1 << 32 | epoch], np.uint64)
-        random = np.random.Generator(np.random.Philox(key=key))
-        order = random.permutation(self.rows)
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, occurrence, stream]))
+
+    def epoch_rows(self, epoch: int) -> Places:
+        """This rank's places of `epoch`, in order."""
+        c, count, random = self.config, int(self.rows.max()) + 1, self.generator(epoch)
+        rows = random.permutation(self.rows)
+        if c.repeat_threshold:
+            rows = self.repeated_rows(self.generator(epoch, 1))
+        earlier = earlier_copies(rows)
         # one draw for each row of the data set, so that an image's flip doesn't depend on its place
-        flips = random.random(int(self.rows.max()) + 1) < self.config.flip_ratio
-        order = grouped(order, self.upright[order], self.config.batch_size * self.ranks)
-        mine = order[self.rank :: self.ranks]
-        return mine, flips[mine]
+        times = int(earlier.max()) + 1
+        flips = (random.random((times, count)) < c.flip_ratio)[earlier, rows]
+        turns, vertical = np.stack([self.draw_turns(self.generator(epoch, 2, t), count) for t in range(times)], 1)
+        turns, vertical = turns[earlier, rows], vertical[earlier, rows]
+        # upside down is turned by half and mirrored
+        places = Places(rows, flips ^ (vertical > 0), (turns + 2 * vertical) % 4, earlier)
+        order = grouped(np.arange(len(rows)), self.is_upright(places), self.size)
+        return places.part(order[: self.steps * self.size][self.rank :: self.ranks])
+
+    def draw_turns(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """(2, count) int: quarter turns, and 1 where a vertical flip follows."""
+        turned, vertical = random.random((2, count)) < [[self.config.rotate90_ratio], [self.config.flip_vertical_ratio]]
+        return np.stack([turned * random.integers(1, 4, count), vertical])
+
+    def repeated_rows(self, random: np.random.Generator) -> np.ndarray:
+        """The rows in random order, each as often as its factor says."""
+        parts = [rows[draw_copies(self.factors[rows], random)] for rows in self.groups().values()]
+        return random.permutation(np.concatenate(parts))
+
+    def is_upright(self, places: Places) -> np.ndarray:
+        """(N,) bool: those whose pictures have the canvas turned."""
+        return self.upright[places.turns % 2, places.rows]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches of `epoch` (from 0) from `start_step` on. Raises DataError."""
@@ -275,32 +379,31 @@ class TrainLoader:
         A faulty image's place goes to the next usable one of its orientation, past the end to the epoch's first: so the
         epoch keeps its length, and what a place holds doesn't depend on `start`.
         """
-        order, flips = self.epoch_rows(epoch)
-        found = samples(self.folder, order[start:], flips[start:], self.config, True, epoch)
-        for place, sample in enumerate(found, start):
+        places, reader = self.epoch_rows(epoch), SampleReader(self.config, True, epoch, self.transform)
+        for i, sample in enumerate(samples(self.folder, places.part(slice(start, None)), reader), start):
             if self.maker.usable(sample):
                 yield sample
             else:
-                self.faulty.add(int(order[place]))
-                yield self.replacement(order, flips, place, epoch)
+                self.faulty.add(int(places.rows[i]))
+                yield self.replacement(places, i, reader)
 
-    def replacement(self, order: np.ndarray, flips: np.ndarray, place: int, epoch: int) -> Sample:
+    def replacement(self, places: Places, faulty: int, reader: SampleReader) -> Sample:
         """The usable sample that takes a faulty one's place. Raises DataError where there is none."""
-        for i in np.roll(np.arange(len(order)), -place)[1:]:
-            alike = self.upright[order[i]] == self.upright[order[place]]
-            if not alike or int(order[i]) in self.faulty:
+        upright = self.is_upright(places)
+        for i in np.roll(np.arange(len(upright)), -faulty)[1:]:
+            if upright[i] != upright[faulty] or int(places.rows[i]) in self.faulty:
                 continue
-            for sample in samples(self.folder, order[i : i + 1], flips[i : i + 1], self.config, True, epoch):
+            for sample in samples(self.folder, places.part(slice(i, i + 1)), reader):
                 if self.maker.usable(sample):
                     return sample
-                self.faulty.add(int(order[i]))
-        raise DataError(f"{self.folder}: no usable image in epoch {epoch}; {self.maker.skipped[-1]}")
+                self.faulty.add(int(places.rows[i]))
+        raise DataError(f"{self.folder}: no usable image in epoch {reader.epoch}; {self.maker.skipped[-1]}")
 
 
-def upright_rows(index: dict, config: Config) -> np.ndarray:
-    """(N,) bool: rows whose pictures have the canvas turned."""
-    sizes = np.array(index["sizes"]).reshape(-1, 2)
-    return (sizes[:, 0] > sizes[:, 1]) & config.turns_canvas
+def upright_rows(index: dict, config: Config, turned: bool = False) -> np.ndarray:
+    """(N,) bool: rows whose pictures, as they are or turned by a quarter, have the canvas turned."""
+    height, width = np.array(index["sizes"]).reshape(-1, 2).T
+    return (width > height if turned else height > width) & config.turns_canvas
 
 
 def grouped(order: np.ndarray, upright: np.ndarray, size: int) -> np.ndarray:
@@ -339,9 +442,9 @@ class EvalLoader:
 
     def batches(self, order: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Batches of rows of one orientation."""
-        flips = np.zeros(len(order), bool)
         pending = []
-        for sample in samples(self.folder, order, flips, self.config, training=False):
+        places = Places(order, *np.zeros((3, len(order)), int))
+        for sample in samples(self.folder, places, SampleReader(self.config, training=False)):
             if self.maker.usable(sample):
                 pending.append(sample)
             if len(pending) == self.config.test_batch_size:

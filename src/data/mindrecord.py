@@ -24,7 +24,7 @@ from src.data.truth import is_truth, write_truth
 
 __all__ = ["ensure_mindrecord", "ground_truth", "read_index", "record_crc", "record_files"]
 
-FORMAT = 2  # raise when the records' layout changes
+FORMAT = 3  # raise when the records' layout changes
 SCHEMA = {
     "image_id": {"type": "int64"},
     "crc": {"type": "int64"},
@@ -48,9 +48,10 @@ def record_crc(image: bytes, annotation: bytes) -> int:
 def read_index(folder: Path) -> dict:
     """index.json of a converted split.
 
-    `image_ids`, `objects`, `crowds` and `sizes` (height, width) a row; `skipped`: why images were left out; `notes`;
-    `category_ids` of labels; `annotations`: the path of its truth, `source`: of the annotations it was made from;
-    `with_masks`: objects have masks; `settings`, `opened` and `listed`: what it depends on, `fingerprint` of all that.
+    `image_ids`, `objects`, `crowds`, `sizes` (height, width) and `classes` (labels) a row; `skipped`: why images were
+    left out; `notes`; `category_ids` of labels; `annotations`: the path of its truth, `source`: of the annotations it
+    was made from; `with_masks`: objects have masks; `settings`, `opened` and `listed`: what it depends on,
+    `fingerprint` of all that.
     Raises DataError.
     """
     try:
@@ -279,7 +280,7 @@ def write_records(records: list[ImageRecord], data: Records, folder: Path, confi
     writer = FileWriter(str(folder / "data.mindrecord"), shard_num=config.mindrecord_shards)
     writer.add_schema(SCHEMA, "detection")
     skipped = data.skipped()
-    objects, crowds, sizes, pending = {}, {}, {}, []
+    objects, crowds, sizes, classes, pending = {}, {}, {}, {}, []
     bar = tqdm(zip(records, rows_of(records, config), strict=True), total=len(records), unit="img", desc="converting")
     for record, row in bar:
         if row is None:
@@ -288,6 +289,7 @@ def write_records(records: list[ImageRecord], data: Records, folder: Path, confi
         crowd = sum(i.crowd for i in record.instances)
         objects[record.image_id], crowds[record.image_id] = len(record.instances) - crowd, crowd
         sizes[record.image_id] = [record.height, record.width]
+        classes[record.image_id] = sorted({i.label for i in record.instances if not i.crowd})
         pending.append(row)
         if len(pending) == CHUNK:
             writer.write_raw_data(pending)
@@ -304,6 +306,7 @@ def write_records(records: list[ImageRecord], data: Records, folder: Path, confi
         "objects": [objects[i] for i in ids],
         "crowds": [crowds[i] for i in ids],
         "sizes": [sizes[i] for i in ids],
+        "classes": [classes[i] for i in ids],
         "skipped": skipped,
         "notes": picture_notes(records, config),
     }

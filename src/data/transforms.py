@@ -106,14 +106,19 @@ class View:
 
 
 def prepare_image(
-    image: np.ndarray, config: Config, flip: bool = False, view: View | None = None
+    image: np.ndarray,
+    config: Config,
+    flip: bool = False,
+    view: View | None = None,
+    canvas: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Resizes in uint8, flips, normalises, pads: (H, W, 3) uint8 BGR -> (3, *canvas_size) float32.
+    """Resizes in uint8, flips, normalises, pads: (H, W, 3) uint8 BGR -> (3, *canvas) float32.
 
-    Of the whole image, or as `view` says, then `flip` isn't looked at. Also returns the (height, width) that the
-    picture takes of the canvas; the rest, right and below, is zero.
+    Of the whole image, or as `view` says, then `flip` isn't looked at. canvas: (height, width), by default canvas_size
+    of the image. Also returns the (height, width) that the picture takes of the canvas; the rest, right and below, is
+    zero.
     """
-    high, wide = canvas_size(*image.shape[:2], config)
+    high, wide = canvas or canvas_size(*image.shape[:2], config)
     height, width = view.size if view else fit_size(*image.shape[:2], config)
     if view is not None:
         image, flip = cut_window(image, view.window, config), view.flip
@@ -121,9 +126,9 @@ def prepare_image(
     if flip:
         image = mmcv.imflip(image, "horizontal")
     image = mmcv.imnormalize(image, np.array(config.img_mean), np.array(config.img_std), config.to_rgb)
-    canvas = np.zeros((3, high, wide), np.float32)
-    canvas[:, :height, :width] = image.transpose(2, 0, 1)
-    return canvas, (height, width)
+    out = np.zeros((3, high, wide), np.float32)
+    out[:, :height, :width] = image.transpose(2, 0, 1)
+    return out, (height, width)
 
 
 def resize_image(image: np.ndarray, height: int, width: int, config: Config) -> np.ndarray:

@@ -62,7 +62,8 @@ class Trainer:
         checkpoints = config.output_dir / "checkpoints"
         self.folder = ResumeFolder(checkpoints, config.detector, config.keep_checkpoint_max)
         self.best = BestCheckpoints(checkpoints / "best", config.keep_best_checkpoints_max)
-        self.state = TrainingState(steps_per_epoch=len(loader), config=dataclasses.asdict(config))
+        own = loader.transform.fingerprint if loader.transform else ""
+        self.state = TrainingState(steps_per_epoch=len(loader), config=dataclasses.asdict(config), transform=own)
         self.saved, self.skipped_in_a_row, self.checked_first, self.stop = None, 0, False, StopRequest()
         self.resumed = resume
         demand_packages(config)
@@ -97,7 +98,7 @@ class Trainer:
             print(f"{self.config.output_dir}: no checkpoint yet; training from the start")
         else:
             state, weights, parameters, source = found
-            state.check(self.config, len(self.loader), source)
+            state.check(self.config, len(self.loader), source, self.state.transform)
             try:
                 assign_parameters(self.detector.get_parameters(), weights)
                 assign_parameters(self.state_parameters(), parameters)
@@ -105,7 +106,7 @@ class Trainer:
                 raise UserError(
                     f"{source}: of another model or optimizer ({e}); resume with the run's own config"
                 ) from None
-            self.state = dataclasses.replace(state, config=self.state.config)
+            self.state = dataclasses.replace(state, config=self.state.config, transform=self.state.transform)
             self.saved = state.position
             print(f"resuming after step {state.step} of epoch {state.epoch}, from {source}")
 
@@ -176,7 +177,7 @@ class Trainer:
 
     def one_step(self, epoch: int, i: int, batch: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, float]]:
         """One update; its losses, and learning rate, loss scale and count of skipped steps."""
-        inputs = step_inputs(batch, self.keys(epoch - 1, batch["image_id"]))
+        inputs = step_inputs(batch, self.keys(epoch - 1, batch["image_id"], batch["occurrence"]))
         if self.group.size > 1:
             self.wait_for_all(inputs)
         values, more = (x.asnumpy() for x in self.step(*inputs))

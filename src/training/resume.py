@@ -61,7 +61,8 @@ FREE_KEYS = {
 class TrainingState:
     """Where training stands: `step` steps of `epoch` (both from 1) are done, of `steps_per_epoch`.
 
-    pending: losses of the log interval under way.  skipped: steps left out since gradients overflowed.
+    pending: losses of the log interval under way.  skipped: steps left out since gradients overflowed.  transform:
+    fingerprint of the file of config.transform's function.
     """
 
     epoch: int = 1
@@ -70,13 +71,17 @@ class TrainingState:
     pending: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0
     config: dict = field(default_factory=dict)
+    transform: str = ""
 
     @property
     def position(self) -> tuple[int, int]:
         return self.epoch, self.step
 
-    def check(self, config: Config, steps_per_epoch: int, source: Path) -> None:
-        """Tells which keys differ from those of the run so far. Raises UserError if it can't go on with these."""
+    def check(self, config: Config, steps_per_epoch: int, source: Path, transform: str = "") -> None:
+        """Tells which keys, and whether the function of config.transform, differ from those of the run so far.
+
+        Raises UserError if it can't go on with these.
+        """
         if self.steps_per_epoch != steps_per_epoch:
             raise UserError(
                 f"{source}: had {self.steps_per_epoch} steps an epoch, here are {steps_per_epoch}; resume with the same"
@@ -85,6 +90,8 @@ class TrainingState:
         now = flat(dataclasses.asdict(config))
         changed = [f"{k} {v!r} -> {now[k]!r}" for k, v in flat(self.config).items() if k in now and now[k] != v]
         changed = [c for c in changed if c.split(" ")[0] not in FREE_KEYS]
+        if transform and self.transform and transform != self.transform:
+            changed.append(f"content of transform {config.transform} {self.transform} -> {transform}")
         if changed:
             print(f"resuming with other settings than before: {', '.join(changed)}")
 

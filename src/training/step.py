@@ -172,7 +172,7 @@ def _times(factor: float, gradient: Tensor) -> Tensor:
 
 
 class SamplerKeys:
-    """Uniform keys by which the samplers choose, a function of seed, epoch, step and image alone.
+    """Uniform keys by which the samplers choose, a function of seed, epoch, image and how often it came before alone.
 
     numpy's counter-based Philox generator (Salmon et al., 2011), keyed by seed, epoch and image id; so a run repeats
     and resumes bit for bit, whatever the batch that an image lands in.
@@ -182,13 +182,19 @@ class SamplerKeys:
         self.seed = config.seed
         self.sizes = sampler_key_sizes(config)
 
-    def __call__(self, epoch: int, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """rpn_keys (B, N) and rcnn_keys (B, P + G), float32 in [0, 1), for images (B,) in `epoch`."""
+    def __call__(
+        self, epoch: int, image_ids: np.ndarray, occurrences: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """rpn_keys (B, N) and rcnn_keys (B, P + G), float32 in [0, 1), for images (B,) in `epoch`.
+
+        occurrences: how often each came before in the epoch (default: never).
+        """
+        earlier = np.zeros(len(image_ids), int) if occurrences is None else occurrences
         rpn = np.empty((len(image_ids), self.sizes[0]), np.float32)
         rcnn = np.empty((len(image_ids), self.sizes[1]), np.float32)
         for i, image_id in enumerate(image_ids):
             words = np.array([self.seed << 32 | epoch, int(image_id) & (2**64 - 1)], np.uint64)
-            generator = np.random.Generator(np.random.Philox(key=words))
+            generator = np.random.Generator(np.random.Philox(key=words, counter=[0, 0, int(earlier[i]), 0]))
             generator.random(dtype=np.float32, out=rpn[i])
             generator.random(dtype=np.float32, out=rcnn[i])
         return rpn, rcnn

@@ -82,3 +82,13 @@ def test_classes_are_found(coco_folder, coco_config, tmp_path):
     f = inspect_split(coco_config(coco_classes="auto"), "train", tmp_path, samples=0)
     assert dict(f.instances) == {"circle": 2}
     assert json.loads(coco_folder.json.read_text())["categories"][0]["name"] == "circle"
+
+
+def test_a_validation_sheet_is_of_unchanged_images(shapes_config, tmp_path):
+    (tmp_path / "own.py").write_text("def none(image, boxes, labels, masks, random):\n    raise RuntimeError\n")
+    own = f"{tmp_path}/own.py:none"
+    turned = {"flip_vertical_ratio": 1.0, "rotate90_ratio": 1.0, "repeat_threshold": 1.0, "transform": own}
+    folder = ensure_mindrecord(shapes_config(), "val", training=False, quiet=True)
+    sheets = [pictures(shapes_config(**named), folder, "val", 3) for named in ({"flip_ratio": 0.0}, turned)]
+    for plain, other in zip(*sheets, strict=True):
+        np.testing.assert_array_equal(plain, other)

@@ -125,6 +125,7 @@ def test_shapes_and_types(records, shapes_config):
     batch = next(TrainLoader(c, records[0]).epoch(0))
     assert {name: (v.shape, v.dtype) for name, v in batch.items()} == {
         "image_id": ((8,), np.int64),
+        "occurrence": ((8,), np.int64),
         "image": ((8, 3, 192, 256), np.float32),
         "image_size": ((8, 2), np.float32),
         "gt_boxes": ((8, 16, 4), np.float32),

@@ -1,14 +1,19 @@
-"""Augmentation of training images: geometry, colours, InstaBoost; and where their randomness comes from."""
+"""Augmentation of training images: geometry, colours, InstaBoost, a user's own; and the generators of all that."""
 
 import numpy as np
 
-__all__ = ["sample_generator"]
+__all__ = ["CUSTOM", "OWN", "sample_generator"]
+
+OWN, CUSTOM = 1, 2  # streams: of what is here, and of a user's function, which may draw as much as it likes
 
 
-def sample_generator(seed: int, epoch: int, image_id: int) -> np.random.Generator:
+def sample_generator(
+    seed: int, epoch: int, image_id: int, occurrence: int = 0, stream: int = OWN
+) -> np.random.Generator:
     """The generator of an image's augmentation in an epoch, whatever the batch, worker or rank that it lands in.
 
-    Philox counts (Salmon et al., 2011); the high word of its counter keeps it apart from the samplers' streams.
+    occurrence: how often the image came before in the epoch. Philox counts (Salmon et al., 2011); the high words of its
+    counter keep the occurrences apart, and this from the samplers' streams.
     """
     key = np.array([seed << 32 | epoch, image_id & (2**64 - 1)], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 1]))
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, occurrence, stream]))

@@ -2,25 +2,68 @@
 
 Flip, crop, expansion and change of size are one `View` together: a window of the image shown on a part of the canvas.
 So boxes follow by two multiplications, masks are cut from their polygons without a bitmap, and the image is resized
-once, whatever the chain.
+once, whatever the chain. Quarter turns come before, of the whole image.
 """
 
+import cv2
 import numpy as np
+from pycocotools import mask as rle
 
 from src.config import Config
-from src.data.transforms import View, canvas_size, fit_scale, fit_size
+from src.data.augment.instaboost import Scene
+from src.data.transforms import View, canvas_size, fit_scale, fit_size, to_bitmap
 
-__all__ = ["draw_view"]
+__all__ = ["draw_view", "turned_boxes", "turned_scene"]
 
 CROP_TRIES = 10
+ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 
 Window = tuple[int, int, int, int]
 
 
+def turned_scene(scene: Scene, quarters: int) -> Scene:
+    """A scene turned anticlockwise by 1 to 3 quarters, to the pixel; polygons stay polygons."""
+    height, width = scene.image.shape[:2]
+    masks = [turned_mask(m, quarters, height, width) for m in scene.masks]
+    image = cv2.rotate(scene.image, ROTATIONS[quarters])
+    return Scene(image, turned_boxes(scene.boxes, quarters, height, width), masks)
+
+
+def turned_points(points: np.ndarray, quarters: int, height: int, width: int) -> np.ndarray:
+    """Points (..., 2) x, y of a (height, width) image where they are once it is turned anticlockwise."""
+    for _ in range(quarters):
+        points = np.stack([points[..., 1], width - points[..., 0]], -1)
+        height, width = width, height
+    return points
+
+
+def turned_boxes(boxes: np.ndarray, quarters: int, height: int, width: int) -> np.ndarray:
+    """Boxes (N, 4) x1 y1 x2 y2 of a (height, width) image, as turned_points."""
+    corners = turned_points(boxes.reshape(-1, 2, 2), quarters, height, width)
+    return np.concatenate([corners.min(1), corners.max(1)], 1)
+
+
+def turned_mask(mask: list | dict | None, quarters: int, height: int, width: int) -> list | dict | None:
+    """A mask of a (height, width) image, polygons or RLE or none, as turned_points."""
+    if isinstance(mask, list):
+        return [turned_points(np.reshape(p, (-1, 2)), quarters, height, width).ravel().tolist() for p in mask]
+    if mask is None:
+        return None
+    return rle.encode(np.asfortranarray(np.rot90(to_bitmap(mask, height, width), quarters)))
+
+
 def draw_view(
-    config: Config, height: int, width: int, boxes: np.ndarray, flip: bool, random: np.random.Generator
+    config: Config,
+    height: int,
+    width: int,
+    boxes: np.ndarray,
+    flip: bool,
+    random: np.random.Generator,
+    canvas: tuple[int, int] | None = None,
 ) -> View:
     """A random view of a (height, width) image with objects at boxes (N, 4), as the config's ratios and ranges say.
+
+    canvas: (height, width) that it has to fit (default: canvas_size of the image).
 
     Expansion (Liu et al., 2016, arXiv:1512.02325), then a crop, then the canvas's size times a factor, cropped where
     that exceeds the canvas. Crops are drawn up to CROP_TRIES times until the centre of an object lies in them, then
@@ -28,7 +71,7 @@ def draw_view(
     """
     window: Window = (0, 0, width, height)
     # whatever becomes of it, an image stays on the canvas of its batch
-    high, wide = canvas = canvas_size(height, width, config)
+    high, wide = canvas = canvas or canvas_size(height, width, config)
     if config.expand_ratio and random.random() < config.expand_ratio:
         window = expanded(width, height, random.uniform(*config.expand_range), random)
     if config.crop_ratio and random.random() < config.crop_ratio:

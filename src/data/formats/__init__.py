@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from src.config import Config, ConfigError
+from src.data.augment.custom import load_transform
 from src.data.formats.base import Format, Masks
 from src.data.formats.coco import Coco
 from src.data.formats.labelme import Labelme
@@ -40,7 +41,10 @@ def format_of(config: Config) -> Format:
 
 
 def check_training(config: Config) -> None:
-    """Raises ConfigError where training needs masks, which the config's format never has."""
+    """Raises ConfigError where training needs masks, which the config's format never has, or a function that isn't
+    there."""
+    if config.transform:
+        load_transform(config.transform)
     if format_of(config).has_masks:
         return
     if config.with_mask:
