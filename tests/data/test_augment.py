@@ -6,7 +6,7 @@ import pytest
 from pycocotools import mask as rle
 
 from src.config import Config
-from src.data.augment import sample_generator
+from src.data.augment import CUSTOM, sample_generator
 from src.data.augment.colour import photometric_distortion
 from src.data.augment.geometry import draw_view
 from src.data.augment.instaboost import Scene, instaboost
@@ -262,8 +262,8 @@ def test_photometric_distortion_is_of_the_published_strength():
     assert max(values) > 160
 
 
-def test_generators_differ_by_seed_epoch_and_image():
-    keys = [(1, 0, 5), (2, 0, 5), (1, 1, 5), (1, 0, 6), (1, 0, -5)]
+def test_generators_differ_by_seed_epoch_image_occurrence_and_stream():
+    keys = [(1, 0, 5), (2, 0, 5), (1, 1, 5), (1, 0, 6), (1, 0, -5), (1, 0, 5, 1), (1, 0, 5, 2), (1, 0, 5, 0, CUSTOM)]
     draws = [tuple(sample_generator(*k).random(4)) for k in keys]
     assert len(set(draws)) == len(keys)
     assert draws[0] == tuple(sample_generator(1, 0, 5).random(4))

@@ -71,8 +71,9 @@ def test_rare_classes_come_more_often(unbalanced):
     assert all(v == 1 for c in counts for row, v in c.items() if row not in (4, 8))
 
 
-def test_each_time_an_image_is_changed_otherwise(unbalanced):
-    changes = {"photo_ratio": 1.0, "crop_ratio": 1.0, "flip_ratio": 0.5, "rotate90_ratio": 0.5}
+@pytest.mark.parametrize("turns", [{"flip_ratio": 0.0}, {"flip_ratio": 0.5, "rotate90_ratio": 0.5}], ids=str)
+def test_each_time_an_image_is_changed_otherwise(unbalanced, turns):
+    changes = {"photo_ratio": 1.0, "crop_ratio": 1.0} | turns
     plain = {int(b["image_id"][0]): b for b in loader_of(unbalanced(repeat_threshold=0.0, **changes)).epoch(0)}
     seen = {}
     for b in loader_of(unbalanced(**changes)).epoch(0):

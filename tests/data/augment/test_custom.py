@@ -164,6 +164,20 @@ def test_its_draws_repeat(data, own, overrides):
     assert any(not np.array_equal(first[i]["image"], other[i]["image"]) for i in first)
 
 
+def test_its_draws_are_not_those_of_what_comes_after(shapes_config, own):
+    """Else what it decides by its first draw would decide whether the image is expanded."""
+    text = HEAD + "    image[:] = 0 if random.random() < 0.5 else 255\n" + BACK
+    named = {"expand_ratio": 0.5, "expand_range": [2.0, 2.0], "img_height": 128, "img_width": 192}
+    config = shapes_config(transform=own(text), **named)
+    folder, seen = ensure_mindrecord(config, "train", training=True), set()
+    for batch in TrainLoader(config, folder).epoch(0):
+        for image, (height, width) in zip(batch["image"][:, 0], batch["image_size"].astype(int), strict=True):
+            picture = image[:height, :width]
+            # the mean colour around it is 0 there
+            seen.add((picture.min() < -1, np.abs(picture).min() < 0.1))
+    assert seen == {(False, False), (False, True), (True, False), (True, True)}
+
+
 def test_evaluation_goes_without(data, own):
     config = data(own(FLIP), test_batch_size=3)
     folder = ensure_mindrecord(config, "train", training=True)
