@@ -51,7 +51,7 @@ def announce(config: Config, loader: TrainLoader, trainer: Trainer) -> None:
     """What a run is going to do, and what it is going to leave out."""
     if loader.left_out:
         print(f"{loader.left_out} images without objects don't train (train_empty_images: true trains on them)")
-    for line in loader.never_trained():
+    for line in loader.repeats() + loader.never_trained():
         print(line)
     print(describe_rates(config, trainer.rates, len(loader), trainer.group.size))
     print(

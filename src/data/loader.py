@@ -329,6 +329,15 @@ class TrainLoader:
             if 0 < self.count_places(rows) < self.size
         ]
 
+    def repeats(self) -> list[str]:
+        """A line that says what repeat factors do, where they are on."""
+        if not self.config.repeat_threshold:
+            return []
+        factors = self.factors[self.rows]
+        often, most = int((factors > UNIT).sum()), factors.max() / UNIT
+        places = sum(self.count_places(rows) for rows in self.groups().values())
+        return [f"{often} of {len(factors)} images come more than once, up to {most:.2f} times: {places} an epoch"]
+
     def generator(self, epoch: int, stream: int = 0, occurrence: int = 0) -> np.random.Generator:
         key = np.array([self.config.seed, 1 << 32 | epoch], np.uint64)
         return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, occurrence, stream]))

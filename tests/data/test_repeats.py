@@ -62,6 +62,8 @@ def test_rare_classes_come_more_often(unbalanced):
     """sqrt(0.625 / 0.1) = 2.5: two images come twice or three times."""
     loader = loader_of(unbalanced())
     assert len(loader) == 18 + 5
+    assert loader.repeats() == ["2 of 20 images come more than once, up to 2.50 times: 23 an epoch"]
+    assert loader_of(unbalanced(repeat_threshold=0)).repeats() == []
     counts = [Counter(loader.epoch_rows(epoch).rows.tolist()) for epoch in range(40)]
     assert {sum(c.values()) for c in counts} == {23}
     often = Counter(tuple(sorted((c[4], c[8]))) for c in counts)

@@ -13,10 +13,11 @@ objects may come back, up to max_instance_count.
 import contextlib
 import hashlib
 import importlib
+import math
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from src.runtime.errors import UserError
 __all__ = ["Transform", "TransformError", "load_transform"]
 
 NEAR = 1.0  # pixels that a box may reach beyond its image
+MOST_TOLD = 300  # characters of what a user's code raises
 
 
 class TransformError(DataError):
@@ -71,9 +73,13 @@ class Transform:
             masks += [box_bitmap(box, height, width) for box in crowds]
         boxes = np.concatenate([scene.boxes, crowds])
         all_labels = np.concatenate([labels, np.zeros(len(crowds), np.int32)])
+        # some annotations have them apart, which is no fault of the function
+        before = len(apart(boxes, masks or []))
         with told(self.source, f"transform {self.name}", f", on {image}"):
             result = self.function(cv2.cvtColor(scene.image, cv2.COLOR_BGR2RGB), boxes, all_labels, masks, random)
         fault = fault_of(result, config)
+        if not fault and len(rows := apart(result[1], result[3] or [])) > before:
+            fault = f"mask {rows[0]} has no pixel inside box {rows[0]}; change both alike"
         if fault:
             raise TransformError(f"transform {self.name}, on {image}: {fault}")
         picture, boxes, labels, masks = result
@@ -94,8 +100,14 @@ def box_bitmap(box: np.ndarray, height: int, width: int) -> np.ndarray:
     """(height, width) uint8: 1 in the pixels that a box x1 y1 x2 y2 touches."""
     out = np.zeros((height, width), np.uint8)
     x1, y1, x2, y2 = box.tolist()
-    out[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = 1
+    out[math.floor(y1) : math.ceil(y2), math.floor(x1) : math.ceil(x2)] = 1
     return out
+
+
+def apart(boxes: np.ndarray, masks: Sequence[np.ndarray]) -> list[int]:
+    """Rows of the masks (H, W) that have no pixel in their boxes (N, 4)."""
+    outer = np.concatenate([np.floor(boxes[:, :2]).clip(0), np.ceil(boxes[:, 2:])], 1).astype(int)
+    return [i for i, (m, (x1, y1, x2, y2)) in enumerate(zip(masks, outer, strict=False)) if not m[y1:y2, x1:x2].any()]
 
 
 def fault_of(result: object, config: Config) -> str:
@@ -135,12 +147,12 @@ def fault_of_masks(masks: object, labels: np.ndarray, shape: tuple[int, int], ne
         return f"returned {kind_of(masks)} as masks, where None was given"
     if not isinstance(masks, (list, tuple)) or len(masks) != len(labels):
         return f"returned {kind_of(masks)} as masks, not a list of {len(labels)}, one a box"
-    for i, (mask, label) in enumerate(zip(masks, labels, strict=True)):
+    for i, mask in enumerate(masks):
         if not (is_array(mask, 2, np.uint8) and mask.shape == shape):
             return f"mask {i} is {kind_of(mask)}, not uint8 {shape}, the image's size"
         if mask.max() > 1:
             return f"mask {i} holds {mask.max()}; masks are 0 or 1"
-        if label and not mask.any():
+        if not mask.any():
             return f"mask {i} is empty; leave the object out"
     return ""
 
@@ -171,7 +183,7 @@ def told(source: str, name: str, where: str = "", error: type[UserError] = Trans
             frames, text = [(e.filename or source, e.lineno)], e.msg
         file, line = ([f for f in frames if f[0] == source] or frames or [(source, None)])[-1]
         at = file if line is None else f"{file}, line {line}"
-        raise error(" ".join(f"{name}: {at}: {type(e).__name__}: {text}{where}".split())) from None
+        raise error(" ".join(f"{name}: {at}: {type(e).__name__}: {text[:MOST_TOLD]}{where}".split())) from None
 
 
 def load_transform(name: str) -> Transform:

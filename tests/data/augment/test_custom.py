@@ -206,6 +206,7 @@ WRONG = {
     "bools": ("    masks = [m > 0 for m in masks]\n", "mask 0 is bool (40, 60), not uint8 (40, 60)"),
     "mask size": ("    image = image[:38]\n", "mask 0 is uint8 (40, 60), not uint8 (38, 60)"),
     "levels": ("    masks = [m * 255 for m in masks]\n", "mask 0 holds 255; masks are 0 or 1"),
+    "masks left": ("    boxes[:] = [0, 0, 9, 9]\n", "mask 0 has no pixel inside box 0; change both alike"),
     "empty": ("    masks = [m * 0 for m in masks]\n", "mask 0 is empty; leave the object out"),
 }
 
@@ -217,6 +218,12 @@ def test_what_comes_back_is_checked(data, own, refusal, body, told, on_bad_image
     name = own(HEAD + body + BACK)
     with refusal(TransformError, f"transform {name}, on image ", ".jpg)", *told):
         batches(data(name, on_bad_image=on_bad_image))
+
+
+def test_annotations_whose_mask_is_beside_the_box_are_no_fault_of_it(data, own, coco_folder):
+    coco_folder.add_object(2, (40, 20, 10, 10), segmentation=[[5.0, 30, 12, 30, 12, 38, 5, 38]])
+    coco_folder.write()
+    assert batches(data(own(NOTHING)))[2]["gt_valid"].sum() == 2
 
 
 def test_too_many_objects(data, own, refusal):
