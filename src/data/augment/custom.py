@@ -5,9 +5,9 @@
 image: (H, W, 3) uint8, RGB, as annotated, before all other augmentation; another size may come back, which is resized
 as any. boxes: (N, 4) float32 x1 y1 x2 y2 in its pixels; what comes back must lie in its image (up to a pixel beyond is
 cut off). labels: (N,) int32, places in coco_classes; 0: a crowd region, neither object nor background. masks: a list of
-N (H, W) uint8, 0 or 1, a crowd's being its box; or None where nothing needs them. random: a numpy Generator, a function
-of seed, epoch, image and how often it came before, to draw from, so that a run repeats and resumes. Any number of
-objects may come back, up to max_instance_count.
+N (H, W) uint8, 0 or 1, none empty, a crowd's being its box; or None where nothing needs them. random: a numpy
+Generator, a function of seed, epoch, image and how often it came before, to draw from, so that a run repeats and
+resumes. Any number of objects may come back, up to max_instance_count.
 """
 
 import contextlib
@@ -45,7 +45,8 @@ class TransformError(DataError):
 class Transform:
     """A user's function, as config.transform names it.
 
-    source: the file that it is in, as far as it has one; fingerprint: changes with that file's content.
+    source: the file that it is in, as far as it has one; fingerprint: changes with that file's content, not with that
+    of what it imports.
     """
 
     name: str
