@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from src.config import Config, load_config, parse_overrides
+from src.data.augment import without_augmentation
 from src.data.formats import resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord, read_index, record_files
@@ -30,10 +31,6 @@ __all__ = ["Figures", "contact_sheet", "count_records", "inspect_split"]
 
 SIZES = ("small", "medium", "large")  # COCO's, by the area of the box: below 32 x 32, below 96 x 96, above
 MOST_SIDES = 100_000
-OFF_KEYS = (
-    *("flip_ratio", "flip_vertical_ratio", "rotate90_ratio", "crop_ratio", "expand_ratio", "photo_ratio", "aug_prob"),
-    "repeat_threshold",
-)  # what a sheet of unchanged images is without
 TILE, SHEET = 360, 2000  # pixels: height of a picture on the contact sheet, width of the sheet
 
 
@@ -172,8 +169,8 @@ def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.nd
     index = read_index(folder)
     changes = {"batch_size": 1, "max_instance_count": max(config.max_instance_count, *index["objects"])}
     if split != "train":
-        off = dict.fromkeys(OFF_KEYS, 0.0)
-        changes |= off | {"ratio_range": [1.0, 1.0], "transform": "", "train_empty_images": True}
+        config = without_augmentation(config)
+        changes["train_empty_images"] = True
     if not index["with_masks"]:
         changes["detector"] = config.detector.replace("_mask", "").replace("mask", "faster")
     config = dataclasses.replace(config, **changes)

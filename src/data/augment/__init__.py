@@ -1,8 +1,12 @@
 """Augmentation of training images: geometry, colours, InstaBoost, a user's own; and the generators of all that."""
 
+import dataclasses
+
 import numpy as np
 
-__all__ = ["CUSTOM", "OWN", "sample_generator"]
+from src.config import Config
+
+__all__ = ["CUSTOM", "OWN", "sample_generator", "without_augmentation"]
 
 OWN, CUSTOM = 1, 2  # streams: of what is here, and of a user's function, which may draw as much as it likes
 
@@ -17,3 +21,10 @@ def sample_generator(
     """
     key = np.array([seed << 32 | epoch, image_id & (2**64 - 1)], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, occurrence, stream]))
+
+
+def without_augmentation(config: Config) -> Config:
+    """The config with images as they are, each once."""
+    ratios = ("flip_ratio", "flip_vertical_ratio", "rotate90_ratio", "expand_ratio", "crop_ratio", "photo_ratio")
+    off = dict.fromkeys((*ratios, "aug_prob", "repeat_threshold"), 0.0)
+    return dataclasses.replace(config, **off, ratio_range=[1.0, 1.0], transform="")
