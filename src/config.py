@@ -2,12 +2,15 @@
 
 `load_config(path, overrides)` reads a YAML file, follows its `base:` chain, applies command-line
 overrides and returns a `Config`. A key that the schema doesn't know, or a value of the wrong type, raises
-`ConfigError` with the file, the key and, for unknown keys, the nearest right name.
+`ConfigError` with the file, the key and, for unknown keys, the nearest right name. A value that could only fail later
+is refused here.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -16,8 +19,9 @@ from typing import Any
 
 import yaml
 
-from src.runtime.errors import UserError
+from src.runtime.errors import UserError, one_line, run_command, shown
 from src.runtime.files import whole
+from src.runtime.strict_yaml import Word, number, parse_yaml, read_yaml
 
 __all__ = [
     "Config",
@@ -32,6 +36,10 @@ __all__ = [
 
 class ConfigError(UserError):
     """A configuration that can't be used; the message names the file, the key and the remedy."""
+
+
+# what numbers without bounds of their own are held to: what MindSpore's and NumPy's integers and float32 hold
+LARGEST = {int: 2**31 - 1, float: 3e38}
 
 
 def key(default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None) -> Any:
@@ -585,20 +593,25 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as `hint`, or ConfigError; YAML's `1e-4` (a string) is taken for a number."""
     if typing.get_origin(hint) is list:
         if not isinstance(value, list):
-            raise ConfigError(f"{where}: expected a {_type_name(hint)}, got {value!r}")
+            raise ConfigError(f"{where}: expected a {_type_name(hint)}, got {shown(value)}")
         return [_convert(v, typing.get_args(hint)[0], where) for v in value]
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is bool and value in (0, 1) and isinstance(value, (int, bool)):
-        return bool(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str):
-        return value
-    raise ConfigError(f"{where}: expected {_type_name(hint)}, got {value!r}")
+    meant = value.value if isinstance(value, Word) else value
+    if hint is float:
+        meant = number(meant) if isinstance(meant, str) else meant
+        if isinstance(meant, (int, float)) and not isinstance(meant, bool) and math.isfinite(meant):
+            return float(meant)
+    if hint is bool and isinstance(meant, (int, bool)) and meant in (0, 1):
+        return bool(meant)
+    if hint is int and isinstance(meant, int) and not isinstance(meant, bool):
+        return meant
+    if hint is str and isinstance(meant, str) and "\0" not in meant:
+        return meant
+    remedy = ""
+    if isinstance(value, Word) and value.value is None and hint in (int, float) and value:
+        remedy = "; write numbers plainly: 90, 0.5, 1e-4"
+    elif isinstance(value, Word) and hint is str and value:
+        remedy = "; put text like this in quotes"
+    raise ConfigError(f"{where}: expected {_type_name(hint)}, got {shown(value)}{remedy}")
 
 
 def _check_bounds(value: Any, meta: types.MappingProxyType, where: str) -> None:
@@ -607,28 +620,36 @@ def _check_bounds(value: Any, meta: types.MappingProxyType, where: str) -> None:
             _check_bounds(v, meta, where)
         return
     if meta.get("choices") and value not in meta["choices"]:
-        raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, filter(None, meta['choices'])))}")
-    for bound, wrong in (("low", lambda x, b: not x >= b), ("high", lambda x, b: not x <= b)):
-        b = meta.get(bound)
-        if b is not None and wrong(value, b):
-            raise ConfigError(f"{where}: {value!r} is {'below' if bound == 'low' else 'above'} {b}")
+        raise ConfigError(f"{where}: {shown(value)} is not one of {', '.join(map(str, filter(None, meta['choices'])))}")
+    if type(value) not in LARGEST:
+        return
+    low, high = meta["low"], meta["high"]
+    low = -LARGEST[type(value)] if low is None else low
+    high = LARGEST[type(value)] if high is None else high
+    if not low <= value <= high:
+        passed = f"below {low}" if value < low else f"above {high}"
+        raise ConfigError(f"{where}: {shown(value)} is {passed}")
 
 
 def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
     """Write the mapping `values` into the dataclass `obj`, checking each key."""
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: {prefix.rstrip('.') or 'the file'}: expected a mapping of keys, got {values!r}")
+        where = prefix.rstrip(".") or "the file"
+        raise ConfigError(f"{source}: {where}: expected a mapping of keys, got {shown(values)}")
     hints = typing.get_type_hints(type(obj))
     fields = {f.name: f for f in dataclasses.fields(obj)}
     for name, value in values.items():
         where = f"{source}: {prefix}{name}"
         if name in ALIASES and not prefix:
             name = ALIASES[name]
+            if name in values:
+                raise ConfigError(f"{where}: an older name of {name}, which is given too; leave one")
         if name == "coco_classes":
             value = _class_names(value)
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; keys here: {', '.join(fields)}"
+            there = f"keys here: {', '.join(fields)}" if prefix else "python -m src.config lists all keys"
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; {there}"
             raise ConfigError(f"{where}: unknown key{hint}")
         if hints[name] is Backbone and isinstance(value, str):
             _apply_backbone(obj, value, where, source)
@@ -641,48 +662,34 @@ def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
 
 
 def _class_names(value: Any) -> Any:
-    """Names of classes as text: YAML reads some of them as numbers; auto is an empty list."""
+    """Names of classes as they're written, though YAML takes some for numbers; auto is an empty list."""
     if value == "auto":
         return []
     if isinstance(value, list):
-        return [str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v for v in value]
+        return [
+            str(v) if isinstance(v, (Word, int, float)) and not isinstance(v, bool) and str(v) else v for v in value
+        ]
     return value
 
 
 def _apply_backbone(config: Any, name: str, where: str, source: str) -> None:
     """`backbone: NAME`: one of BACKBONES, and the neck that fits it."""
     if name not in BACKBONES:
-        raise ConfigError(f"{where}: {name!r} is not one of {', '.join(BACKBONES)}")
+        raise ConfigError(f"{where}: {shown(name)} is not one of {', '.join(BACKBONES)}")
     values = BACKBONES[name]
     _apply(config.backbone, values, source, "backbone.")
     config.neck.fpn.in_channels = list(BACKBONE_CHANNELS[values["type"]])
 
 
-def _read_yaml(path: Path) -> dict:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: can't read the config: {getattr(e, 'strerror', None) or e}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(e, 'problem', e)}") from None
+def _load_file(config: Config, path: Path, above: tuple[Path, ...] = ()) -> None:
+    if len(above) > 20 or path in above:
+        raise ConfigError(f"{path}: base: files name each other in a circle, or more than 20 in a row")
+    values = read_yaml(path, ConfigError)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
-    return values
-
-
-def _load_file(config: Config, path: Path, seen: tuple[Path, ...] = ()) -> None:
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: base: files name each other in a circle")
-    values = _read_yaml(path)
+        raise ConfigError(f"{path}: expected a mapping of keys, got {shown(values)}")
     base = values.pop("base", None)
     if base is not None:
-        if not isinstance(base, str):
-            raise ConfigError(f"{path}: base: expected a file name, got {base!r}")
-        _load_file(config, path.parent / base, (*seen, path.resolve()))
+        _load_file(config, path.parent / _convert(base, str, f"{path}: base"), (*above, path))
     _apply(config, values, str(path))
 
 
@@ -770,8 +777,9 @@ def parse_overrides(arguments: list[str]) -> dict[str, str]:
         name, eq, value = word.lstrip("-").partition("=")
         if not eq:
             if not word.startswith("--") or i + 1 >= len(arguments):
-                raise ConfigError(f"argument {word!r}: expected --KEY VALUE or --KEY=VALUE")
+                raise ConfigError(f"argument {shown(word)}: expected --KEY VALUE or --KEY=VALUE")
             value, i = arguments[i + 1], i + 1
+        out.pop(name, None)
         out[name] = value
         i += 1
     return out
@@ -783,21 +791,29 @@ def _nested(name: str, value: Any) -> dict:
     return value
 
 
+def _hint(name: str) -> Any:
+    """The type of a key by its dotted name; None for an unknown one."""
+    hint: Any = Config
+    for part in ALIASES.get(name, name).split("."):
+        hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    return hint
+
+
 def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
     """Read `path` and its `base:` chain, then `overrides` ({"train_cfg.rpn.sampler.num": "128"}).
 
-    An override's value is read as YAML. Raises ConfigError.
+    An override of a text key is taken as it is; text for any other key is read as YAML. Raises ConfigError.
     """
     config = Config()
     _load_file(config, Path(path))
     source = str(path)
-    for name, text in (overrides or {}).items():
+    for name, value in (overrides or {}).items():
         source = "command line"
-        try:
-            value = yaml.safe_load(text) if isinstance(text, str) else text
-        except yaml.YAMLError:
-            value = text
-        _apply(config, _nested(name, "" if value is None else value), source)
+        if isinstance(value, str) and _hint(name) is not str:
+            # what isn't YAML is refused below, as not of the key's type
+            with contextlib.suppress(ConfigError):
+                value = parse_yaml(value, source, ConfigError)
+        _apply(config, _nested(name, value), source)
     _check_together(config, source if not overrides else f"{path} and command line")
     return config
 
@@ -805,7 +821,7 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
 def save_config(config: Config, path: str | Path) -> None:
     """Writes every key as YAML that load_config reads; beside, then renamed. Raises ConfigError."""
     with whole(Path(path), ConfigError, "set train_outputs to a folder that can") as beside:
-        beside.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        beside.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
@@ -837,13 +853,13 @@ def describe_keys(obj: Any = None, prefix: str = "") -> list[tuple[str, str, Any
 
 def main() -> None:
     """Prints every key: python -m src.config [CONFIG]; with a file, that file's values instead of the defaults."""
-    import sys
-
-    config = load_config(sys.argv[1]) if len(sys.argv) > 1 else None
-    for name, kind, value, doc in describe_keys(config):
-        shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
-        print(f"{name} ({kind}) = {shown}\n    {doc}")
+    parser = argparse.ArgumentParser(prog="python -m src.config", description="Lists every key of the config.")
+    parser.add_argument("config", nargs="?", help="YAML config file, whose values are listed (default: the defaults)")
+    config = parser.parse_args().config
+    for name, kind, value, doc in describe_keys(load_config(config) if config else None):
+        text = one_line(str(value))
+        print(f"{name} ({kind}) = {text if len(text) <= 60 else f'{text[:57]}...'}\n    {doc}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
