@@ -250,10 +250,52 @@ def test_base_missing_or_not_a_name(refused, tmp_path):
         ("rpn: {bbox_coder: {target_stds: [1, 1]}}", "rpn.bbox_coder.target_stds"),
         ("img_width: 1000", "img_width"),
         ("train_cfg: {rcnn: {assigner: {neg_iou_thr: 0.9}}}", "train_cfg.rcnn.assigner"),
+        # what would fail only when the network is built, compiled or run
+        ("backbone: {type: mobilenet_v1}", "neck.fpn.in_channels"),
+        ("backbone: {type: mobilenet_v1, width_multiplier: 0.5}", "[64, 128, 256, 512]"),
+        ("backbone: {groups: 32}", "backbone.groups"),
+        ("backbone: {base_width: 4}", "backbone.base_width"),
+        ("backbone: {width_multiplier: 0.5}", "backbone.width_multiplier"),
+        ("backbone: {out_indices: [0, 2, 3]}\nneck: {fpn: {in_channels: [256, 1024, 2048]}}", "backbone.out_indices"),
+        ("backbone: {norm_eps: 0}", "backbone.norm_eps"),
+        ("rpn: {anchor_generator: {strides: [8, 16, 32, 64, 128]}}", "rpn.anchor_generator.strides"),
+        ("rpn: {anchor_generator: {scales: []}}", "rpn.anchor_generator.scales"),
+        ("rpn: {anchor_generator: {ratios: []}}", "rpn.anchor_generator.ratios"),
+        ("mask_roi: {featmap_strides: []}", "mask_roi.featmap_strides"),
+        ("neck: {fpn: {num_outs: 6}}", "neck.fpn.num_outs"),
+        ("train_cfg: {rpn: {sampler: {pos_fraction: 0}}}", "train_cfg.rpn.sampler.pos_fraction"),
+        ("train_cfg: {rcnn: {sampler: {num: 3}}}", "train_cfg.rcnn.sampler.pos_fraction"),
+        ("train_cfg: {rcnn: {sampler: {num: 8}}}", "train_cfg.rcnn.mask_buckets"),
+        ("seed: 1099511627776", "seed"),
+        ("epoch_size: 3000000000", "epoch_size"),
+        ("detector: cascade_rcnn\ncascade: {pos_iou_thr: [0.5]}", "cascade.target_stds"),
     ],
 )
 def test_keys_that_contradict_each_other(refused, text, part):
     assert part in refused(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "detector: faster_rcnn\nmask_head: {in_channels: 8}\nmask_roi: {featmap_strides: []}",
+        "detector: faster_rcnn\ntrain_cfg: {rcnn: {mask_size: 5, mask_buckets: 16}}",
+        "cascade: {pos_iou_thr: []}",
+        "backbone: {type: resnext, groups: 32, base_width: 4}",
+        "seed: 4294967295",
+    ],
+)
+def test_what_a_detector_lacks_is_not_looked_at(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    assert isinstance(load_config(tmp_path / "mine.yaml"), Config)
+
+
+def test_a_backbone_by_name_is_whole(tmp_path):
+    narrow = "backbone: {type: mobilenet_v1, width_multiplier: 0.25, relu6: true}\n"
+    (tmp_path / "mine.yaml").write_text(f"{narrow}neck: {{fpn: {{in_channels: [32, 64, 128, 256]}}}}")
+    config = load_config(tmp_path / "mine.yaml", {"backbone": "resnet_v1_101"})
+    assert (config.backbone.type, config.backbone.depth, config.backbone.width_multiplier) == ("resnet", 101, 1.0)
+    assert config.neck.fpn.in_channels == [256, 512, 1024, 2048]
 
 
 def test_overrides(tmp_path):
