@@ -42,7 +42,7 @@ class ConfigError(UserError):
 
 # what numbers without bounds of their own are held to: what MindSpore's and NumPy's integers and float32 hold
 LARGEST = {int: 2**31 - 1, float: 3e38}
-WIDEST, MOST_BOXES = 2**16, 10**6  # past these no memory would do
+WIDEST, MOST_CLASSES, MOST_BOXES = 2**12, 2**16, 10**6  # past these no memory would do
 
 
 def key(default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None) -> Any:
@@ -183,7 +183,7 @@ class Rpn:
 @dataclass
 class BboxHead:
     in_channels: int = key(256, "input channels", low=1, high=WIDEST)
-    fc_out_channels: int = key(1024, "width of the two fully connected layers", low=1, high=WIDEST)
+    fc_out_channels: int = key(1024, "width of the two fully connected layers", low=1, high=2**14)
     roi_feat_size: int = key(7, "side of the RoI features", low=1, high=128)
     reg_class_agnostic: bool = key(False, "one box regression for all classes")
     bbox_coder: BoxCoder = group(BoxCoder, "box coder of the second stage", target_stds=[0.1, 0.1, 0.2, 0.2])
@@ -461,7 +461,7 @@ class Config:
     coco_classes: list[str] = key(
         COCO_CLASSES, "class names; the first is the background; auto: read from the data, num_classes follows"
     )
-    num_classes: int = key(81, "classes with the background", low=2, high=WIDEST)
+    num_classes: int = key(81, "classes with the background", low=2, high=MOST_CLASSES)
     other_classes: str = key(
         "stop",
         "objects of classes that coco_classes leaves out: stop; they are background; or neither object nor background",
@@ -869,7 +869,7 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
 def load_nameless_config(path: str | Path, overrides: dict[str, Any]) -> Config:
     """load_config for a network alone: num_classes needs no names, class_1, class_2, ... stand for those not given."""
     count = str(overrides.get("num_classes", ""))
-    nameless = count.isdecimal() and "coco_classes" not in overrides and int(count) <= WIDEST
+    nameless = count.isdecimal() and "coco_classes" not in overrides and int(count) <= MOST_CLASSES
     if nameless and int(count) != len(load_config(path).coco_classes):
         overrides = overrides | {"coco_classes": ["background", *(f"class_{i}" for i in range(1, int(count)))]}
     return load_config(path, overrides)

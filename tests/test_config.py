@@ -1,5 +1,6 @@
 """The config: what is refused, and how the message helps."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from src.config import (
     Config,
     ConfigError,
+    add_config_arguments,
     config_from_arguments,
     describe_keys,
     load_config,
@@ -339,8 +341,9 @@ def test_text_is_taken_as_it_is_and_kept(tmp_path, word):
     path = tmp_path / "mine.yaml"
     path.write_text("train_dataset: before\nbrief: before\nIMAGE_DIR: before")
     words = ["--train_dataset", word, f"--brief={word}", "--IMAGE_DIR", word, "--backbone.pretrained", word]
-    given = parse_overrides(words)
-    config = load_config(path, given)
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser, str(path))
+    config, _ = config_from_arguments(parser, words)
     save_config(config, tmp_path / "config.yaml")
     for c in (config, load_config(tmp_path / "config.yaml")):
         assert [c.train_dataset, c.brief, c.image_dir, c.backbone.pretrained] == [word] * 4
@@ -371,10 +374,6 @@ def test_words_that_are_no_override(words):
 
 
 def test_command_line(tmp_path):
-    import argparse
-
-    from src.config import add_config_arguments
-
     path = tmp_path / "mine.yaml"
     path.write_text("lr: 0.5")
     parser = argparse.ArgumentParser()
