@@ -13,6 +13,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class ConfigError(UserError):
 
 # what numbers without bounds of their own are held to: what MindSpore's and NumPy's integers and float32 hold
 LARGEST = {int: 2**31 - 1, float: 3e38}
-WIDEST, MOST_CLASSES, MOST_BOXES = 2**12, 2**16, 10**6  # past these no memory would do
+WIDEST, MOST_CLASSES, MOST_BOXES = 2**12, 2**16, 10**5  # past these no memory would do
 
 
 def key(default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None) -> Any:
@@ -406,9 +407,9 @@ class Config:
     loss_scale_start: float = key(65536.0, "a dynamic loss scale's first value", low=1)
     loss_scale_window: int = key(1000, "steps without overflow after which a dynamic loss scale is doubled", low=1)
 
-    batch_size: int = key(2, "images a step and device in training", low=1, high=4096)
-    test_batch_size: int = key(1, "images a step at inference", low=1, high=4096)
-    epoch_size: int = key(12, "epochs", low=1, high=100000)
+    batch_size: int = key(2, "images a step and device in training", low=1, high=1024)
+    test_batch_size: int = key(1, "images a step at inference", low=1, high=1024)
+    epoch_size: int = key(12, "epochs", low=1, high=10**4)
     pre_trained: str = key("", "whole checkpoint to start from")
     finetune: bool = key(False, "leave out the layers of pre_trained that depend on its classes, or differ in shape")
     run_eval: bool = key(False, "evaluate during training")
@@ -475,8 +476,8 @@ class Config:
         choices=("auto", "upright", "stored"),
     )
     on_bad_image: str = key("stop", "an image or annotation that can't be used", choices=("stop", "skip"))
-    max_instance_count: int = key(128, "most objects in an image", low=1, high=MOST_BOXES)
-    max_crowd_count: int = key(8, "most crowd regions in an image; the largest are kept", low=1, high=MOST_BOXES)
+    max_instance_count: int = key(128, "most objects in an image", low=1, high=10**4)
+    max_crowd_count: int = key(8, "most crowd regions in an image; the largest are kept", low=1, high=10**4)
     mask_crop_size: int = key(112, "side of a ground-truth mask's box-relative crop", low=7, high=1024)
 
     enable_modelarts: bool = key(False, "a job on ModelArts: data and checkpoints come from storage, outputs go there")
@@ -705,7 +706,10 @@ def _apply_backbone(config: Any, name: str, where: str, source: str) -> None:
 def _load_file(config: Config, path: Path, above: tuple[Path, ...] = ()) -> None:
     if len(above) > 20 or path in above:
         raise ConfigError(f"{path}: base: files name each other in a circle, or more than 20 in a row")
-    values = read_yaml(path, ConfigError)
+    try:
+        values = read_yaml(path, ConfigError)
+    except ConfigError as e:
+        raise ConfigError(f"{above[-1]}: base: {e}" if above else str(e)) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, got {shown(values)}")
     base = values.pop("base", None)
@@ -721,6 +725,11 @@ def _check_together(c: Config, source: str) -> None:
         if not ok:
             raise ConfigError(f"{source}: {message}")
 
+    for check in (_check_classes, _check_backbone, _check_network, _check_images, _check_samplers):
+        check(c, demand)
+
+
+def _check_classes(c: Config, demand: Callable[[bool, str], None]) -> None:
     # an empty list is filled from the data, and num_classes with it
     demand(
         not c.coco_classes or c.num_classes == len(c.coco_classes),
@@ -728,6 +737,10 @@ def _check_together(c: Config, source: str) -> None:
         " both, or coco_classes: auto, which reads them from the data",
     )
     demand(len(set(c.coco_classes)) == len(c.coco_classes), "coco_classes names a class twice")
+
+
+def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
+    """The backbone, and that the neck and the anchors are of its outputs."""
     fpn, bb = c.neck.fpn, c.backbone
     demand(
         len(fpn.in_channels) == len(bb.out_indices),
@@ -751,13 +764,23 @@ def _check_together(c: Config, source: str) -> None:
     strides = c.rpn.anchor_generator.strides
     given = [2 ** (2 + first + i) for i in range(fpn.num_outs)]
     demand(strides == given, f"rpn.anchor_generator.strides is {strides}, but the neck's outputs have strides {given}")
+    # levels past the backbone's subsample, and round up
+    last = given[outs - 1]
+    demand(
+        c.img_width % last == 0 and c.img_height % last == 0,
+        f"img_width and img_height must be multiples of the backbone's last stride, {last}",
+    )
+
+
+def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
+    """What comes after the neck; parts that the detector lacks aren't looked at."""
     for name in ("scales", "ratios"):
         demand(len(getattr(c.rpn.anchor_generator, name)) > 0, f"rpn.anchor_generator.{name} is empty")
     mask = (("mask_roi", c.mask_roi),) if c.with_mask else ()
     for name, roi in (("roi", c.roi), *mask):
         levels = len(roi.featmap_strides)
         demand(
-            levels > 0 and roi.featmap_strides == strides[:levels],
+            levels > 0 and roi.featmap_strides == c.rpn.anchor_generator.strides[:levels],
             f"{name}.featmap_strides must be the first of rpn.anchor_generator.strides, one or more",
         )
     demand(
@@ -770,22 +793,10 @@ def _check_together(c: Config, source: str) -> None:
     )
     mask = (("mask_head", c.mask_head),) if c.with_mask else ()
     for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *mask):
-        demand(got.in_channels == fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")
-    for name, v in (("img_mean", c.img_mean), ("img_std", c.img_std)):
-        demand(len(v) == 3, f"{name} needs 3 values")
+        demand(got.in_channels == c.neck.fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")
     for name, coder in (("rpn", c.rpn.bbox_coder), ("bbox_head", c.bbox_head.bbox_coder)):
         for part in ("target_means", "target_stds"):
             demand(len(getattr(coder, part)) == 4, f"{name}.bbox_coder.{part} needs 4 values")
-    # levels past the backbone's subsample, and round up
-    last = strides[outs - 1]
-    demand(
-        c.img_width % last == 0 and c.img_height % last == 0,
-        f"img_width and img_height must be multiples of the backbone's last stride, {last}",
-    )
-    demand(
-        c.resize == "canvas" or c.img_width >= c.img_height,
-        f"resize: {c.resize} turns the canvas for upright pictures; give it lying: img_width at least img_height",
-    )
     if c.is_cascade:
         stages = len(c.cascade.pos_iou_thr)
         for name in ("target_stds", "loss_weights"):
@@ -793,6 +804,15 @@ def _check_together(c: Config, source: str) -> None:
             demand(got == stages, f"cascade.{name} has {got} entries, cascade.pos_iou_thr {stages}")
         demand(stages > 0, "cascade.pos_iou_thr is empty")
         demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
+
+
+def _check_images(c: Config, demand: Callable[[bool, str], None]) -> None:
+    for name, v in (("img_mean", c.img_mean), ("img_std", c.img_std)):
+        demand(len(v) == 3, f"{name} needs 3 values")
+    demand(
+        c.resize == "canvas" or c.img_width >= c.img_height,
+        f"resize: {c.resize} turns the canvas for upright pictures; give it lying: img_width at least img_height",
+    )
     for name in ("ratio_range", "expand_range", "crop_range", "scale", "theta"):
         v = getattr(c, name)
         demand(len(v) == 2 and v[0] <= v[1], f"{name} needs 2 values, least and largest; got {v}")
@@ -801,6 +821,9 @@ def _check_together(c: Config, source: str) -> None:
         f"action_prob has {len(c.action_prob)} entries, action_candidate {len(c.action_candidate)}",
     )
     demand(abs(sum(c.action_prob) - 1) < 1e-6, f"action_prob adds up to {sum(c.action_prob):g}, not 1")
+
+
+def _check_samplers(c: Config, demand: Callable[[bool, str], None]) -> None:
     for name in ("rpn", "rcnn"):
         a = getattr(c.train_cfg, name).assigner
         demand(a.neg_iou_thr <= a.pos_iou_thr, f"train_cfg.{name}.assigner: neg_iou_thr is above pos_iou_thr")
