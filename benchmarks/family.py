@@ -37,7 +37,8 @@ from src.training.step import SamplerKeys, build_step
 __all__ = ["BACKBONES", "DETECTORS", "run"]
 
 DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
-RESNET = {"neck.fpn.in_channels": [256, 512, 1024, 2048], "backbone.norm_eval": True, "backbone.type": "resnet"}
+RESNET = {"backbone.type": "resnet", "backbone.width_multiplier": 1.0, "backbone.norm_eval": True}
+RESNET |= {"neck.fpn.in_channels": [256, 512, 1024, 2048]}
 RESNEXT = RESNET | {"backbone.type": "resnext", "backbone.depth": 101}
 BACKBONES = {
     "mobilenet_v1": {"backbone.width_multiplier": 0.25, "neck.fpn.in_channels": [32, 64, 128, 256]},

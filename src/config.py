@@ -2,27 +2,34 @@
 
 `load_config(path, overrides)` reads a YAML file, follows its `base:` chain, applies command-line
 overrides and returns a `Config`. A key that the schema doesn't know, or a value of the wrong type, raises
-`ConfigError` with the file, the key and, for unknown keys, the nearest right name.
+`ConfigError` with the file, the key and, for unknown keys, the nearest right name. A value that could only fail later
+is refused here.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from src.runtime.errors import UserError
+from src.runtime.errors import UserError, one_line, run_command, shown
 from src.runtime.files import whole
+from src.runtime.strict_yaml import Word, number, parse_yaml, read_yaml
 
 __all__ = [
     "Config",
     "ConfigError",
+    "backbone_channels",
     "load_config",
+    "load_nameless_config",
     "save_config",
     "add_config_arguments",
     "config_from_arguments",
@@ -32,6 +39,11 @@ __all__ = [
 
 class ConfigError(UserError):
     """A configuration that can't be used; the message names the file, the key and the remedy."""
+
+
+# what numbers without bounds of their own are held to: what MindSpore's and NumPy's integers and float32 hold
+LARGEST = {int: 2**31 - 1, float: 3e38}
+WIDEST, MOST_CLASSES, MOST_BOXES = 2**12, 2**16, 10**5  # past these no memory would do
 
 
 def key(default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None) -> Any:
@@ -58,6 +70,8 @@ BACKBONES = {
 }
 # Names that older configs give the same keys.
 ALIASES = {"IMAGE_DIR": "image_dir", "ANNO_PATH": "anno_path"}
+# what these don't name is as of a ResNet or MobileNet of full width
+PLAIN = {"groups": 1, "base_width": 64, "width_multiplier": 1.0, "relu6": False}
 BACKBONE_CHANNELS = {"resnet": [256, 512, 1024, 2048], "mobilenet_v1": [128, 256, 512, 1024]}
 
 
@@ -70,22 +84,33 @@ class Backbone:
     frozen_stages: int = key(1, "stages without training: -1 none, 0 the stem, 1 stem and stage 1, ...", low=-1, high=4)
     norm_eval: bool = key(True, "batch norm uses its running statistics in training")
     norm_grad: bool = key(True, "batch norm's scale and shift are trained (outside frozen stages)")
-    norm_eps: float = key(1e-5, "batch norm epsilon", low=0)
+    norm_eps: float = key(1e-5, "batch norm epsilon", low=1e-12, high=1)
     norm_momentum: float = key(0.9, "share of the old running statistics kept at each step", low=0, high=1)
     num_stages: int = key(4, "number of stages", low=1, high=4)
     out_indices: list[int] = key([0, 1, 2, 3], "stages whose output the neck takes", low=0, high=3)
-    groups: int = key(1, "ResNeXt groups of the 3x3 convolution", low=1)
-    base_width: int = key(64, "ResNeXt width of one group at stage 1", low=1)
-    width_multiplier: float = key(1.0, "MobileNetV1 width multiplier", low=0.05)
+    groups: int = key(1, "ResNeXt groups of the 3x3 convolution", low=1, high=256)
+    base_width: int = key(64, "ResNeXt width of one group at stage 1", low=1, high=256)
+    width_multiplier: float = key(1.0, "MobileNetV1 width multiplier", low=0.05, high=8)
     same_padding: bool = key(False, "ResNet's stem pool, MobileNetV1's convolutions: padded right and below alone")
     relu6: bool = key(False, "MobileNetV1's activation is ReLU6")
 
 
+def backbone_channels(backbone: Backbone) -> list[int]:
+    """Channels of the maps that a backbone gives the neck, as src.models.backbones make them."""
+    if backbone.type == "mobilenet_v1":
+        each = [max(8, int(c * backbone.width_multiplier + 4) // 8 * 8) for c in BACKBONE_CHANNELS["mobilenet_v1"]]
+    else:
+        each = BACKBONE_CHANNELS["resnet"]
+    return [each[i] for i in backbone.out_indices]
+
+
 @dataclass
 class Fpn:
-    in_channels: list[int] = key([256, 512, 1024, 2048], "channels of each backbone output", low=1)
-    out_channels: int = key(256, "channels of each FPN output", low=1)
-    num_outs: int = key(5, "number of FPN outputs; those past the backbone's come by stride-2 subsampling", low=1)
+    in_channels: list[int] = key([256, 512, 1024, 2048], "channels of each backbone output", low=1, high=WIDEST)
+    out_channels: int = key(256, "channels of each FPN output", low=1, high=WIDEST)
+    num_outs: int = key(
+        5, "number of FPN outputs; those past the backbone's come by stride-2 subsampling", low=1, high=5
+    )
     upsample: str = key("nearest", "interpolation of the top-down path", choices=("nearest", "bilinear"))
 
 
@@ -96,8 +121,8 @@ class Neck:
 
 @dataclass
 class BoxCoder:
-    target_means: list[float] = key([0.0, 0.0, 0.0, 0.0], "subtracted from dx, dy, dw, dh")
-    target_stds: list[float] = key([1.0, 1.0, 1.0, 1.0], "dx, dy, dw, dh are divided by these", low=1e-9)
+    target_means: list[float] = key([0.0, 0.0, 0.0, 0.0], "subtracted from dx, dy, dw, dh", low=-1e3, high=1e3)
+    target_stds: list[float] = key([1.0, 1.0, 1.0, 1.0], "dx, dy, dw, dh are divided by these", low=1e-6, high=1e3)
     wh_ratio_clip: float = key(0.016, "dw and dh are clamped to at most |ln(wh_ratio_clip)|", low=1e-9, high=1)
     delta_clamp: str = key(
         "upper",
@@ -119,9 +144,9 @@ class BoxLoss:
 
 @dataclass
 class AnchorGenerator:
-    scales: list[float] = key([8], "anchor side in strides", low=1e-3)
-    ratios: list[float] = key([0.5, 1.0, 2.0], "anchor height / width", low=1e-3)
-    strides: list[int] = key([4, 8, 16, 32, 64], "pixels between anchors, one per FPN level", low=1)
+    scales: list[float] = key([8], "anchor side in strides", low=1e-3, high=1e3)
+    ratios: list[float] = key([0.5, 1.0, 2.0], "anchor height / width", low=1e-3, high=1e3)
+    strides: list[int] = key([4, 8, 16, 32, 64], "pixels between anchors, one per FPN level", low=1, high=2**13)
     rounded: bool = key(False, "base anchors rounded to whole pixels, as torchvision's")
     legacy: str = key(
         "",
@@ -135,8 +160,8 @@ class AnchorGenerator:
 
 @dataclass
 class Rpn:
-    in_channels: int = key(256, "input channels", low=1)
-    feat_channels: int = key(256, "channels of the hidden convolution", low=1)
+    in_channels: int = key(256, "input channels", low=1, high=WIDEST)
+    feat_channels: int = key(256, "channels of the hidden convolution", low=1, high=WIDEST)
     bbox_coder: BoxCoder = group(BoxCoder, "box coder of the RPN")
     loss_cls: ClassLoss = group(ClassLoss, "objectness loss (binary cross entropy)")
     loss_bbox: BoxLoss = group(BoxLoss, "box loss (smooth L1)")
@@ -158,9 +183,9 @@ class Rpn:
 
 @dataclass
 class BboxHead:
-    in_channels: int = key(256, "input channels", low=1)
-    fc_out_channels: int = key(1024, "width of the two fully connected layers", low=1)
-    roi_feat_size: int = key(7, "side of the RoI features", low=1)
+    in_channels: int = key(256, "input channels", low=1, high=WIDEST)
+    fc_out_channels: int = key(1024, "width of the two fully connected layers", low=1, high=2**14)
+    roi_feat_size: int = key(7, "side of the RoI features", low=1, high=128)
     reg_class_agnostic: bool = key(False, "one box regression for all classes")
     bbox_coder: BoxCoder = group(BoxCoder, "box coder of the second stage", target_stds=[0.1, 0.1, 0.2, 0.2])
     loss_cls: ClassLoss = group(ClassLoss, "classification loss (cross entropy)")
@@ -173,7 +198,8 @@ class Cascade:
     target_stds: list[list[float]] = key(
         [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]],
         "bbox_head.bbox_coder.target_stds of each stage",
-        low=1e-9,
+        low=1e-6,
+        high=1e3,
     )
     loss_weights: list[float] = key([1.0, 0.5, 0.25], "weights of the stages' losses", low=0)
     mask_head_per_stage: bool = key(True, "a mask head a stage, averaged; else one, trained on the first stage's boxes")
@@ -187,17 +213,17 @@ class Cascade:
 
 @dataclass
 class MaskHead:
-    num_convs: int = key(4, "number of 3x3 convolutions", low=0)
-    in_channels: int = key(256, "input channels", low=1)
-    conv_out_channels: int = key(256, "channels of the convolutions", low=1)
+    num_convs: int = key(4, "number of 3x3 convolutions", low=0, high=64)
+    in_channels: int = key(256, "input channels", low=1, high=WIDEST)
+    conv_out_channels: int = key(256, "channels of the convolutions", low=1, high=WIDEST)
     loss_mask: ClassLoss = group(ClassLoss, "mask loss (binary cross entropy)")
 
 
 @dataclass
 class RoiLayer:
     type: str = key("RoIAlign", "RoI pooling", choices=("RoIAlign",))
-    out_size: int = key(7, "side of the RoI features", low=1)
-    sampling_ratio: int = key(2, "samples per bin and axis; 0: adaptive, ceil(RoI size / out_size)", low=0)
+    out_size: int = key(7, "side of the RoI features", low=1, high=128)
+    sampling_ratio: int = key(2, "samples per bin and axis; 0: adaptive, ceil(RoI size / out_size)", low=0, high=32)
     aligned: bool = key(False, "half-pixel shift (Detectron2, mmdetection) or none (torchvision)")
     last_pixel_end: bool = key(False, "a RoI ends at its last pixel, x2 - 1 (maskrcnn-benchmark)")
 
@@ -228,9 +254,9 @@ class Assigner:
 
 @dataclass
 class Sampler:
-    num: int = key(512, "boxes sampled an image", low=1)
+    num: int = key(512, "boxes sampled an image", low=1, high=MOST_BOXES)
     pos_fraction: float = key(0.25, "largest share of positives", low=0, high=1)
-    neg_pos_ub: float = key(-1.0, "at most this many negatives for each positive; -1: no bound")
+    neg_pos_ub: float = key(-1.0, "at most this many negatives for each positive; -1: no bound", low=-1)
     add_gt_as_proposals: bool = key(False, "ground-truth boxes join the proposals")
 
 
@@ -249,8 +275,8 @@ class RpnTrain:
 
 @dataclass
 class Proposals:
-    nms_pre: int = key(2000, "boxes per level before NMS", low=1)
-    max_per_img: int = key(1000, "proposals an image", low=1)
+    nms_pre: int = key(2000, "boxes per level before NMS", low=1, high=MOST_BOXES)
+    max_per_img: int = key(1000, "proposals an image", low=1, high=MOST_BOXES)
     iou_threshold: float = key(0.7, "NMS threshold", low=0, high=1)
     min_bbox_size: float = key(1e-3, "boxes with a smaller side are dropped (pixels)", low=0)
 
@@ -259,8 +285,10 @@ class Proposals:
 class RcnnTrain:
     assigner: Assigner = group(Assigner, "assigner of proposals")
     sampler: Sampler = group(Sampler, "sampler of proposals", add_gt_as_proposals=True)
-    mask_buckets: int = key(4, "sizes that the mask head is compiled for: all positives, half, a quarter, ...", low=1)
-    mask_size: int = key(28, "side of the mask targets and of the mask head's output", low=2)
+    mask_buckets: int = key(
+        4, "sizes that the mask head is compiled for: all positives, half, a quarter, ...", low=1, high=16
+    )
+    mask_size: int = key(28, "side of the mask targets and of the mask head's output", low=2, high=256)
     mask_targets: str = key(
         "soft",
         "a target's cell is the share of it that the object covers, or 1 from one half on, else 0 (Detectron2,"
@@ -287,8 +315,10 @@ class TrainCfg:
 class RcnnTest:
     score_thr: float = key(0.05, "least score of a detection", low=0, high=1)
     iou_threshold: float = key(0.5, "NMS threshold", low=0, high=1)
-    max_per_img: int = key(100, "detections an image", low=1)
-    nms_pre: int = key(4096, "(box, class) candidates above score_thr that enter NMS, best first", low=1)
+    max_per_img: int = key(100, "detections an image", low=1, high=MOST_BOXES)
+    nms_pre: int = key(
+        4096, "(box, class) candidates above score_thr that enter NMS, best first", low=1, high=MOST_BOXES
+    )
     min_bbox_size: float = key(1e-2, "detections with a smaller side are dropped (pixels)", low=0)
     mask_thr_binary: float = key(0.5, "mask threshold", low=0, high=1)
     mask_paste: str = key(
@@ -333,7 +363,7 @@ class Config:
         "precision of backbone, neck and heads; auto: float16 on Ascend, else float32",
         choices=("auto", "float32", "float16"),
     )
-    seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0)
+    seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0, high=2**32 - 1)
     detector: str = key(
         "mask_rcnn", "which detector", choices=("mask_rcnn", "faster_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
     )
@@ -377,9 +407,9 @@ class Config:
     loss_scale_start: float = key(65536.0, "a dynamic loss scale's first value", low=1)
     loss_scale_window: int = key(1000, "steps without overflow after which a dynamic loss scale is doubled", low=1)
 
-    batch_size: int = key(2, "images a step and device in training", low=1)
-    test_batch_size: int = key(1, "images a step at inference", low=1)
-    epoch_size: int = key(12, "epochs", low=1)
+    batch_size: int = key(2, "images a step and device in training", low=1, high=1024)
+    test_batch_size: int = key(1, "images a step at inference", low=1, high=1024)
+    epoch_size: int = key(12, "epochs", low=1, high=10**4)
     pre_trained: str = key("", "whole checkpoint to start from")
     finetune: bool = key(False, "leave out the layers of pre_trained that depend on its classes, or differ in shape")
     run_eval: bool = key(False, "evaluate during training")
@@ -432,7 +462,7 @@ class Config:
     coco_classes: list[str] = key(
         COCO_CLASSES, "class names; the first is the background; auto: read from the data, num_classes follows"
     )
-    num_classes: int = key(81, "classes with the background", low=2)
+    num_classes: int = key(81, "classes with the background", low=2, high=MOST_CLASSES)
     other_classes: str = key(
         "stop",
         "objects of classes that coco_classes leaves out: stop; they are background; or neither object nor background",
@@ -453,9 +483,9 @@ class Config:
         choices=("auto", "upright", "stored"),
     )
     on_bad_image: str = key("stop", "an image or annotation that can't be used", choices=("stop", "skip"))
-    max_instance_count: int = key(128, "most objects in an image", low=1)
-    max_crowd_count: int = key(8, "most crowd regions in an image; the largest are kept", low=1)
-    mask_crop_size: int = key(112, "side of a ground-truth mask's box-relative crop", low=7)
+    max_instance_count: int = key(128, "most objects in an image", low=1, high=10**4)
+    max_crowd_count: int = key(8, "most crowd regions in an image; the largest are kept", low=1, high=10**4)
+    mask_crop_size: int = key(112, "side of a ground-truth mask's box-relative crop", low=7, high=1024)
 
     enable_modelarts: bool = key(False, "a job on ModelArts: data and checkpoints come from storage, outputs go there")
     data_url: str = key("", "ModelArts: address of the data set")
@@ -467,8 +497,8 @@ class Config:
     need_modelarts_dataset_unzip: bool = key(False, "ModelArts: the data set is a zip file")
     modelarts_dataset_unzip_name: str = key("", "ModelArts: the zip file's name; empty: there is only one")
 
-    img_width: int = key(1280, "canvas width", low=64)
-    img_height: int = key(768, "canvas height", low=64)
+    img_width: int = key(1280, "canvas width", low=64, high=2**14)
+    img_height: int = key(768, "canvas height", low=64, high=2**14)
     resize: str = key(
         "canvas",
         "pictures fill the canvas as far as they fit; or have short_side whatever their orientation, and upright ones"
@@ -601,20 +631,25 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as `hint`, or ConfigError; YAML's `1e-4` (a string) is taken for a number."""
     if typing.get_origin(hint) is list:
         if not isinstance(value, list):
-            raise ConfigError(f"{where}: expected a {_type_name(hint)}, got {value!r}")
+            raise ConfigError(f"{where}: expected a {_type_name(hint)}, got {shown(value)}")
         return [_convert(v, typing.get_args(hint)[0], where) for v in value]
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is bool and value in (0, 1) and isinstance(value, (int, bool)):
-        return bool(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str):
-        return value
-    raise ConfigError(f"{where}: expected {_type_name(hint)}, got {value!r}")
+    meant = value.value if isinstance(value, Word) else value
+    if hint is float:
+        meant = number(meant) if isinstance(meant, str) else meant
+        if isinstance(meant, (int, float)) and not isinstance(meant, bool) and math.isfinite(meant):
+            return float(meant)
+    if hint is bool and isinstance(meant, (int, bool)) and meant in (0, 1):
+        return bool(meant)
+    if hint is int and isinstance(meant, int) and not isinstance(meant, bool):
+        return meant
+    if hint is str and isinstance(meant, str) and "\0" not in meant:
+        return meant
+    remedy = ""
+    if isinstance(value, Word) and value.value is None and hint in (int, float) and value:
+        remedy = "; write numbers plainly: 90, 0.5, 1e-4"
+    elif isinstance(value, Word) and hint is str and value:
+        remedy = "; put text like this in quotes"
+    raise ConfigError(f"{where}: expected {_type_name(hint)}, got {shown(value)}{remedy}")
 
 
 def _check_bounds(value: Any, meta: types.MappingProxyType, where: str) -> None:
@@ -623,28 +658,36 @@ def _check_bounds(value: Any, meta: types.MappingProxyType, where: str) -> None:
             _check_bounds(v, meta, where)
         return
     if meta.get("choices") and value not in meta["choices"]:
-        raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, filter(None, meta['choices'])))}")
-    for bound, wrong in (("low", lambda x, b: not x >= b), ("high", lambda x, b: not x <= b)):
-        b = meta.get(bound)
-        if b is not None and wrong(value, b):
-            raise ConfigError(f"{where}: {value!r} is {'below' if bound == 'low' else 'above'} {b}")
+        raise ConfigError(f"{where}: {shown(value)} is not one of {', '.join(map(str, filter(None, meta['choices'])))}")
+    if type(value) not in LARGEST:
+        return
+    low, high = meta["low"], meta["high"]
+    low = -LARGEST[type(value)] if low is None else low
+    high = LARGEST[type(value)] if high is None else high
+    if not low <= value <= high:
+        passed = f"below {low}" if value < low else f"above {high}"
+        raise ConfigError(f"{where}: {shown(value)} is {passed}")
 
 
 def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
     """Write the mapping `values` into the dataclass `obj`, checking each key."""
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: {prefix.rstrip('.') or 'the file'}: expected a mapping of keys, got {values!r}")
+        where = prefix.rstrip(".") or "the file"
+        raise ConfigError(f"{source}: {where}: expected a mapping of keys, got {shown(values)}")
     hints = typing.get_type_hints(type(obj))
     fields = {f.name: f for f in dataclasses.fields(obj)}
     for name, value in values.items():
         where = f"{source}: {prefix}{name}"
         if name in ALIASES and not prefix:
             name = ALIASES[name]
+            if name in values:
+                raise ConfigError(f"{where}: an older name of {name}, which is given too; leave one")
         if name == "coco_classes":
             value = _class_names(value)
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; keys here: {', '.join(fields)}"
+            there = f"keys here: {', '.join(fields)}" if prefix else "python -m src.config lists all keys"
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; {there}"
             raise ConfigError(f"{where}: unknown key{hint}")
         if hints[name] is Backbone and isinstance(value, str):
             _apply_backbone(obj, value, where, source)
@@ -657,48 +700,37 @@ def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
 
 
 def _class_names(value: Any) -> Any:
-    """Names of classes as text: YAML reads some of them as numbers; auto is an empty list."""
+    """Names of classes as they're written, though YAML takes some for numbers; auto is an empty list."""
     if value == "auto":
         return []
     if isinstance(value, list):
-        return [str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v for v in value]
+        return [
+            str(v) if isinstance(v, (Word, int, float)) and not isinstance(v, bool) and str(v) else v for v in value
+        ]
     return value
 
 
 def _apply_backbone(config: Any, name: str, where: str, source: str) -> None:
     """`backbone: NAME`: one of BACKBONES, and the neck that fits it."""
     if name not in BACKBONES:
-        raise ConfigError(f"{where}: {name!r} is not one of {', '.join(BACKBONES)}")
+        raise ConfigError(f"{where}: {shown(name)} is not one of {', '.join(BACKBONES)}")
     values = BACKBONES[name]
-    _apply(config.backbone, values, source, "backbone.")
+    _apply(config.backbone, PLAIN | values, source, "backbone.")
     config.neck.fpn.in_channels = list(BACKBONE_CHANNELS[values["type"]])
 
 
-def _read_yaml(path: Path) -> dict:
+def _load_file(config: Config, path: Path, above: tuple[Path, ...] = ()) -> None:
+    if len(above) > 20 or path in above:
+        raise ConfigError(f"{path}: base: files name each other in a circle, or more than 20 in a row")
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: can't read the config: {getattr(e, 'strerror', None) or e}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(e, 'problem', e)}") from None
+        values = read_yaml(path, ConfigError)
+    except ConfigError as e:
+        raise ConfigError(f"{above[-1]}: base: {e}" if above else str(e)) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
-    return values
-
-
-def _load_file(config: Config, path: Path, seen: tuple[Path, ...] = ()) -> None:
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: base: files name each other in a circle")
-    values = _read_yaml(path)
+        raise ConfigError(f"{path}: expected a mapping of keys, got {shown(values)}")
     base = values.pop("base", None)
     if base is not None:
-        if not isinstance(base, str):
-            raise ConfigError(f"{path}: base: expected a file name, got {base!r}")
-        _load_file(config, path.parent / base, (*seen, path.resolve()))
+        _load_file(config, path.parent / _convert(base, str, f"{path}: base"), (*above, path))
     _apply(config, values, str(path))
 
 
@@ -709,62 +741,94 @@ def _check_together(c: Config, source: str) -> None:
         if not ok:
             raise ConfigError(f"{source}: {message}")
 
+    for check in (_check_classes, _check_backbone, _check_network, _check_images, _check_samplers):
+        check(c, demand)
+
+
+def _check_classes(c: Config, demand: Callable[[bool, str], None]) -> None:
     # an empty list is filled from the data, and num_classes with it
     demand(
         not c.coco_classes or c.num_classes == len(c.coco_classes),
-        f"num_classes is {c.num_classes} but coco_classes names {len(c.coco_classes)} (the background included)",
+        f"num_classes is {c.num_classes} but coco_classes names {len(c.coco_classes)} (the background included); give"
+        " both, or coco_classes: auto, which reads them from the data",
     )
     demand(len(set(c.coco_classes)) == len(c.coco_classes), "coco_classes names a class twice")
+
+
+def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
+    """The backbone, and that the neck and the anchors are of its outputs."""
     fpn, bb = c.neck.fpn, c.backbone
     demand(
         len(fpn.in_channels) == len(bb.out_indices),
         f"neck.fpn.in_channels has {len(fpn.in_channels)} entries, backbone.out_indices {len(bb.out_indices)}",
     )
     demand(len(bb.out_indices) > 0, "backbone.out_indices is empty")
-    demand(bb.out_indices == sorted(set(bb.out_indices)), "backbone.out_indices must rise")
+    first, outs = bb.out_indices[0], len(bb.out_indices)
+    demand(bb.out_indices == list(range(first, first + outs)), "backbone.out_indices must rise one by one")
     demand(bb.out_indices[-1] < bb.num_stages, "backbone.out_indices names a stage past backbone.num_stages")
-    demand(fpn.num_outs >= len(fpn.in_channels), "neck.fpn.num_outs is less than the number of its inputs")
-    strides = c.rpn.anchor_generator.strides
+    for names, kind in ((("groups", "base_width"), "resnext"), (("width_multiplier", "relu6"), "mobilenet_v1")):
+        for name in names if bb.type != kind else ():
+            demand(
+                getattr(bb, name) == PLAIN[name],
+                f"backbone.{name} is {kind}'s, backbone.type {bb.type}; leave it at {PLAIN[name]} or set the type",
+            )
     demand(
-        len(strides) == fpn.num_outs,
-        f"rpn.anchor_generator.strides has {len(strides)} entries, neck.fpn.num_outs is {fpn.num_outs}",
+        fpn.in_channels == backbone_channels(bb),
+        f"neck.fpn.in_channels is {fpn.in_channels}, but the backbone's outputs have {backbone_channels(bb)} channels",
     )
-    for name, roi in (("roi", c.roi), ("mask_roi", c.mask_roi)):
+    demand(fpn.num_outs >= outs, "neck.fpn.num_outs is less than the number of its inputs")
+    strides = c.rpn.anchor_generator.strides
+    given = [2 ** (2 + first + i) for i in range(fpn.num_outs)]
+    demand(strides == given, f"rpn.anchor_generator.strides is {strides}, but the neck's outputs have strides {given}")
+    # levels past the backbone's subsample, and round up
+    last = given[outs - 1]
+    demand(
+        c.img_width % last == 0 and c.img_height % last == 0,
+        f"img_width and img_height must be multiples of the backbone's last stride, {last}",
+    )
+
+
+def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
+    """What comes after the neck; parts that the detector lacks aren't looked at."""
+    for name in ("scales", "ratios"):
+        demand(len(getattr(c.rpn.anchor_generator, name)) > 0, f"rpn.anchor_generator.{name} is empty")
+    mask = (("mask_roi", c.mask_roi),) if c.with_mask else ()
+    for name, roi in (("roi", c.roi), *mask):
+        levels = len(roi.featmap_strides)
         demand(
-            roi.featmap_strides == strides[: len(roi.featmap_strides)],
-            f"{name}.featmap_strides must be the first of rpn.anchor_generator.strides",
+            levels > 0 and roi.featmap_strides == c.rpn.anchor_generator.strides[:levels],
+            f"{name}.featmap_strides must be the first of rpn.anchor_generator.strides, one or more",
         )
     demand(
         c.bbox_head.roi_feat_size == c.roi.roi_layer.out_size,
         "bbox_head.roi_feat_size isn't roi.roi_layer.out_size",
     )
     demand(
-        c.train_cfg.rcnn.mask_size == 2 * c.mask_roi.roi_layer.out_size,
+        not c.with_mask or c.train_cfg.rcnn.mask_size == 2 * c.mask_roi.roi_layer.out_size,
         "train_cfg.rcnn.mask_size must be twice mask_roi.roi_layer.out_size",
     )
-    for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), ("mask_head", c.mask_head)):
-        demand(got.in_channels == fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")
-    for name, v in (("img_mean", c.img_mean), ("img_std", c.img_std)):
-        demand(len(v) == 3, f"{name} needs 3 values")
+    mask = (("mask_head", c.mask_head),) if c.with_mask else ()
+    for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *mask):
+        demand(got.in_channels == c.neck.fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")
     for name, coder in (("rpn", c.rpn.bbox_coder), ("bbox_head", c.bbox_head.bbox_coder)):
         for part in ("target_means", "target_stds"):
             demand(len(getattr(coder, part)) == 4, f"{name}.bbox_coder.{part} needs 4 values")
-    # levels past the backbone's subsample, and round up
-    last = strides[len(fpn.in_channels) - 1]
-    demand(
-        c.img_width % last == 0 and c.img_height % last == 0,
-        f"img_width and img_height must be multiples of the backbone's last stride, {last}",
-    )
+    if c.is_cascade:
+        stages = len(c.cascade.pos_iou_thr)
+        for name in ("target_stds", "loss_weights"):
+            got = len(getattr(c.cascade, name))
+            demand(got == stages, f"cascade.{name} has {got} entries, cascade.pos_iou_thr {stages}")
+        demand(stages > 0, "cascade.pos_iou_thr is empty")
+        demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
+
+
+def _check_images(c: Config, demand: Callable[[bool, str], None]) -> None:
+    for name, v in (("img_mean", c.img_mean), ("img_std", c.img_std)):
+        demand(len(v) == 3, f"{name} needs 3 values")
     demand(
         c.resize == "canvas" or c.img_width >= c.img_height,
         f"resize: {c.resize} turns the canvas for upright pictures; give it lying: img_width at least img_height",
     )
-    stages = len(c.cascade.pos_iou_thr)
-    for name in ("target_stds", "loss_weights"):
-        got = len(getattr(c.cascade, name))
-        demand(got == stages, f"cascade.{name} has {got} entries, cascade.pos_iou_thr {stages}")
-    demand(stages > 0, "cascade.pos_iou_thr is empty")
-    demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
     for name in ("ratio_range", "expand_range", "crop_range", "scale", "theta"):
         v = getattr(c, name)
         demand(len(v) == 2 and v[0] <= v[1], f"{name} needs 2 values, least and largest; got {v}")
@@ -773,9 +837,23 @@ def _check_together(c: Config, source: str) -> None:
         f"action_prob has {len(c.action_prob)} entries, action_candidate {len(c.action_candidate)}",
     )
     demand(abs(sum(c.action_prob) - 1) < 1e-6, f"action_prob adds up to {sum(c.action_prob):g}, not 1")
+
+
+def _check_samplers(c: Config, demand: Callable[[bool, str], None]) -> None:
     for name in ("rpn", "rcnn"):
         a = getattr(c.train_cfg, name).assigner
         demand(a.neg_iou_thr <= a.pos_iou_thr, f"train_cfg.{name}.assigner: neg_iou_thr is above pos_iou_thr")
+        sampler = getattr(c.train_cfg, name).sampler
+        demand(
+            int(sampler.num * sampler.pos_fraction) > 0,
+            f"train_cfg.{name}.sampler.pos_fraction {sampler.pos_fraction:g} of num {sampler.num} is no positive",
+        )
+    boxes = min(sampler.num, c.train_cfg.rpn_proposal.max_per_img + c.max_instance_count * sampler.add_gt_as_proposals)
+    rows, buckets = c.batch_size * min(boxes, int(sampler.num * sampler.pos_fraction)), c.train_cfg.rcnn.mask_buckets
+    demand(
+        not c.with_mask or rows >> (buckets - 1) > 0,
+        f"train_cfg.rcnn.mask_buckets {buckets} halves {rows} positives a step to none; {rows.bit_length()} at most",
+    )
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:
@@ -786,8 +864,9 @@ def parse_overrides(arguments: list[str]) -> dict[str, str]:
         name, eq, value = word.lstrip("-").partition("=")
         if not eq:
             if not word.startswith("--") or i + 1 >= len(arguments):
-                raise ConfigError(f"argument {word!r}: expected --KEY VALUE or --KEY=VALUE")
+                raise ConfigError(f"argument {shown(word)}: expected --KEY VALUE or --KEY=VALUE")
             value, i = arguments[i + 1], i + 1
+        out.pop(name, None)
         out[name] = value
         i += 1
     return out
@@ -799,29 +878,46 @@ def _nested(name: str, value: Any) -> dict:
     return value
 
 
+def _hint(name: str) -> Any:
+    """The type of a key by its dotted name; None for an unknown one."""
+    hint: Any = Config
+    for part in ALIASES.get(name, name).split("."):
+        hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    return hint
+
+
 def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
     """Read `path` and its `base:` chain, then `overrides` ({"train_cfg.rpn.sampler.num": "128"}).
 
-    An override's value is read as YAML. Raises ConfigError.
+    An override of a text key is taken as it is; text for any other key is read as YAML. Raises ConfigError.
     """
     config = Config()
     _load_file(config, Path(path))
     source = str(path)
-    for name, text in (overrides or {}).items():
+    for name, value in (overrides or {}).items():
         source = "command line"
-        try:
-            value = yaml.safe_load(text) if isinstance(text, str) else text
-        except yaml.YAMLError:
-            value = text
-        _apply(config, _nested(name, "" if value is None else value), source)
+        if isinstance(value, str) and _hint(name) is not str:
+            # what isn't YAML is refused below, as not of the key's type
+            with contextlib.suppress(ConfigError):
+                value = parse_yaml(value, source, ConfigError)
+        _apply(config, _nested(name, value), source)
     _check_together(config, source if not overrides else f"{path} and command line")
     return config
+
+
+def load_nameless_config(path: str | Path, overrides: dict[str, Any]) -> Config:
+    """load_config for a network alone: num_classes needs no names, class_1, class_2, ... stand for those not given."""
+    count = str(overrides.get("num_classes", ""))
+    nameless = count.isdecimal() and "coco_classes" not in overrides and int(count) <= MOST_CLASSES
+    if nameless and int(count) != len(load_config(path).coco_classes):
+        overrides = overrides | {"coco_classes": ["background", *(f"class_{i}" for i in range(1, int(count)))]}
+    return load_config(path, overrides)
 
 
 def save_config(config: Config, path: str | Path) -> None:
     """Writes every key as YAML that load_config reads; beside, then renamed. Raises ConfigError."""
     with whole(Path(path), ConfigError, "set train_outputs to a folder that can") as beside:
-        beside.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+        beside.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
@@ -853,13 +949,13 @@ def describe_keys(obj: Any = None, prefix: str = "") -> list[tuple[str, str, Any
 
 def main() -> None:
     """Prints every key: python -m src.config [CONFIG]; with a file, that file's values instead of the defaults."""
-    import sys
-
-    config = load_config(sys.argv[1]) if len(sys.argv) > 1 else None
-    for name, kind, value, doc in describe_keys(config):
-        shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
-        print(f"{name} ({kind}) = {shown}\n    {doc}")
+    parser = argparse.ArgumentParser(prog="python -m src.config", description="Lists every key of the config.")
+    parser.add_argument("config", nargs="?", help="YAML config file, whose values are listed (default: the defaults)")
+    config = parser.parse_args().config
+    for name, kind, value, doc in describe_keys(load_config(config) if config else None):
+        text = one_line(str(value))
+        print(f"{name} ({kind}) = {text if len(text) <= 60 else f'{text[:57]}...'}\n    {doc}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -7,7 +7,7 @@ and this project's own; writes MindSpore's .ckpt or .safetensors. Prints what it
 import argparse
 from pathlib import Path
 
-from src.config import Config, load_config, parse_overrides
+from src.config import Config, load_config, load_nameless_config, parse_overrides
 from src.convert.conversion import (
     LAYOUTS,
     Conversion,
@@ -32,7 +32,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def choose_config(layout: str, named: Conversion, given: str | None, overrides: dict) -> tuple[Config, str]:
     """The config to convert for, and what to call it: the given one, the family's, or what the backbone needs."""
     if given:
-        return load_config(given, overrides), given
+        return load_nameless_config(given, overrides), given
     shapes = {n: v.shape for n, v in named.params.items()}
     keys = backbone_keys(shapes)
     if named.backbone_only:
@@ -41,7 +41,7 @@ def choose_config(layout: str, named: Conversion, given: str | None, overrides: 
     name = config_name(layout, shapes)
     family = LAYOUTS[layout].FAMILY
     if family and (CONFIGS / name).is_file():
-        return load_config(CONFIGS / name, overrides), f"configs/{name}"
+        return load_nameless_config(CONFIGS / name, overrides), f"configs/{name}"
     there = ", ".join(sorted(p.name for p in CONFIGS.glob(f"{family}_*.yaml"))) if family else "any of configs/"
     raise ConversionError(f"no configs/{name}; pass --config_path (configs of this layout: {there})")
 
@@ -64,7 +64,7 @@ def listed(names: list[str]) -> str:
     return ": " + ", ".join(names) if names else ""
 
 
-def check(out: Conversion, config_called: str) -> None:
+def check(out: Conversion, config: Config, config_called: str) -> None:
     """Raises ConversionError unless all of the target is filled with numbers."""
     problems = [
         f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -75,8 +75,13 @@ def check(out: Conversion, config_called: str) -> None:
         )
         if names
     ]
-    if problems:
-        raise ConversionError(f"doesn't fit {config_called} ({'; '.join(problems)}); nothing is written")
+    if not problems:
+        return
+    remedy = "convert an earlier checkpoint" if out.broken else "pass as --config_path the config that fits"
+    if out.classes not in (None, config.num_classes):
+        problems.insert(0, f"it has {out.classes} classes with the background, not {config.num_classes}")
+        remedy = f"pass --num_classes {out.classes}, or as --config_path the config that fits"
+    raise ConversionError(f"doesn't fit {config_called}: {'; '.join(problems)}; nothing is written; {remedy}")
 
 
 def run(
@@ -106,7 +111,7 @@ def run(
         print(f"{source}: a {state.kind} file of {len(state.arrays)} arrays, {recognised} as {found}: {part}, {called}")
         out = convert(state.arrays, found, config, targets, norm_eps)
         report(state, out)
-        check(out, called)
+        check(out, config, called)
     except ConversionError as e:
         raise ConversionError(f"{source}: {e}") from None
     save_checkpoint(out.params, target, "free space or name another place")

@@ -1,10 +1,23 @@
 """The config: what is refused, and how the message helps."""
 
+import argparse
+import os
 from pathlib import Path
 
 import pytest
 
-from src.config import Config, ConfigError, config_from_arguments, describe_keys, load_config, parse_overrides
+from src.config import (
+    Config,
+    ConfigError,
+    add_config_arguments,
+    config_from_arguments,
+    describe_keys,
+    load_config,
+    main,
+    parse_overrides,
+    save_config,
+)
+from src.runtime.errors import run_command
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -19,7 +32,8 @@ def refused(tmp_path):
         with pytest.raises(ConfigError) as error:
             load_config(path, {k.replace("__", "."): v for k, v in overrides.items()})
         message = str(error.value)
-        assert "\n" not in message
+        assert message.isprintable()
+        assert len(message) <= 2100
         assert overrides or str(path) in message
         return message
 
@@ -69,6 +83,21 @@ def test_unknown_key_unlike_any_lists_those_there(refused):
         ("rpn: 5", "rpn", "rpn"),
         ("rpn:", "rpn", "rpn"),
         ("lr:", "lr", "number"),
+        ("epoch_size: 1:30", "epoch_size", "got 1:30"),
+        ("epoch_size: 0x10", "epoch_size", "got 0x10"),
+        ("epoch_size: 010", "epoch_size", "got 010"),
+        ("lr: 1_000", "lr", "got 1_000"),
+        ("lr: .inf", "lr", "got .inf"),
+        ("lr: inf", "lr", "got 'inf'"),
+        ("lr: 1e999", "lr", "got '1e999'"),
+        ("img_mean: [1, .nan, 1]", "img_mean", "got .nan"),
+        ("train_cfg: {rcnn: {sampler: {neg_pos_ub: -.inf}}}", "neg_pos_ub", "got -.inf"),
+        ("brief: 2001-99-99", "brief", "in quotes"),
+        ("brief: null", "brief", "got null"),
+        ('brief: "a\\0b"', "brief", r"a\x00b"),
+        ("base: 2001-01-01", "base", "text"),
+        ("keep_ratio: !!bool perhaps", "keep_ratio", "true/false"),
+        ("coco_classes: [background, {a: 1}]", "coco_classes", "text"),
     ],
 )
 def test_wrong_type(refused, text, key, expected):
@@ -108,6 +137,53 @@ def test_numbers_that_yaml_takes_for_text(tmp_path):
 
 def test_malformed_yaml_names_the_line(refused):
     assert "line 3" in refused("lr: 0.1\nbatch_size: 2\nbrief: ]\nseed: 3\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("seed: 1\nlr: 0.5\nlr: 0.001\n", ("line 3", "lr comes twice", "line 2")),
+        ("rpn: {feat_channels: 3,\n  feat_channels: 4}\n", ("line 2", "feat_channels comes twice")),
+        ("IMAGE_DIR: a\nimage_dir: b\n", ("IMAGE_DIR", "image_dir")),
+        ("seed: 1\nbrief: " + "[" * 20000, ("line 2", "levels")),
+        ("a: &a [1, 1]\nb: &b [*a, *a]\nbrief: [*b, *b]\n", ("line 2", "*a")),
+        ("a: &a [*a]\n", ("line 1", "*a")),
+        ("lr: 1\n---\nlr: 2\n", ("line 2", "document")),
+        ("brief: !!python/object:os.system x\n", ("line 1", "python/object")),
+        ("lr: 0.5 # " + "x" * 2**18, ("256 KiB",)),
+        ('brief: ["' + "x" * 200000 + '", 5]', ("brief", "expected text")),
+        ('"x\\e]0;gone\\a": 1', (r"x\x1b]0;gone\x07: unknown key",)),
+        (f"{'k' * 1000}: 1", ("unknown key", "python -m src.config")),
+    ],
+    ids=lambda v: None if isinstance(v, tuple) else v[:20].strip(),
+)
+def test_yaml_that_could_be_misread_or_take_all_memory(refused, text, parts):
+    message = refused(text)
+    assert all(part in message for part in parts)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file(tmp_path, kind):
+    name = {"pipe": str(tmp_path / "pipe"), "device": "/dev/zero", "folder": str(tmp_path)}[kind]
+    if kind == "pipe":
+        os.mkfifo(name)
+    (tmp_path / "mine.yaml").write_text(f"base: {name}")
+    for path, named in ((name, name), (tmp_path / "mine.yaml", f"{tmp_path}/mine.yaml: base: {name}")):
+        with pytest.raises(ConfigError, match=f"^{named}: (not a file|can't read)"):
+            load_config(path)
+
+
+def test_an_alias_of_a_word_is_read(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train_dataset: &data photos\nval_dataset: *data\n")
+    assert load_config(tmp_path / "mine.yaml").val_dataset == "photos"
+
+
+def test_class_names_are_those_written(tmp_path):
+    names = ["background", "012", "on", "1:30", "null", "2024-01-01", "1.50", "0x10"]
+    (tmp_path / "mine.yaml").write_text(f"coco_classes: [{', '.join(names)}]\nnum_classes: 8\n")
+    assert load_config(tmp_path / "mine.yaml").coco_classes == names
+    given = parse_overrides(["--coco_classes", f"[{', '.join(names)}]"])
+    assert load_config(tmp_path / "mine.yaml", given).coco_classes == names
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
@@ -176,10 +252,52 @@ def test_base_missing_or_not_a_name(refused, tmp_path):
         ("rpn: {bbox_coder: {target_stds: [1, 1]}}", "rpn.bbox_coder.target_stds"),
         ("img_width: 1000", "img_width"),
         ("train_cfg: {rcnn: {assigner: {neg_iou_thr: 0.9}}}", "train_cfg.rcnn.assigner"),
+        # what would fail only when the network is built, compiled or run
+        ("backbone: {type: mobilenet_v1}", "neck.fpn.in_channels"),
+        ("backbone: {type: mobilenet_v1, width_multiplier: 0.5}", "[64, 128, 256, 512]"),
+        ("backbone: {groups: 32}", "backbone.groups"),
+        ("backbone: {base_width: 4}", "backbone.base_width"),
+        ("backbone: {width_multiplier: 0.5}", "backbone.width_multiplier"),
+        ("backbone: {out_indices: [0, 2, 3]}\nneck: {fpn: {in_channels: [256, 1024, 2048]}}", "backbone.out_indices"),
+        ("backbone: {norm_eps: 0}", "backbone.norm_eps"),
+        ("rpn: {anchor_generator: {strides: [8, 16, 32, 64, 128]}}", "rpn.anchor_generator.strides"),
+        ("rpn: {anchor_generator: {scales: []}}", "rpn.anchor_generator.scales"),
+        ("rpn: {anchor_generator: {ratios: []}}", "rpn.anchor_generator.ratios"),
+        ("mask_roi: {featmap_strides: []}", "mask_roi.featmap_strides"),
+        ("neck: {fpn: {num_outs: 6}}", "neck.fpn.num_outs"),
+        ("train_cfg: {rpn: {sampler: {pos_fraction: 0}}}", "train_cfg.rpn.sampler.pos_fraction"),
+        ("train_cfg: {rcnn: {sampler: {num: 3}}}", "train_cfg.rcnn.sampler.pos_fraction"),
+        ("train_cfg: {rcnn: {sampler: {num: 8}}}", "train_cfg.rcnn.mask_buckets"),
+        ("seed: 1099511627776", "seed"),
+        ("epoch_size: 3000000000", "epoch_size"),
+        ("detector: cascade_rcnn\ncascade: {pos_iou_thr: [0.5]}", "cascade.target_stds"),
     ],
 )
 def test_keys_that_contradict_each_other(refused, text, part):
     assert part in refused(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "detector: faster_rcnn\nmask_head: {in_channels: 8}\nmask_roi: {featmap_strides: []}",
+        "detector: faster_rcnn\ntrain_cfg: {rcnn: {mask_size: 5, mask_buckets: 16}}",
+        "cascade: {pos_iou_thr: []}",
+        "backbone: {type: resnext, groups: 32, base_width: 4}",
+        "seed: 4294967295",
+    ],
+)
+def test_what_a_detector_lacks_is_not_looked_at(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    assert isinstance(load_config(tmp_path / "mine.yaml"), Config)
+
+
+def test_a_backbone_by_name_is_whole(tmp_path):
+    narrow = "backbone: {type: mobilenet_v1, width_multiplier: 0.25, relu6: true}\n"
+    (tmp_path / "mine.yaml").write_text(f"{narrow}neck: {{fpn: {{in_channels: [32, 64, 128, 256]}}}}")
+    config = load_config(tmp_path / "mine.yaml", {"backbone": "resnet_v1_101"})
+    assert (config.backbone.type, config.backbone.depth, config.backbone.width_multiplier) == ("resnet", 101, 1.0)
+    assert config.neck.fpn.in_channels == [256, 512, 1024, 2048]
 
 
 def test_overrides(tmp_path):
@@ -199,6 +317,49 @@ def test_overrides_can_empty_a_text_and_be_negative(tmp_path):
     assert config.train_cfg.rcnn.sampler.neg_pos_ub == -1
 
 
+WORDS = ["", " lead", "trail ", "null", "~", "012", "2024-01-01", "on", "1:30", "run: 2", "run #2", "&a b", "*a", "[a"]
+WORDS += [
+    "two\nlines",
+    "it's",
+    '"quoted"',
+    "%",
+    "@x",
+    "!x",
+    "---",
+    "a=b",
+    "-1",
+    "\x1b[31m",
+    "\udcff",
+    "é",
+    "1e-4",
+    "{a: b}",
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_text_is_taken_as_it_is_and_kept(tmp_path, word):
+    path = tmp_path / "mine.yaml"
+    path.write_text("train_dataset: before\nbrief: before\nIMAGE_DIR: before")
+    words = ["--train_dataset", word, f"--brief={word}", "--IMAGE_DIR", word, "--backbone.pretrained", word]
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser, str(path))
+    config, _ = config_from_arguments(parser, words)
+    save_config(config, tmp_path / "config.yaml")
+    for c in (config, load_config(tmp_path / "config.yaml")):
+        assert [c.train_dataset, c.brief, c.image_dir, c.backbone.pretrained] == [word] * 4
+
+
+def test_the_last_of_two_names_of_a_key_counts(tmp_path):
+    (tmp_path / "mine.yaml").write_text("lr: 1")
+    words = ["--IMAGE_DIR", "a", "--image_dir", "b", "--IMAGE_DIR", "c"]
+    assert load_config(tmp_path / "mine.yaml", parse_overrides(words)).image_dir == "c"
+
+
+@pytest.mark.parametrize("value", [".inf", "1:30", "[[[[", "*a", "", "null", "0x10", "2 # two\n3"])
+def test_overrides_that_are_no_numbers(refused, value):
+    assert "command line: epoch_size: expected integer" in refused("lr: 1", epoch_size=value)
+
+
 def test_overrides_that_are_wrong(refused):
     assert "command line: rpn.feet_channels" in refused("lr: 1", rpn__feet_channels="3")
     assert "command line" in refused("lr: 1", batch_size="many")
@@ -213,10 +374,6 @@ def test_words_that_are_no_override(words):
 
 
 def test_command_line(tmp_path):
-    import argparse
-
-    from src.config import add_config_arguments
-
     path = tmp_path / "mine.yaml"
     path.write_text("lr: 0.5")
     parser = argparse.ArgumentParser()
@@ -231,6 +388,24 @@ def test_two_configs_share_nothing():
     first.rpn.anchor_generator.scales[0] = 1
     assert second.lr_steps == [8, 11]
     assert second.rpn.anchor_generator.scales == [8]
+
+
+def test_listing_the_keys(tmp_path, monkeypatch, capsys):
+    def listed(*words):
+        monkeypatch.setattr("sys.argv", ["src.config", *words])
+        with pytest.raises(SystemExit) as end:
+            run_command(main)
+        return end.value.code, capsys.readouterr()
+
+    (tmp_path / "mine.yaml").write_text('brief: "a\\nb"\nlr: 0.25\n')
+    assert listed()[1].out.startswith("train_outputs (text) = train_outputs\n    folder of experiments\n")
+    status, printed = listed(str(tmp_path / "mine.yaml"))
+    assert status == 0
+    assert "\nbrief (text) = a\\nb\n" in printed.out
+    assert "\nlr (number) = 0.25\n" in printed.out
+    status, printed = listed("none.yaml")
+    assert (status, printed.err) == (2, "error: none.yaml: can't read: No such file or directory\n")
+    assert listed("--help")[1].out.startswith("usage: python -m src.config")
 
 
 def test_every_key_is_described():

@@ -1,5 +1,6 @@
 """MindSpore Hub's entry."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -8,8 +9,9 @@ import yaml
 from mindspore import Tensor
 
 from mindspore_hub_conf import create_network
-from src.config import load_config
+from src.config import load_config, save_config
 from src.runtime.errors import UserError
+from src.training.checkpoints import load_checkpoint
 from tests.conftest import TINY
 
 
@@ -30,12 +32,31 @@ def test_classes_left_to_the_data_are_those_of_the_checkpoints_run(tiny_model, t
     assert network.bbox_head.cls.weight.shape[0] == 6
 
 
+def test_as_many_classes_as_one_says():
+    network = create_network("shapes", num_classes=4, **TINY)
+    assert network.bbox_head.cls.weight.shape[0] == 4
+    assert network.mask_head.logits.weight.shape[0] == 4
+    assert create_network("shapes", num_classes=6, **TINY).bbox_head.cls.weight.shape[0] == 6
+
+
+def test_a_runs_own_config(tiny_model, tmp_path):
+    config, checkpoint = tiny_model
+    save_config(dataclasses.replace(config, detector="faster_rcnn"), tmp_path / "config.yaml")
+    network = create_network(str(tmp_path / "config.yaml"), checkpoint=checkpoint)
+    trained = load_checkpoint(checkpoint)["bbox_head.cls.weight"]
+    np.testing.assert_array_equal(network.bbox_head.cls.weight.asnumpy(), trained)
+    assert not network.with_mask
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "options", "part"),
     [
         ("resnet50", (), {}, "mask_rcnn_r50_fpn"),
         ("../configs/shapes", (), {}, "isn't a network"),
+        ("none/config.yaml", (), {}, "none/config.yaml: can't read"),
         ("shapes", (5,), {}, "by name"),
+        ("shapes", (), {"num_classes": 1}, "num_classes"),
+        ("shapes", (), {"num_classes": 10**9}, "num_classes"),
         ("shapes", (), {"nms": 0.5}, "unknown key"),
         ("shapes", (), {"checkpoint": "none.ckpt"}, "no such checkpoint"),
     ],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from mindspore import nn
 
-from src.config import COCO_CLASSES, Config
+from src.config import COCO_CLASSES, Backbone, Config, backbone_channels
 from src.convert import detectron2, maskrcnn_benchmark, mindspore_zoo, mmdetection, native, torchvision
 from src.convert.pickles import ConversionError
 from src.convert.rules import Traits
@@ -26,6 +26,7 @@ LAYOUTS = {
 WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "_backbone.", "net.")
 # COCO's category ids run to 90; these ten were never given an object
 UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+CLASS_LOGITS = re.compile(r"bbox_heads?\.(\d\.)?cls\.weight")
 DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 
@@ -45,6 +46,11 @@ class Conversion:
     mismatched: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> int | None:
+        """Classes that the box head tells apart, with the background; None without a box head."""
+        return next((len(v) for n, v in self.params.items() if CLASS_LOGITS.fullmatch(n) and v.ndim), None)
 
     @property
     def backbone_only(self) -> bool:
@@ -203,10 +209,9 @@ def arrange_anchors(out: Conversion, config: Config, traits: Traits) -> None:
 
 def arrange_classes(out: Conversion, config: Config, traits: Traits) -> None:
     """Class rows in our order: background first, in regression and masks too; 80 of COCO's 90 ids if so many here."""
-    cls_names = [n for n in out.params if re.fullmatch(r"bbox_heads?\.(\d\.)?cls\.weight", n)]
-    if not cls_names or not out.params[cls_names[0]].ndim:
+    classes = out.classes
+    if classes is None:
         return
-    classes = len(out.params[cls_names[0]])
     class_wise = not config.bbox_head.reg_class_agnostic
     rows = None
     if classes == 91 and config.num_classes == 81 and list(config.coco_classes) == list(COCO_CLASSES):
@@ -245,7 +250,7 @@ def backbone_keys(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
     """Config keys of the backbone whose parameters have these names and shapes. ConversionError for no such one."""
     if "backbone.layer1.0.depthwise.weight" in shapes:
         width = shapes["backbone.conv1.weight"][0] / 32
-        channels = [max(8, int(c * width + 4) // 8 * 8) for c in (128, 256, 512, 1024)]
+        channels = backbone_channels(Backbone(type="mobilenet_v1", width_multiplier=width))
         return {
             "backbone.type": "mobilenet_v1",
             "backbone.width_multiplier": width,

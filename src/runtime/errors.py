@@ -3,14 +3,37 @@
 import contextlib
 import io
 import logging
+import reprlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
-__all__ = ["UserError", "quiet_logging", "run_command"]
+__all__ = ["UserError", "one_line", "quiet_logging", "run_command", "shown"]
+
+LONGEST = 2000  # characters of a message
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
+def one_line(text: str) -> str:
+    """`text` in one line that a terminal shows as it is: control characters as escapes, the middle cut out if long."""
+    if len(text) > LONGEST:
+        # a message begins with what is wrong and ends with the remedy
+        text = f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: Any) -> str:
+    """A value as a message names it: its repr, shortened."""
+    return _short.repr(value)
 
 
 class UserError(ValueError):
-    """Names the file, key or line, and the remedy."""
+    """Names the file, key or line, and the remedy, in one line whatever the names hold."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 @contextlib.contextmanager
@@ -32,9 +55,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     try:
         status = main() or 0
     except UserError as e:
-        # a name in it may hold line ends
-        told = str(e).replace("\r", "\\r").replace("\n", "\\n")
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {e}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -186,6 +186,12 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
             raise CheckpointError(f"{path}: has no parameter of this model; it holds {_some(list(params))}")
         _assign(detector, usable)
         return [n for n in own if n not in usable]
+    wrong = [text.partition(" ")[0] for text in differ]
+    if wrong and not missing and not extra and all(_is_of_classes(n, params[n].shape) for n in wrong):
+        raise CheckpointError(
+            f"{path}: a checkpoint of other classes ({_some(differ)}); --finetune true trains from its other layers;"
+            " else pass the config.yaml of its run as --config_path"
+        )
     problems = []
     if differ:
         problems.append(f"shapes differ: {_some(differ)}")

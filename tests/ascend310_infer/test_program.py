@@ -494,7 +494,7 @@ def test_what_other_projects_do_otherwise(project, program, infer, pictures, agr
 
 
 RESNEXT = {"backbone.type": "resnext", "backbone.depth": 50, "backbone.groups": 32, "backbone.base_width": 4}
-RESNEXT |= {"neck.fpn.in_channels": [256, 512, 1024, 2048]}
+RESNEXT |= {"backbone.width_multiplier": 1.0, "neck.fpn.in_channels": [256, 512, 1024, 2048]}
 ZOO = {"backbone.same_padding": True, "backbone.relu6": True, "neck.fpn.upsample": "bilinear"}
 
 

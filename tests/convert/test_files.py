@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from src.config import load_config
+from src.config import ConfigError, load_config
 from src.convert.conversion import renamed
 from src.convert.pickles import ConversionError
 from src.convert.readers import read_state
@@ -386,7 +386,9 @@ def test_backbone_for_training(mobile_config, tmp_path, capsys):
     np.testing.assert_array_equal(detector.backbone.layer3[1].depthwise.weight.asnumpy(), state["features.9.0.weight"])
 
 
-@pytest.mark.parametrize("backbone", [{}, {"type": "resnet", "depth": 50}], ids=["mobilenet", "resnet"])
+@pytest.mark.parametrize(
+    "backbone", [{}, {"type": "resnet", "depth": 50, "width_multiplier": 1}], ids=["mobilenet", "resnet"]
+)
 def test_our_own_backbone_by_itself(backbone, mobile_config, tmp_path, capsys):
     """As save_checkpoint(detector.backbone, ...) names it."""
     overrides = {f"backbone.{k}": v for k, v in backbone.items()}
@@ -424,6 +426,18 @@ def test_nothing_is_written_unless_all_fits(mobile_config, tmp_path, capsys, ref
     convert(tmp_path / "source.ckpt", target, config=mobile_config)
     assert load_checkpoint(target).keys() == params.keys()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.ckpt", "small.yaml", "source.ckpt"]
+
+
+def test_other_classes_name_the_number(mobile_config, tmp_path, refusal):
+    own = {"num_classes": 4, "coco_classes": ["background", "a", "b", "c"]}
+    save_checkpoint(build_detector(load_config(mobile_config, own)), tmp_path / "mine.ckpt")
+    remedy = "--num_classes 4", "--config_path", "nothing is written"
+    with refusal(ConversionError, tmp_path / "mine.ckpt", "4 classes with the background, not 6", *remedy):
+        convert(tmp_path / "mine.ckpt", tmp_path / "out.ckpt", config=mobile_config)
+    convert(tmp_path / "mine.ckpt", tmp_path / "out.ckpt", config=mobile_config, num_classes="4")
+    assert load_checkpoint(tmp_path / "out.ckpt")["bbox_head.cls.weight"].shape[0] == 4
+    with refusal(ConfigError, "num_classes"):
+        convert(tmp_path / "mine.ckpt", tmp_path / "out.ckpt", config=mobile_config, num_classes="four")
 
 
 def test_refused_targets(tmp_path, refusal):

@@ -198,6 +198,26 @@ def test_weights_that_are_not_finite(tmp_path, refusal, value, finetune):
         load_detector(Detector(), tmp_path / "diverged.ckpt", finetune)
 
 
+class Heads(nn.Cell):
+    """Parameters named as a detector's that have rows of classes, and one that hasn't."""
+
+    def __init__(self, classes, width=8):
+        super().__init__()
+        boxes, masks = nn.Cell(), nn.Cell()
+        boxes.fc1, boxes.cls, boxes.reg = nn.Dense(4, width), nn.Dense(width, classes), nn.Dense(width, 4 * classes)
+        masks.logits = nn.Conv2d(width, classes, 1)
+        self.bbox_head, self.mask_head = boxes, masks
+
+
+def test_other_classes_name_the_option_that_takes_them(tmp_path, refusal):
+    save_checkpoint(Heads(81), tmp_path / "coco.ckpt")
+    with refusal(CheckpointError, tmp_path / "coco.ckpt", "other classes", "(81, 8) for (4, 8)", "--finetune true"):
+        load_detector(Heads(4), tmp_path / "coco.ckpt")
+    assert "bbox_head.fc1.weight" not in load_detector(Heads(4), tmp_path / "coco.ckpt", finetune=True)
+    with refusal(CheckpointError, "another model", "bbox_head.fc1.weight (8, 4) for (9, 4)", "--config_path"):
+        load_detector(Heads(4, width=9), tmp_path / "coco.ckpt")
+
+
 def test_finetune_keeps_what_fits(saved):
     net = Detector(classes=8, fill=0)
     assert load_detector(net, saved, finetune=True) == ["head.weight", "head.bias"]

@@ -1,0 +1,44 @@
+"""How a user's mistake is told: one line, which a terminal shows as it is."""
+
+import pytest
+
+from src.runtime.errors import UserError, run_command, shown
+
+
+def told(message, capsys):
+    def main():
+        raise UserError(message)
+
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.endswith("\n")
+    assert err[:-1].isprintable()
+    return err[:-1]
+
+
+def test_one_line(capsys):
+    message = "a\nb\r\tc\x1b[31m\x9b2J\u2028\u202e\x7f: no such file"
+    assert told(message, capsys) == r"error: a\nb\r\tc\x1b[31m\x9b2J\u2028\u202e\x7f: no such file"
+    assert told("Grüße 写真.jpg: don't", capsys) == "error: Grüße 写真.jpg: don't"
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end(capsys):
+    line = told(f"mine.yaml: brief: {'x' * 10**6}: too long; shorten it", capsys)
+    assert line.startswith("error: mine.yaml: brief: xxx")
+    assert line.endswith("xxx: too long; shorten it")
+    assert len(line) < 2100
+
+
+def test_it_is_one_line_for_programs_too():
+    assert str(UserError("a\nb")) == r"a\nb"
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [("a\nb", r"'a\nb'"), ([1] * 10**6, "[1, 1, 1, 1, 1, 1, ...]"), (None, "None")]
+)
+def test_a_value_is_shown_short(value, told):
+    assert shown(value) == told
+    assert len(shown("x" * 10**6)) < 100
