@@ -1,7 +1,9 @@
 """Prediction of files, folders, videos and arrays: the same detections as evaluation, every input accounted for."""
 
+import copy
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from src import predict_files
+from src import predictor as predictor_module
 from src.annotated import AnnotatedImage, Annotations
 from src.data import images
 from src.data.import_labels import import_labels
@@ -331,6 +334,132 @@ def test_a_forked_child_is_told(tiny_predictor, photograph):
         assert "make one in the child" in told.read()
 
 
+def test_a_predictor_made_where_mindspores_threads_are_missing(tiny_model, monkeypatch, refusal):
+    monkeypatch.setattr(predictor_module, "_ran_in", os.getppid())
+    with refusal(UserError, "forked", 'multiprocessing.get_context("spawn")'):
+        Predictor(*tiny_model)
+
+
+def test_pickling_is_told(tiny_predictor, refusal):
+    for send in (pickle.dumps, copy.deepcopy):
+        with refusal(UserError, "can't be pickled", "send config and checkpoint"):
+            send(tiny_predictor)
+    with pytest.raises(TypeError):
+        pickle.dumps(tiny_predictor)
+
+
+def test_pil_images(tiny_predictor, photograph, expected, tmp_path):
+    assert tiny_predictor(Image.fromarray(photograph)).to_dict() == expected
+    transparent = Image.fromarray(np.dstack([photograph, np.full(photograph.shape[:2], 9, np.uint8)]))
+    Image.fromarray(photograph).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as lazy:
+        assert [d.to_dict() for d in tiny_predictor([transparent, lazy])] == [expected] * 2
+    grey = photograph[:, :, 0]
+    wanted = tiny_predictor(np.dstack([grey] * 3)).to_dict()
+    for image in (Image.fromarray(grey), Image.fromarray((grey.astype(np.uint16) << 8) + 77)):
+        assert tiny_predictor(image).to_dict() == wanted
+
+
+def test_pil_images_are_turned_as_files_are(tiny_predictor, photograph, tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photograph).save(tmp_path / "turned.png", exif=exif)
+    for policy in ("auto", "upright", "stored"):
+        monkeypatch.setattr(tiny_predictor.config, "exif", policy)
+        with Image.open(tmp_path / "turned.png") as image:
+            of_pil, of_file = tiny_predictor([image, tmp_path / "turned.png"])
+        assert of_pil.to_dict() == of_file.to_dict()
+        assert of_pil.orientation == of_file.orientation == (1 if policy == "upright" else 6)
+
+
+def test_pil_images_that_cannot_be_taken(tiny_predictor, photograph, tmp_path, refusal):
+    with refusal(UserError, "mode F", "convert to RGB"):
+        tiny_predictor(Image.fromarray(photograph[:, :, 0].astype(np.float32)))
+    Image.fromarray(photograph).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:3000])
+    with Image.open(tmp_path / "cut.png") as image, refusal(UserError, "cut.png", "can't be decoded"):
+        tiny_predictor(image)
+
+
+@pytest.mark.parametrize("source", [None, 7, b"bytes", [None]])
+def test_what_is_no_image_is_told(source, tiny_predictor, refusal):
+    with refusal(UserError, "not an image; give a path"):
+        tiny_predictor(source)
+
+
+def test_one_convention_of_labels_and_no_rounding_but_in_files(tiny_predictor, photograph):
+    found = tiny_predictor(photograph)
+    rows, entries, results = found.to_dict()["predictions"], found.to_entry()["predictions"], found.to_coco(5)
+    assert found.labels.min() >= 1
+    assert [r["class"]["label"] for r in rows] == found.labels.tolist()
+    assert [r["class"]["label"] for r in entries] == (found.labels - 1).tolist()
+    assert [tiny_predictor.class_names[i] for i in found.labels] == [r["class"]["name"] for r in rows]
+    x = np.array([r["bbox"]["x_min"] for r in rows])
+    np.testing.assert_array_equal(x, found.boxes[:, 0].astype(float))
+    assert np.abs(x - x.round(2)).max() > 1e-4
+    assert [r["bbox"]["x_min"] for r in entries] == [r["bbox"][0] for r in results] == x.round(2).tolist()
+    assert [r["score"] for r in entries] == [round(float(s), 6) for s in found.scores]
+
+
+def test_drawn_on_a_path(tiny_predictor, photograph, tmp_path, refusal):
+    Image.fromarray(photograph).save(tmp_path / "a.png")
+    found = tiny_predictor(tmp_path / "a.png")
+    wanted = found.draw(photograph, 0.1)
+    assert (wanted != photograph).any()
+    for source in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.fromarray(photograph)):
+        np.testing.assert_array_equal(found.draw(source, 0.1), wanted)
+    with refusal(UserError, "none.png", "No such file"):
+        found.draw(tmp_path / "none.png")
+    with refusal(UserError, "these detections are of"):
+        found.draw(Image.fromarray(photograph[1:]))
+
+
+def test_a_path_is_drawn_on_as_it_was_turned(tiny_predictor, photograph, tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(photograph).save(tmp_path / "turned.png", exif=exif)
+    for policy, frame in (("stored", photograph), ("upright", photograph[::-1, ::-1])):
+        monkeypatch.setattr(tiny_predictor.config, "exif", policy)
+        found = tiny_predictor(tmp_path / "turned.png")
+        np.testing.assert_array_equal(found.draw(tmp_path / "turned.png", 1.1), frame)
+
+
+@pytest.fixture
+def variant(tiny_predictor, tiny_model):
+    """variant(**options): another Predictor of the tiny model, with tiny_predictor's network, compiled already."""
+
+    def make(**options):
+        out = Predictor(*tiny_model, **options)
+        out._network.shutdown()
+        out._network, out._detector = tiny_predictor._network, tiny_predictor._detector
+        return out
+
+    return make
+
+
+def test_a_threshold_for_each_class(variant, tiny_predictor, shapes_root, refusal):
+    paths = sorted((shapes_root / "val2017").iterdir())
+    path, found = max(zip(paths, tiny_predictor(paths), strict=True), key=lambda item: len(set(item[1].names)))
+    first, other = found.names[0], next(n for n in found.names if n != found.names[0])
+    of_first = found.scores[np.array(found.names) == first]
+    least = float(of_first[len(of_first) // 2])
+    kept = variant(score_thr=0.99, class_score_thr={first: least})(path)
+    assert set(kept.names) == {first}
+    assert len(kept) == (of_first >= least).sum() > 0
+    kept = variant(class_score_thr={other: 1.0})(path)
+    assert kept.to_dict()["predictions"] == [p for p in found.to_dict()["predictions"] if p["class"]["name"] != other]
+    with refusal(UserError, "class_score_thr", "'sta'", "did you mean 'star'"):
+        variant(class_score_thr={"sta": 0.5})
+    with refusal(UserError, "star", "0..1"):
+        variant(class_score_thr={"star": 30})
+
+
+def test_a_class_threshold_below_the_configs_reaches_the_network(tiny_model):
+    predictor = Predictor(*tiny_model, class_score_thr={"star": 0.01})
+    assert predictor.config.test_cfg.rcnn.score_thr == 0.01
+    assert predictor.score_thr == tiny_model[0].test_cfg.rcnn.score_thr > 0.01
+
+
 def test_interrupts_stay_pythons(tiny_model, tiny_arguments, tmp_path):
     program = f"""
 import signal
@@ -559,7 +688,7 @@ def test_the_annotated_size_decides_how_a_picture_is_turned(turned, tmp_path, ti
     }
     for name, policy in {"a/x.png": "upright", "b/x.png": "stored", "b/y.png": "stored"}.items():
         image = images.read_image(folder / name, policy)
-        wanted = tiny_predictor(np.ascontiguousarray(image[:, :, ::-1])).to_dict()
+        wanted = tiny_predictor(np.ascontiguousarray(image[:, :, ::-1])).to_entry()
         assert entries[name] == {"image_id": entries[name]["image_id"]} | wanted
         picture = cv2.imread(str(out / "pictures" / name), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         height, width = image.shape[:2]
@@ -778,7 +907,7 @@ def test_a_video(film, tmp_path, tiny_predictor):
     assert [line["frame"] for line in lines] == list(range(6))
     assert [line["seconds"] for line in lines] == [i / 8 for i in range(6)]
     for line, frame in zip(lines, frames, strict=True):
-        found = tiny_predictor(np.ascontiguousarray(frame[:, :, ::-1])).to_dict()
+        found = tiny_predictor(np.ascontiguousarray(frame[:, :, ::-1])).to_entry()
         assert {k: line[k] for k in found} == found
     drawn = cv2.VideoCapture(str(tmp_path / "out/film.mp4"))
     assert drawn.get(cv2.CAP_PROP_FPS) == 8
