@@ -197,10 +197,12 @@ def demand(agreement: Agreement, path: Path, runtime: str) -> Agreement:
 # ---- writing
 
 
-def cannot_write(path: Path, e: OSError) -> ExportError:
+def cannot_write(place: Path | str, e: OSError) -> ExportError:
     """What to tell of an export of which a file couldn't be written."""
-    remedy = cure(e, "free space, or give another --file_name")
-    return ExportError(f"{path.name}: can't write the export: {e.strerror or e}; {remedy}")
+    remedy = "give another --file_name"
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = f"free space, or {remedy}"
+    return ExportError(f"{place}: can't write the export: {e.strerror or e}; {cure(e, remedy)}")
 
 
 @contextlib.contextmanager
@@ -212,9 +214,7 @@ def folder_beside(path: Path):
             raise ExportError(f"{path}: is a folder; give another --file_name")
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as e:
-        raise ExportError(
-            f"{path}: can't write there: {e.strerror}; {cure(e, 'free space, or give another --file_name')}"
-        ) from None
+        raise cannot_write(path, e) from None
     try:
         yield folder
     finally:
@@ -266,7 +266,7 @@ def write_mindspore(
                 return None
             got = nn.GraphCell(ms.load(str(path)))(*tensors)
     except OSError as e:
-        raise cannot_write(path, e) from None
+        raise cannot_write(path.name, e) from None
     except (RuntimeError, ValueError) as e:
         reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
         raise ExportError(f"{path.name}: MindSpore can't export the model: {reason}") from e
@@ -288,7 +288,7 @@ def write_onnx(
     try:
         path.write_bytes(data)
     except OSError as e:
-        raise cannot_write(path, e) from None
+        raise cannot_write(path.name, e) from None
     return agreement
 
 
