@@ -497,7 +497,7 @@ def test_suppression_across_classes(spoilt, infer, pictures, tmp_path):
     image = sorted((pictures / "val2017").iterdir())[0]
 
     def overlaps():
-        run = infer("--model", spoilt, "--input", image, "--output", tmp_path / "out")
+        run = infer("--model", spoilt, "--input", image.parent, "--output", tmp_path / "out")
         assert run.returncode == 0, run.stderr
         boxes = read_result(tmp_path / f"out/{image.name}.det").boxes.astype(float)
         size = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2])

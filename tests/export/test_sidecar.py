@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_the_old_sidecar(written, monkeypatch, refusal):
     def full(*_):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("src.export.sidecar.os.replace", full)
+    monkeypatch.setattr("src.runtime.files.os.replace", full)
     with refusal(ExportError, written, "No space left"):
         sidecar.write(written, {"new": True})
     assert written.read_text() == before
