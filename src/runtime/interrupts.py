@@ -6,6 +6,7 @@ leaves it there: Ctrl-C then is a SIGTERM to the process, with neither KeyboardI
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import os
 import signal
@@ -40,7 +41,13 @@ def _action() -> bytes:
 
 
 def _is_mindspores(action: bytes) -> bool:
-    address, symbol = int.from_bytes(action[: ctypes.sizeof(ctypes.c_void_p)], "little"), _Symbol()
+    return _lies_in_mindspore(int.from_bytes(action[: ctypes.sizeof(ctypes.c_void_p)], "little"))
+
+
+@functools.cache
+def _lies_in_mindspore(address: int) -> bool:
+    """Whether a function is of one of MindSpore's libraries; SIG_DFL and SIG_IGN are 0 and 1."""
+    symbol = _Symbol()
     found = address > 1 and _libc.dladdr(address, ctypes.byref(symbol))
     return bool(found and symbol.file and os.path.realpath(symbol.file).startswith(_package))
 
