@@ -32,6 +32,8 @@ def main() -> int:
     paths = check(config, Path(known.onnx_file))
     runtime = import_onnx_runtime()
     models = {canvas: runtime(path, int(known.threads)) for canvas, path in paths.items()}
+    for canvas, model in models.items():
+        check_classes(paths[canvas], model.classes, config.coco_classes)
     records = records_of(config)
     loader = EvalLoader(config, records)
     kinds = kinds_of(config, loader.index["with_masks"])
@@ -77,6 +79,19 @@ def check(config: Config, path: Path) -> dict[tuple[int, int], Path]:
         paths[width, height] = path.with_name(about["pair"]["name"])
         sidecar.check_file(paths[width, height], about["pair"])
     return paths
+
+
+def check_classes(path: Path, ours: list[str] | None, wanted: list[str]) -> None:
+    """Raises UserError where the classes that the model itself names, if it does, aren't the config's."""
+    if ours is None or ours == wanted:
+        return
+    said = f"{len(ours)} classes, not {len(wanted)}"
+    if len(ours) == len(wanted):
+        place = next(i for i, name in enumerate(ours) if name != wanted[i])
+        said = f"class {place} {ours[place]!r}, not {wanted[place]!r}"
+    raise UserError(
+        f"{path}: made with {said} as in the config; give the config that it was exported with, or set coco_classes"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ python infer.py --config_path CFG --ckpt_file CKPT --serve
 """
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.formats import resolve_classes
 from src.runtime.errors import UserError, run_command
+from src.runtime.files import hold
 
 
 def main() -> int:
@@ -23,10 +26,24 @@ def main() -> int:
         "--ckpt_file", "--checkpoint_path", required=True, help="checkpoint of the whole detector (.ckpt, .safetensors)"
     )
     parser.add_argument("--input", nargs="+", help="image, video, folder of images, or quoted glob; several of them")
+    parser.add_argument(
+        "--recursive", action="store_true", help="also what lies in folders in a folder (but the output's)"
+    )
     parser.add_argument("--split", help="train, val or an annotation file, in --input's place: that split's images")
     parser.add_argument("--output", type=Path, help="folder to write, or a .json file: then no pictures")
     parser.add_argument(
         "--score_thr", type=float, help="least score (default: the config's in the JSON, 0.5 in pictures)"
+    )
+    parser.add_argument(
+        "--class_score_thr",
+        nargs="+",
+        default=[],
+        metavar="NAME=SCORE",
+        help="least score of a class, in --score_thr's place",
+    )
+    parser.add_argument("--tile", type=int, help="larger pictures also in squares of this side (pixels), merged by NMS")
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, help="share of it that they overlap (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, help="images a step (default: test_batch_size)")
     parser.add_argument("--pictures", help="folder of the pictures, or none (default: pictures/ in the output folder)")
@@ -45,19 +62,51 @@ def main() -> int:
     config, arguments = config_from_arguments(parser)
     # names of files may be any bytes
     sys.stdout.reconfigure(errors="backslashreplace")
-    # once a network has run, MindSpore answers Ctrl-C by a SIGTERM to itself, which would leave half-written files
-    signal.signal(signal.SIGTERM, interrupt)
-    if arguments.serve:
-        from src.serve import serve
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # what was started in the background ignores Ctrl-C
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        if arguments.serve:
+            from src.serve import serve
 
-        serve(config, arguments.ckpt_file, arguments.host, arguments.port)
-    else:
-        predict(config, arguments)
+            serve(config, arguments.ckpt_file, arguments.host, arguments.port)
+        else:
+            predict(config, arguments)
+    except Stopped as e:
+        print(f"stopped by {e.signal.name}: nothing half written is left", file=sys.stderr)
+        sys.stdout.flush(), sys.stderr.flush()
+        # the network's thread, which may compile for a minute, would be waited for
+        os._exit(128 + e.signal)
     return 0
 
 
-def interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+class Stopped(KeyboardInterrupt):
+    """A signal asked to stop."""
+
+    def __init__(self, number: int):
+        self.signal = signal.Signals(number)
+
+
+def stop(number: int, _frame: object) -> None:
+    """Stops once: what follows must not stop the cleaning up."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+def class_scores(words: list[str]) -> dict[str, float]:
+    """{name: score} of words as "name=score" or "name=score,name=score". Raises UserError."""
+    out = {}
+    for word in (part for w in words for part in w.split(",")):
+        name, _, score = word.rpartition("=")
+        try:
+            out[name.strip()] = float(score)
+        except ValueError:
+            raise UserError(f"--class_score_thr {word}: not a class and its score, as cat=0.3") from None
+        if not name.strip():
+            raise UserError(f"--class_score_thr {word}: names no class; write it as cat=0.3")
+    return out
 
 
 def predict(config: Config, a: argparse.Namespace) -> None:
@@ -80,34 +129,53 @@ def predict(config: Config, a: argparse.Namespace) -> None:
         config = resolve_classes(config, training=False, checkpoint=a.ckpt_file)
         inputs, annotations, left_out = split_inputs(config, a.split)
     else:
-        inputs = find_inputs(a.input)
+        inputs = find_inputs(a.input, a.recursive, [pictures] if to_file else [folder, pictures])
         config = resolve_classes(config, training=False, checkpoint=a.ckpt_file)
         annotations = Annotations.read(a.annotations) if a.annotations else None
     categories = annotations.labels(config.coco_classes, a.classes) if annotations else None
     if a.labels and not inputs.images:
         raise UserError(f"--labels {a.labels}: of images alone, and --input names none")
-    predictor = Predictor(config, a.ckpt_file, a.batch, a.score_thr, category_ids=categories, classes=a.classes)
+    predictor = Predictor(
+        config,
+        a.ckpt_file,
+        a.batch,
+        a.score_thr,
+        category_ids=categories,
+        classes=a.classes,
+        class_score_thr=class_scores(a.class_score_thr),
+        tile=a.tile,
+        overlap=a.overlap,
+    )
     picture_score = PICTURE_SCORE if a.score_thr is None else a.score_thr
     faults = []
-    if inputs.images:
-        faults = predict_images(
-            predictor,
-            inputs,
-            a.output if to_file else folder / "predictions.json",
-            pictures if pictures.name != "none" else None,
-            a.coco_results,
-            annotations,
-            picture_score,
-            (a.labels, folder / ("labels.json" if a.labels == "coco" else "labels")) if a.labels else None,
-        )
-    for video, target in inputs.video_targets(folder).items():
-        fault = predict_video(predictor, video, target, picture_score, pictures.name != "none")
-        faults += [fault] if fault else []
+    with contextlib.ExitStack() as locks:
+        remedy = "wait until it has ended, or name another"
+        name = f".{a.output.name}.lock" if to_file else ".infer.lock"
+        locks.enter_context(hold(folder / name, str(a.output), f"{remedy} --output"))
+        if a.pictures and pictures.name != "none":
+            locks.enter_context(hold(pictures / ".pictures.lock", str(pictures), f"{remedy} --pictures"))
+        if inputs.images:
+            faults = predict_images(
+                predictor,
+                inputs,
+                a.output if to_file else folder / "predictions.json",
+                pictures if pictures.name != "none" else None,
+                a.coco_results,
+                annotations,
+                picture_score,
+                (a.labels, folder / ("labels.json" if a.labels == "coco" else "labels")) if a.labels else None,
+            )
+        for video, target in inputs.video_targets(folder).items():
+            fault = predict_video(predictor, video, target, picture_score, pictures.name != "none")
+            faults += [fault] if fault else []
     total = len(inputs.images) + len(inputs.videos)
     print(f"{total - len(faults)} of {total} inputs predicted -> {a.output}")
     if inputs.passed_over:
         names = ", ".join(p.name for p in inputs.passed_over)
         print(f"passed over, neither image nor video: {len(inputs.passed_over)} ({names})")
+    if inputs.folders:
+        names = ", ".join(p.name for p in inputs.folders)
+        print(f"not looked into, folders in a folder: {len(inputs.folders)} ({names}); --recursive does")
     for fault in left_out + faults:
         print(f"left out: {fault}")
     if faults:

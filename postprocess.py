@@ -28,7 +28,7 @@ def main() -> int:
     categories = class_categories(summary["classes"], truth.dataset["categories"], arguments.annotations)
     images = annotated_images(summary, truth.dataset["images"], arguments.annotations)
     results, most = [], 0
-    for name, image in tqdm(images.items(), unit="image", desc="pasting masks"):
+    for name, image in tqdm(images.items(), unit="image", desc="pasting masks" if paste else "reading boxes"):
         r = read_result(arguments.results / f"{name}.det", image)
         most = max(most, len(r.scores))
         results += coco_results(

@@ -315,6 +315,9 @@ class TrainCfg:
 class RcnnTest:
     score_thr: float = key(0.05, "least score of a detection", low=0, high=1)
     iou_threshold: float = key(0.5, "NMS threshold", low=0, high=1)
+    agnostic_nms: bool = key(
+        False, "NMS across classes: of boxes on one object the best alone stays, whatever its class"
+    )
     max_per_img: int = key(100, "detections an image", low=1, high=MOST_BOXES)
     nms_pre: int = key(
         4096, "(box, class) candidates above score_thr that enter NMS, best first", low=1, high=MOST_BOXES

@@ -2,11 +2,12 @@
 
 import contextlib
 import glob
+import itertools
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,11 +63,12 @@ class PredictionError(UserError):
 @dataclass
 class Inputs:
     """Images and videos to predict, in order; `root`: the folder that pictures' names are relative to; `passed_over`:
-    files of folders that are neither."""
+    files of folders that are neither; `folders`: those in folders, not looked into."""
 
     images: list[Path] = field(default_factory=list)
     videos: list[Path] = field(default_factory=list)
     passed_over: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
     root: Path = Path()
 
     def video_targets(self, folder: Path) -> dict[Path, Path]:
@@ -91,17 +93,18 @@ def split_inputs(config: Config, split: str) -> tuple[Inputs, Annotations, list[
     return inputs, Annotations(data.split.annotations, list(files.values()), categories, files), data.skipped()
 
 
-def find_inputs(patterns: Iterable[str]) -> Inputs:
-    """Files of each pattern: an image, a video, a folder (its images, not those of folders in it), or a glob.
+def find_inputs(patterns: Iterable[str], recursive: bool = False, outputs: Iterable[Path] = ()) -> Inputs:
+    """Files of each pattern: an image, a video, a folder (its images; `recursive`: those of folders in it, too, but for
+    hidden ones and `outputs`), or a glob.
 
     What a file is, its content tells; only a file that isn't an image and is named as a video is one. A file named
     outright is always kept, to be told of where it can't be read. Raises PredictionError where a pattern finds nothing.
     """
-    found, seen = Inputs(), set()
+    found, seen = Inputs(), {Path(p).resolve() for p in outputs}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            files, outright = sorted(p for p in path.iterdir() if p.is_file()), False
+            files, outright = folder_files(path, found, recursive, seen), False
         elif path.exists():
             files, outright = [path], True
         else:
@@ -116,8 +119,29 @@ def find_inputs(patterns: Iterable[str]) -> Inputs:
     if found.images:
         found.root = common_folder(found.images)
     elif not found.videos:
-        raise PredictionError(f"{' '.join(patterns)}: no image or video in there")
+        below = f", but {len(found.folders)} folders; --recursive looks into them" if found.folders else ""
+        raise PredictionError(f"{' '.join(patterns)}: no image or video in there{below}")
     return found
+
+
+def folder_files(folder: Path, found: Inputs, recursive: bool, seen: set[Path]) -> list[Path]:
+    """A folder's files in order, and those of folders in it, or these noted in found.folders; none is entered twice."""
+    files, folders = [], []
+    try:
+        for path in sorted(folder.iterdir()):
+            (folders if path.is_dir() else files).append(path)
+    except OSError as e:
+        raise PredictionError(f"{folder}: can't read the folder: {e.strerror}") from None
+    files = [f for f in files if f.is_file()]
+    seen.add(folder.resolve())
+    for below in folders:
+        if below.resolve() in seen:
+            continue
+        if recursive and not below.name.startswith("."):
+            files += folder_files(below, found, recursive, seen)
+        else:
+            found.folders.append(below)
+    return files
 
 
 def common_folder(images: Iterable[Path]) -> Path:
@@ -164,13 +188,13 @@ def predict_images(
     picture_score: float = PICTURE_SCORE,
     labels: tuple[str, Path] | None = None,
 ) -> list[str]:
-    """Predicts inputs.images and writes `json_path`, {path: Detections.to_dict()} in the order of the inputs.
+    """Predicts inputs.images and writes `json_path`, {path: Detections.to_entry()} in the order of the inputs.
 
-    pictures: folder of drawn pictures, with detections of at least picture_score; coco_path: COCO results of all
-    images, with the image ids of `annotations`, else of file names that are numbers, else numbered from 1; each entry
-    of the JSON then says its image_id. annotations: also the images' sizes, by which exif: auto turns them. labels: the
-    kind of LABEL_KINDS and the place (folder of labelme's, COCO's file) of labels to correct by hand, of detections of
-    at least picture_score. Returns what couldn't be read, a line each. Raises UserError.
+    pictures: folder of drawn pictures, with detections of at least picture_score, or of their class's own threshold;
+    coco_path: COCO results of all images, with the image ids of `annotations`, else of file names that are numbers,
+    else numbered from 1; each entry of the JSON then says its image_id. annotations: also the images' sizes, by which
+    exif: auto turns them. labels: the kind of LABEL_KINDS and the place (folder of labelme's, COCO's file) of labels to
+    correct by hand, of the detections that are drawn. Returns what couldn't be read, a line each. Raises UserError.
     """
     known = annotations.find(inputs.images) if annotations else {}
     if annotations and (coco_path or (labels and labels[0] == "coco")):
@@ -190,7 +214,7 @@ def predict_images(
             if p.fault:
                 faults.append(p.fault)
                 continue
-            entry = p.detections.to_dict()
+            entry = p.detections.to_entry()
             if add_result or p.source in known:
                 entry = {"image_id": ids[p.source]} | entry
             if add_result:
@@ -198,9 +222,9 @@ def predict_images(
                     add_result(json.dumps(row, separators=(",", ":")))
             add(f"{json.dumps(os.fspath(p.source))}: {json.dumps(entry)}")
             if label:
-                label(p.source, p.detections.above(picture_score), p.orientation)
+                label(p.source, p.detections.above(picture_score, predictor.class_score_thr), p.orientation)
             if pictures:
-                write_picture(names[p.source], p, picture_score)
+                write_picture(names[p.source], p, picture_score, predictor.class_score_thr)
     return faults
 
 
@@ -244,17 +268,17 @@ def picture_names(inputs: Inputs, folder: Path) -> dict[Path, Path]:
     return out
 
 
-def write_picture(path: Path, prediction: Prediction, score: float) -> None:
+def write_picture(path: Path, prediction: Prediction, score: float, by_class: Mapping[str, float]) -> None:
     """Draws a prediction whose image was kept."""
-    d, image = prediction.detections, prediction.image
+    d, image = prediction.detections.above(score, by_class), prediction.image
     long = max(image.shape[:2])
     zoom = min(max(1.0, math.ceil(LONG_SIDE[0] / long)), 16.0) if long < LONG_SIDE[1] else LONG_SIDE[1] / long
-    write_image(path, draw(d, image, score, zoom))
+    write_image(path, draw(d, image, zoom))
 
 
-def draw(detections: Detections, bgr: np.ndarray, score: float, zoom: float = 1.0) -> np.ndarray:
-    """Detections.draw, of BGR."""
-    return np.ascontiguousarray(detections.draw(bgr[:, :, ::-1], score, zoom)[:, :, ::-1])
+def draw(detections: Detections, bgr: np.ndarray, zoom: float = 1.0) -> np.ndarray:
+    """Detections.draw, of BGR, of all of them."""
+    return np.ascontiguousarray(detections.draw(bgr[:, :, ::-1], 0.0, zoom)[:, :, ::-1])
 
 
 def write_image(path: Path, bgr: np.ndarray) -> None:
@@ -291,20 +315,20 @@ def predict_video(
     rate = capture.get(cv2.CAP_PROP_FPS)
     rate = rate if 0 < rate <= 1000 else 25.0
     announced, count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))), 0
+    stream = predictor.stream(frames(capture), keep_images=with_picture)
+    first = next(stream, None)
+    if first is None:
+        return f"{video}: no frame that can be read"
     with contextlib.ExitStack() as files:
         out = files.enter_context(files.enter_context(whole(lines)).open("w"))
         add = files.enter_context(film_frames(film, rate)) if with_picture else None
-        stream = predictor.stream(frames(capture), keep_images=with_picture)
-        for p in tqdm(stream, total=announced or None, unit="frame", desc=video.name):
-            entry = {"frame": count, "seconds": round(count / rate, 4)} | p.detections.to_dict()
+        for p in tqdm(itertools.chain([first], stream), total=announced or None, unit="frame", desc=video.name):
+            entry = {"frame": count, "seconds": round(count / rate, 4)} | p.detections.to_entry()
             out.write(json.dumps(entry) + "\n")
             if add:
-                add(draw(p.detections, p.image, score))
+                add(draw(p.detections.above(score, predictor.class_score_thr), p.image))
             count += 1
     capture.release()
-    if not count:
-        lines.unlink()
-        return f"{video}: no frame that can be read"
     if count < FRAMES_AT_LEAST * announced:
         return f"{video}: ends after {count} of {announced} frames; cut short or damaged"
     return ""
@@ -323,12 +347,13 @@ def frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 def film_frames(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that adds a frame (H, W, 3) uint8 BGR to the MP4 at `path`; all of one size, the first one's.
 
-    A last row or column is repeated where a side is odd, which the codec would cut.
+    A last row or column is repeated where a side is odd, which the codec would cut. Raises PredictionError where the
+    frames can't be written, or aren't there when they are read again.
     """
-    writer = None
+    writer, count = None, 0
 
     def add(frame: np.ndarray) -> None:
-        nonlocal writer
+        nonlocal writer, count
         height, width = frame.shape[:2]
         frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         size = frame.shape[1], frame.shape[0]
@@ -337,6 +362,7 @@ def film_frames(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
             if not writer.isOpened():
                 raise PredictionError(f"{path}: can't write a video of {size[0]} x {size[1]} there")
         writer.write(frame)
+        count += 1
 
     with whole(path) as beside:
         try:
@@ -344,3 +370,22 @@ def film_frames(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
         finally:
             if writer is not None:
                 writer.release()
+        demand_frames(beside, path, count)
+
+
+def demand_frames(written: Path, path: Path, count: int) -> None:
+    """Raises OSError or PredictionError, of `path`, unless the video `written` has `count` frames, the last one whole.
+
+    OpenCV's writer doesn't tell of a disk that is full.
+    """
+    capture = cv2.VideoCapture(os.fspath(written), cv2.CAP_FFMPEG)
+    held = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    capture.set(cv2.CAP_PROP_POS_FRAMES, count - 1)
+    if held == count and capture.read()[0]:
+        return
+    # the system says why
+    with written.open("ab") as f:
+        f.write(bytes(1 << 20))
+        f.flush()
+        os.fsync(f.fileno())
+    raise PredictionError(f"{path}: the video couldn't be written whole ({held} of {count} frames); was the disk full?")

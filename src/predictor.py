@@ -4,27 +4,30 @@ import copy
 import difflib
 import functools
 import os
-import signal
-import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
+from PIL import Image
 from pycocotools import mask as rle
 
 from src.config import COCO_CLASSES, Config, load_config
 from src.data.formats import resolve_classes
-from src.data.images import read_frame
+from src.data.images import orientation_for, read_frame, turn
 from src.data.records import DataError
 from src.data.transforms import prepare_image
 from src.device import set_device
-from src.evaluation.inference import image_results
+from src.evaluation.coco import clip_to_picture, in_original, result_rows
+from src.evaluation.masks import paste_masks
 from src.models.build import build_detector
+from src.predict_tiles import check_tile, cut_off, merge, windows
 from src.runtime.errors import UserError
+from src.runtime.interrupts import own_interrupts
 from src.training.checkpoints import load_detector
 from src.visualize import draw_detections
 
@@ -34,7 +37,8 @@ __all__ = ["Detections", "Prediction", "Predictor", "coco_category_ids"]
 UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = dict(zip(COCO_CLASSES[1:], (i for i in range(1, 91) if i not in UNUSED_IDS), strict=True))
 
-Source = str | Path | np.ndarray
+EXIF_ORIENTATION = 0x0112
+Source = str | os.PathLike | np.ndarray | Image.Image
 
 
 def coco_category_ids(class_names: Sequence[str]) -> dict[int, int]:
@@ -49,9 +53,13 @@ class Detections:
     """What was found in one image, best first: N objects.
 
     height, width: of the image, pixels. boxes (N, 4) float32 x1 y1 x2 y2 in its pixels, inside it; scores (N,) float32;
-    labels (N,) int32, places in the config's coco_classes (the background, 0, never); names: N class names;
-    category_ids: N ids of the data set, None where unknown; masks: N RLEs ({"size": [height, width], "counts": text}),
-    None for a detector without masks.
+    labels (N,) int32; names: N class names; category_ids: N ids of the data set, None where unknown; masks: N RLEs
+    ({"size": [height, width], "counts": text}), None for a detector without masks. orientation: the EXIF orientation by
+    which viewers turn the picture further; 1 where these are of the upright.
+
+    A label is a place in the config's coco_classes, here and in to_dict: the first class has 1, as 0 is the background.
+    Two kinds of files have numbers of their own: COCO results (to_coco) the data set's category ids, and
+    predictions.json (to_entry) labels that count from 0, without the background.
     """
 
     height: int
@@ -62,13 +70,15 @@ class Detections:
     names: list[str]
     category_ids: list[int | str | None]
     masks: list[dict] | None = None
+    orientation: int = 1
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def above(self, score: float) -> "Detections":
-        """Those of at least this score."""
-        kept = np.flatnonzero(self.scores >= np.float32(score))
+    def above(self, score: float, by_class: Mapping[str, float] | None = None) -> "Detections":
+        """Those of at least this score, or of classes named in `by_class` of at least that one."""
+        least = [(by_class or {}).get(name, score) for name in self.names]
+        kept = np.flatnonzero(self.scores >= np.array(least, np.float32))
         return replace(
             self,
             boxes=self.boxes[kept],
@@ -88,18 +98,19 @@ class Detections:
             bitmap[:] = rle.decode(mask)
         return out
 
-    def draw(self, image: np.ndarray, score_thr: float = 0.5, zoom: float = 1.0) -> np.ndarray:
-        """A copy of the image (height, width, 3) uint8 RGB, enlarged `zoom` times, with masks, boxes, names, scores.
+    def draw(self, image: Source, score_thr: float = 0.5, zoom: float = 1.0) -> np.ndarray:
+        """The image as (height, width, 3) uint8 RGB, enlarged `zoom` times, with masks, boxes, names, scores.
 
-        Raises UserError for an image of another size.
+        image: the one that these are of, as a Predictor takes it: path, array or PIL image; it stays as it is. Raises
+        UserError for one that can't be read, or of another size.
         """
-        if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
+        bgr = read_source(image, "upright" if self.orientation == 1 else "stored")[0]
+        if bgr.shape[:2] != (self.height, self.width):
             raise UserError(
-                f"an image of shape {image.shape}, {image.dtype}; these detections are of"
-                f" ({self.height}, {self.width}, 3), uint8"
+                f"an image of {bgr.shape[1]} x {bgr.shape[0]} pixels; these detections are of one of"
+                f" {self.width} x {self.height}"
             )
         names = dict(zip(self.labels.tolist(), self.names, strict=True))
-        bgr = np.ascontiguousarray(image[:, :, ::-1])
         drawn = draw_detections(bgr, self.boxes, self.scores, self.labels, self.masks, names, score_thr, zoom)
         return np.ascontiguousarray(drawn[:, :, ::-1])
 
@@ -107,41 +118,40 @@ class Detections:
         """{"height", "width", "predictions": [{"bbox": {"x_min", "y_min", "width", "height"}, "class": {"label",
         "category_id", "name"}, "mask": {"size", "counts"}, "score"}]}, as numbers and text.
 
-        class.label counts from 0 without the background; category_id is "unknown" where it is. No "mask" for a detector
-        without them.
+        category_id is "unknown" where it is. No "mask" for a detector without them.
         """
         rows = []
-        for i, result in enumerate(self.to_coco(0)):
-            x, y, w, h = result["bbox"]
+        for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
             category = self.category_ids[i]
             row = {
-                "bbox": {"x_min": x, "y_min": y, "width": w, "height": h},
+                "bbox": {"x_min": x1, "y_min": y1, "width": x2 - x1, "height": y2 - y1},
                 "class": {
-                    "label": int(self.labels[i]) - 1,
+                    "label": int(self.labels[i]),
                     "category_id": "unknown" if category is None else category,
                     "name": self.names[i],
                 },
             }
             if self.masks is not None:
                 row["mask"] = self.masks[i]
-            rows.append(row | {"score": result["score"]})
+            rows.append(row | {"score": float(self.scores[i])})
         return {"height": self.height, "width": self.width, "predictions": rows}
 
+    def to_entry(self) -> dict:
+        """What predictions.json holds of an image: to_dict with labels from 0, without the background, and numbers
+        rounded as in COCO results."""
+        entry = self.to_dict()
+        for row, result in zip(entry["predictions"], self.to_coco(0), strict=True):
+            row["bbox"] = dict(zip(row["bbox"], result["bbox"], strict=True))
+            row["class"]["label"] -= 1
+            row["score"] = result["score"]
+        return entry
+
     def to_coco(self, image_id: int | str) -> list[dict]:
-        """COCO results, as eval.py writes them; a class without a known id counts by its label."""
-        out = []
-        for i, (x1, y1, x2, y2) in enumerate(self.boxes.astype(np.float64)):
-            category = self.category_ids[i]
-            row = {
-                "image_id": image_id,
-                "category_id": int(self.labels[i]) if category is None else category,
-                "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
-                "score": round(float(self.scores[i]), 6),
-            }
-            if self.masks is not None:
-                row["segmentation"] = self.masks[i]
-            out.append(row)
-        return out
+        """COCO results, as eval.py writes them: boxes rounded to a hundredth, scores to six digits. A class without a
+        known id counts by its label."""
+        labels = self.labels.tolist()
+        ids = [label if known is None else known for label, known in zip(labels, self.category_ids, strict=True)]
+        return result_rows(image_id, self.boxes, self.scores, ids, self.masks)
 
 
 @dataclass
@@ -159,15 +169,35 @@ class Prediction:
 
 
 @dataclass
-class Prepared:
-    """One source on its way to the network: `canvas` and `sizes` as the evaluation's loader has them."""
+class Picture:
+    """One source on its way to the network; size: (height, width); `found`: the detector's rows of each of its parts
+    that is through."""
 
     source: Source
-    canvas: np.ndarray | None = None
-    sizes: np.ndarray | None = None
     image: np.ndarray | None = None
-    fault: str = ""
+    size: tuple[int, int] = (0, 0)
     orientation: int = 1
+    fault: str = ""
+    parts: list[tuple[int, int, int, int]] = field(default_factory=list)
+    found: list[list[np.ndarray]] = field(default_factory=list)
+
+
+@dataclass
+class View:
+    """A part of a picture: `canvas` and `resized` (height, width) as the evaluation's loader has them; none of a
+    picture that has a fault."""
+
+    picture: Picture
+    canvas: np.ndarray | None = None
+    resized: tuple[int, int] = (0, 0)
+    part: int = 0
+
+
+class CannotPickleError(UserError, TypeError):
+    """What pickle is told, which knows TypeError."""
+
+
+_ran_in: int | None = None  # process in which a network ran first
 
 
 class Predictor:
@@ -175,12 +205,16 @@ class Predictor:
 
     config: a Config or the path of a YAML file; checkpoint: .ckpt or .safetensors of the whole detector. batch_size:
     images that go through the network together (default: the config's test_batch_size); fewer are padded, so that it
-    compiles once. score_thr: least score (default: the config's test_cfg.rcnn.score_thr). upright: image files are
-    turned as their EXIF orientation says, as by the config's exif: upright. category_ids: the data set's id of each
-    label (default: COCO's, where the classes are COCO's). classes: names of the only classes to detect (default: all).
+    compiles once. score_thr: least score (default: the config's test_cfg.rcnn.score_thr); class_score_thr: that of
+    classes by name, in its place. upright: image files are turned as their EXIF orientation says, as by the config's
+    exif: upright. category_ids: the data set's id of each label (default: COCO's, where the classes are COCO's).
+    classes: names of the only classes to detect (default: all). tile: larger pictures are detected in as a whole and in
+    squares of this side, in pixels, that overlap by the share `overlap`; what several of them found is merged by
+    non-maximum suppression, so that a picture can have more than max_per_img detections.
 
-    May be called from several threads: the network runs in one thread of its own, for one batch after the other.
-    Raises UserError for a config, device or checkpoint that can't be used.
+    May be called from several threads: the network runs in one thread of its own, for one batch after the other. Ctrl-C
+    stays the program's. Can neither be pickled nor used in a forked child: make one there. Raises UserError for a
+    config, device or checkpoint that can't be used.
     """
 
     def __init__(
@@ -192,29 +226,50 @@ class Predictor:
         upright: bool = False,
         category_ids: dict[int, int | str] | None = None,
         classes: Sequence[str] | None = None,
+        class_score_thr: Mapping[str, float] | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
     ):
+        if _ran_in not in (None, os.getpid()):
+            raise UserError(
+                "a network ran in the process that this one was forked from, whose threads stayed behind; start this"
+                ' one by spawn: multiprocessing.get_context("spawn")'
+            )
         config = copy.deepcopy(config) if isinstance(config, Config) else load_config(config)
         config = resolve_classes(config, training=False, checkpoint=checkpoint)
-        if score_thr is not None:
-            if not 0 <= score_thr <= 1:
-                raise UserError(f"score_thr is {score_thr}; a score lies in 0..1")
-            config.test_cfg.rcnn.score_thr = min(config.test_cfg.rcnn.score_thr, score_thr)
+        self.class_names = list(config.coco_classes)
+        self.class_score_thr = dict(class_score_thr or {})
+        class_labels(self.class_names, self.class_score_thr or None, "class_score_thr")
+        for name, score in {"score_thr": score_thr, **self.class_score_thr}.items():
+            if score is not None and not 0 <= score <= 1:
+                raise UserError(f"{name} is {score}; a score lies in 0..1")
+        given = [score for score in (score_thr, *self.class_score_thr.values()) if score is not None]
+        self.score_thr = config.test_cfg.rcnn.score_thr if score_thr is None else score_thr
+        config.test_cfg.rcnn.score_thr = min([config.test_cfg.rcnn.score_thr, *given])
         if batch_size is not None:
             if batch_size < 1:
                 raise UserError(f"a batch of {batch_size} images; at least one")
             config.test_batch_size = batch_size
         if upright:
             config.exif = "upright"
+        check_tile(tile, overlap)
+        self.tile, self.overlap = tile, overlap
         self.config = config
-        self.score_thr = config.test_cfg.rcnn.score_thr if score_thr is None else score_thr
-        self.class_names = list(config.coco_classes)
         self.category_ids = coco_category_ids(self.class_names) if category_ids is None else category_ids
-        self._labels = {label: label for label in range(len(self.class_names))}
-        self._wanted = class_labels(self.class_names, classes)
+        wanted = class_labels(self.class_names, classes)
+        least = [self.class_score_thr.get(name, self.score_thr) for name in self.class_names]
+        self._least = np.array([s if i in wanted else np.inf for i, s in enumerate(least)], np.float32)
         # MindSpore's graph mode is a setting of each thread, so the network stays in one
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._process = os.getpid()
         self._detector = self._network.submit(self._load, Path(checkpoint)).result()
+        # MindSpore's cells can't be freed any more once Python takes its modules down
+        weakref.finalize(self, self.__dict__.pop, "_detector", None)
+
+    def __reduce__(self) -> tuple:
+        raise CannotPickleError(
+            "a Predictor can't be pickled or copied; send config and checkpoint, and make one there"
+        )
 
     def _load(self, checkpoint: Path):
         set_device(self.config)
@@ -222,12 +277,13 @@ class Predictor:
         load_detector(detector, checkpoint)
         return detector.set_train(False)
 
-    def __call__(self, images: Source | Sequence[Source]) -> Detections | list[Detections]:
-        """Detections of an image, or of each of a list: paths, or (H, W, 3) uint8 RGB arrays.
+    def __call__(self, images: Source | Iterable[Source]) -> Detections | list[Detections]:
+        """Detections of an image, or of each of a list: paths, (H, W, 3) uint8 RGB arrays, or PIL images.
 
-        Raises UserError, one line, for an image that can't be read.
+        PIL images are taken as RGB, and turned by their EXIF orientation as files are. Raises UserError, one line, for
+        an image that can't be read.
         """
-        alone = isinstance(images, (str, Path, np.ndarray))
+        alone = isinstance(images, Source | bytes) or not isinstance(images, Iterable)
         out = []
         for prediction in self.stream([images] if alone else images):
             if prediction.fault:
@@ -248,31 +304,56 @@ class Predictor:
         """
         if os.getpid() != self._process:
             # the network's thread stayed behind, and would be waited for without end
-            raise UserError("this Predictor was made before the process was forked; make one in the child")
-        prepare = functools.partial(self._prepare, keep=keep_images, sizes=sizes or {})
+            raise UserError(
+                "this Predictor was made before the process was forked; make one in the child, and start that by spawn"
+                ' (multiprocessing.get_context("spawn")) where a network ran before'
+            )
         with ThreadPoolExecutor(max(1, self.config.num_parallel_workers)) as pool:
-            running: deque[tuple[list[Prepared], Future]] = deque()
-            for items in self._batches(sources, pool, prepare):
-                running.append((items, self._network.submit(self._detect, items)))
+            running: deque[tuple[list[View], Future]] = deque()
+            for views in self._batches(self._views(sources, sizes or {}, keep_images, pool)):
+                running.append((views, self._network.submit(self._detect, views)))
                 if len(running) > 1:
                     yield from self._finish(*running.popleft(), pool)
             while running:
                 yield from self._finish(*running.popleft(), pool)
 
-    def _batches(
-        self, sources: Iterable[Source], pool: ThreadPoolExecutor, prepare: Callable[[Source], Prepared]
-    ) -> Iterator[list[Prepared]]:
-        """Lists with test_batch_size usable images each, but the last, and those before an image that has the canvas
+    def _views(
+        self, sources: Iterable[Source], sizes: Mapping, keep_images: bool, pool: ThreadPoolExecutor
+    ) -> Iterator[View]:
+        """Every part of every source, in order, those of a few pictures ahead."""
+
+        def parts() -> Iterator[tuple[Picture, np.ndarray | None, int]]:
+            for picture in self._ahead(pool, functools.partial(self._read, sizes=sizes), sources):
+                image = picture.image
+                if not keep_images:
+                    picture.image = None
+                for number in range(len(picture.parts) or 1):
+                    yield picture, image, number
+
+        return self._ahead(pool, self._prepare, parts())
+
+    def _ahead(self, pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:
+        """function(item) of each, in order, by the pool's threads."""
+        pending: deque[Future] = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > max(1, self.config.num_parallel_workers):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def _batches(self, views: Iterable[View]) -> Iterator[list[View]]:
+        """Lists with test_batch_size usable views each, but the last, and those before a view that has the canvas
         turned; faulty ones stay in their places between.
         """
         size, items, usable, shape = self.config.test_batch_size, [], 0, None
-        for item in self._prepared(sources, pool, prepare):
-            if usable and not item.fault and item.canvas.shape != shape:
+        for item in views:
+            if usable and item.canvas is not None and item.canvas.shape != shape:
                 yield items
                 items, usable = [], 0
             items.append(item)
-            usable += not item.fault
-            shape = shape if item.fault else item.canvas.shape
+            if item.canvas is not None:
+                usable, shape = usable + 1, item.canvas.shape
             # a run of faults isn't held back for the images after it
             if usable == size or (not usable and len(items) > size):
                 yield items
@@ -280,95 +361,113 @@ class Predictor:
         if items:
             yield items
 
-    def _prepared(
-        self, sources: Iterable[Source], pool: ThreadPoolExecutor, prepare: Callable[[Source], Prepared]
-    ) -> Iterator[Prepared]:
-        ahead = max(1, self.config.num_parallel_workers)
-        pending: deque[Future] = deque()
-        for source in sources:
-            pending.append(pool.submit(prepare, source))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-    def _prepare(self, source: Source, keep: bool, sizes: Mapping) -> Prepared:
+    def _read(self, source: Source, sizes: Mapping) -> Picture:
+        annotated = sizes.get(source) if isinstance(source, (str, os.PathLike)) else None
         try:
-            if isinstance(source, np.ndarray):
-                image, orientation = from_array(source), 1
-            else:
-                image, orientation = read_frame(source, self.config.exif, sizes.get(source))
+            image, orientation = read_source(source, self.config.exif, annotated)
         except DataError as e:
-            return Prepared(source, fault=str(e))
+            return Picture(source, fault=str(e))
         except MemoryError:
-            return Prepared(source, fault=f"{source}: too large for the memory that is free")
-        canvas, resized = prepare_image(image, self.config)
-        sizes = np.array([*resized, *image.shape[:2]], np.float32)
-        return Prepared(source, canvas, sizes, image if keep else None, orientation=orientation)
+            return Picture(source, fault=f"{source}: too large for the memory that is free")
+        size = image.shape[:2]
+        return Picture(source, image, size, orientation, parts=windows(*size, self.tile, self.overlap))
 
-    def _detect(self, items: list[Prepared]) -> list[np.ndarray]:
-        """The network's outputs for the usable items, padded to a whole batch. Runs in the network's thread."""
-        rows = [i for i in items if not i.fault]
+    def _prepare(self, part: tuple[Picture, np.ndarray | None, int]) -> View:
+        picture, image, number = part
+        if picture.fault:
+            return View(picture)
+        x, y, width, height = picture.parts[number]
+        return View(picture, *prepare_image(image[y : y + height, x : x + width], self.config), number)
+
+    def _detect(self, views: list[View]) -> list[np.ndarray]:
+        """The network's outputs for the usable views, padded to a whole batch. Runs in the network's thread."""
+        global _ran_in
+        rows = [v for v in views if v.canvas is not None]
         if not rows:
             return []
         rows += rows[:1] * (self.config.test_batch_size - len(rows))
-        sizes = np.ascontiguousarray(np.stack([i.sizes[:2] for i in rows]))
-        out = self._detector(Tensor(np.stack([i.canvas for i in rows])), Tensor(sizes))
-        return [x.asnumpy() for x in out]
+        images = Tensor(np.stack([v.canvas for v in rows]))
+        sizes = Tensor(np.array([v.resized for v in rows], np.float32))
+        _ran_in = os.getpid()
+        with own_interrupts():
+            return [x.asnumpy() for x in self._detector(images, sizes)]
 
-    def _finish(self, items: list[Prepared], outputs: Future, pool: ThreadPoolExecutor) -> Iterator[Prediction]:
-        out, row, pending = outputs.result(), 0, []
-        keep_interrupts()
-        for item in items:
-            pending.append(None if item.fault else pool.submit(self._detections, out, row, item.sizes))
-            row += not item.fault
-        for item, future in zip(items, pending, strict=True):
-            detections = future.result() if future else None
-            yield Prediction(item.source, detections, item.image, item.fault, item.orientation)
+    def _finish(self, views: list[View], outputs: Future, pool: ThreadPoolExecutor) -> Iterator[Prediction]:
+        """The pictures whose last part is among these."""
+        out, row, done = outputs.result(), 0, []
+        for view in views:
+            picture = view.picture
+            if view.canvas is not None:
+                picture.found.append(self._rows(out, row, view))
+                row += 1
+            if len(picture.found) == len(picture.parts):
+                done.append((picture, None if picture.fault else pool.submit(self._detections, picture)))
+        for picture, future in done:
+            found = future.result() if future else None
+            yield Prediction(picture.source, found, picture.image, picture.fault, picture.orientation)
 
-    def _detections(self, out: list[np.ndarray], row: int, sizes: np.ndarray) -> Detections:
-        batch = {
-            "image_id": np.zeros(row + 1, np.int64),
-            "original_size": np.tile(sizes[2:].astype(np.int32), (row + 1, 1)),
-            "scale": np.tile(sizes[:2] / sizes[2:], (row + 1, 1)),
-        }
-        results = image_results(self.config, out, row, batch, self._labels)
-        results = [r for r in results if r["category_id"] in self._wanted]
-        boxes = np.array([r["bbox"] for r in results], np.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = np.array([r["category_id"] for r in results], np.int32)
+    def _rows(self, out: list[np.ndarray], row: int, view: View) -> list[np.ndarray]:
+        """A view's detections that are wanted: boxes (N, 4) in the picture's pixels, scores, labels, whether its edge
+        cuts them, and masks (N, M, M) where there are any."""
+        boxes, scores, labels, valid = (x[row] for x in out[:4])
+        kept = np.flatnonzero(valid & (scores >= self._least[labels]))
+        x, y, width, height = window = view.picture.parts[view.part]
+        scale = np.array(view.resized, np.float32) / np.array([height, width], np.float32)
+        boxes = in_original(boxes[kept], scores[kept], scale, str(view.picture.source)[:200])
+        boxes = boxes + np.array([x, y, x, y], np.float32)
+        cut = cut_off(boxes, window, *view.picture.size)
+        return [boxes, scores[kept], labels[kept], cut, *(m[row][kept] for m in out[4:])]
+
+    def _detections(self, picture: Picture) -> Detections:
+        """Of all parts of a picture."""
+        rcnn, size = self.config.test_cfg.rcnn, picture.size
+        found = [np.concatenate(arrays) for arrays in zip(*picture.found, strict=True)]
+        if len(picture.parts) > 1:
+            boxes, scores, labels, cut = found[:4]
+            kept = merge(boxes, scores, labels * (not rcnn.agnostic_nms), cut, rcnn.iou_threshold)
+            found = [array[kept] for array in found]
+        boxes, scores, labels, _, *masks = found
         return Detections(
-            height=int(sizes[2]),
-            width=int(sizes[3]),
-            boxes=boxes.astype(np.float32),
-            scores=np.array([r["score"] for r in results], np.float32),
+            height=size[0],
+            width=size[1],
+            boxes=clip_to_picture(boxes, *size),
+            scores=scores,
             labels=labels,
             names=[self.class_names[i] for i in labels],
             category_ids=[self.category_ids.get(int(i)) for i in labels],
-            masks=[r["segmentation"] for r in results] if len(out) > 4 else None,
-        ).above(self.score_thr)
+            # over the box that the mask head saw: clipping first would squeeze the mask
+            masks=paste_masks(masks[0], boxes, *size, rcnn.mask_thr_binary, self.config.mask_paste) if masks else None,
+            orientation=picture.orientation,
+        )
 
 
-def keep_interrupts() -> None:
-    """Gives Ctrl-C back to Python: MindSpore, once a network has run, answers it by ending the process."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, handler)
-
-
-def class_labels(class_names: Sequence[str], wanted: Sequence[str] | None) -> set[int]:
-    """The labels of the classes `wanted`, of all without it. Raises UserError for a name that isn't one."""
+def class_labels(class_names: Sequence[str], wanted: Iterable[str] | None, key: str = "classes") -> set[int]:
+    """The labels of the classes `wanted`, of all without it. Raises UserError, of `key`, for a name that isn't one."""
     known = list(class_names[1:])
     if wanted is None:
         return set(range(1, len(class_names)))
     if not wanted:
-        raise UserError("classes: none named; name some of the config's coco_classes, or leave the option out")
+        raise UserError(f"{key}: none named; name some of the config's coco_classes, or leave the option out")
     for name in wanted:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.5)
             meant = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UserError(f"classes: the detector knows no {name!r}{meant}; it knows {', '.join(known)}")
+            raise UserError(f"{key}: the detector knows no {name!r}{meant}; it knows {', '.join(known)}")
     return {known.index(name) + 1 for name in wanted}
+
+
+def read_source(source: Source, exif: str, annotated: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
+    """A source as (H, W, 3) uint8 BGR, and the EXIF orientation by which viewers turn it further, see read_frame.
+
+    Raises DataError, one line, for one that isn't an image.
+    """
+    if isinstance(source, np.ndarray):
+        return from_array(source), 1
+    if isinstance(source, Image.Image):
+        return from_pil(source, exif)
+    if isinstance(source, (str, os.PathLike)):
+        return read_frame(source, exif, annotated)
+    raise DataError(f"{str(source)[:60]!r}: not an image; give a path, an (H, W, 3) uint8 RGB array or a PIL image")
 
 
 def from_array(image: np.ndarray) -> np.ndarray:
@@ -376,3 +475,25 @@ def from_array(image: np.ndarray) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise DataError(f"an image of shape {image.shape}, {image.dtype}; expected (height, width, 3), uint8, RGB")
     return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def from_pil(image: Image.Image, exif: str) -> tuple[np.ndarray, int]:
+    """A PIL image as BGR, and the orientation that it lacks. As of files, alpha is dropped, and the lower 8 bits of 16.
+
+    Raises DataError.
+    """
+    name = getattr(image, "filename", "") or f"a PIL image of mode {image.mode}"
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{name}: values of 32 bits, whose range nothing tells; scale them to 0..255 and convert to RGB"
+        )
+    try:
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as e:
+        raise DataError(f"{name}: can't be decoded: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
+    orientation = orientation if orientation in range(1, 9) else 1
+    applied = orientation_for(exif, pixels.shape[:2], orientation)
+    return turn(from_array(pixels), applied), 1 if applied == orientation else orientation

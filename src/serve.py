@@ -138,7 +138,7 @@ def create_app(predictor, hosts: tuple[str, ...] | None = LOCAL):
     def download(token: str) -> Response | tuple:
         if (kept := shelf.get(token)) is None:
             return refuse("no longer kept; drop the image again", 404)
-        text = json.dumps({kept.name: kept.detections.above(score_of(request)).to_dict()}, indent=1)
+        text = json.dumps({kept.name: kept.detections.above(score_of(request)).to_entry()}, indent=1)
         disposition = {"Content-Disposition": "attachment; filename=predictions.json"}
         return Response(text, mimetype="application/json", headers=disposition)
 

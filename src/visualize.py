@@ -109,9 +109,9 @@ def draw_records(
     labels = np.array([r["category_id"] for r in records], np.int64)
     scores = np.array([r["score"] for r in records]) if records and "score" in records[0] else None
     if any(r.get("iscrowd") for r in records):
-        # a crowd is drawn as one more class of its own
-        names = dict(names) | {-k: f"{v} crowd" for k, v in names.items()}
-        labels = np.array([-c if r.get("iscrowd") else c for c, r in zip(labels, records, strict=True)])
+        # a crowd is drawn as one more class of its own, below zero, also that of category 0
+        names = dict(names) | {-1 - k: f"{v} crowd" for k, v in names.items()}
+        labels = np.array([-1 - c if r.get("iscrowd") else c for c, r in zip(labels, records, strict=True)])
     return draw_detections(image, boxes, scores, labels, masks, names, score_thr, zoom)
 
 

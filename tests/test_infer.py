@@ -1,8 +1,11 @@
 """Prediction of files, folders, videos and arrays: the same detections as evaluation, every input accounted for."""
 
+import copy
 import json
 import os
+import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +18,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
+import infer
 from src import predict_files
+from src import predictor as predictor_module
 from src.annotated import AnnotatedImage, Annotations
 from src.data import images
 from src.data.import_labels import import_labels
@@ -157,6 +162,113 @@ def test_mistakes_are_refused_in_one_line(arguments, parts, tmp_path):
     [line] = done.stderr.splitlines()
     for part in parts:
         assert part in line
+
+
+@pytest.fixture
+def stubbed(monkeypatch, tiny_predictor, tiny_model, tiny_arguments):
+    """Runs infer.py's main in this process, with tiny_predictor's network, compiled already."""
+    made = []
+
+    def stand_in(*_, **options):
+        made.append(options)
+        return tiny_predictor
+
+    monkeypatch.setattr(predictor_module, "Predictor", stand_in)
+
+    def call(*arguments):
+        words = ["infer.py", *tiny_arguments, "--ckpt_file", tiny_model[1], *arguments]
+        monkeypatch.setattr("sys.argv", [*map(str, words)])
+        before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            infer.main()
+        finally:
+            for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+                signal.signal(number, handler)
+        return made[-1]
+
+    return call
+
+
+def test_options_reach_the_predictor(stubbed, folder, tmp_path, refusal):
+    image = next(folder.glob("*1.jpg"))
+    words = ["--input", image, "--output", tmp_path / "p.json", "--tile", 640, "--overlap", 0.3]
+    options = stubbed(*words, "--class_score_thr", "star=0.3,cross=1", "square = 0.5")
+    assert options["class_score_thr"] == {"star": 0.3, "cross": 1.0, "square": 0.5}
+    assert (options["tile"], options["overlap"]) == (640, 0.3)
+    for word in ("star", "star=high", "=0.5"):
+        with refusal(UserError, "--class_score_thr", word):
+            stubbed(*words, "--class_score_thr", word)
+
+
+def test_a_second_run_into_one_output_is_refused(stubbed, folder, tmp_path, refusal):
+    image = next(folder.glob("*1.jpg"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/predictions.json").write_text("the other's")
+    holder = f"""
+import sys, time
+from pathlib import Path
+from src.runtime.files import hold
+with hold(Path({str(tmp_path / "out/.infer.lock")!r}), "", ""):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", holder]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with refusal(UserError, tmp_path / "out", f"process {other.pid}", "name another --output"):
+            stubbed("--input", image, "--output", tmp_path / "out")
+        assert (tmp_path / "out/predictions.json").read_text() == "the other's"
+        # another file beside is another output
+        stubbed("--input", image, "--output", tmp_path / "out/p.json")
+    stubbed("--input", image, "--output", tmp_path / "out")
+    assert list(json.loads((tmp_path / "out/predictions.json").read_text())) == [str(image)]
+
+
+def test_folders_that_are_not_looked_into_are_told(stubbed, folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "in/deep", ignore=lambda *_: ["broken.jpg"])
+    shutil.copy(next(folder.glob("*1.jpg")), tmp_path / "in")
+    stubbed("--input", tmp_path / "in", "--output", tmp_path / "p.json")
+    told = capsys.readouterr().out
+    assert "1 of 1 inputs predicted" in told
+    assert "not looked into, folders in a folder: 1 (deep); --recursive does" in told
+    stubbed("--input", tmp_path / "in", "--output", tmp_path / "p.json", "--recursive")
+    told = capsys.readouterr().out
+    assert "9 of 9 inputs predicted" in told
+    assert "not looked into" not in told
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_in_one_line(number, status, tiny_arguments, tiny_model, folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/predictions.json").write_text("older")
+    # the network that never ends is ready to be stopped as soon as its first image has come
+    code = f"""
+import os, sys, time
+sys.argv = {["infer.py", *map(str, tiny_arguments), "--ckpt_file", str(tiny_model[1]), "--input", str(folder)]!r}
+sys.argv += ["--output", {str(tmp_path / "out")!r}]
+import infer
+from src import predictor
+from src.runtime.errors import run_command
+
+def detect(self, views):
+    print("detecting", flush=True)
+    time.sleep(600)
+
+predictor.Predictor._detect = detect
+run_command(infer.main)
+"""
+    command = [sys.executable, "-c", code]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as child:
+        while "detecting" not in (line := child.stdout.readline()):
+            assert line, child.stderr.read()
+        child.send_signal(number)
+        _, told = child.communicate(timeout=60)
+    assert child.returncode == status
+    assert told.splitlines()[-1] == f"stopped by {number.name}: nothing half written is left"
+    assert "Traceback" not in told
+    assert (tmp_path / "out/predictions.json").read_text() == "older"
+    assert not list(tmp_path.rglob("*.writing*"))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -331,6 +443,132 @@ def test_a_forked_child_is_told(tiny_predictor, photograph):
         assert "make one in the child" in told.read()
 
 
+def test_a_predictor_made_where_mindspores_threads_are_missing(tiny_model, monkeypatch, refusal):
+    monkeypatch.setattr(predictor_module, "_ran_in", os.getppid())
+    with refusal(UserError, "forked", 'multiprocessing.get_context("spawn")'):
+        Predictor(*tiny_model)
+
+
+def test_pickling_is_told(tiny_predictor, refusal):
+    for send in (pickle.dumps, copy.deepcopy):
+        with refusal(UserError, "can't be pickled", "send config and checkpoint"):
+            send(tiny_predictor)
+    with pytest.raises(TypeError):
+        pickle.dumps(tiny_predictor)
+
+
+def test_pil_images(tiny_predictor, photograph, expected, tmp_path):
+    assert tiny_predictor(Image.fromarray(photograph)).to_dict() == expected
+    transparent = Image.fromarray(np.dstack([photograph, np.full(photograph.shape[:2], 9, np.uint8)]))
+    Image.fromarray(photograph).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as lazy:
+        assert [d.to_dict() for d in tiny_predictor([transparent, lazy])] == [expected] * 2
+    grey = photograph[:, :, 0]
+    wanted = tiny_predictor(np.dstack([grey] * 3)).to_dict()
+    for image in (Image.fromarray(grey), Image.fromarray((grey.astype(np.uint16) << 8) + 77)):
+        assert tiny_predictor(image).to_dict() == wanted
+
+
+def test_pil_images_are_turned_as_files_are(tiny_predictor, photograph, tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photograph).save(tmp_path / "turned.png", exif=exif)
+    for policy in ("auto", "upright", "stored"):
+        monkeypatch.setattr(tiny_predictor.config, "exif", policy)
+        with Image.open(tmp_path / "turned.png") as image:
+            of_pil, of_file = tiny_predictor([image, tmp_path / "turned.png"])
+        assert of_pil.to_dict() == of_file.to_dict()
+        assert of_pil.orientation == of_file.orientation == (1 if policy == "upright" else 6)
+
+
+def test_pil_images_that_cannot_be_taken(tiny_predictor, photograph, tmp_path, refusal):
+    with refusal(UserError, "mode F", "convert to RGB"):
+        tiny_predictor(Image.fromarray(photograph[:, :, 0].astype(np.float32)))
+    Image.fromarray(photograph).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:3000])
+    with Image.open(tmp_path / "cut.png") as image, refusal(UserError, "cut.png", "can't be decoded"):
+        tiny_predictor(image)
+
+
+@pytest.mark.parametrize("source", [None, 7, b"bytes", [None]])
+def test_what_is_no_image_is_told(source, tiny_predictor, refusal):
+    with refusal(UserError, "not an image; give a path"):
+        tiny_predictor(source)
+
+
+def test_one_convention_of_labels_and_no_rounding_but_in_files(tiny_predictor, photograph):
+    found = tiny_predictor(photograph)
+    rows, entries, results = found.to_dict()["predictions"], found.to_entry()["predictions"], found.to_coco(5)
+    assert found.labels.min() >= 1
+    assert [r["class"]["label"] for r in rows] == found.labels.tolist()
+    assert [r["class"]["label"] for r in entries] == (found.labels - 1).tolist()
+    assert [tiny_predictor.class_names[i] for i in found.labels] == [r["class"]["name"] for r in rows]
+    x = np.array([r["bbox"]["x_min"] for r in rows])
+    np.testing.assert_array_equal(x, found.boxes[:, 0].astype(float))
+    assert np.abs(x - x.round(2)).max() > 1e-4
+    assert [r["bbox"]["x_min"] for r in entries] == [r["bbox"][0] for r in results] == x.round(2).tolist()
+    assert [r["score"] for r in entries] == [round(float(s), 6) for s in found.scores]
+
+
+def test_drawn_on_a_path(tiny_predictor, photograph, tmp_path, refusal):
+    Image.fromarray(photograph).save(tmp_path / "a.png")
+    found = tiny_predictor(tmp_path / "a.png")
+    wanted = found.draw(photograph, 0.1)
+    assert (wanted != photograph).any()
+    for source in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.fromarray(photograph)):
+        np.testing.assert_array_equal(found.draw(source, 0.1), wanted)
+    with refusal(UserError, "none.png", "No such file"):
+        found.draw(tmp_path / "none.png")
+    with refusal(UserError, "these detections are of"):
+        found.draw(Image.fromarray(photograph[1:]))
+
+
+def test_a_path_is_drawn_on_as_it_was_turned(tiny_predictor, photograph, tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(photograph).save(tmp_path / "turned.png", exif=exif)
+    for policy, frame in (("stored", photograph), ("upright", photograph[::-1, ::-1])):
+        monkeypatch.setattr(tiny_predictor.config, "exif", policy)
+        found = tiny_predictor(tmp_path / "turned.png")
+        np.testing.assert_array_equal(found.draw(tmp_path / "turned.png", 1.1), frame)
+
+
+@pytest.fixture
+def variant(tiny_predictor, tiny_model):
+    """variant(**options): another Predictor of the tiny model, with tiny_predictor's network, compiled already."""
+
+    def make(**options):
+        out = Predictor(*tiny_model, **options)
+        out._network.shutdown()
+        out._network, out._detector = tiny_predictor._network, tiny_predictor._detector
+        return out
+
+    return make
+
+
+def test_a_threshold_for_each_class(variant, tiny_predictor, shapes_root, refusal):
+    paths = sorted((shapes_root / "val2017").iterdir())
+    path, found = max(zip(paths, tiny_predictor(paths), strict=True), key=lambda item: len(set(item[1].names)))
+    first, other = found.names[0], next(n for n in found.names if n != found.names[0])
+    of_first = found.scores[np.array(found.names) == first]
+    least = float(of_first[len(of_first) // 2])
+    kept = variant(score_thr=0.99, class_score_thr={first: least})(path)
+    assert set(kept.names) == {first}
+    assert len(kept) == (of_first >= least).sum() > 0
+    kept = variant(class_score_thr={other: 1.0})(path)
+    assert kept.to_dict()["predictions"] == [p for p in found.to_dict()["predictions"] if p["class"]["name"] != other]
+    with refusal(UserError, "class_score_thr", "'sta'", "did you mean 'star'"):
+        variant(class_score_thr={"sta": 0.5})
+    with refusal(UserError, "star", "0..1"):
+        variant(class_score_thr={"star": 30})
+
+
+def test_a_class_threshold_below_the_configs_reaches_the_network(tiny_model):
+    predictor = Predictor(*tiny_model, class_score_thr={"star": 0.01})
+    assert predictor.config.test_cfg.rcnn.score_thr == 0.01
+    assert predictor.score_thr == tiny_model[0].test_cfg.rcnn.score_thr > 0.01
+
+
 def test_interrupts_stay_pythons(tiny_model, tiny_arguments, tmp_path):
     program = f"""
 import signal
@@ -398,6 +636,23 @@ def test_inputs_are_told_by_their_content(tmp_path):
     # a glob goes deeper, and nothing is taken twice
     found = find_inputs([str(tmp_path / "**/*.png"), str(tmp_path / "b.png")])
     assert [str(p.relative_to(tmp_path)) for p in found.images] == ["b.png", "sub/c.png"]
+
+
+def test_folders_in_a_folder(tmp_path, refusal):
+    for name in ("a.png", "in/b.png", "in/deep/c.png", ".hidden/d.png", "out/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "in/loop").symlink_to(tmp_path)
+    names = ["a.png", "in/b.png", "in/deep/c.png"]
+    found = find_inputs([str(tmp_path)], outputs=[tmp_path / "out"])
+    assert [str(p.relative_to(tmp_path)) for p in found.images] == names[:1]
+    assert [p.name for p in found.folders] == [".hidden", "in"]
+    found = find_inputs([str(tmp_path)], recursive=True, outputs=[tmp_path / "out"])
+    assert [str(p.relative_to(tmp_path)) for p in found.images] == names
+    assert [p.name for p in found.folders] == [".hidden"]
+    (tmp_path / "a.png").unlink()
+    with refusal(UserError, tmp_path, "no image", "3 folders", "--recursive"):
+        find_inputs([str(tmp_path)])
 
 
 def test_a_name_with_brackets_is_a_name(tmp_path):
@@ -559,7 +814,7 @@ def test_the_annotated_size_decides_how_a_picture_is_turned(turned, tmp_path, ti
     }
     for name, policy in {"a/x.png": "upright", "b/x.png": "stored", "b/y.png": "stored"}.items():
         image = images.read_image(folder / name, policy)
-        wanted = tiny_predictor(np.ascontiguousarray(image[:, :, ::-1])).to_dict()
+        wanted = tiny_predictor(np.ascontiguousarray(image[:, :, ::-1])).to_entry()
         assert entries[name] == {"image_id": entries[name]["image_id"]} | wanted
         picture = cv2.imread(str(out / "pictures" / name), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         height, width = image.shape[:2]
@@ -778,7 +1033,7 @@ def test_a_video(film, tmp_path, tiny_predictor):
     assert [line["frame"] for line in lines] == list(range(6))
     assert [line["seconds"] for line in lines] == [i / 8 for i in range(6)]
     for line, frame in zip(lines, frames, strict=True):
-        found = tiny_predictor(np.ascontiguousarray(frame[:, :, ::-1])).to_dict()
+        found = tiny_predictor(np.ascontiguousarray(frame[:, :, ::-1])).to_entry()
         assert {k: line[k] for k in found} == found
     drawn = cv2.VideoCapture(str(tmp_path / "out/film.mp4"))
     assert drawn.get(cv2.CAP_PROP_FPS) == 8
@@ -789,6 +1044,77 @@ def test_a_video(film, tmp_path, tiny_predictor):
         count += 1
     assert count == 6
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["film.jsonl", "film.mp4"]
+
+
+def small_disk(folder, size):
+    """A disk of so many bytes at `folder`; skips where none can be had."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Makes a small disk, which goes after the test."""
+    yield lambda size: small_disk(tmp_path / "disk", size) or tmp_path / "disk"
+    subprocess.run(["umount", str(tmp_path / "disk")], capture_output=True, check=False)
+
+
+def noise_frames(count, side=320):
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
+
+
+def test_a_video_on_a_disk_that_fills_leaves_the_older(disk, refusal):
+    path = disk("300k") / "film.mp4"
+    with predict_files.film_frames(path, 5) as add:
+        for frame in noise_frames(1):
+            add(frame)
+    older = path.read_bytes()
+    with refusal(UserError, path, "No space left", "free space"), predict_files.film_frames(path, 5) as add:
+        for frame in noise_frames(30):
+            add(frame)
+    assert path.read_bytes() == older
+    assert [p.name for p in path.parent.iterdir()] == ["film.mp4"]
+
+
+def test_a_video_over_the_limit_of_a_files_size(tmp_path):
+    code = f"""
+import resource
+import numpy as np
+from pathlib import Path
+from src.runtime.errors import UserError
+from src.predict_files import film_frames
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+random = np.random.default_rng(0)
+try:
+    with film_frames(Path({str(tmp_path / "film.mp4")!r}), 5) as add:
+        for _ in range(30):
+            add(random.integers(0, 256, (320, 320, 3), np.uint8))
+except UserError as e:
+    print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "film.mp4: can't write: File too large; raise the limit" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_video_whose_end_is_missing_is_not_kept(tmp_path, refusal):
+    whole = tmp_path / "whole.mp4"
+    with predict_files.film_frames(whole, 5) as add:
+        for frame in noise_frames(4, 64):
+            add(frame)
+    predict_files.demand_frames(whole, tmp_path / "film.mp4", 4)
+    with refusal(UserError, "film.mp4", "4 of 5 frames"):
+        predict_files.demand_frames(whole, tmp_path / "film.mp4", 5)
+
+
+def test_an_empty_video_leaves_the_older_outputs(film, tmp_path, tiny_predictor, monkeypatch):
+    (tmp_path / "film.jsonl").write_text("older")
+    monkeypatch.setattr(predict_files, "frames", lambda _: iter(()))
+    assert "no frame" in predict_video(tiny_predictor, film, tmp_path / "film")
+    assert (tmp_path / "film.jsonl").read_text() == "older"
 
 
 def test_videos_that_cannot_be_read(film, tmp_path, tiny_predictor):

@@ -74,7 +74,7 @@ def test_an_upload_is_predicted_once_and_drawn_at_any_threshold(client, predicto
     assert np.abs(pictures[1] - pictures[2]).max() > 60
     reply = client.get(f"/json/{body['id']}?score={middle}", base_url=LOCAL)
     assert "attachment" in reply.headers["Content-Disposition"]
-    assert json.loads(reply.data) == {"my photo.jpg": expected.above(middle).to_dict()}
+    assert json.loads(reply.data) == {"my photo.jpg": expected.above(middle).to_entry()}
     assert len(predictor.images) == 1
 
 

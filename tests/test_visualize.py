@@ -153,6 +153,17 @@ def test_records_of_results_and_annotations(image):
     assert changed(image, draw_records(image, [result], {5: "cat"}, score_thr=0.3))[130, 160]
 
 
+@pytest.mark.parametrize("category", [0, 1])
+def test_a_crowd_is_called_so_whatever_its_id(image, category):
+    crowd = {"bbox": [100, 80, 120, 100], "category_id": category, "iscrowd": 1}
+    one = draw_records(image, [crowd], {category: "cat"})
+    # grey and named "cat crowd", as no class is
+    np.testing.assert_array_equal(
+        one, draw_detections(image, [[100, 80, 220, 180]], None, [-7], class_names={-7: "cat crowd"})
+    )
+    assert (one != draw_records(image, [crowd | {"iscrowd": 0}], {category: "cat"})).any()
+
+
 def test_side_by_side(image):
     right = np.full((HEIGHT, 200, 3), 60, np.uint8)
     out = side_by_side(image, right, ("truth", "found"))

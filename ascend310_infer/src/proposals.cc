@@ -37,13 +37,14 @@ bool LargeEnough(const Box &box, float least) { return box[2] - box[0] >= least 
 std::vector<int32_t> Nms(const std::vector<Box> &boxes, const std::vector<float> &scores,
                          const std::vector<int32_t> &groups, const NmsSettings &settings) {
   const size_t most = static_cast<size_t>(settings.max_per_img);
+  const std::vector<int32_t> one(groups.size(), 0);
   std::vector<int32_t> indices(most);
   const auto valid = std::make_unique<bool[]>(boxes.size());
   const auto kept = std::make_unique<bool[]>(most);
   std::fill_n(valid.get(), boxes.size(), true);
-  Suppress(boxes.empty() ? nullptr : boxes[0].data(), scores.data(), groups.data(), valid.get(),
-           static_cast<int64_t>(boxes.size()), settings.iou_threshold, settings.max_per_img, indices.data(),
-           kept.get());
+  Suppress(boxes.empty() ? nullptr : boxes[0].data(), scores.data(),
+           (settings.across_groups ? one : groups).data(), valid.get(), static_cast<int64_t>(boxes.size()),
+           settings.iou_threshold, settings.max_per_img, indices.data(), kept.get());
   indices.resize(static_cast<size_t>(std::count(kept.get(), kept.get() + most, true)));
   return indices;
 }

@@ -117,6 +117,7 @@ void ReadSplit(const Json &json, const std::string &folder, Sidecar *out) {
   out->rpn = Nms(rpn);
   out->rcnn = Nms(rcnn);
   out->score_thr = static_cast<float>(rcnn.Number("score_thr"));
+  out->rcnn.across_groups = rcnn.Has("agnostic_nms") && rcnn.Bool("agnostic_nms");
   out->class_agnostic = rcnn.Bool("reg_class_agnostic");
   out->box_plus_one = json.Bool("box_plus_one");
   if (json.Has("cascade")) {

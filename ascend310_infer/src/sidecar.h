@@ -27,6 +27,7 @@ struct BoxCoder {
 struct NmsSettings {
   int64_t nms_pre = 0, max_per_img = 0;
   float iou_threshold = 0, min_bbox_size = 0;
+  bool across_groups = false;  // boxes suppress those of other levels, or classes, too
 };
 
 struct RoiSettings {

@@ -120,30 +120,52 @@ def coco_results(
 
     Raises EvaluationError for a label without a category, and for a box or score that isn't finite.
     """
-    height, width = (int(v) for v in original_size)
-    sy, sx = (float(v) for v in scale)
-    unknown = sorted(set(np.asarray(labels).tolist()) - category_ids.keys())
+    size, labels = tuple(int(v) for v in original_size), np.asarray(labels)
+    unknown = sorted(set(labels.tolist()) - category_ids.keys())
     if unknown:
         raise EvaluationError(f"image {image_id}: label {unknown[0]} has no category id; another data set's classes?")
+    boxes = in_original(boxes, scores, scale, f"image {image_id}")
+    # over the box that the mask head saw: clipping first would squeeze the mask
+    encoded = None if masks is None else paste_masks(masks, boxes, *size, mask_threshold, mask_convention)
+    return result_rows(
+        int(image_id), clip_to_picture(boxes, *size), scores, [category_ids[i] for i in labels.tolist()], encoded
+    )
+
+
+def in_original(boxes: np.ndarray, scores: np.ndarray, scale: Sequence[float], name: str) -> np.ndarray:
+    """Boxes (N, 4) float32 in canvas pixels in those of the original, which they may leave; scale: as coco_results.
+
+    Raises EvaluationError, of the image `name`, for a box or score (N,) that isn't finite.
+    """
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise EvaluationError(f"image {image_id}: a detection isn't finite; did the training diverge?")
-    boxes = boxes / np.array([sx, sy, sx, sy], np.float32)
-    encoded = [None] * len(boxes)
-    if masks is not None:
-        # over the box that the mask head saw: clipping first would squeeze the mask
-        encoded = paste_masks(masks, boxes, height, width, mask_threshold, mask_convention)
-    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+        raise EvaluationError(f"{name}: a detection isn't finite; did the training diverge?")
+    sy, sx = (float(v) for v in scale)
+    return boxes / np.array([sx, sy, sx, sy], np.float32)
+
+
+def clip_to_picture(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes (N, 4) float32 cut where they leave a picture of this size."""
+    return np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+
+
+def result_rows(
+    image_id: int | str,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    category_ids: Sequence[int | str],
+    masks: Sequence[dict] | None,
+) -> list[dict]:
+    """COCO results of boxes (N, 4) x1 y1 x2 y2 in pixels of the image: rounded as coco_results says; masks: N RLEs."""
     out = []
-    for box, score, label, mask in zip(boxes.astype(np.float64), scores, labels, encoded, strict=True):
-        xywh = np.round([box[0], box[1], box[2] - box[0], box[3] - box[1]], 2).tolist()
+    for i, (x1, y1, x2, y2) in enumerate(np.asarray(boxes, np.float64)):
         result = {
-            "image_id": int(image_id),
-            "category_id": category_ids[int(label)],
-            "bbox": xywh,
-            "score": round(float(score), 6),
+            "image_id": image_id,
+            "category_id": category_ids[i],
+            "bbox": np.round([x1, y1, x2 - x1, y2 - y1], 2).tolist(),
+            "score": round(float(scores[i]), 6),
         }
-        if mask is not None:
-            result["segmentation"] = mask
+        if masks is not None:
+            result["segmentation"] = masks[i]
         out.append(result)
     return out
 

@@ -130,7 +130,7 @@ def write_report(
         "classes": class_table(summary),
         "confusion": confusion(matches, truth),
         "images": best_and_worst(matches, truth, results, records, summary, config.exif),
-        "speed": speed(timing),
+        "speed": speed(timing, config.with_mask),
         "losses": losses(config),
         "score": f"{summary.score:g}",
         "iou": f"{summary.iou:g}",
@@ -242,7 +242,7 @@ def point(p: OperatingPoint, score: bool = False, instead: float | None = None) 
     return [*first, p.precision, p.recall, p.f1]
 
 
-def speed(timing: Timing | None) -> str:
+def speed(timing: Timing | None, with_mask: bool) -> str:
     """Seconds an image, network apart from what comes after it."""
     if timing is None or not timing.network:
         return "<p>Not measured: the detections were read from a file.</p>"
@@ -250,7 +250,10 @@ def speed(timing: Timing | None) -> str:
     images = len(timing.pasting)
     rows = [
         ["network, an image (median of the batches after the first)", float(np.median(later)) if len(later) else -1.0],
-        ["masks and results, an image (median; by threads, beside the network)", float(np.median(timing.pasting))],
+        [
+            f"{'masks and ' * with_mask}results, an image (median; by threads, beside the network)",
+            float(np.median(timing.pasting)),
+        ],
         ["first batch, with compiling", timing.network[0]],
         ["everything, with reading the images", timing.total],
         ["everything, an image", timing.total / max(images, 1)],

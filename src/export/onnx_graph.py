@@ -10,6 +10,7 @@ Opset 16 is the first with an aligned RoiAlign. Where RoIs are chosen, the first
 image without a single detection gives no empty tensors to operators that might not bear them.
 """
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,6 +95,8 @@ def onnx_model(config: Config, detector: TwoStageDetector, batch_size: int = 1) 
     graph.initializer.extend(g.constants.values())
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rcnn-mindspore")
+    # as the sidecar, for whoever has the file alone
+    helper.set_model_props(model, {"classes": json.dumps(ports["classes"])})
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -393,7 +396,10 @@ class DetectorGraph(Graph):
         usable = self.op("Greater", score, self.constant(np.float32(c.score_thr), "score_thr"))
         usable = self.op("And", usable, self.large_enough(boxes, c.min_bbox_size))
         score = self.op("Where", usable, score, UNUSABLE)
-        members = self.op("Equal", self.op("Unsqueeze", label, [1]), np.arange(1, classes + 1).reshape(1, -1, 1))
+        if c.agnostic_nms:
+            members = self.constant(np.ones((1, 1, kept), bool))
+        else:
+            members = self.op("Equal", self.op("Unsqueeze", label, [1]), np.arange(1, classes + 1).reshape(1, -1, 1))
         boxes, score, valid, index = self.suppress(boxes, score, members, kept, c)
         label = self.op("Where", valid, self.op("GatherElements", label, index, axis=1), 0)
         return boxes, score, self.op("Cast", label, to=TensorProto.INT32), valid

@@ -1,5 +1,6 @@
 """An exported ONNX model in ONNX Runtime."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ class OnnxModel:
         model: file, or its bytes.  threads: within an operator; 0: as many as there are cores.
 
     Called with image (N, 3, H, W) and image_shape (N, 4), both float32, as the model's sidecar describes them; returns
-    its outputs in order. Raises ExportError for a model that ONNX Runtime doesn't take.
+    its outputs in order. classes: the names that its metadata hold, background first; None in older files. Raises
+    ExportError for a model that ONNX Runtime doesn't take.
     """
 
     def __init__(self, model: str | Path | bytes, threads: int = 0):
@@ -31,6 +33,13 @@ class OnnxModel:
         except Exception as e:  # its exceptions have no common base of their own
             reason = str(e).strip().splitlines()[0][:200]
             raise ExportError(f"{name}: ONNX Runtime can't load it: {reason}") from None
+        text = self.session.get_modelmeta().custom_metadata_map.get("classes", "null")
+        try:
+            self.classes = json.loads(text)
+        except ValueError:
+            self.classes = text
+        if not isinstance(self.classes, list | None):
+            raise ExportError(f"{name}: the classes in its metadata aren't a JSON list; export it again")
 
     def __call__(self, image: np.ndarray, image_shape: np.ndarray) -> list[np.ndarray]:
         return self.session.run(None, {"image": image, "image_shape": image_shape})

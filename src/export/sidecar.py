@@ -40,7 +40,7 @@ AGREED += ("rpn", "roi", "mask_roi", "rcnn", "cascade", "box_plus_one")
 UNSAID_AT_ALL = {"resize": "canvas", "resize_rounding": "nearest", "resize_filter": "bilinear"}
 UNSAID = {
     "rpn": {"grid_strides": False, "rank_by": "logits_first", "delta_clamp": "upper"},
-    "rcnn": {"delta_clamp": "upper"},
+    "rcnn": {"delta_clamp": "upper", "agnostic_nms": False},
 }
 KEYS = {
     "canvas": "img_width, img_height",
@@ -150,6 +150,7 @@ def describe(
             **_coder(head.bbox_coder),
             "reg_class_agnostic": head.reg_class_agnostic,
             "score_thr": test.rcnn.score_thr,
+            "agnostic_nms": test.rcnn.agnostic_nms,
             **_proposals(test.rcnn),
         },
     }

@@ -30,7 +30,7 @@ from src.export.mask_weights import write_mask_weights
 from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.reference import Case, uniform, write_reference
 from src.export.sidecar import ExportError
-from src.export.whole import canvases, folder_beside, put_in_place, standard
+from src.export.whole import cannot_write, canvases, folder_beside, put_in_place, standard
 from src.models.anchors import map_size
 from src.models.bbox_head import BBoxHead
 from src.models.mask_head import MaskHead
@@ -114,11 +114,10 @@ def export_split(
             cases = reference_cases(config, detector)
             write_reference(files["reference"], cases, TOLERANCE)
             files |= write_graphs(config, detector, folder / path.name, mindir_version)
-            made = write_sidecars(config, detector, files, folder / path.name, mindir_version)
-            compare(made, program or PROGRAM)
-        except (OSError, RuntimeError) as e:
-            reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0][:200]
-            raise ExportError(f"{path}: can't write the export: {reason}; is the disk full?") from None
+        except OSError as e:
+            raise cannot_write(path, e) from None
+        made = write_sidecars(config, detector, files, folder / path.name, mindir_version)
+        compare(made, program or PROGRAM)
         size = sum(f.stat().st_size for f in files.values())
         # the sidecars last: with them the export is whole
         put_in_place([*files.values(), *made], path.parent)
@@ -284,7 +283,12 @@ def compare(paths: list[Path], program: Path) -> None:
         print(f"not compared with Python: {why}; on the target, the program's --self_check compares")
         return
     # which takes the other canvas's graph along
-    run = subprocess.run([program, "--model", paths[0], "--self_check"], capture_output=True, text=True, check=False)
+    try:
+        run = subprocess.run(
+            [program, "--model", paths[0], "--self_check"], capture_output=True, text=True, check=False
+        )
+    except OSError as e:
+        raise ExportError(f"{program}: can't be run: {e.strerror}; build it again (ascend310_infer/build.sh)") from None
     print(run.stdout, end="")
     if run.returncode != 0:
         reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1].removeprefix("error: ")

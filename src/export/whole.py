@@ -23,6 +23,7 @@ from src.models.build import build_detector
 from src.models.roi_extractor import RoIExtractor
 from src.models.two_stage import TwoStageDetector
 from src.runtime.errors import quiet_logging
+from src.runtime.files import cure
 
 __all__ = ["WholeGraph", "canvases", "export_whole", "import_onnx_runtime", "model_path"]
 
@@ -99,7 +100,7 @@ def export_whole(config: Config, detector: TwoStageDetector, path: Path, file_fo
             try:
                 made[-1].write_text(sidecar.text(about))
             except OSError as e:
-                raise ExportError(f"{path}: can't write the sidecar: {e.strerror}; give another --file_name") from None
+                raise cannot_write(path, e) from None
         # the sidecars last: with them the export is whole
         put_in_place(made, path.parent)
     agreements = [agreement for agreement, _ in reports if agreement]
@@ -196,6 +197,14 @@ def demand(agreement: Agreement, path: Path, runtime: str) -> Agreement:
 # ---- writing
 
 
+def cannot_write(place: Path | str, e: OSError) -> ExportError:
+    """What to tell of an export of which a file couldn't be written."""
+    remedy = "give another --file_name"
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = f"free space, or {remedy}"
+    return ExportError(f"{place}: can't write the export: {e.strerror or e}; {cure(e, remedy)}")
+
+
 @contextlib.contextmanager
 def folder_beside(path: Path):
     """A folder on the same disk as `path`, gone afterwards. Raises ExportError if there can be none."""
@@ -205,7 +214,7 @@ def folder_beside(path: Path):
             raise ExportError(f"{path}: is a folder; give another --file_name")
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as e:
-        raise ExportError(f"{path}: can't write there: {e.strerror}; give another --file_name") from None
+        raise cannot_write(path, e) from None
     try:
         yield folder
     finally:
@@ -235,7 +244,7 @@ def put_in_place(made: Sequence[Path], folder: Path) -> None:
             if kept.exists():
                 os.replace(kept, old)
         if isinstance(e, OSError):
-            raise ExportError(f"{place}: can't write the export: {e.strerror}; give another --file_name") from None
+            raise cannot_write(place, e) from None
         raise
 
 
@@ -256,9 +265,11 @@ def write_mindspore(
             if file_format == "AIR":
                 return None
             got = nn.GraphCell(ms.load(str(path)))(*tensors)
-    except (OSError, RuntimeError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0][:200]
-        raise ExportError(f"{path.name}: MindSpore can't export the model: {reason}; is the disk full?") from None
+    except OSError as e:
+        raise cannot_write(path.name, e) from None
+    except (RuntimeError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
+        raise ExportError(f"{path.name}: MindSpore can't export the model: {reason}") from e
     got = [x.asnumpy() for x in got]
     return demand(compare_detections(got, above(wanted, config.test_cfg.rcnn.score_thr)), path, "MindSpore")
 
@@ -277,7 +288,7 @@ def write_onnx(
     try:
         path.write_bytes(data)
     except OSError as e:
-        raise ExportError(f"{path.name}: can't write the model: {e.strerror}; give another --file_name") from None
+        raise cannot_write(path.name, e) from None
     return agreement
 
 

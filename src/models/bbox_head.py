@@ -90,7 +90,7 @@ class Detections(nn.Cell):
 
     Args:
         coder: of the box head.  num_classes: with background.  score_thr, iou_threshold, max_per_img, nms_pre (pairs
-        that enter NMS, best first), min_bbox_size: as test_cfg.rcnn.  plus_one: see clip_boxes.
+        that enter NMS, best first), min_bbox_size, agnostic_nms: as test_cfg.rcnn.  plus_one: see clip_boxes.
 
     Inputs: scores (B, P, num_classes), class probabilities; deltas (B, P, 4 * num_classes) or (B, P, 4); the boxes that
     they refer to (B, P, 4); valid (B, P) bool; image_size (B, 2). Outputs, D = max_per_img rows an image, best first,
@@ -108,8 +108,10 @@ class Detections(nn.Cell):
         min_bbox_size: float,
         plus_one: bool = False,
         builtin_ops: bool = False,
+        agnostic_nms: bool = False,
     ):
         super().__init__()
+        self.agnostic_nms = agnostic_nms
         self.coder, self.num_classes, self.nms_pre, self.plus_one = coder, num_classes, nms_pre, plus_one
         self.score_thr, self.min_bbox_size = score_thr, min_bbox_size
         self.nms = BatchedNMS(iou_threshold, max_per_img, builtin=builtin_ops)
@@ -131,7 +133,10 @@ class Detections(nn.Cell):
         boxes = clip_boxes(self.coder(delta, take_rows(references, row)), image_size, self.plus_one)
         size = boxes[..., 2:] - boxes[..., :2]
         usable = ops.logical_and(score > self.score_thr, size.min(axis=-1) >= self.min_bbox_size)
-        index, kept = self.nms(boxes, score, label.astype(mstype.int32), usable)
+        group = label.astype(mstype.int32)
+        if self.agnostic_nms:
+            group = ops.zeros_like(group)
+        index, kept = self.nms(boxes, score, group, usable)
         mask = kept.astype(boxes.dtype)
         label = take_rows(label, index).astype(mstype.int32) * kept.astype(mstype.int32)
         return take_rows(boxes, index) * mask.expand_dims(-1), take_rows(score, index) * mask, label, kept

@@ -120,6 +120,7 @@ def _detections(config: Config, coder: BoxCoder, builtin_ops: bool) -> Detection
         c.min_bbox_size,
         plus_one=config.box_plus_one,
         builtin_ops=builtin_ops,
+        agnostic_nms=c.agnostic_nms,
     )
 
 

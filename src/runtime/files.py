@@ -1,6 +1,7 @@
 """Files that are whole or not there, and folders that one process holds at a time."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import json
@@ -12,11 +13,26 @@ from pathlib import Path
 
 from src.runtime.errors import UserError
 
-__all__ = ["InUseError", "beside", "flush", "hold", "remove_leftovers", "whole"]
+__all__ = ["InUseError", "beside", "cure", "flush", "hold", "remove_leftovers", "whole"]
+
+# what helps where it isn't space that lacks
+CURES = {
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.ENOMEM: "the memory is full: end other programs",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EROFS: "it can only be read: name another place",
+    errno.EACCES: "it may not be written: change its owner or mode, or name another place",
+    errno.EPERM: "it may not be written: change its owner or mode, or name another place",
+}
 
 
 class InUseError(UserError):
     """What another process holds; the message names it."""
+
+
+def cure(e: OSError, remedy: str) -> str:
+    """What to do about `e`: `remedy` where a disk is full or nothing better is known."""
+    return CURES.get(e.errno, remedy)
 
 
 def beside(path: Path) -> Path:
@@ -59,7 +75,7 @@ def whole(
             flush(written)
             os.replace(written, path)
     except OSError as e:
-        raise error(f"{path}: can't write: {e.strerror or e}; {remedy}") from None
+        raise error(f"{path}: can't write: {e.strerror or e}; {cure(e, remedy)}") from None
     finally:
         with contextlib.suppress(OSError):
             written.unlink(missing_ok=True)
@@ -77,7 +93,7 @@ def hold(path: Path, what: str, remedy: str, shared: bool = False, wait: bool = 
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as e:
-        raise UserError(f"{path}: can't write: {e.strerror}; {remedy}") from None
+        raise UserError(f"{path}: can't write: {e.strerror}; {cure(e, remedy)}") from None
     try:
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

@@ -188,6 +188,8 @@ class Trainer:
             self.group.check_same(same, "after the first step")
             self.checked_first = True
         losses = dict(zip(LOSS_NAMES, values.tolist(), strict=True))
+        if not self.config.with_mask:
+            del losses["rcnn_mask_loss"]
         # the optimizer counts its own steps
         rate = float(self.rates[(epoch - 1) * len(self.loader) + i - 1 - self.state.skipped])
         self.state.step = i

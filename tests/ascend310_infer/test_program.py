@@ -493,6 +493,25 @@ def test_what_other_projects_do_otherwise(project, program, infer, pictures, agr
     assert detected(tmp_path / "older") < 0.97
 
 
+def test_suppression_across_classes(spoilt, infer, pictures, tmp_path):
+    image = sorted((pictures / "val2017").iterdir())[0]
+
+    def overlaps():
+        run = infer("--model", spoilt, "--input", image.parent, "--output", tmp_path / "out")
+        assert run.returncode == 0, run.stderr
+        boxes = read_result(tmp_path / f"out/{image.name}.det").boxes.astype(float)
+        size = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+        shared, area = np.maximum(size, 0).prod(-1), (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+        iou = shared / (area[:, None] + area[None] - shared)
+        return int((iou > 0.51).sum()) - len(boxes)
+
+    assert overlaps() > 0
+    content = json.loads(spoilt.read_text())
+    content["rcnn"]["agnostic_nms"] = True
+    spoilt.write_text(json.dumps(content))
+    assert overlaps() == 0
+
+
 RESNEXT = {"backbone.type": "resnext", "backbone.depth": 50, "backbone.groups": 32, "backbone.base_width": 4}
 RESNEXT |= {"backbone.width_multiplier": 1.0, "neck.fpn.in_channels": [256, 512, 1024, 2048]}
 ZOO = {"backbone.same_padding": True, "backbone.relu6": True, "neck.fpn.upsample": "bilinear"}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 
@@ -148,6 +149,42 @@ def test_refusals(exported, command, tmp_path, refusal):
         command()
     Path(f"{path}.json").unlink()
     with refusal(UserError, f"{path}.json", "export.py"):
+        command()
+
+
+def with_metadata(path, **entries):
+    """Gives a model other metadata, with its sidecar's blessing."""
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, entries)
+    onnx.save(model, path)
+    about = sidecar.read(f"{path}.json")
+    sidecar.write(f"{path}.json", about | {"files": {"model": sidecar.file_entry(path)}})
+
+
+def test_the_files_own_class_names(exported, command, refusal, monkeypatch):
+    config, _, path = exported
+    swapped = [config.coco_classes[i] for i in (0, 2, 1, 3, 4, 5)]
+    with_metadata(path, classes=json.dumps(swapped))
+    with refusal(UserError, path, "class 1 'square', not 'circle'", "coco_classes"):
+        command()
+    with_metadata(path, classes='["background", "thing"]')
+    with refusal(UserError, path, "2 classes, not 6"):
+        command()
+    with_metadata(path, classes="circle, square")
+    with refusal(UserError, path, "export it again"):
+        command()
+    # files of before have none
+    with_metadata(path)
+
+    class AcceptedError(Exception):
+        pass
+
+    def accept(_):
+        raise AcceptedError
+
+    monkeypatch.setattr(eval_onnx, "records_of", accept)
+    with pytest.raises(AcceptedError):
         command()
 
 

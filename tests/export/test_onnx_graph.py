@@ -48,6 +48,7 @@ ODD = {
     "img_height": 160,
     "rpn__anchor_generator__grid_strides": True,
     "detector": "faster_rcnn",
+    "test_cfg__rcnn__agnostic_nms": True,
 }
 AGNOSTIC = {
     "detector": "cascade_rcnn",
@@ -105,6 +106,8 @@ def test_only_standard_operators_and_no_batch_norm(small_config, make_detector):
     assert {n.domain for n in model.graph.node} == {""}
     assert [(o.domain, o.version >= 11) for o in model.opset_import] == [("", True)]
     assert "BatchNormalization" not in {n.op_type for n in model.graph.node}
+    # whoever has the file alone finds the classes in it
+    assert OnnxModel(model.SerializeToString()).classes == config.coco_classes
 
 
 def test_a_detector_whose_norms_are_not_folded_is_refused(small_config, make_detector):

@@ -1,5 +1,7 @@
 """The split form's files, and what becomes of an export that isn't the detector."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from src.config import load_config
 from src.device import set_device
-from src.export import sidecar
+from src.export import sidecar, split
 from src.export.reference import uniform
 from src.export.split import export_split
 from src.models.build import build_detector
@@ -63,6 +65,43 @@ def test_a_folder_that_cannot_be_written(tiny, tmp_path, refusal):
     (tmp_path / "file").write_text("")
     with refusal(sidecar.ExportError, "file"):
         export_split(*tiny, tmp_path / "file/net")
+
+
+@pytest.mark.parametrize(
+    ("number", "parts"),
+    [
+        (errno.ENOSPC, ["No space left", "free space", "--file_name"]),
+        (errno.EFBIG, ["File too large", "ulimit -f"]),
+        (errno.ENOMEM, ["Cannot allocate memory", "memory is full"]),
+    ],
+)
+def test_a_file_that_cannot_be_written_says_why(number, parts, tiny, tmp_path, refusal, monkeypatch):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "net.json").write_text("older")
+    monkeypatch.setattr(split, "reference_cases", fail)
+    with refusal(sidecar.ExportError, "net", *parts):
+        export_split(*tiny, tmp_path / "net")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("net.json", "older")]
+
+
+def test_a_fault_of_our_own_is_not_called_a_full_disk(tiny, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("shapes don't fit")
+
+    monkeypatch.setattr(split, "reference_cases", fail)
+    with pytest.raises(RuntimeError, match="shapes don't fit"):
+        export_split(*tiny, tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_does_not_run_is_named(tmp_path, refusal, monkeypatch):
+    program = tmp_path / "program"
+    program.write_text("no program")
+    monkeypatch.setattr(sidecar, "read", lambda _: {"mindir_version": 1})
+    with refusal(sidecar.ExportError, program, "can't be run", "build"):
+        split.compare([tmp_path / "net.json"], program)
 
 
 def test_reference_inputs_are_the_same_everywhere():

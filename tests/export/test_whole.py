@@ -254,3 +254,21 @@ def test_the_suffix_is_added_once():
     assert str(model_path("a/b", "ONNX")) == "a/b.onnx"
     assert str(model_path("a/b.v1", "MINDIR")) == "a/b.v1.mindir"
     assert str(model_path("b.air", "AIR")) == "b.air"
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (OSError(28, "No space left on device"), ["No space left", "free space"]),
+        (OSError(27, "File too large"), ["File too large", "ulimit -f"]),
+        (RuntimeError("Unsupported op [Foo]\nC++ call stack"), ["MindSpore can't export", "Unsupported op [Foo]"]),
+    ],
+)
+def test_why_mindspore_does_not_export(small_config, make_detector, tmp_path, monkeypatch, refusal, error, parts):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(whole.ms, "export", fail)
+    config = small_config()
+    with refusal(ExportError, "model.mindir", *parts):
+        whole.write_mindspore(config, make_detector(config), tmp_path / "model.mindir", "MINDIR", (), [])

@@ -31,6 +31,16 @@ def test_a_disk_that_is_full_is_told(tmp_path, refusal):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_limit_is_no_full_disk(tmp_path):
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+    code += "from pathlib import Path; from src.runtime.errors import UserError; from src.runtime.files import whole\n"
+    code += "try:\n    with whole(Path('a')) as p: p.write_text('x' * 200)\nexcept UserError as e: print(e)"
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "a: can't write: File too large; raise the limit of a file's size (ulimit -f)" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_killed_processes_left_goes_that_of_living_ones_stays(tmp_path):
     path = tmp_path / "a.mp4"
     dead = subprocess.Popen(["true"])

@@ -9,7 +9,7 @@ import pytest
 
 from src.models.two_stage import LOSS_NAMES
 from src.runtime.errors import UserError
-from src.training.tracking import Interval, demand_packages, evaluations, make_trackers
+from src.training.tracking import Interval, demand_packages, evaluations, format_losses, make_trackers
 
 METRICS = {"bbox AP": 0.25, "bbox APs": -1.0, "segm AP": 0.125}
 CLASSES = {"bbox": {"AP AR": {"AP": 0.5, "AP50": None, "best": {"score": 0.3, "f1": 0.75}}}}
@@ -65,6 +65,18 @@ def test_mean_over_an_interval_leaves_out_steps_that_overflowed():
     assert full == [False, False, True]
     assert interval.mean() == dict.fromkeys(LOSS_NAMES, 1.5)
     assert interval.pending == []
+
+
+def test_a_detector_without_masks_is_told_of_no_mask_loss(tmp_path):
+    losses = {name: 0.25 for name in LOSS_NAMES if name != "rcnn_mask_loss"}
+    interval = Interval(2)
+    interval.add(losses)
+    interval.add(losses)
+    means = interval.mean()
+    assert means == losses
+    line = format_losses(1, 2, means)
+    assert "mask" not in line
+    assert "rcnn_loss: 0.50000" in line and line.endswith("total_loss: 0.25000")
 
 
 def test_tensorboard_reads_each_step_once(shapes_config):
