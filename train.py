@@ -1,6 +1,7 @@
 """Trains a detector: python train.py --config_path configs/mask_rcnn_r50_fpn.yaml --train_dataset COCO_ROOT ..."""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -16,10 +17,10 @@ from src.models.build import build_detector, build_loss
 from src.ops.library import describe_operators
 from src.runtime.errors import run_command
 from src.training.checkpoints import load_backbone, load_detector
-from src.training.distributed import join_group, use_local_device
+from src.training.distributed import Group, join_group, use_local_device
 from src.training.loop import Trainer
 from src.training.lr_schedule import describe_rates
-from src.training.resume import has_checkpoint, run_folder
+from src.training.resume import has_checkpoint, hold_run, run_folder
 
 
 def read_arguments(words: list[str]) -> tuple[Config, Path | None]:
@@ -65,6 +66,14 @@ def train(config: Config, resume: bool) -> int:
     config = resolve_classes(use_local_device(config), training=True)
     set_device(config)
     group = join_group(config)
+    with contextlib.ExitStack() as held:
+        # one process's lock; all are refused
+        group.from_first(lambda: held.enter_context(hold_run(config, resume)))
+        return train_in_group(config, resume, group)
+
+
+def train_in_group(config: Config, resume: bool, group: Group) -> int:
+    """This process's part of the training."""
     if group.is_first:
         print(describe_operators(config.device_target))
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True), group.rank, group.size)

@@ -381,6 +381,9 @@ class Config:
     test_batch_size: int = key(1, "images a step at inference", low=1)
     epoch_size: int = key(12, "epochs", low=1)
     pre_trained: str = key("", "whole checkpoint to start from")
+    overwrite: bool = key(
+        False, "train where another run has ended; its checkpoints and logs move to before.1, before.2, ... there"
+    )
     finetune: bool = key(False, "leave out the layers of pre_trained that depend on its classes, or differ in shape")
     run_eval: bool = key(False, "evaluate during training")
     eval_every: int = key(1, "epochs between evaluations", low=1)

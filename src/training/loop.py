@@ -116,13 +116,11 @@ class Trainer:
             self.folder.forget_after(position)
             self.best.forget_after(position)
         else:
-            for left in ("checkpoints", "tensorboard"):
-                if any(p.suffix == ".ckpt" or "tfevents" in p.name for p in (c.output_dir / left).rglob("*")):
-                    set_aside(c.output_dir / left)
+            set_aside(c.output_dir)
         self.folder.make()
         self.trackers = make_trackers(c, len(self.loader), position)
         self.evaluated = evaluations(c.output_dir / "metrics.jsonl")
-        save_config(c, c.output_dir / "config.yaml")
+        save_config(dataclasses.replace(c, overwrite=False), c.output_dir / "config.yaml")
 
     def run(self) -> int:
         """The epochs that are left. Returns 0, or 128 + the signal that stopped it, after saving.

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from mindspore import Parameter, nn
 
 from src.config import Config
 from src.runtime.errors import UserError
-from src.runtime.files import beside, whole
+from src.runtime.files import beside, hold, whole
 from src.training.checkpoints import (
     CheckpointError,
     CheckpointFolder,
@@ -28,12 +30,16 @@ __all__ = [
     "ResumeFolder",
     "TrainingState",
     "has_checkpoint",
+    "hold_run",
     "run_folder",
     "set_aside",
     "write_whole",
 ]
 
 STATES_KEPT = 2  # one to fall back on where the newest is damaged
+# what a training writes into its folder; the checkpoints last, which tell that there was a run
+RUN_FILES = ("loss_0.log", "metrics.jsonl", "loss_curve.png", "mlflow_run.txt", "tensorboard", "results_epoch_*.json")
+RUN_FILES += ("config.yaml", "checkpoints")
 RECORD = "training.json"  # the parameter of a state file that holds the rest, as JSON
 # keys that don't change what is computed
 FREE_KEYS = {
@@ -53,6 +59,7 @@ FREE_KEYS = {
     "mlflow_tracking_uri",
     "compile_cache",
     "pre_trained",
+    "overwrite",
     "finetune",
 }
 
@@ -103,18 +110,41 @@ def write_whole(path: Path, text: str) -> None:
         beside.write_text(text)
 
 
-def set_aside(path: Path) -> None:
-    """Moves what a former run left at `path` to `path`.1, .2, ..., and says so."""
+@contextlib.contextmanager
+def hold_run(config: Config, resume: bool) -> Iterator[None]:
+    """Holds config.output_dir for one training, as a block, whatever way that ends.
+
+    Raises UserError where another process trains there; or has trained, unless config says to overwrite or the run is
+    to `resume`.
+    """
+    folder = config.output_dir
+    with hold(folder / "run.lock", str(folder), "wait for that training, or name another --brief"):
+        if not (resume or config.overwrite) and next((folder / "checkpoints").rglob("*.ckpt"), None):
+            raise UserError(
+                f"{folder}: holds the checkpoints of a run; go on with it by --resume {shlex.quote(str(folder))}, name"
+                " another --brief, or set it aside by --overwrite true"
+            )
+        yield
+
+
+def set_aside(folder: Path) -> None:
+    """Moves what a former run has left in `folder`, if it has made a step, to before.1, before.2, ... in it.
+
+    Raises UserError.
+    """
+    log = folder / "loss_0.log"
+    if not next((folder / "checkpoints").rglob("*.ckpt"), None) and not (log.is_file() and log.stat().st_size):
+        return
     n = 1
-    while (moved := path.with_name(f"{path.name}.{n}")).exists():
+    while (before := folder / f"before.{n}").exists():
         n += 1
     try:
-        os.replace(path, moved)
+        before.mkdir()
+        for left in [p for name in RUN_FILES for p in folder.glob(name)]:
+            os.replace(left, before / left.name)
     except OSError as e:
-        raise UserError(
-            f"{path}: left by another run, can't be moved: {e.strerror}; set brief to another name"
-        ) from None
-    print(f"{path}: left by another run, moved to {moved.name}; --resume would have continued it")
+        raise UserError(f"{folder}: can't move another run's files away: {e.strerror}; name another --brief") from None
+    print(f"{folder}: a former run's checkpoints and logs moved to {before.name}")
 
 
 def run_folder(path: str | Path) -> Path:
