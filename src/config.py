@@ -377,6 +377,10 @@ class Config:
     loss_scale_start: float = key(65536.0, "a dynamic loss scale's first value", low=1)
     loss_scale_window: int = key(1000, "steps without overflow after which a dynamic loss scale is doubled", low=1)
 
+    max_loss_ratio: float = key(
+        1000.0, "training stops at a loss over this multiple of the first 100 steps' median; 0: at none", low=0
+    )
+
     batch_size: int = key(2, "images a step and device in training", low=1)
     test_batch_size: int = key(1, "images a step at inference", low=1)
     epoch_size: int = key(12, "epochs", low=1)

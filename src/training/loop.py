@@ -14,7 +14,7 @@ from src.data.loader import TrainLoader
 from src.evaluation.coco import Summary
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
 from src.runtime.errors import UserError
-from src.training.checkpoints import CheckpointError, assign_parameters
+from src.training.checkpoints import CheckpointError, assign_parameters, not_finite
 from src.training.distributed import Group
 from src.training.lr_schedule import learning_rates
 from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside
@@ -25,6 +25,7 @@ from src.training.tracking import Interval, demand_packages, evaluations, make_t
 __all__ = ["Trainer", "step_inputs"]
 
 BATCH_KEYS = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", "gt_masks", "ignore_boxes")
+FIRST_LOSSES = 100  # that tell what is usual
 SKIPPED_IN_A_ROW = 30  # a loss scale falls from 65536 to 1 in 16 steps
 
 
@@ -125,7 +126,8 @@ class Trainer:
     def run(self) -> int:
         """The epochs that are left. Returns 0, or 128 + the signal that stopped it, after saving.
 
-        Raises UserError at the first loss that isn't finite, naming step, images and losses.
+        Raises UserError at the first loss that isn't finite, or out of proportion, naming step, images, losses and the
+        last good checkpoint.
         """
         steps, epochs = len(self.loader), self.config.epoch_size
         done = (self.state.epoch - 1) * steps + self.state.step
@@ -187,21 +189,45 @@ class Trainer:
         losses = dict(zip(LOSS_NAMES, values.tolist(), strict=True))
         # the optimizer counts its own steps
         rate = float(self.rates[(epoch - 1) * len(self.loader) + i - 1 - self.state.skipped])
+        before = self.state.position
         self.state.step = i
         self.state.skipped += int(skipped)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        bad = not np.isfinite(values).all() and not skipped
-        if bad or self.skipped_in_a_row == SKIPPED_IN_A_ROW:
-            why = "a loss isn't finite" if bad else f"{SKIPPED_IN_A_ROW} steps in a row overflowed"
+        if why := self.divergence(losses, bool(skipped)):
             raise UserError(
                 f"epoch {epoch} step {i}: {why}, on images {batch['image_id'].tolist()}: "
                 + ", ".join(f"{k} {v:.5g}" for k, v in losses.items())
-                + f"; learning rate {rate:.3g}: lower lr or set grad_clip"
+                + f"; learning rate {rate:.3g}: {self.way_back(before)}"
             )
         other = {"learning_rate": rate}
         if self.step.checked:
             other |= {"loss_scale": scale, "skipped_steps": self.state.skipped}
         return losses, other
+
+    def divergence(self, losses: dict[str, float], skipped: bool) -> str | None:
+        """How this step's losses show that training diverges; a step left out by the loss scale shows nothing alone."""
+        if skipped:
+            return (
+                f"{SKIPPED_IN_A_ROW} steps in a row overflowed" if self.skipped_in_a_row == SKIPPED_IN_A_ROW else None
+            )
+        if not all(map(math.isfinite, losses.values())):
+            return "a loss isn't finite"
+        first, total, most = self.state.first_losses, losses["total_loss"], self.config.max_loss_ratio
+        usual = float(np.median(first)) if first else 0.0
+        if most and usual > 0 and total > most * usual:
+            return (
+                f"the loss is {total / usual:.2g} times the first steps' median {usual:.4g} (max_loss_ratio {most:g})"
+            )
+        if len(first) < FIRST_LOSSES:
+            first.append(total)
+        return None
+
+    def way_back(self, position: tuple[int, int]) -> str:
+        """What to do where the weights of `position` are no good any more."""
+        good = self.folder.before(position)
+        if good is None:
+            return "lower lr or set grad_clip, and train again"
+        return f"go on from the last good checkpoint with a lower lr or grad_clip: --resume {good} --lr ..."
 
     def wait_for_all(self, inputs: list[Tensor]) -> None:
         """Lets ranks that read or compile faster wait here, where they may, not in a collective."""
@@ -262,6 +288,10 @@ class Trainer:
             return
         self.state.pending = self.interval.pending
         self.share_statistics()
+        broken = not_finite({p.name: p.asnumpy() for p in self.detector.get_parameters()})
+        if broken:
+            at = "epoch {} step {}".format(*self.state.position)
+            raise UserError(f"{at}: {broken[0]} isn't finite any more: {self.way_back(self.state.position)}")
         if self.group.is_first:
             self.folder.save(self.detector, self.state_parameters(), self.state)
         self.group.barrier()

@@ -54,6 +54,7 @@ FREE_KEYS = {
     "save_every",
     "save_every_epochs",
     "log_every",
+    "max_loss_ratio",
     "tensorboard",
     "mlflow",
     "mlflow_tracking_uri",
@@ -68,7 +69,8 @@ FREE_KEYS = {
 class TrainingState:
     """Where training stands: `step` steps of `epoch` (both from 1) are done, of `steps_per_epoch`.
 
-    pending: losses of the log interval under way.  skipped: steps left out since gradients overflowed.
+    pending: losses of the log interval under way.  skipped: steps left out since gradients overflowed.  first_losses:
+    total losses of the first steps, by which later ones are judged.
     """
 
     epoch: int = 1
@@ -76,6 +78,7 @@ class TrainingState:
     steps_per_epoch: int = 0
     pending: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0
+    first_losses: list[float] = field(default_factory=list)
     config: dict = field(default_factory=dict)
 
     @property
@@ -240,6 +243,12 @@ class ResumeFolder:
                 f" with --pre_trained {self.weights.list()[-1]}"
             )
         return None
+
+    def before(self, position: tuple[int, int]) -> Path | None:
+        """The newest weights, with a state to resume from, of before `position`."""
+        resumable = {p.name for p in self.states.list()}
+        found = [p for p in self.weights.list() if p.name in resumable and position_of(p) < position]
+        return found[-1] if found else None
 
     def forget_after(self, position: tuple[int, int]) -> None:
         """Removes what a killed run left half written, and what is newer than `position`, which comes anew.
