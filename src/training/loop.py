@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import time
 from collections.abc import Callable
 
@@ -64,7 +65,9 @@ class Trainer:
         self.folder = ResumeFolder(checkpoints, config.detector, config.keep_checkpoint_max)
         self.best = BestCheckpoints(checkpoints / "best", config.keep_best_checkpoints_max)
         self.state = TrainingState(steps_per_epoch=len(loader), config=dataclasses.asdict(config))
-        self.saved, self.skipped_in_a_row, self.checked_first, self.stop = None, 0, False, StopRequest()
+        self.saved, self.skipped_in_a_row, self.checked_first = None, 0, False
+        self.go_on = f"python train.py --resume {shlex.quote(str(config.output_dir))}"
+        self.stop = StopRequest(self.go_on, workers=config.python_multiprocessing)
         self.resumed = resume
         demand_packages(config)
         if resume:
@@ -124,7 +127,8 @@ class Trainer:
         save_config(dataclasses.replace(c, overwrite=False), c.output_dir / "config.yaml")
 
     def run(self) -> int:
-        """The epochs that are left. Returns 0, or 128 + the signal that stopped it, after saving.
+        """The epochs that are left. Returns 0; or, stopped and saved, 128 + the signal, or 2 where a process that reads
+        images died.
 
         Raises UserError at the first loss that isn't finite, or out of proportion, naming step, images, losses and the
         last good checkpoint.
@@ -149,7 +153,11 @@ class Trainer:
         finally:
             for t in self.trackers:
                 t.close()
-        return 128 + self.stop.signum if self.stop.signum else 0
+        if self.stop.signum and self.group.is_first:
+            for t in self.trackers:
+                t.epoch_end(self.state.epoch)
+            print(f"saved {self.folder.weights.path(*self.saved)}; go on with {self.go_on}")
+        return self.stop.status
 
     def run_epoch(self, epoch: int, bar: tqdm) -> bool:
         """The steps of `epoch` (from 1) that are left; False if a signal ended it, after saving."""
