@@ -393,7 +393,7 @@ class Config:
     eval_every: int = key(1, "epochs between evaluations", low=1)
     save_every: int = key(0, "steps between checkpoints; 0: none by steps", low=0)
     save_every_epochs: int = key(1, "epochs between checkpoints; 0: none by epochs", low=0)
-    keep_checkpoint_max: int = key(5, "checkpoints kept", low=1)
+    keep_checkpoint_max: int = key(5, "checkpoints kept, each with the state to resume from", low=1)
     keep_best_checkpoints_max: int = key(1, "checkpoints of best AP kept as well, in checkpoints/best", low=0)
     log_every: int = key(1, "steps between lines of loss_0.log and metrics.jsonl", low=1)
     tensorboard: bool = key(False, "TensorBoard event files in tensorboard/ of the experiment")

@@ -18,7 +18,7 @@ from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError, assign_parameters, not_finite
 from src.training.distributed import Group
 from src.training.lr_schedule import learning_rates
-from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside
+from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside, set_aside_after
 from src.training.signals import Stopped, StopRequest
 from src.training.step import SamplerKeys, build_step
 from src.training.tracking import Interval, demand_packages, evaluations, make_trackers
@@ -41,8 +41,8 @@ class Trainer:
     Args:
         loss: the network with its losses.  loader: batches.  evaluate: called with the epoch (from 1) after every
         `eval_every` epochs if config.run_eval; its Summary decides which checkpoints are best.  group: the ranks that
-        train together.  resume: go on from the newest whole checkpoint in config.output_dir; without one, from the
-        start.
+        train together.  resume: go on from the newest whole checkpoint in config.output_dir, or from that of
+        `position`; without one, from the start.
 
     Raises UserError, also where there is nothing to resume from but damaged checkpoints.
     """
@@ -55,6 +55,7 @@ class Trainer:
         evaluate: Callable[[int], Summary | None] | None = None,
         group: Group | None = None,
         resume: bool = False,
+        position: tuple[int, int] | None = None,
     ):
         self.config, self.loader, self.group = config, loader, group or Group()
         self.evaluate = evaluate if config.run_eval else None
@@ -68,7 +69,7 @@ class Trainer:
         self.saved, self.skipped_in_a_row, self.checked_first = None, 0, False
         self.go_on = f"python train.py --resume {shlex.quote(str(config.output_dir))}"
         self.stop = StopRequest(self.go_on, workers=config.python_multiprocessing)
-        self.resumed = resume
+        self.resumed, self.chosen = resume, position
         demand_packages(config)
         if resume:
             self.resume()
@@ -95,8 +96,8 @@ class Trainer:
             p.set_data(Tensor(np.mean([f[n] for f in found], axis=0, dtype=np.float64).astype(np.float32)))
 
     def resume(self) -> None:
-        """Takes weights, optimizer and place from the newest whole checkpoint, which rank 0 reads for all."""
-        found = self.group.from_first(self.folder.newest)
+        """Takes weights, optimizer and place from the checkpoint to resume, which rank 0 reads for all."""
+        found = self.group.from_first(lambda: self.folder.at(self.chosen) if self.chosen else self.folder.newest())
         if found is None:
             print(f"{self.config.output_dir}: no checkpoint yet; training from the start")
         else:
@@ -117,6 +118,8 @@ class Trainer:
         """Makes the run's folder ready for what this run writes."""
         c, position = self.config, self.state.position if self.resumed else None
         if self.resumed:
+            if self.chosen:
+                set_aside_after(c.output_dir, position)
             self.folder.forget_after(position)
             self.best.forget_after(position)
         else:
@@ -136,6 +139,13 @@ class Trainer:
         steps, epochs = len(self.loader), self.config.epoch_size
         done = (self.state.epoch - 1) * steps + self.state.step
         self.group.check_same(self.detector.get_parameters(), "before the first step")
+        if self.resumed and self.group.from_first(self.is_finished):
+            if self.group.is_first:
+                print(
+                    f"{self.config.output_dir}: all {epochs} epochs are trained; go on with --epoch_size {epochs + 1}"
+                )
+                self.tell_end()
+            return 0
         self.group.from_first(self.open_folder)
         try:
             with (
@@ -157,7 +167,34 @@ class Trainer:
             for t in self.trackers:
                 t.epoch_end(self.state.epoch)
             print(f"saved {self.folder.weights.path(*self.saved)}; go on with {self.go_on}")
+        elif self.group.is_first:
+            self.tell_end()
         return self.stop.status
+
+    def is_finished(self) -> bool:
+        """Whether the run's last epoch is trained, and evaluated where it is to be."""
+        c, (epoch, step) = self.config, self.state.position
+        trained = (epoch - 1) * len(self.loader) + step >= c.epoch_size * len(self.loader)
+        return trained and not (self.evaluate and epoch not in evaluations(c.output_dir / "metrics.jsonl"))
+
+    def tell_end(self) -> None:
+        """What there is now, and how to evaluate it."""
+        found = self.best.read()
+        path = self.folder.weights.path(*self.saved)
+        if found:
+            best = found[0]
+            print(f"last: {path}; best: AP {best['ap']:.4f} after epoch {best['epoch']}")
+            path = self.best.folder / best["file"]
+        words = [
+            "python",
+            "eval.py",
+            "--config_path",
+            self.config.output_dir / "config.yaml",
+            "--checkpoint_path",
+            path,
+        ]
+        words += [] if self.config.val_dataset else ["--val_dataset", "VAL_DATASET"]
+        print(f"trained: {path}; evaluate it with {shlex.join(map(str, words))}")
 
     def run_epoch(self, epoch: int, bar: tqdm) -> bool:
         """The steps of `epoch` (from 1) that are left; False if a signal ended it, after saving."""
@@ -259,7 +296,7 @@ class Trainer:
         """What is due at an epoch's end and not done yet: the log's last line, a checkpoint, an evaluation."""
         c = self.config
         if self.interval.pending:
-            self.log({"learning_rate": float(self.rates[epoch * len(self.loader) - 1])})
+            self.log({"learning_rate": float(self.rates[epoch * len(self.loader) - 1 - self.state.skipped])})
         last = epoch == c.epoch_size
         if last or self.is_due(len(self.loader)) or (c.save_every_epochs and epoch % c.save_every_epochs == 0):
             self.save()

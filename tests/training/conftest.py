@@ -55,12 +55,12 @@ class Loader:
 def stub_trainer(shapes_config, monkeypatch):
     """Makes a Trainer of a stub network: 4 steps an epoch, 2 epochs; keywords of the config follow."""
 
-    def make(losses=None, evaluate=None, resume=False, steps=4, **overrides):
+    def make(losses=None, evaluate=None, resume=False, position=None, steps=4, **overrides):
         keys = {"epoch_size": 2, "run_eval": evaluate is not None, "warmup_step": 0, **overrides}
         config = shapes_config(**keys)
         detector = Detector()
         monkeypatch.setattr(loop, "build_step", lambda c, n, rates, r: Step(detector, rates, losses or {}))
         loss = types.SimpleNamespace(detector=detector)
-        return loop.Trainer(config, loss, Loader(steps), evaluate, resume=resume)
+        return loop.Trainer(config, loss, Loader(steps), evaluate, resume=resume, position=position)
 
     return make

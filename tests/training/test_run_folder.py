@@ -45,7 +45,7 @@ def test_a_folder_where_another_trains_is_refused_however_asked(shapes_config, r
 def test_a_finished_run_is_refused_and_stays(finished, refusal):
     before = files(finished.output_dir)
     with refusal(UserError, f"--resume {finished.output_dir}", "--brief", "--overwrite true"):
-        train.train(finished, resume=False)
+        train.train(finished)
     assert files(finished.output_dir) == before
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +113,7 @@ def stuck():
 def test_the_death_of_a_process_that_reads_is_no_request_to_stop(stuck):
     process, child = stuck
     os.kill(child, signal.SIGKILL)
+    assert soon(lambda: ") Z " in Path(f"/proc/{child}/stat").read_text())
     process.terminate()  # as MindSpore does
     _, err = process.communicate(timeout=20)
     assert process.returncode == 2
