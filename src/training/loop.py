@@ -15,7 +15,7 @@ from src.data.loader import TrainLoader
 from src.evaluation.coco import Summary
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
 from src.runtime.errors import UserError
-from src.training.checkpoints import CheckpointError, assign_parameters, not_finite
+from src.training.checkpoints import CheckpointError, assign_parameters, not_finite, position_of
 from src.training.distributed import Group
 from src.training.lr_schedule import learning_rates
 from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside, set_aside_after
@@ -317,9 +317,19 @@ class Trainer:
         ap = summary.metrics.get("segm", summary.metrics.get("bbox", {})).get("AP", math.nan)
         if self.config.keep_best_checkpoints_max and math.isfinite(ap):
             self.best.add(self.folder.weights.path(*self.state.position), *self.state.position, ap)
+        self.drop_results(epoch)
         # the record that this evaluation is done comes last
         for t in self.trackers:
             t.evaluation(*self.state.position, metrics, summary.by_class())
+
+    def drop_results(self, epoch: int) -> None:
+        """Removes the results of epochs whose checkpoint isn't kept any more."""
+        checkpoints = [*self.folder.weights.list(), *(self.best.folder / r["file"] for r in self.best.read())]
+        kept = {epoch} | {position_of(p)[0] for p in checkpoints}
+        for path in self.config.output_dir.glob("results_epoch_*.json"):
+            number = path.stem.removeprefix("results_epoch_")
+            if number.isdigit() and int(number) not in kept:
+                path.unlink(missing_ok=True)
 
     def is_due(self, step: int) -> bool:
         """Whether save_every asks for a checkpoint after `step` of this epoch."""

@@ -235,7 +235,7 @@ def own_config(folder: Path) -> Path | None:
     for state in sorted(states, key=position_of, reverse=True):
         with contextlib.suppress(CheckpointError):
             record = json.loads(load_checkpoint(state)[RECORD].tobytes())
-            write_whole(path, yaml.safe_dump(record["config"], sort_keys=False))
+            write_whole(path, yaml.safe_dump(record["config"] | {"overwrite": False}, sort_keys=False))
             print(f"{path}: wasn't there; written again from {state}")
             return path
     return None

@@ -89,6 +89,20 @@ def test_the_end_says_what_is_best_and_how_to_evaluate_it(stub_trainer, capsys, 
     assert best.is_file() and (folder / "config.yaml").is_file()
 
 
+def test_results_go_with_their_checkpoints(stub_trainer):
+    def evaluate(epoch):
+        (folder / f"results_epoch_{epoch}.json").write_text("[]")
+        return Summary(1 / epoch if epoch != 2 else 0.0)
+
+    trainer = stub_trainer(evaluate=evaluate, epoch_size=5, keep_checkpoint_max=2)
+    folder = trainer.config.output_dir
+    folder.mkdir(parents=True)
+    (folder / "results_epoch_mine.json").write_text("[]")
+    assert trainer.run() == 0
+    # the best, and those of the two newest checkpoints
+    assert sorted(p.stem[14:] for p in folder.glob("results_epoch_*")) == ["1", "4", "5", "mine"]
+
+
 class Summary:
     """An evaluation's numbers."""
 
