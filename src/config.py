@@ -385,12 +385,22 @@ class Config:
     test_batch_size: int = key(1, "images a step at inference", low=1)
     epoch_size: int = key(12, "epochs", low=1)
     pre_trained: str = key("", "whole checkpoint to start from")
+    freeze: list[str] = key(
+        [],
+        "parts that don't train, their batch norms on running statistics; for stages alone: backbone.frozen_stages",
+        choices=("backbone", "neck", "rpn", "bbox_head", "mask_head"),
+    )
     overwrite: bool = key(
         False, "train where another run has ended; its checkpoints and logs move to before.1, before.2, ... there"
     )
     finetune: bool = key(False, "leave out the layers of pre_trained that depend on its classes, or differ in shape")
     run_eval: bool = key(False, "evaluate during training")
     eval_every: int = key(1, "epochs between evaluations", low=1)
+    early_stop_epochs: int = key(
+        0,
+        "training ends at an evaluation so many epochs after that of best AP (of masks, if there are); 0: never",
+        low=0,
+    )
     save_every: int = key(0, "steps between checkpoints; 0: none by steps", low=0)
     save_every_epochs: int = key(1, "epochs between checkpoints; 0: none by epochs", low=0)
     keep_checkpoint_max: int = key(5, "checkpoints kept, each with the state to resume from", low=1)
@@ -764,6 +774,7 @@ def _check_together(c: Config, source: str) -> None:
         f"action_prob has {len(c.action_prob)} entries, action_candidate {len(c.action_candidate)}",
     )
     demand(abs(sum(c.action_prob) - 1) < 1e-6, f"action_prob adds up to {sum(c.action_prob):g}, not 1")
+    demand(c.run_eval or not c.early_stop_epochs, "early_stop_epochs goes by evaluations: set run_eval: true")
     for name in ("rpn", "rcnn"):
         a = getattr(c.train_cfg, name).assigner
         demand(a.neg_iou_thr <= a.pos_iou_thr, f"train_cfg.{name}.assigner: neg_iou_thr is above pos_iou_thr")

@@ -139,11 +139,9 @@ class Trainer:
         steps, epochs = len(self.loader), self.config.epoch_size
         done = (self.state.epoch - 1) * steps + self.state.step
         self.group.check_same(self.detector.get_parameters(), "before the first step")
-        if self.resumed and self.group.from_first(self.is_finished):
+        if self.resumed and (why := self.group.from_first(self.finished)):
             if self.group.is_first:
-                print(
-                    f"{self.config.output_dir}: all {epochs} epochs are trained; go on with --epoch_size {epochs + 1}"
-                )
+                print(f"{self.config.output_dir}: {why}")
                 self.tell_end()
             return 0
         self.group.from_first(self.open_folder)
@@ -158,6 +156,8 @@ class Trainer:
                     if not self.run_epoch(epoch, bar):
                         break
                     self.finish_epoch(epoch)
+                    if self.group.from_first(self.is_past_best):
+                        break
         except Stopped:
             pass  # between saving an epoch's end and the next step
         finally:
@@ -168,14 +168,33 @@ class Trainer:
                 t.epoch_end(self.state.epoch)
             print(f"saved {self.folder.weights.path(*self.saved)}; go on with {self.go_on}")
         elif self.group.is_first:
+            if self.state.epoch < epochs:
+                print(f"AP hasn't risen for early_stop_epochs {self.config.early_stop_epochs}: stopped")
             self.tell_end()
         return self.stop.status
 
-    def is_finished(self) -> bool:
-        """Whether the run's last epoch is trained, and evaluated where it is to be."""
+    def finished(self) -> str | None:
+        """Why nothing of the run is left to do, and how to go on; None where something is."""
         c, (epoch, step) = self.config, self.state.position
-        trained = (epoch - 1) * len(self.loader) + step >= c.epoch_size * len(self.loader)
-        return trained and not (self.evaluate and epoch not in evaluations(c.output_dir / "metrics.jsonl"))
+        evaluated = not self.evaluate or epoch in evaluations(c.output_dir / "metrics.jsonl")
+        if not evaluated or step < len(self.loader):
+            return None
+        if epoch >= c.epoch_size:
+            return f"all {c.epoch_size} epochs are trained; go on with --epoch_size {epoch + 1}"
+        if self.is_past_best():
+            return f"AP hasn't risen for early_stop_epochs {c.early_stop_epochs}; go on with --early_stop_epochs 0"
+        return None
+
+    def is_past_best(self) -> bool:
+        """Whether this epoch's evaluation is config.early_stop_epochs after the best; as metrics.jsonl has them."""
+        epoch, patience = self.state.epoch, self.config.early_stop_epochs
+        found = evaluations(self.config.output_dir / "metrics.jsonl") if patience else {}
+        if epoch not in found:
+            return False
+        # of equals the earlier
+        aps = {e: m.get("segm AP", m.get("bbox AP")) for e, m in sorted(found.items()) if e <= epoch}
+        best = max(aps, key=lambda e: -1.0 if aps[e] is None else aps[e])
+        return epoch - best >= patience
 
     def tell_end(self) -> None:
         """What there is now, and how to evaluate it."""

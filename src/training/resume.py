@@ -59,6 +59,7 @@ FREE_KEYS = {
     "save_every_epochs",
     "log_every",
     "max_loss_ratio",
+    "early_stop_epochs",
     "tensorboard",
     "mlflow",
     "mlflow_tracking_uri",

@@ -118,3 +118,40 @@ def test_without_an_evaluation_the_end_names_the_last(stub_trainer, capsys):
     assert trainer.run() == 0
     folder = trainer.config.output_dir
     assert f"--checkpoint_path {folder}/checkpoints/mask_rcnn-2_4.ckpt --val_dataset VAL" in capsys.readouterr().out
+
+
+APS = [0.25, 0.5, 0.5, 0.375, 0.625, 0.75]
+
+
+def evaluate(epoch):
+    return Summary(APS[epoch - 1])
+
+
+def test_training_stops_when_ap_no_longer_rises(stub_trainer, capsys):
+    trainer = stub_trainer(evaluate=evaluate, steps=1, epoch_size=6, early_stop_epochs=2)
+    assert trainer.run() == 0
+    assert trainer.state.position == (4, 1)
+    told = capsys.readouterr().out
+    assert "early_stop_epochs 2: stopped" in told and "AP 0.5000 after epoch 2" in told
+    # its end is known later, too
+    again = stub_trainer(evaluate=evaluate, steps=1, epoch_size=6, early_stop_epochs=2, resume=True)
+    assert again.run() == 0 and again.state.position == (4, 1)
+    assert "go on with --early_stop_epochs 0" in capsys.readouterr().out
+    more = stub_trainer(evaluate=evaluate, steps=1, epoch_size=6, resume=True)
+    assert more.run() == 0 and more.state.position == (6, 1)
+
+
+def test_a_resumed_run_stops_at_the_same_epoch(stub_trainer):
+    assert stub_trainer(evaluate=evaluate, steps=1, epoch_size=3, early_stop_epochs=2).run() == 0
+    trainer = stub_trainer(evaluate=evaluate, steps=1, epoch_size=6, early_stop_epochs=2, resume=True)
+    assert trainer.run() == 0 and trainer.state.position == (4, 1)
+
+
+def test_a_run_that_rises_again_in_time_goes_on(stub_trainer):
+    trainer = stub_trainer(evaluate=evaluate, steps=1, epoch_size=6, early_stop_epochs=3)
+    assert trainer.run() == 0 and trainer.state.position == (6, 1)
+
+
+def test_stopping_early_needs_evaluations(shapes_config, refusal):
+    with refusal(UserError, "early_stop_epochs", "run_eval: true"):
+        shapes_config(early_stop_epochs=2, run_eval=False)
