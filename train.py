@@ -21,6 +21,7 @@ from src.training.distributed import Group, join_group, use_local_device
 from src.training.loop import Trainer
 from src.training.lr_schedule import describe_rates
 from src.training.resume import Resumed, find_run, has_checkpoint, hold_run, own_config
+from src.training.validation import ValidationLoss
 
 
 def read_arguments(words: list[str]) -> tuple[Config, Resumed | None]:
@@ -92,7 +93,14 @@ def train_in_group(config: Config, resume: Resumed | None, group: Group) -> int:
     evaluator = Evaluator(config, detector, group) if config.run_eval else None
     loss = build_loss(config, detector, group.size)
     trainer = Trainer(
-        config, loss, loader, evaluator and evaluator.after_epoch, group, resume is not None, resume and resume.position
+        config,
+        loss,
+        loader,
+        evaluator and evaluator.after_epoch,
+        group,
+        resume is not None,
+        resume and resume.position,
+        ValidationLoss(config, loss, group) if config.val_loss else None,
     )
     if group.is_first:
         announce(config, loader, trainer)

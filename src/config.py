@@ -396,6 +396,7 @@ class Config:
     finetune: bool = key(False, "leave out the layers of pre_trained that depend on its classes, or differ in shape")
     run_eval: bool = key(False, "evaluate during training")
     eval_every: int = key(1, "epochs between evaluations", low=1)
+    val_loss: bool = key(False, "log the losses on the validation split after each epoch; compiles a second graph")
     early_stop_epochs: int = key(
         0,
         "training ends at an evaluation so many epochs after that of best AP (of masks, if there are); 0: never",

@@ -20,19 +20,13 @@ from src.training.distributed import Group
 from src.training.lr_schedule import learning_rates
 from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside, set_aside_after
 from src.training.signals import Stopped, StopRequest
-from src.training.step import SamplerKeys, build_step
-from src.training.tracking import Interval, demand_packages, evaluations, make_trackers
+from src.training.step import SamplerKeys, build_step, step_inputs
+from src.training.tracking import Interval, demand_packages, evaluations, make_trackers, validations
 
-__all__ = ["Trainer", "step_inputs"]
+__all__ = ["Trainer"]
 
-BATCH_KEYS = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", "gt_masks", "ignore_boxes")
 FIRST_LOSSES = 100  # that tell what is usual
 SKIPPED_IN_A_ROW = 30  # a loss scale falls from 65536 to 1 in 16 steps
-
-
-def step_inputs(batch: dict[str, np.ndarray], keys: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
-    """The inputs of TrainStep from a loader's batch and the samplers' keys."""
-    return [Tensor(batch[k]) for k in BATCH_KEYS] + [Tensor(k) for k in keys]
 
 
 class Trainer:
@@ -42,7 +36,7 @@ class Trainer:
         loss: the network with its losses.  loader: batches.  evaluate: called with the epoch (from 1) after every
         `eval_every` epochs if config.run_eval; its Summary decides which checkpoints are best.  group: the ranks that
         train together.  resume: go on from the newest whole checkpoint in config.output_dir, or from that of
-        `position`; without one, from the start.
+        `position`; without one, from the start.  validate: called after every epoch; its losses are logged.
 
     Raises UserError, also where there is nothing to resume from but damaged checkpoints.
     """
@@ -56,9 +50,11 @@ class Trainer:
         group: Group | None = None,
         resume: bool = False,
         position: tuple[int, int] | None = None,
+        validate: Callable[[], dict[str, float]] | None = None,
     ):
         self.config, self.loader, self.group = config, loader, group or Group()
         self.evaluate = evaluate if config.run_eval else None
+        self.validate = validate
         self.rates = learning_rates(config, len(loader), self.group.size)
         self.detector, self.keys = loss.detector, SamplerKeys(config)
         self.step = build_step(config, loss, self.rates, self.group.size)
@@ -74,7 +70,7 @@ class Trainer:
         if resume:
             self.resume()
         self.interval = Interval(config.log_every, self.state.pending)
-        self.trackers, self.evaluated = [], {}
+        self.trackers, self.evaluated, self.validated = [], {}, {}
 
     def state_parameters(self) -> list[Parameter]:
         """What is trained with besides the weights: the optimizer's moments and count of steps, the loss scale."""
@@ -127,6 +123,7 @@ class Trainer:
         self.folder.make()
         self.trackers = make_trackers(c, len(self.loader), position)
         self.evaluated = evaluations(c.output_dir / "metrics.jsonl")
+        self.validated = validations(c.output_dir / "metrics.jsonl")
         save_config(dataclasses.replace(c, overwrite=False), c.output_dir / "config.yaml")
 
     def run(self) -> int:
@@ -176,8 +173,10 @@ class Trainer:
     def finished(self) -> str | None:
         """Why nothing of the run is left to do, and how to go on; None where something is."""
         c, (epoch, step) = self.config, self.state.position
-        evaluated = not self.evaluate or epoch in evaluations(c.output_dir / "metrics.jsonl")
-        if not evaluated or step < len(self.loader):
+        log = c.output_dir / "metrics.jsonl"
+        evaluated = not self.evaluate or epoch in evaluations(log)
+        validated = not self.validate or epoch in validations(log)
+        if not evaluated or not validated or step < len(self.loader):
             return None
         if epoch >= c.epoch_size:
             return f"all {c.epoch_size} epochs are trained; go on with --epoch_size {epoch + 1}"
@@ -319,12 +318,25 @@ class Trainer:
         last = epoch == c.epoch_size
         if last or self.is_due(len(self.loader)) or (c.save_every_epochs and epoch % c.save_every_epochs == 0):
             self.save()
-        if self.evaluate and (last or epoch % c.eval_every == 0):
+        evaluated = self.evaluate and (last or epoch % c.eval_every == 0)
+        if evaluated or self.validate:
             self.save()  # what is evaluated, and what a signal in the meantime would lose
             with self.stop.interruptible():
-                self.run_evaluation(epoch)
+                if self.validate:
+                    self.run_validation(epoch)
+                if evaluated:
+                    self.run_evaluation(epoch)
         for t in self.trackers:
             t.epoch_end(epoch)
+
+    def run_validation(self, epoch: int) -> None:
+        if self.group.from_first(lambda: epoch in self.validated):
+            return
+        losses = self.validate()
+        if self.group.is_first:
+            print(f"epoch {epoch}: validation loss {losses['total_loss']:.4f}")
+            for t in self.trackers:
+                t.validation(*self.state.position, losses)
 
     def run_evaluation(self, epoch: int) -> None:
         if self.group.from_first(lambda: epoch in self.evaluated):

@@ -60,6 +60,7 @@ FREE_KEYS = {
     "log_every",
     "max_loss_ratio",
     "early_stop_epochs",
+    "val_loss",
     "tensorboard",
     "mlflow",
     "mlflow_tracking_uri",

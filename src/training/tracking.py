@@ -28,6 +28,7 @@ __all__ = [
     "evaluations",
     "format_losses",
     "make_trackers",
+    "validations",
 ]
 
 
@@ -68,6 +69,9 @@ class Tracker:
         self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict] | None = None
     ) -> None:
         """Metrics by name ("bbox AP", ...); classes: each class's numbers by IoU type and class, as JSON has them."""
+
+    def validation(self, epoch: int, step: int, losses: dict[str, float]) -> None:
+        """Mean losses on the validation split."""
 
     def epoch_end(self, epoch: int) -> None:
         """After the epoch's checkpoint and evaluation."""
@@ -154,6 +158,9 @@ class MetricsFile(LineFile):
     ) -> None:
         self.row(epoch, step, metrics, {"classes": classes} if classes else {})
 
+    def validation(self, epoch: int, step: int, losses: dict[str, float]) -> None:
+        self.row(epoch, step, {f"val_{k}": v for k, v in losses.items()}, {})
+
     def row(self, epoch: int, step: int, values: dict[str, float], more: dict) -> None:
         # JSON has no NaN
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
@@ -162,12 +169,22 @@ class MetricsFile(LineFile):
 
 def evaluations(path: Path) -> dict[int, dict[str, float]]:
     """Metrics by epoch of a metrics.jsonl."""
+    return rows_with(path, lambda name: " AP" in name or " AR" in name)
+
+
+def validations(path: Path) -> dict[int, dict[str, float]]:
+    """Losses on the validation split, by epoch, of a metrics.jsonl."""
+    return rows_with(path, lambda name: name.startswith("val_"))
+
+
+def rows_with(path: Path, wanted: Callable[[str], bool]) -> dict[int, dict[str, float]]:
+    """What has a name that is `wanted`, by epoch."""
     out = {}
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text().splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
-                found = {k: v for k, v in row.items() if " AP" in k or " AR" in k}
+                found = {k: v for k, v in row.items() if wanted(k)}
                 if found:
                     out[int(row["epoch"])] = found
     return out
@@ -184,8 +201,9 @@ class Curve(Tracker):
 
         found = evaluations(self.folder / "metrics.jsonl")
         ap = {float(e): {k: v for k, v in m.items() if k.endswith(" AP") and v is not None} for e, m in found.items()}
+        losses = {e: v["val_total_loss"] for e, v in validations(self.folder / "metrics.jsonl").items()}
         try:
-            plot_loss_curve(self.folder / "loss_0.log", self.folder / "loss_curve.png", ap or None)
+            plot_loss_curve(self.folder / "loss_0.log", self.folder / "loss_curve.png", ap or None, losses)
         except UserError as e:
             print(f"no curve of the losses: {e}")  # nothing that training must stop for
 
@@ -234,6 +252,9 @@ class TensorBoard(Tracker):
         self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict] | None = None
     ) -> None:
         self.scalars(self.at(epoch, step), metrics, "val")
+
+    def validation(self, epoch: int, step: int, losses: dict[str, float]) -> None:
+        self.scalars(self.at(epoch, step), losses, "val")
 
     def close(self) -> None:
         # what a full disk has left in the buffer, its own line told of
@@ -285,6 +306,9 @@ class MLflow(Tracker):
         self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict] | None = None
     ) -> None:
         self.log(epoch, step, metrics)
+
+    def validation(self, epoch: int, step: int, losses: dict[str, float]) -> None:
+        self.log(epoch, step, {f"val_{k}": v for k, v in losses.items()})
 
     def close(self) -> None:
         self.mlflow.end_run()

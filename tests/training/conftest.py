@@ -8,6 +8,7 @@ from mindspore import Parameter, Tensor, nn
 
 from src.models.two_stage import LOSS_NAMES
 from src.training import loop
+from src.training.step import BATCH_KEYS
 
 
 class Detector(nn.Cell):
@@ -47,7 +48,7 @@ class Loader:
 
     def epoch(self, epoch, start=0):
         for i in range(start, self.steps):
-            batch = dict.fromkeys(loop.BATCH_KEYS, np.zeros(1, np.float32))
+            batch = dict.fromkeys(BATCH_KEYS, np.zeros(1, np.float32))
             yield batch | {"image": np.full(1, i, np.float32), "image_id": np.array([100 * epoch + i])}
 
 
@@ -55,12 +56,12 @@ class Loader:
 def stub_trainer(shapes_config, monkeypatch):
     """Makes a Trainer of a stub network: 4 steps an epoch, 2 epochs; keywords of the config follow."""
 
-    def make(losses=None, evaluate=None, resume=False, position=None, steps=4, **overrides):
+    def make(losses=None, evaluate=None, resume=False, position=None, validate=None, steps=4, **overrides):
         keys = {"epoch_size": 2, "run_eval": evaluate is not None, "warmup_step": 0, **overrides}
         config = shapes_config(**keys)
         detector = Detector()
         monkeypatch.setattr(loop, "build_step", lambda c, n, rates, r: Step(detector, rates, losses or {}))
         loss = types.SimpleNamespace(detector=detector)
-        return loop.Trainer(config, loss, Loader(steps), evaluate, resume=resume, position=position)
+        return loop.Trainer(config, loss, Loader(steps), evaluate, resume=resume, position=position, validate=validate)
 
     return make
