@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in training: told at once, and acted on where nothing is lost."""
+"""SIGTERM and Ctrl-C in training and evaluation: told at once, and acted on where nothing is lost."""
 
 import contextlib
 import ctypes
@@ -20,7 +20,7 @@ GRACE = 60.0  # seconds for a step under way when no further batch will come
 
 
 class Stopped(BaseException):  # noqa: N818 - no error, and not to be caught as one
-    """Training was asked to stop while there was nothing to save."""
+    """Asked to stop while there is nothing to save."""
 
 
 class StopRequest:
@@ -28,13 +28,15 @@ class StopRequest:
     is; a second one ends the process.
 
     MindSpore answers the death of a process that reads images with SIGTERM to this one: told apart where `workers` says
-    that there may be such. go_on: the command that resumes, for the lines.
+    that there may be such. go_on: the command that resumes a training, for the lines.
 
     signum: what came, or 0. worker_died: it came of a worker's death. status: the exit status that this asks for.
     """
 
-    def __init__(self, go_on: str = "--resume", workers: bool = False) -> None:
-        self.go_on, self.watch = go_on, workers
+    def __init__(self, go_on: str = "", workers: bool = False) -> None:
+        self.when = " after this step" if go_on else ""
+        self.go_on = f"; go on from the last checkpoint with {go_on}" if go_on else ""
+        self.watch = workers
         self.signum, self.worker_died, self.at_once = 0, False, False
         self.told, self.echoes, self.deadline = 0, 0, 0.0
         self.workers: set[int] = set()
@@ -94,7 +96,7 @@ class StopRequest:
                 if getsig(s) != handler:
                     setsig(s, handler)
             if self.deadline and time.monotonic() > self.deadline:
-                say(f"no batch comes any more; go on from the last checkpoint with {self.go_on}")
+                say(f"no batch comes any more{self.go_on}")
                 os._exit(self.status)
             if self.at_once and self.signum:
                 self.echoes += 1
@@ -115,13 +117,13 @@ class StopRequest:
                 self.worker_died = True
                 say(
                     "a process that reads images was killed, for want of memory as a rule: set num_parallel_workers"
-                    " lower, or python_multiprocessing to false; stopping after this step"
+                    f" lower, or python_multiprocessing to false; stopping{self.when}"
                 )
         elif self.told:
-            say(f"stopped at once; go on from the last checkpoint with {self.go_on}")
+            say(f"stopped at once{self.go_on}")
             os._exit(128 + signum)
         else:
-            say(f"{signal.Signals(signum).name}: stopping after this step; again to stop now")
+            say(f"{signal.Signals(signum).name}: stopping{self.when}; again to stop now")
         self.told += 1
         self.signum = self.signum or signum
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import eval as eval_script
 from src.training import signals
 from src.training.signals import Stopped, StopRequest
 
@@ -77,6 +78,18 @@ def test_a_handler_that_something_else_puts_in_place_goes():
         assert soon(lambda: signals.getsig(signal.SIGINT) == stop.own[signal.SIGINT])
         os.kill(os.getpid(), signal.SIGINT)
         assert soon(lambda: stop.signum == signal.SIGINT)
+
+
+def test_a_signal_ends_an_evaluation_with_its_own_status(shapes_root, tmp_path, monkeypatch, capfd):
+    def detect(config, arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(20)
+
+    monkeypatch.setattr(eval_script, "evaluate_checkpoint", detect)
+    words = ["--checkpoint_path", "x.ckpt", "--val_dataset", str(shapes_root), "--train_outputs", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["eval.py", *words])
+    assert eval_script.main() == 130
+    assert capfd.readouterr().err == "\nSIGINT: stopping; again to stop now\n"
 
 
 PROGRAM = """
