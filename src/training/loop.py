@@ -334,7 +334,7 @@ class Trainer:
             return
         losses = self.validate()
         if self.group.is_first:
-            print(f"epoch {epoch}: validation loss {losses['total_loss']:.4f}")
+            tqdm.write(f"epoch {epoch}: validation loss {losses['total_loss']:.4f}")
             for t in self.trackers:
                 t.validation(*self.state.position, losses)
 
