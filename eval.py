@@ -1,6 +1,7 @@
 """Evaluates a checkpoint: python eval.py --config_path CFG --checkpoint_path CKPT --val_dataset COCO_ROOT ..."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
@@ -17,6 +18,7 @@ from src.ops.library import describe_operators
 from src.runtime.errors import UserError, run_command
 from src.training.checkpoints import load_detector
 from src.training.distributed import join_group, use_local_device
+from src.training.signals import Stopped, StopRequest
 
 
 def main() -> int:
@@ -57,9 +59,14 @@ def main() -> int:
     config, arguments = config_from_arguments(parser)
     if not arguments.report_iou:
         raise UserError("--report_iou 0: a match needs an IoU above 0")
-    with on_modelarts(config) as config:
-        evaluate_checkpoint(config, arguments)
-    return 0
+    with (
+        StopRequest(workers=config.python_multiprocessing) as stop,
+        contextlib.suppress(Stopped),
+        stop.interruptible(),
+        on_modelarts(config) as local,
+    ):
+        evaluate_checkpoint(local, arguments)
+    return stop.status
 
 
 def share(text: str) -> float:

@@ -1,6 +1,7 @@
 """Trains a detector: python train.py --config_path configs/mask_rcnn_r50_fpn.yaml --train_dataset COCO_ROOT ..."""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -16,22 +17,27 @@ from src.models.build import build_detector, build_loss
 from src.ops.library import describe_operators
 from src.runtime.errors import run_command
 from src.training.checkpoints import load_backbone, load_detector
-from src.training.distributed import join_group, use_local_device
+from src.training.distributed import Group, join_group, use_local_device
 from src.training.loop import Trainer
 from src.training.lr_schedule import describe_rates
-from src.training.resume import has_checkpoint, run_folder
+from src.training.resume import Resumed, find_run, has_checkpoint, hold_run, own_config
+from src.training.validation import ValidationLoss
 
 
-def read_arguments(words: list[str]) -> tuple[Config, Path | None]:
-    """The config, and the folder of the run to resume, whose own config is then the default."""
+def read_arguments(words: list[str]) -> tuple[Config, Resumed | None]:
+    """The config, and the run to resume, whose own config is then the default."""
     parser = argparse.ArgumentParser(description="Train a detector.")
     add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, its output folder or checkpoints/")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with a run: its output folder, or one of its checkpoints",
+    )
     given, _ = parser.parse_known_args(words)
-    folder = run_folder(given.resume) if given.resume else None
-    if folder and (folder / "config.yaml").is_file():
-        parser.set_defaults(config_path=str(folder / "config.yaml"))
-    return config_from_arguments(parser, words)[0], folder
+    run = find_run(given.resume) if given.resume else None
+    if run and given.config_path == parser.get_default("config_path") and (own := own_config(run.folder)):
+        parser.set_defaults(config_path=str(own))
+    return config_from_arguments(parser, words)[0], run
 
 
 def in_folder(config: Config, folder: Path) -> Config:
@@ -42,9 +48,9 @@ def in_folder(config: Config, folder: Path) -> Config:
 
 
 def main() -> int:
-    config, folder = read_arguments(sys.argv[1:])
+    config, run = read_arguments(sys.argv[1:])
     with on_modelarts(config) as config:
-        return train(in_folder(config, folder) if folder else config, folder is not None)
+        return train(in_folder(config, run.folder) if run else config, run)
 
 
 def announce(config: Config, loader: TrainLoader, trainer: Trainer) -> None:
@@ -59,12 +65,20 @@ def announce(config: Config, loader: TrainLoader, trainer: Trainer) -> None:
     )
 
 
-def train(config: Config, resume: bool) -> int:
+def train(config: Config, resume: Resumed | None = None) -> int:
     """Trains as the config says; returns the exit status."""
     check_training(config)
     config = resolve_classes(use_local_device(config), training=True)
     set_device(config)
     group = join_group(config)
+    with contextlib.ExitStack() as held:
+        # one process's lock; all are refused
+        group.from_first(lambda: held.enter_context(hold_run(config, resume is not None)))
+        return train_in_group(config, resume, group)
+
+
+def train_in_group(config: Config, resume: Resumed | None, group: Group) -> int:
+    """This process's part of the training."""
     if group.is_first:
         print(describe_operators(config.device_target))
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True), group.rank, group.size)
@@ -78,7 +92,16 @@ def train(config: Config, resume: bool) -> int:
             print(f"{config.pre_trained}: loaded; {len(left)} parameters keep their random values{told}")
     evaluator = Evaluator(config, detector, group) if config.run_eval else None
     loss = build_loss(config, detector, group.size)
-    trainer = Trainer(config, loss, loader, evaluator and evaluator.after_epoch, group, resume)
+    trainer = Trainer(
+        config,
+        loss,
+        loader,
+        evaluator and evaluator.after_epoch,
+        group,
+        resume is not None,
+        resume and resume.position,
+        ValidationLoss(config, loss, group) if config.val_loss else None,
+    )
     if group.is_first:
         announce(config, loader, trainer)
     return trainer.run()

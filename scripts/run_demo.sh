@@ -25,7 +25,7 @@ begin=$SECONDS
 "$VENV_PYTHON" -m src.data.shapes --out "$data" --train "${TRAIN_IMAGES:-800}" --val "${VAL_IMAGES:-100}"
 made=$SECONDS
 "$VENV_PYTHON" train.py --config_path configs/shapes.yaml --train_dataset "$data" --val_dataset "$data" \
-    --train_outputs "$out" "$@" --brief shapes
+    --train_outputs "$out" --overwrite true "$@" --brief shapes
 trained=$SECONDS
 newest=$(find "$out/shapes/checkpoints" -maxdepth 1 -name 'mask_rcnn-*.ckpt' -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2-)
 "$VENV_PYTHON" eval.py --config_path configs/shapes.yaml --checkpoint_path "$newest" --val_dataset "$data" \

@@ -410,16 +410,34 @@ class Config:
     loss_scale_start: float = key(65536.0, "a dynamic loss scale's first value", low=1)
     loss_scale_window: int = key(1000, "steps without overflow after which a dynamic loss scale is doubled", low=1)
 
+    max_loss_ratio: float = key(
+        1000.0, "training stops at a loss over this multiple of the first 100 steps' median; 0: at none", low=0
+    )
+
     batch_size: int = key(2, "images a step and device in training", low=1, high=1024)
     test_batch_size: int = key(1, "images a step at inference", low=1, high=1024)
     epoch_size: int = key(12, "epochs", low=1, high=10**4)
     pre_trained: str = key("", "whole checkpoint to start from")
+    freeze: list[str] = key(
+        [],
+        "parts that don't train, their batch norms on running statistics; for stages alone: backbone.frozen_stages",
+        choices=("backbone", "neck", "rpn", "bbox_head", "mask_head"),
+    )
+    overwrite: bool = key(
+        False, "train where another run has ended; its checkpoints and logs move to before.1, before.2, ... there"
+    )
     finetune: bool = key(False, "leave out the layers of pre_trained that depend on its classes, or differ in shape")
     run_eval: bool = key(False, "evaluate during training")
     eval_every: int = key(1, "epochs between evaluations", low=1)
+    val_loss: bool = key(False, "log the losses on the validation split after each epoch; compiles a second graph")
+    early_stop_epochs: int = key(
+        0,
+        "training ends at an evaluation so many epochs after that of best AP (of masks, if there are); 0: never",
+        low=0,
+    )
     save_every: int = key(0, "steps between checkpoints; 0: none by steps", low=0)
     save_every_epochs: int = key(1, "epochs between checkpoints; 0: none by epochs", low=0)
-    keep_checkpoint_max: int = key(5, "checkpoints kept", low=1)
+    keep_checkpoint_max: int = key(5, "checkpoints kept, each with the state to resume from", low=1)
     keep_best_checkpoints_max: int = key(1, "checkpoints of best AP kept as well, in checkpoints/best", low=0)
     log_every: int = key(1, "steps between lines of loss_0.log and metrics.jsonl", low=1)
     tensorboard: bool = key(False, "TensorBoard event files in tensorboard/ of the experiment")
@@ -840,6 +858,7 @@ def _check_images(c: Config, demand: Callable[[bool, str], None]) -> None:
         f"action_prob has {len(c.action_prob)} entries, action_candidate {len(c.action_candidate)}",
     )
     demand(abs(sum(c.action_prob) - 1) < 1e-6, f"action_prob adds up to {sum(c.action_prob):g}, not 1")
+    demand(c.run_eval or not c.early_stop_epochs, "early_stop_epochs goes by evaluations: set run_eval: true")
 
 
 def _check_samplers(c: Config, demand: Callable[[bool, str], None]) -> None:

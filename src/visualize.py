@@ -253,12 +253,16 @@ def read_loss_log(path: str | Path) -> list[dict]:
 
 
 def plot_loss_curve(
-    losses: str | Path | Sequence[dict], out: str | Path, ap: Mapping[float, Mapping[str, float]] | None = None
+    losses: str | Path | Sequence[dict],
+    out: str | Path,
+    ap: Mapping[float, Mapping[str, float]] | None = None,
+    validation: Mapping[int, float | None] | None = None,
 ) -> None:
     """Total and component losses over the steps, log scale, smoothed over their scatter, as a PNG at `out`.
 
     losses: a loss_{rank}.log, or dictionaries as read_loss_log returns; a step is counted within its epoch. ap: epochs
-    done (1.0: after the first) to metrics by name ({"bbox AP": 0.31}), drawn below. Raises VisualizeError.
+    done (1.0: after the first) to metrics by name ({"bbox AP": 0.31}), drawn below. validation: total loss on the
+    validation split, by epoch. Raises VisualizeError.
     """
     rows = list(losses) if not isinstance(losses, (str, Path)) else read_loss_log(losses)
     if not rows:
@@ -286,6 +290,9 @@ def plot_loss_curve(
     if len(shown):
         # single steps without a positive box or mask would stretch the scale to nothing
         upper.set_ylim(shown.min() / 2, shown.max() * 2)
+    points = [(epoch_ends[e - 1], v) for e, v in sorted((validation or {}).items()) if v and e <= len(epoch_ends)]
+    if points:
+        upper.plot(*zip(*points, strict=True), color=shades[0], marker="o", linestyle="--", label="total, validation")
     upper.grid(True, which="major", alpha=0.3)
     upper.legend(ncols=3, fontsize=9, framealpha=0.9)
     if len(epoch_ends) > 1:

@@ -1,6 +1,7 @@
 """COCO results files ([{"image_id", "category_id", "bbox", "score", "segmentation"?}, ...]): read, checked, written."""
 
 import json
+import re
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -14,6 +15,7 @@ from src.runtime.files import whole
 
 __all__ = ["apply_options", "checked_results", "load_results", "save_results", "saved_results", "write_json"]
 
+FIRST_KEY = '{"image_id":'  # what each entry begins with
 FARTHEST = 1e15  # a box's numbers, so that areas are finite
 ROUNDED = 5e-7  # scores are written to six digits after the point
 
@@ -47,12 +49,10 @@ def load_results(path: str | Path, truth: Truth | None = None) -> list[dict]:
     except OSError as e:
         raise EvaluationError(f"{path}: can't read the results: {e.strerror}") from None
     except json.JSONDecodeError as e:
-        # where a file was cut, parsing fails at its end, but for a text or word that began before
-        cut = not data.rstrip().endswith(b"]") or e.pos >= len(e.doc.rstrip())
-        kind, remedy = (DamagedResultsError, "remove it and evaluate again") if cut else (EvaluationError, "mend it")
+        kind, remedy = (
+            (DamagedResultsError, "remove it and evaluate again") if _is_cut(e.doc) else (EvaluationError, "mend it")
+        )
         raise kind(f"{path}: not whole JSON (line {e.lineno} column {e.colno}); {remedy}") from None
-    except UnicodeDecodeError:
-        raise DamagedResultsError(f"{path}: not whole JSON; remove it and evaluate again") from None
     except (ValueError, RecursionError):
         raise EvaluationError(f"{path}: not JSON that can be read; mend it") from None
     if not isinstance(results, list):
@@ -78,10 +78,30 @@ def saved_results(path: str | Path, truth: Truth | None = None) -> list[dict] | 
     try:
         return load_results(path, truth)
     except DamagedResultsError:
-        if path.read_bytes()[:1] not in (b"", b"["):
-            raise
         print(f"{path}: not whole; the network runs again and replaces it")
         return None
+
+
+def _is_cut(text: str) -> bool:
+    """Whether `text` is the beginning of a results file, as json.dump writes it, and of nothing else."""
+    decoder, place = json.JSONDecoder(), 1
+    if not text.startswith("["):
+        return not text
+    while place < len(text):
+        try:
+            entry, end = decoder.raw_decode(text, place)
+            _check_keys(entry)
+        except json.JSONDecodeError as e:
+            # parsing fails at the end, or at a text or a number that begins before and lasts until there
+            ended = e.msg.startswith("Unterminated") or re.fullmatch(r"[-+.\w]*", text[e.pos :])
+            begun = text[place:].replace(" ", "")[: len(FIRST_KEY)]
+            return bool(ended) and FIRST_KEY.startswith(begun)
+        except ValueError:
+            return False
+        if text[end : end + 1] not in (",", ""):
+            return False
+        place = end + 1 + (text[end + 1 : end + 2] == " ")
+    return True
 
 
 def brief(value: object) -> str:

@@ -4,11 +4,14 @@ import contextlib
 import copy
 import dataclasses
 import errno
+import glob
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import mindspore as ms
 import numpy as np
@@ -206,19 +209,63 @@ def cannot_write(place: Path | str, e: OSError) -> ExportError:
 
 
 @contextlib.contextmanager
-def folder_beside(path: Path):
-    """A folder on the same disk as `path`, gone afterwards. Raises ExportError if there can be none."""
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A folder on the same disk as `path`, gone afterwards, also after SIGTERM; a killed process's goes, too.
+
+    Raises ExportError if there can be none.
+    """
+    folder = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise ExportError(f"{path}: is a folder; give another --file_name")
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        remove_left_folders(path)
+        folder.mkdir()
     except OSError as e:
         raise cannot_write(path, e) from None
     try:
-        yield folder
+        with removed_at_signals(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left_folders(path: Path) -> None:
+    """Removes the folders that killed processes made beside `path`; what one had moved out of the way goes back."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.writing-*"):
+        pid = left.name.rpartition("-")[2]
+        if not pid.isdigit() or Path(f"/proc/{pid}").exists():
+            continue
+        for kept in left.glob("*.before"):
+            place = path.parent / kept.name.removesuffix(".before")
+            if not place.exists():
+                os.replace(kept, place)
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def removed_at_signals(folder: Path) -> Iterator[None]:
+    """Within, SIGTERM and SIGINT end the process, and `folder` goes."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        while frame:
+            # what is raised through MindSpore, it tells as a fault of the network, over a page
+            if "mindspore" in frame.f_code.co_filename:
+                shutil.rmtree(folder, ignore_errors=True)
+                os._exit(128 + signum)
+            frame = frame.f_back
+        raise SystemExit(128 + signum)
+
+    # elsewhere Python lets nobody handle signals
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, end) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 
 def put_in_place(made: Sequence[Path], folder: Path) -> None:

@@ -6,6 +6,7 @@ from src.config import Config
 from src.models.anchors import make_anchors
 from src.models.assigner_sampler import AssignerSampler
 from src.models.backbones.mobilenet_v1 import MobileNetV1
+from src.models.backbones.parts import freeze
 from src.models.backbones.resnet import ResNet
 from src.models.bbox_head import BBoxHead, BBoxLoss, Detections
 from src.models.box_coder import BoxCoder
@@ -18,6 +19,7 @@ from src.models.roi_extractor import RoIExtractor
 from src.models.rpn import RPNHead, RPNLoss, SampledRPN
 from src.models.two_stage import TwoStageDetector, TwoStageLoss
 from src.ops.library import standard_operators
+from src.runtime.errors import UserError
 
 __all__ = ["build_detector", "build_loss", "sampler_key_sizes"]
 
@@ -184,8 +186,24 @@ def _mask_loss(config: Config, detector: TwoStageDetector, head: MaskHead, ranks
     return MaskLoss(head, detector.mask_roi_extractor, targets, weight, rcnn.mask_buckets, ranks)
 
 
+def _freeze_parts(config: Config, detector: TwoStageDetector) -> None:
+    for name in config.freeze:
+        # a cascade has several heads
+        part = getattr(detector, name, None) or getattr(detector, f"{name}s", None)
+        if part is None:
+            raise UserError(f"freeze: detector: {config.detector} has no {name}; leave it out")
+        freeze(part)
+    if not detector.trainable_params():
+        raise UserError(f"freeze: {', '.join(config.freeze)}: leaves nothing to train; leave a part out")
+
+
 def build_loss(config: Config, detector: TwoStageDetector, ranks: int = 1) -> TwoStageLoss:
-    """The training losses of `detector`, which shares its parameters; `ranks`: processes that train together."""
+    """The training losses of `detector`, which shares its parameters; `ranks`: processes that train together.
+
+    Freezes the parts of `detector` that config.freeze names. Raises UserError where it has no such part, or none to
+    train.
+    """
+    _freeze_parts(config, detector)
     counts = _anchors(config)[2]
     train, rpn, cascade = config.train_cfg, config.rpn, config.cascade
     shared = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import time
 from collections.abc import Callable
 
@@ -14,23 +15,18 @@ from src.data.loader import TrainLoader
 from src.evaluation.coco import Summary
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
 from src.runtime.errors import UserError
-from src.training.checkpoints import CheckpointError, assign_parameters
+from src.training.checkpoints import CheckpointError, assign_parameters, not_finite, position_of
 from src.training.distributed import Group
 from src.training.lr_schedule import learning_rates
-from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside
+from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside, set_aside_after
 from src.training.signals import Stopped, StopRequest
-from src.training.step import SamplerKeys, build_step
-from src.training.tracking import Interval, demand_packages, evaluations, make_trackers
+from src.training.step import SamplerKeys, build_step, step_inputs
+from src.training.tracking import Interval, demand_packages, evaluations, make_trackers, validations
 
-__all__ = ["Trainer", "step_inputs"]
+__all__ = ["Trainer"]
 
-BATCH_KEYS = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", "gt_masks", "ignore_boxes")
+FIRST_LOSSES = 100  # that tell what is usual
 SKIPPED_IN_A_ROW = 30  # a loss scale falls from 65536 to 1 in 16 steps
-
-
-def step_inputs(batch: dict[str, np.ndarray], keys: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
-    """The inputs of TrainStep from a loader's batch and the samplers' keys."""
-    return [Tensor(batch[k]) for k in BATCH_KEYS] + [Tensor(k) for k in keys]
 
 
 class Trainer:
@@ -39,8 +35,8 @@ class Trainer:
     Args:
         loss: the network with its losses.  loader: batches.  evaluate: called with the epoch (from 1) after every
         `eval_every` epochs if config.run_eval; its Summary decides which checkpoints are best.  group: the ranks that
-        train together.  resume: go on from the newest whole checkpoint in config.output_dir; without one, from the
-        start.
+        train together.  resume: go on from the newest whole checkpoint in config.output_dir, or from that of
+        `position`; without one, from the start.  validate: called after every epoch; its losses are logged.
 
     Raises UserError, also where there is nothing to resume from but damaged checkpoints.
     """
@@ -53,9 +49,12 @@ class Trainer:
         evaluate: Callable[[int], Summary | None] | None = None,
         group: Group | None = None,
         resume: bool = False,
+        position: tuple[int, int] | None = None,
+        validate: Callable[[], dict[str, float]] | None = None,
     ):
         self.config, self.loader, self.group = config, loader, group or Group()
         self.evaluate = evaluate if config.run_eval else None
+        self.validate = validate
         self.rates = learning_rates(config, len(loader), self.group.size)
         self.detector, self.keys = loss.detector, SamplerKeys(config)
         self.step = build_step(config, loss, self.rates, self.group.size)
@@ -64,13 +63,15 @@ class Trainer:
         self.best = BestCheckpoints(checkpoints / "best", config.keep_best_checkpoints_max)
         own = loader.transform.fingerprint if loader.transform else ""
         self.state = TrainingState(steps_per_epoch=len(loader), config=dataclasses.asdict(config), transform=own)
-        self.saved, self.skipped_in_a_row, self.checked_first, self.stop = None, 0, False, StopRequest()
-        self.resumed = resume
+        self.saved, self.skipped_in_a_row, self.checked_first = None, 0, False
+        self.go_on = f"python train.py --resume {shlex.quote(str(config.output_dir))}"
+        self.stop = StopRequest(self.go_on, workers=config.python_multiprocessing)
+        self.resumed, self.chosen = resume, position
         demand_packages(config)
         if resume:
             self.resume()
         self.interval = Interval(config.log_every, self.state.pending)
-        self.trackers, self.evaluated = [], {}
+        self.trackers, self.evaluated, self.validated = [], {}, {}
 
     def state_parameters(self) -> list[Parameter]:
         """What is trained with besides the weights: the optimizer's moments and count of steps, the loss scale."""
@@ -92,8 +93,8 @@ class Trainer:
             p.set_data(Tensor(np.mean([f[n] for f in found], axis=0, dtype=np.float64).astype(np.float32)))
 
     def resume(self) -> None:
-        """Takes weights, optimizer and place from the newest whole checkpoint, which rank 0 reads for all."""
-        found = self.group.from_first(self.folder.newest)
+        """Takes weights, optimizer and place from the checkpoint to resume, which rank 0 reads for all."""
+        found = self.group.from_first(lambda: self.folder.at(self.chosen) if self.chosen else self.folder.newest())
         if found is None:
             print(f"{self.config.output_dir}: no checkpoint yet; training from the start")
         else:
@@ -114,25 +115,33 @@ class Trainer:
         """Makes the run's folder ready for what this run writes."""
         c, position = self.config, self.state.position if self.resumed else None
         if self.resumed:
+            if self.chosen:
+                set_aside_after(c.output_dir, position)
             self.folder.forget_after(position)
             self.best.forget_after(position)
         else:
-            for left in ("checkpoints", "tensorboard"):
-                if any(p.suffix == ".ckpt" or "tfevents" in p.name for p in (c.output_dir / left).rglob("*")):
-                    set_aside(c.output_dir / left)
+            set_aside(c.output_dir)
         self.folder.make()
         self.trackers = make_trackers(c, len(self.loader), position)
         self.evaluated = evaluations(c.output_dir / "metrics.jsonl")
-        save_config(c, c.output_dir / "config.yaml")
+        self.validated = validations(c.output_dir / "metrics.jsonl")
+        save_config(dataclasses.replace(c, overwrite=False), c.output_dir / "config.yaml")
 
     def run(self) -> int:
-        """The epochs that are left. Returns 0, or 128 + the signal that stopped it, after saving.
+        """The epochs that are left. Returns 0; or, stopped and saved, 128 + the signal, or 2 where a process that reads
+        images died.
 
-        Raises UserError at the first loss that isn't finite, naming step, images and losses.
+        Raises UserError at the first loss that isn't finite, or out of proportion, naming step, images, losses and the
+        last good checkpoint.
         """
         steps, epochs = len(self.loader), self.config.epoch_size
         done = (self.state.epoch - 1) * steps + self.state.step
         self.group.check_same(self.detector.get_parameters(), "before the first step")
+        if self.resumed and (why := self.group.from_first(self.finished)):
+            if self.group.is_first:
+                print(f"{self.config.output_dir}: {why}")
+                self.tell_end()
+            return 0
         self.group.from_first(self.open_folder)
         try:
             with (
@@ -145,12 +154,66 @@ class Trainer:
                     if not self.run_epoch(epoch, bar):
                         break
                     self.finish_epoch(epoch)
+                    if self.group.from_first(self.is_past_best):
+                        break
         except Stopped:
             pass  # between saving an epoch's end and the next step
         finally:
             for t in self.trackers:
                 t.close()
-        return 128 + self.stop.signum if self.stop.signum else 0
+        if self.stop.signum and self.group.is_first:
+            for t in self.trackers:
+                t.epoch_end(self.state.epoch)
+            print(f"saved {self.folder.weights.path(*self.saved)}; go on with {self.go_on}")
+        elif self.group.is_first:
+            if self.state.epoch < epochs:
+                print(f"AP hasn't risen for early_stop_epochs {self.config.early_stop_epochs}: stopped")
+            self.tell_end()
+        return self.stop.status
+
+    def finished(self) -> str | None:
+        """Why nothing of the run is left to do, and how to go on; None where something is."""
+        c, (epoch, step) = self.config, self.state.position
+        log = c.output_dir / "metrics.jsonl"
+        evaluated = not self.evaluate or epoch in evaluations(log)
+        validated = not self.validate or epoch in validations(log)
+        if not evaluated or not validated or step < len(self.loader):
+            return None
+        if epoch >= c.epoch_size:
+            return f"all {c.epoch_size} epochs are trained; go on with --epoch_size {epoch + 1}"
+        if self.is_past_best():
+            return f"AP hasn't risen for early_stop_epochs {c.early_stop_epochs}; go on with --early_stop_epochs 0"
+        return None
+
+    def is_past_best(self) -> bool:
+        """Whether this epoch's evaluation is config.early_stop_epochs after the best; as metrics.jsonl has them."""
+        epoch, patience = self.state.epoch, self.config.early_stop_epochs
+        found = evaluations(self.config.output_dir / "metrics.jsonl") if patience else {}
+        if epoch not in found:
+            return False
+        # of equals the earlier
+        aps = {e: m.get("segm AP", m.get("bbox AP")) for e, m in sorted(found.items()) if e <= epoch}
+        best = max(aps, key=lambda e: -1.0 if aps[e] is None else aps[e])
+        return epoch - best >= patience
+
+    def tell_end(self) -> None:
+        """What there is now, and how to evaluate it."""
+        found = self.best.read()
+        path = self.folder.weights.path(*self.saved)
+        if found:
+            best = found[0]
+            print(f"last: {path}; best: AP {best['ap']:.4f} after epoch {best['epoch']}")
+            path = self.best.folder / best["file"]
+        words = [
+            "python",
+            "eval.py",
+            "--config_path",
+            self.config.output_dir / "config.yaml",
+            "--checkpoint_path",
+            path,
+        ]
+        words += [] if self.config.val_dataset else ["--val_dataset", "VAL_DATASET"]
+        print(f"trained: {path}; evaluate it with {shlex.join(map(str, words))}")
 
     def run_epoch(self, epoch: int, bar: tqdm) -> bool:
         """The steps of `epoch` (from 1) that are left; False if a signal ended it, after saving."""
@@ -192,21 +255,45 @@ class Trainer:
             del losses["rcnn_mask_loss"]
         # the optimizer counts its own steps
         rate = float(self.rates[(epoch - 1) * len(self.loader) + i - 1 - self.state.skipped])
+        before = self.state.position
         self.state.step = i
         self.state.skipped += int(skipped)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        bad = not np.isfinite(values).all() and not skipped
-        if bad or self.skipped_in_a_row == SKIPPED_IN_A_ROW:
-            why = "a loss isn't finite" if bad else f"{SKIPPED_IN_A_ROW} steps in a row overflowed"
+        if why := self.divergence(losses, bool(skipped)):
             raise UserError(
                 f"epoch {epoch} step {i}: {why}, on images {batch['image_id'].tolist()}: "
                 + ", ".join(f"{k} {v:.5g}" for k, v in losses.items())
-                + f"; learning rate {rate:.3g}: lower lr or set grad_clip"
+                + f"; learning rate {rate:.3g}: {self.way_back(before)}"
             )
         other = {"learning_rate": rate}
         if self.step.checked:
             other |= {"loss_scale": scale, "skipped_steps": self.state.skipped}
         return losses, other
+
+    def divergence(self, losses: dict[str, float], skipped: bool) -> str | None:
+        """How this step's losses show that training diverges; a step left out by the loss scale shows nothing alone."""
+        if skipped:
+            return (
+                f"{SKIPPED_IN_A_ROW} steps in a row overflowed" if self.skipped_in_a_row == SKIPPED_IN_A_ROW else None
+            )
+        if not all(map(math.isfinite, losses.values())):
+            return "a loss isn't finite"
+        first, total, most = self.state.first_losses, losses["total_loss"], self.config.max_loss_ratio
+        usual = float(np.median(first)) if first else 0.0
+        if most and usual > 0 and total > most * usual:
+            return (
+                f"the loss is {total / usual:.2g} times the first steps' median {usual:.4g} (max_loss_ratio {most:g})"
+            )
+        if len(first) < FIRST_LOSSES:
+            first.append(total)
+        return None
+
+    def way_back(self, position: tuple[int, int]) -> str:
+        """What to do where the weights of `position` are no good any more."""
+        good = self.folder.before(position)
+        if good is None:
+            return "lower lr or set grad_clip, and train again"
+        return f"go on from the last good checkpoint with a lower lr or grad_clip: --resume {good} --lr ..."
 
     def wait_for_all(self, inputs: list[Tensor]) -> None:
         """Lets ranks that read or compile faster wait here, where they may, not in a collective."""
@@ -230,16 +317,29 @@ class Trainer:
         """What is due at an epoch's end and not done yet: the log's last line, a checkpoint, an evaluation."""
         c = self.config
         if self.interval.pending:
-            self.log({"learning_rate": float(self.rates[epoch * len(self.loader) - 1])})
+            self.log({"learning_rate": float(self.rates[epoch * len(self.loader) - 1 - self.state.skipped])})
         last = epoch == c.epoch_size
         if last or self.is_due(len(self.loader)) or (c.save_every_epochs and epoch % c.save_every_epochs == 0):
             self.save()
-        if self.evaluate and (last or epoch % c.eval_every == 0):
+        evaluated = self.evaluate and (last or epoch % c.eval_every == 0)
+        if evaluated or self.validate:
             self.save()  # what is evaluated, and what a signal in the meantime would lose
             with self.stop.interruptible():
-                self.run_evaluation(epoch)
+                if self.validate:
+                    self.run_validation(epoch)
+                if evaluated:
+                    self.run_evaluation(epoch)
         for t in self.trackers:
             t.epoch_end(epoch)
+
+    def run_validation(self, epoch: int) -> None:
+        if self.group.from_first(lambda: epoch in self.validated):
+            return
+        losses = self.validate()
+        if self.group.is_first:
+            tqdm.write(f"epoch {epoch}: validation loss {losses['total_loss']:.4f}")
+            for t in self.trackers:
+                t.validation(*self.state.position, losses)
 
     def run_evaluation(self, epoch: int) -> None:
         if self.group.from_first(lambda: epoch in self.evaluated):
@@ -251,9 +351,19 @@ class Trainer:
         ap = summary.metrics.get("segm", summary.metrics.get("bbox", {})).get("AP", math.nan)
         if self.config.keep_best_checkpoints_max and math.isfinite(ap):
             self.best.add(self.folder.weights.path(*self.state.position), *self.state.position, ap)
+        self.drop_results(epoch)
         # the record that this evaluation is done comes last
         for t in self.trackers:
             t.evaluation(*self.state.position, metrics, summary.by_class())
+
+    def drop_results(self, epoch: int) -> None:
+        """Removes the results of epochs whose checkpoint isn't kept any more."""
+        checkpoints = [*self.folder.weights.list(), *(self.best.folder / r["file"] for r in self.best.read())]
+        kept = {epoch} | {position_of(p)[0] for p in checkpoints}
+        for path in self.config.output_dir.glob("results_epoch_*.json"):
+            number = path.stem.removeprefix("results_epoch_")
+            if number.isdigit() and int(number) not in kept:
+                path.unlink(missing_ok=True)
 
     def is_due(self, step: int) -> bool:
         """Whether save_every asks for a checkpoint after `step` of this epoch."""
@@ -267,6 +377,10 @@ class Trainer:
             return
         self.state.pending = self.interval.pending
         self.share_statistics()
+        broken = not_finite({p.name: p.asnumpy() for p in self.detector.get_parameters()})
+        if broken:
+            at = "epoch {} step {}".format(*self.state.position)
+            raise UserError(f"{at}: {broken[0]} isn't finite any more: {self.way_back(self.state.position)}")
         if self.group.is_first:
             self.folder.save(self.detector, self.state_parameters(), self.state)
         self.group.barrier()

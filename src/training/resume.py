@@ -4,17 +4,21 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
+import shlex
 import shutil
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import yaml
 from mindspore import Parameter, nn
 
 from src.config import Config
 from src.runtime.errors import UserError
-from src.runtime.files import beside, whole
+from src.runtime.files import beside, hold, whole
 from src.training.checkpoints import (
     CheckpointError,
     CheckpointFolder,
@@ -26,14 +30,20 @@ from src.training.checkpoints import (
 __all__ = [
     "BestCheckpoints",
     "ResumeFolder",
+    "Resumed",
     "TrainingState",
+    "find_run",
     "has_checkpoint",
-    "run_folder",
+    "hold_run",
+    "own_config",
     "set_aside",
+    "set_aside_after",
     "write_whole",
 ]
 
-STATES_KEPT = 2  # one to fall back on where the newest is damaged
+# what a training writes into its folder; the checkpoints last, which tell that there was a run
+RUN_FILES = ("loss_0.log", "metrics.jsonl", "loss_curve.png", "mlflow_run.txt", "tensorboard", "results_epoch_*.json")
+RUN_FILES += ("config.yaml", "checkpoints")
 RECORD = "training.json"  # the parameter of a state file that holds the rest, as JSON
 # keys that don't change what is computed
 FREE_KEYS = {
@@ -48,11 +58,15 @@ FREE_KEYS = {
     "save_every",
     "save_every_epochs",
     "log_every",
+    "max_loss_ratio",
+    "early_stop_epochs",
+    "val_loss",
     "tensorboard",
     "mlflow",
     "mlflow_tracking_uri",
     "compile_cache",
     "pre_trained",
+    "overwrite",
     "finetune",
 }
 
@@ -61,8 +75,9 @@ FREE_KEYS = {
 class TrainingState:
     """Where training stands: `step` steps of `epoch` (both from 1) are done, of `steps_per_epoch`.
 
-    pending: losses of the log interval under way.  skipped: steps left out since gradients overflowed.  transform:
-    fingerprint of the file of config.transform's function.
+    pending: losses of the log interval under way.  skipped: steps left out since gradients overflowed.  first_losses:
+    total losses of the first steps, by which later ones are judged.  transform: fingerprint of the file of
+    config.transform's function.
     """
 
     epoch: int = 1
@@ -70,6 +85,7 @@ class TrainingState:
     steps_per_epoch: int = 0
     pending: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0
+    first_losses: list[float] = field(default_factory=list)
     config: dict = field(default_factory=dict)
     transform: str = ""
 
@@ -110,28 +126,128 @@ def write_whole(path: Path, text: str) -> None:
         beside.write_text(text)
 
 
-def set_aside(path: Path) -> None:
-    """Moves what a former run left at `path` to `path`.1, .2, ..., and says so."""
-    n = 1
-    while (moved := path.with_name(f"{path.name}.{n}")).exists():
-        n += 1
+@contextlib.contextmanager
+def hold_run(config: Config, resume: bool) -> Iterator[None]:
+    """Holds config.output_dir for one training, as a block, whatever way that ends.
+
+    Raises UserError where another process trains there; or has trained, unless config says to overwrite or the run is
+    to `resume`.
+    """
+    folder = config.output_dir
+    with hold(folder / "run.lock", str(folder), "wait for that training, or name another --brief"):
+        if not (resume or config.overwrite) and next((folder / "checkpoints").rglob("*.ckpt"), None):
+            raise UserError(
+                f"{folder}: holds the checkpoints of a run; go on with it by --resume {shlex.quote(str(folder))}, name"
+                " another --brief, or set it aside by --overwrite true"
+            )
+        yield
+
+
+def set_aside(folder: Path) -> None:
+    """Moves what a former run has left in `folder`, if it has made a step, to before.1, before.2, ... in it.
+
+    Raises UserError.
+    """
+    log = folder / "loss_0.log"
+    if not next((folder / "checkpoints").rglob("*.ckpt"), None) and not (log.is_file() and log.stat().st_size):
+        return
+    before = free_name(folder)
     try:
-        os.replace(path, moved)
+        before.mkdir()
+        for left in [p for name in RUN_FILES for p in folder.glob(name)]:
+            os.replace(left, before / left.name)
     except OSError as e:
-        raise UserError(
-            f"{path}: left by another run, can't be moved: {e.strerror}; set brief to another name"
-        ) from None
-    print(f"{path}: left by another run, moved to {moved.name}; --resume would have continued it")
+        raise UserError(f"{folder}: can't move another run's files away: {e.strerror}; name another --brief") from None
+    print(f"{folder}: a former run's checkpoints and logs moved to {before.name}")
 
 
-def run_folder(path: str | Path) -> Path:
-    """The run's output folder that `path`, it or its checkpoints/, names. Raises UserError."""
+def set_aside_after(folder: Path, position: tuple[int, int]) -> None:
+    """Moves a run's checkpoints of after `position`, and copies its logs, to before.1, before.2, ... in `folder`, which
+    can be resumed. Raises UserError.
+    """
+    later = [
+        p for p in (folder / "checkpoints").rglob("*.ckpt") if is_checkpoint_name(p.name) and position_of(p) > position
+    ]
+    if not later:
+        return
+    before = free_name(folder)
+    try:
+        for name in ("checkpoints/state", "checkpoints/best"):
+            (before / name).mkdir(parents=True)
+        for name in ("loss_0.log", "metrics.jsonl", "config.yaml", "checkpoints/best/best.json"):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, before / name)
+        for path in later:
+            os.replace(path, before / path.relative_to(folder))
+    except OSError as e:
+        raise UserError(f"{folder}: can't move later checkpoints away: {e.strerror}; free space there") from None
+    print(f"{folder}: {len(later)} files of later checkpoints moved to {before.name}, which --resume takes")
+
+
+def free_name(folder: Path) -> Path:
+    """The first of before.1, before.2, ... in `folder` that isn't there."""
+    n = 1
+    while (folder / f"before.{n}").exists():
+        n += 1
+    return folder / f"before.{n}"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run to go on with, from its newest checkpoint, or from that of `position`: (epoch, step), both from 1."""
+
+    folder: Path
+    position: tuple[int, int] | None = None
+
+
+def find_run(path: str | Path) -> Resumed:
+    """The run that `path` names: its output folder, checkpoints/ in it, or one of its checkpoints. Raises UserError."""
     path = Path(path).absolute()
+    if path.suffix == ".ckpt":
+        if not is_checkpoint_name(path.name):
+            raise UserError(
+                f"{path}: not the name of a run's checkpoint; start from its weights with --pre_trained {path}"
+            )
+        inner = path.parent.parent if path.parent.name in ("state", "best") else path.parent
+        state = inner / "state" / path.name
+        if not path.is_file() or not state.is_file():
+            there = sorted((p for p in state.parent.glob("*.ckpt") if is_checkpoint_name(p.name)), key=position_of)
+            other = f"those with one: {', '.join(p.name for p in there)}" if there else f"none in {inner} has one"
+            what = "has no training state" if path.is_file() else "no such checkpoint"
+            raise UserError(f"{path}: {what} to resume from ({other}); or start from weights with --pre_trained")
+        return Resumed(run_folder(inner), position_of(path))
+    return Resumed(run_folder(path))
+
+
+def is_checkpoint_name(name: str) -> bool:
+    return re.fullmatch(r".+-\d+_\d+\.ckpt", name) is not None
+
+
+def run_folder(path: Path) -> Path:
+    """The run's output folder that `path`, it or its checkpoints/, names. Raises UserError."""
     if path.name == "checkpoints":
         path = path.parent
     if not path.is_dir():
         raise UserError(f"{path}: no such folder to resume from; it is train_outputs/brief of a run, or start one")
     return path
+
+
+def own_config(folder: Path) -> Path | None:
+    """The config.yaml of a run, written again from its newest training state if it is gone; None if neither is there.
+
+    Raises UserError.
+    """
+    path = folder / "config.yaml"
+    if path.is_file():
+        return path
+    states = (p for p in (folder / "checkpoints/state").glob("*.ckpt") if is_checkpoint_name(p.name))
+    for state in sorted(states, key=position_of, reverse=True):
+        with contextlib.suppress(CheckpointError):
+            record = json.loads(load_checkpoint(state)[RECORD].tobytes())
+            write_whole(path, yaml.safe_dump(record["config"] | {"overwrite": False}, sort_keys=False))
+            print(f"{path}: wasn't there; written again from {state}")
+            return path
+    return None
 
 
 def has_checkpoint(config: Config) -> bool:
@@ -149,7 +265,7 @@ def file_crc(path: Path) -> int:
 
 
 class ResumeFolder:
-    """Checkpoints of one run, each of weights and, for the newest, of training state: `state/` beside them.
+    """Checkpoints of one run, each of weights and of training state: `state/` beside them.
 
     A state file names its weights' file and checksum and is renamed into place last. So whatever moment a run is killed
     at, the newest state that reads whole, and whose weights are those it names, is a whole checkpoint.
@@ -157,7 +273,7 @@ class ResumeFolder:
 
     def __init__(self, folder: str | Path, prefix: str, keep: int):
         self.weights = CheckpointFolder(folder, prefix, keep)
-        self.states = CheckpointFolder(Path(folder) / "state", prefix, min(STATES_KEPT, keep))
+        self.states = CheckpointFolder(Path(folder) / "state", prefix, keep)
         self.damaged: list[Path] = []
 
     def make(self) -> None:
@@ -192,6 +308,11 @@ class ResumeFolder:
             raise CheckpointError(f"{weights}: not the weights that {path} was saved with; damaged or replaced")
         return TrainingState(**record), values, parameters
 
+    def at(self, position: tuple[int, int]) -> tuple[TrainingState, dict[str, np.ndarray], dict[str, np.ndarray], Path]:
+        """The checkpoint of `position`. Raises CheckpointError if it isn't whole."""
+        path = self.states.path(*position)
+        return *self.read(path), path
+
     def newest(self) -> tuple[TrainingState, dict[str, np.ndarray], dict[str, np.ndarray], Path] | None:
         """The newest whole checkpoint; None if the run had saved none.
 
@@ -217,6 +338,12 @@ class ResumeFolder:
                 f" with --pre_trained {self.weights.list()[-1]}"
             )
         return None
+
+    def before(self, position: tuple[int, int]) -> Path | None:
+        """The newest weights, with a state to resume from, of before `position`."""
+        resumable = {p.name for p in self.states.list()}
+        found = [p for p in self.weights.list() if p.name in resumable and position_of(p) < position]
+        return found[-1] if found else None
 
     def forget_after(self, position: tuple[int, int]) -> None:
         """Removes what a killed run left half written, and what is newer than `position`, which comes anew.

@@ -1,39 +1,131 @@
-"""SIGTERM and Ctrl-C in training: noted, and acted on where nothing is lost."""
+"""SIGTERM and Ctrl-C in training and evaluation: told at once, and acted on where nothing is lost."""
 
 import contextlib
+import ctypes
+import os
+import select
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 
-__all__ = ["StopRequest", "Stopped"]
+__all__ = ["Stopped", "StopRequest"]
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TICK = 0.25  # seconds between looks at the handlers and the workers
+GRACE = 60.0  # seconds for a step under way when no further batch will come
 
 
 class Stopped(BaseException):  # noqa: N818 - no error, and not to be caught as one
-    """Training was asked to stop while there was nothing to save."""
+    """Asked to stop while there is nothing to save."""
 
 
 class StopRequest:
-    """Notes the first SIGTERM or SIGINT while it is entered; a second one ends the process as it would without this."""
+    """Notes SIGTERM or SIGINT while it is entered, and says so at once, in whatever of MindSpore's C++ the main thread
+    is; a second one ends the process.
 
-    def __init__(self) -> None:
-        self.signum, self.at_once, self.before = 0, False, {}
+    MindSpore answers the death of a process that reads images with SIGTERM to this one: told apart where `workers` says
+    that there may be such. go_on: the command that resumes a training, for the lines.
+
+    signum: what came, or 0. worker_died: it came of a worker's death. status: the exit status that this asks for.
+    """
+
+    def __init__(self, go_on: str = "", workers: bool = False) -> None:
+        self.when = " after this step" if go_on else ""
+        self.go_on = f"; go on from the last checkpoint with {go_on}" if go_on else ""
+        self.watch = workers
+        self.signum, self.worker_died, self.at_once = 0, False, False
+        self.told, self.echoes, self.deadline = 0, 0, 0.0
+        self.workers: set[int] = set()
+        self.before: dict = {}
+
+    @property
+    def status(self) -> int:
+        if self.worker_died:
+            return 2
+        return 128 + self.signum if self.signum else 0
 
     def __enter__(self) -> "StopRequest":
         # elsewhere Python lets nobody handle signals
         if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGTERM, signal.SIGINT):
-                self.before[s] = signal.signal(s, self.note)
+            self.inbox, outbox = os.pipe()
+            os.set_blocking(outbox, False)
+            self.before = {s: signal.signal(s, self.note) for s in SIGNALS}
+            self.own = {s: getsig(s) for s in SIGNALS}
+            self.wakeup, self.outbox = signal.set_wakeup_fd(outbox, warn_on_full_buffer=False), outbox
+            _entered.add(self)
+            self.listener = threading.Thread(target=self.listen, daemon=True)
+            self.listener.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self.before:
+            return
+        _entered.discard(self)
+        signal.set_wakeup_fd(self.wakeup)
+        os.write(self.outbox, b"\0")
+        self.listener.join()
+        os.close(self.outbox)
+        os.close(self.inbox)
         for s, handler in self.before.items():
             signal.signal(s, handler)
+        self.before = {}
 
-    def note(self, signum: int, _frame: object) -> None:
-        self.signum = signum
-        signal.signal(signum, signal.SIG_DFL)
-        if self.at_once:
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = self.signum or signum
+        # what is raised within its compiler, MindSpore tells as a fault of the network, over a page
+        if self.at_once and not compiling(frame):
+            self.at_once = False
             raise Stopped
+
+    def listen(self) -> None:
+        """Tells of signals as they come, until this is left."""
+        while True:
+            ready, _, _ = select.select([self.inbox], [], [], TICK)
+            if ready:
+                signum = os.read(self.inbox, 1)[0]
+                if not signum:
+                    return
+                self.tell(signum)
+                continue
+            for s, handler in self.own.items():
+                # MindSpore puts handlers of its own in their place, which turn SIGINT into SIGTERM
+                if getsig(s) != handler:
+                    setsig(s, handler)
+            if self.deadline and time.monotonic() > self.deadline:
+                say(f"no batch comes any more{self.go_on}")
+                os._exit(self.status)
+            if self.at_once and self.signum:
+                self.echoes += 1
+                os.kill(os.getpid(), self.signum)
+            if self.watch and not self.signum:
+                self.workers = children()
+
+    def tell(self, signum: int) -> None:
+        """Says what a signal will do; ends the process at a second one."""
+        if signum not in SIGNALS:
+            return
+        if self.echoes:
+            self.echoes -= 1
+            return
+        if signum == signal.SIGTERM and self.watch and any(map(is_gone, self.workers)):
+            self.deadline = self.deadline or time.monotonic() + GRACE
+            if not self.told:
+                self.worker_died = True
+                say(
+                    "a process that reads images was killed, for want of memory as a rule: set num_parallel_workers"
+                    f" lower, or python_multiprocessing to false; stopping{self.when}"
+                )
+        elif self.told:
+            say(f"stopped at once{self.go_on}")
+            os._exit(128 + signum)
+        else:
+            say(f"{signal.Signals(signum).name}: stopping{self.when}; again to stop now")
+        self.told += 1
+        self.signum = self.signum or signum
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -45,3 +137,55 @@ class StopRequest:
             yield
         finally:
             self.at_once = False
+
+
+_entered: set[StopRequest] = set()
+
+
+def _forget() -> None:
+    """In a forked process: signals are that process's own."""
+    if _entered:
+        signal.set_wakeup_fd(-1)
+        for s in SIGNALS:
+            signal.signal(s, signal.SIG_DFL)
+        _entered.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+# what the operating system calls, which signal.getsignal doesn't tell
+getsig, setsig = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+getsig.argtypes, getsig.restype = [ctypes.c_int], ctypes.c_void_p
+setsig.argtypes, setsig.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+
+
+def say(line: str) -> None:
+    """A line of its own below a progress bar, whatever lock the main thread holds."""
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{line}\n".encode())
+
+
+def compiling(frame: FrameType | None) -> bool:
+    """Whether MindSpore is compiling a network where `frame` runs."""
+    while frame:
+        if frame.f_code.co_name == "compile" and "mindspore" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def children() -> set[int]:
+    """This process's children (Linux)."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            found |= set(map(int, (task / "children").read_text().split()))
+    return found
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a child has ended otherwise than well, or isn't there any more."""
+    try:
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return end is not None and (end.si_code, end.si_status) != (os.CLD_EXITED, 0)

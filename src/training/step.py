@@ -11,8 +11,9 @@ from src.config import Config
 from src.models.build import sampler_key_sizes
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
 
-__all__ = ["LossScale", "TrainStep", "SamplerKeys", "build_optimizer", "build_step"]
+__all__ = ["LossScale", "TrainStep", "SamplerKeys", "build_optimizer", "build_step", "step_inputs"]
 
+BATCH_KEYS = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", "gt_masks", "ignore_boxes")
 # what each parameter group is told apart by
 NORM_SUFFIXES, BIAS_SUFFIXES = (".gamma", ".beta"), (".bias",)
 
@@ -169,6 +170,11 @@ def build_step(config: Config, loss: TwoStageLoss, rates: np.ndarray, ranks: int
 
 def _times(factor: float, gradient: Tensor) -> Tensor:
     return gradient * factor
+
+
+def step_inputs(batch: dict[str, np.ndarray], keys: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
+    """The inputs of TrainStep from a loader's batch and the samplers' keys."""
+    return [Tensor(batch[k]) for k in BATCH_KEYS] + [Tensor(k) for k in keys]
 
 
 class SamplerKeys:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "evaluations",
     "format_losses",
     "make_trackers",
+    "validations",
 ]
 
 
@@ -69,6 +71,9 @@ class Tracker:
     ) -> None:
         """Metrics by name ("bbox AP", ...); classes: each class's numbers by IoU type and class, as JSON has them."""
 
+    def validation(self, epoch: int, step: int, losses: dict[str, float]) -> None:
+        """Mean losses on the validation split."""
+
     def epoch_end(self, epoch: int) -> None:
         """After the epoch's checkpoint and evaluation."""
 
@@ -86,6 +91,13 @@ def cut_lines(path: Path, position: tuple[int, int], position_of_line: Callable[
     write_whole(path, "".join(line + "\n" for line in kept))
 
 
+def full(path: Path, error: OSError) -> UserError:
+    """What to say of a log that can't be written."""
+    return UserError(
+        f"{path}: can't write: {error.strerror or error}; free space, and go on with --resume {path.parent}"
+    )
+
+
 class LineFile(Tracker):
     """A file of lines, each of which is on disk once written; `resumed`: the position that training goes on from."""
 
@@ -95,7 +107,8 @@ class LineFile(Tracker):
             cut_lines(path, resumed, self.position)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(path, "a" if resumed else "w", buffering=1)  # noqa: SIM115 - closed by close()
+            # without a buffer, which would be written again, and fail again, at the end
+            self.file = open(path, "ab" if resumed else "wb", buffering=0)  # noqa: SIM115 - closed by close()
         except OSError as e:
             raise UserError(f"{path}: can't write: {e.strerror}; set train_outputs to a folder that can") from None
 
@@ -105,10 +118,12 @@ class LineFile(Tracker):
         raise NotImplementedError
 
     def write(self, line: str) -> None:
+        left = (line + "\n").encode()
         try:
-            self.file.write(line + "\n")
+            while left:
+                left = left[self.file.write(left) :]
         except OSError as e:
-            raise UserError(f"{self.path}: can't write: {e.strerror}; free space") from None
+            raise full(self.path, e) from None
 
     def close(self) -> None:
         self.file.close()
@@ -144,6 +159,9 @@ class MetricsFile(LineFile):
     ) -> None:
         self.row(epoch, step, metrics, {"classes": classes} if classes else {})
 
+    def validation(self, epoch: int, step: int, losses: dict[str, float]) -> None:
+        self.row(epoch, step, {f"val_{k}": v for k, v in losses.items()}, {})
+
     def row(self, epoch: int, step: int, values: dict[str, float], more: dict) -> None:
         # JSON has no NaN
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
@@ -152,12 +170,22 @@ class MetricsFile(LineFile):
 
 def evaluations(path: Path) -> dict[int, dict[str, float]]:
     """Metrics by epoch of a metrics.jsonl."""
+    return rows_with(path, lambda name: " AP" in name or " AR" in name)
+
+
+def validations(path: Path) -> dict[int, dict[str, float]]:
+    """Losses on the validation split, by epoch, of a metrics.jsonl."""
+    return rows_with(path, lambda name: name.startswith("val_"))
+
+
+def rows_with(path: Path, wanted: Callable[[str], bool]) -> dict[int, dict[str, float]]:
+    """What has a name that is `wanted`, by epoch."""
     out = {}
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text().splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
-                found = {k: v for k, v in row.items() if " AP" in k or " AR" in k}
+                found = {k: v for k, v in row.items() if wanted(k)}
                 if found:
                     out[int(row["epoch"])] = found
     return out
@@ -174,35 +202,49 @@ class Curve(Tracker):
 
         found = evaluations(self.folder / "metrics.jsonl")
         ap = {float(e): {k: v for k, v in m.items() if k.endswith(" AP") and v is not None} for e, m in found.items()}
+        losses = {e: v["val_total_loss"] for e, v in validations(self.folder / "metrics.jsonl").items()}
         try:
-            plot_loss_curve(self.folder / "loss_0.log", self.folder / "loss_curve.png", ap or None)
+            plot_loss_curve(self.folder / "loss_0.log", self.folder / "loss_curve.png", ap or None, losses)
         except UserError as e:
             print(f"no curve of the losses: {e}")  # nothing that training must stop for
 
 
 class TensorBoard(Tracker):
-    """Event files for TensorBoard, by the tensorboard package's own writer."""
+    """Event files for TensorBoard, record by record: the thread of the tensorboard package's own writer tells of a full
+    disk by a traceback.
+    """
 
     def __init__(self, folder: Path, steps_per_epoch: int, resumed: tuple[int, int] | None):
         from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.event, self.summary, self.steps = event_pb2.Event, summary_pb2.Summary, steps_per_epoch
         try:
-            self.writer = EventFileWriter(os.fspath(folder))
+            folder.mkdir(parents=True, exist_ok=True)
+            # TensorBoard reads files in the order of their names
+            self.path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+            self.writer = RecordWriter(open(self.path, "xb"))  # noqa: SIM115 - closed by close()
         except OSError as e:
             raise UserError(f"{folder}: can't write: {e.strerror}; set train_outputs") from None
+        self.write(self.event(wall_time=time.time(), file_version="brain.Event:2"))
         if resumed:
             # TensorBoard drops what an earlier file holds from this step on
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self.writer.add_event(self.event(step=self.at(*resumed) + 1, session_log=start))
+            self.write(self.event(step=self.at(*resumed) + 1, session_log=start))
 
     def at(self, epoch: int, step: int) -> int:
         return (epoch - 1) * self.steps + step
 
+    def write(self, event: object) -> None:
+        try:
+            self.writer.write(event.SerializeToString())
+            self.writer.flush()
+        except OSError as e:
+            raise full(self.path, e) from None
+
     def scalars(self, step: int, values: dict[str, float], group: str) -> None:
         rows = [self.summary.Value(tag=f"{group}/{k}", simple_value=v) for k, v in values.items()]
-        self.writer.add_event(self.event(wall_time=time.time(), step=step, summary=self.summary(value=rows)))
+        self.write(self.event(wall_time=time.time(), step=step, summary=self.summary(value=rows)))
 
     def losses(self, epoch: int, step: int, losses: dict[str, float], other: dict[str, float]) -> None:
         self.scalars(self.at(epoch, step), losses | other, "train")
@@ -211,10 +253,14 @@ class TensorBoard(Tracker):
         self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict] | None = None
     ) -> None:
         self.scalars(self.at(epoch, step), metrics, "val")
-        self.writer.flush()
+
+    def validation(self, epoch: int, step: int, losses: dict[str, float]) -> None:
+        self.scalars(self.at(epoch, step), losses, "val")
 
     def close(self) -> None:
-        self.writer.close()
+        # what a full disk has left in the buffer, its own line told of
+        with contextlib.suppress(OSError):
+            self.writer.close()
 
 
 class MLflow(Tracker):
@@ -261,6 +307,9 @@ class MLflow(Tracker):
         self, epoch: int, step: int, metrics: dict[str, float], classes: dict[str, dict] | None = None
     ) -> None:
         self.log(epoch, step, metrics)
+
+    def validation(self, epoch: int, step: int, losses: dict[str, float]) -> None:
+        self.log(epoch, step, {f"val_{k}": v for k, v in losses.items()})
 
     def close(self) -> None:
         self.mlflow.end_run()

@@ -62,16 +62,36 @@ def test_predictions_not_there_yet(tmp_path):
     assert saved_results(tmp_path / "p.json") == []
 
 
-@pytest.mark.parametrize("length", [0, 1, 40])
-def test_predictions_cut_short_are_told_and_made_again(tmp_path, capsys, length):
+def test_predictions_cut_short_anywhere_are_told_and_made_again(tmp_path, capsys):
     path = tmp_path / "p.json"
-    save_results(path, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])
-    path.write_bytes(path.read_bytes()[:length])
-    assert saved_results(path) is None
-    assert str(path) in capsys.readouterr().out
+    mask = {"size": [20, 30], "counts": 'a\\b"0'}
+    result = {"image_id": 1, "category_id": 1, "bbox": [0, -1.5, 1, 1e-07], "score": 1, "segmentation": mask}
+    save_results(path, [result, result | {"image_id": 22}])
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert saved_results(path) is None
+        assert str(path) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b'{"images": []}', b"weights", b"[1, 2]", b'{"half": '])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"images": []}',
+        b"weights",
+        b"[1, 2]",
+        b'{"half": ',
+        b"[1, 2",
+        b"[section]\nkey = 1\n",
+        b"[\n",
+        b'[{"image": 3, "label": "cat"}, {"image": 4, "la',
+        b'[{"image_id": 1, "caption": "a cat"}, {"image_',
+        b'[{"image_id":1,"category_id":1,"bbox":[0,0,1,1],"score":1} {"image_id":1,',
+        b'[{"image_id":1,"category_id":1,"bbox":[0,0,1,1],"score":oops},{"image_id":1,"sco',
+        b'[{"image_id":1,"category_id":1,"bbox":[0,0,1,1],"score":1}] and my notes',
+        b"[\xff\xfe",
+    ],
+)
 def test_files_that_are_no_predictions_stay_as_they_are(tmp_path, refusal, content):
     path = tmp_path / "mine"
     path.write_bytes(content)

@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, nn
 from benchmarks.resume import Run, compare_runs, kill_at
 from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError
-from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, run_folder
+from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, find_run
 from src.training.tracking import LossLog, MetricsFile
 
 # without the mask head, the graphs compile in half the time
@@ -167,9 +167,10 @@ def test_changed_settings_are_told(shapes_config, tmp_path, capsys):
 
 def test_run_folder_is_found_by_it_or_its_checkpoints(tmp_path, refusal):
     (tmp_path / "run/checkpoints").mkdir(parents=True)
-    assert run_folder(tmp_path / "run") == run_folder(tmp_path / "run/checkpoints/") == tmp_path / "run"
+    for name in (tmp_path / "run", tmp_path / "run/checkpoints/"):
+        assert find_run(name).folder == tmp_path / "run" and find_run(name).position is None
     with refusal(UserError, tmp_path / "nowhere", "no such folder"):
-        run_folder(tmp_path / "nowhere")
+        find_run(tmp_path / "nowhere")
 
 
 def test_resume_of_nothing_is_refused_in_one_line(tmp_path):

@@ -9,7 +9,16 @@ import pytest
 
 from src.models.two_stage import LOSS_NAMES
 from src.runtime.errors import UserError
-from src.training.tracking import Interval, demand_packages, evaluations, format_losses, make_trackers
+from src.training.tracking import (
+    Interval,
+    LossLog,
+    MetricsFile,
+    TensorBoard,
+    demand_packages,
+    evaluations,
+    format_losses,
+    make_trackers,
+)
 
 METRICS = {"bbox AP": 0.25, "bbox APs": -1.0, "segm AP": 0.125}
 CLASSES = {"bbox": {"AP AR": {"AP": 0.5, "AP50": None, "best": {"score": 0.3, "f1": 0.75}}}}
@@ -126,3 +135,30 @@ def test_missing_package_is_told(shapes_config, monkeypatch, refusal, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == name else found(n))
     with refusal(UserError, name, "requirements-tracking.txt"):
         demand_packages(shapes_config(**{name: True}))
+
+
+@pytest.mark.parametrize("kind", [LossLog, MetricsFile])
+def test_a_full_disk_ends_in_one_line(tmp_path, refusal, kind):
+    (tmp_path / "log").symlink_to("/dev/full")
+    log = kind(tmp_path / "log", None)
+    with refusal(UserError, tmp_path / "log", "No space left", "--resume"):
+        log.losses(1, 1, dict.fromkeys(LOSS_NAMES, 1.0), {})
+    log.close()
+
+
+def test_a_full_disk_below_tensorboard_ends_in_one_line(tmp_path, refusal):
+    pytest.importorskip("tensorboard")
+    board = TensorBoard(tmp_path / "tensorboard", 4, None)
+    board.writer._writer = open("/dev/full", "wb")  # noqa: SIM115 - the file below the records
+    with refusal(UserError, board.path, "No space left", "--resume"):
+        board.losses(1, 1, dict.fromkeys(LOSS_NAMES, 1.0), {})
+    board.close()
+
+
+def test_the_last_line_of_an_epoch_tells_the_rate_that_was_used(stub_trainer):
+    """The optimizer doesn't count steps that were left out."""
+    trainer = stub_trainer(log_every=3, epoch_size=1, warmup_step=4)
+    trainer.state.skipped = 2
+    trainer.run()
+    row = json.loads((trainer.config.output_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (row["epoch"], row["step"]) == (1, 4) and row["learning_rate"] == pytest.approx(trainer.rates[1])
