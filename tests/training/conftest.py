@@ -40,6 +40,8 @@ class Step:
 
 
 class Loader:
+    transform = None
+
     def __init__(self, steps):
         self.steps = steps
 
@@ -49,7 +51,11 @@ class Loader:
     def epoch(self, epoch, start=0):
         for i in range(start, self.steps):
             batch = dict.fromkeys(BATCH_KEYS, np.zeros(1, np.float32))
-            yield batch | {"image": np.full(1, i, np.float32), "image_id": np.array([100 * epoch + i])}
+            yield batch | {
+                "image": np.full(1, i, np.float32),
+                "image_id": np.array([100 * epoch + i]),
+                "occurrence": np.zeros(1, int),
+            }
 
 
 @pytest.fixture
