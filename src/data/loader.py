@@ -1,11 +1,20 @@
 """Batches for training and evaluation, from MindRecord, by several workers, in an order that repeats."""
 
+import contextlib
+import ctypes
+import functools
 import json
-import re
+import multiprocessing
+import os
+import signal
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import mindspore.dataset as ds
 import numpy as np
 
@@ -15,11 +24,21 @@ from src.data.augment.colour import photometric_distortion
 from src.data.augment.geometry import draw_view
 from src.data.augment.instaboost import Scene, instaboost
 from src.data.images import decode_image, turn
-from src.data.mindrecord import read_index, record_crc, record_files
+from src.data.mindrecord import OpenRecords, record_crc, record_files
 from src.data.records import DataError
 from src.data.transforms import View, crop_mask, fit_size, prepare_image, visible_objects
+from src.runtime.errors import InternalError, UserError
 
-__all__ = ["EvalLoader", "TrainLoader"]
+__all__ = ["EvalLoader", "TrainLoader", "WorkerDied"]
+
+LESS_MEMORY = (
+    "lower num_parallel_workers, the batch size, or img_width and img_height; a training goes on with --resume"
+)
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class WorkerDied(UserError):  # noqa: N818 - what happened, not whose error it is
+    """A worker that reads pictures was killed, or had no memory; the message names the keys that need less."""
 
 
 class Sample(NamedTuple):
@@ -49,18 +68,30 @@ class SampleReader:
     def __call__(
         self, image_id: np.ndarray, crc: np.ndarray, image: np.ndarray, annotation: np.ndarray, flip: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """A Sample's fields; a fault is told, not raised, so that the caller can decide."""
-        empty = np.zeros(0, np.float32)
+        """A Sample's fields; a fault is told, not raised, so that the caller can decide.
+
+        Raises MemoryError, and InternalError for whatever is no fault of the picture.
+        """
         try:
             arrays = self.arrays(int(image_id), int(crc), image.tobytes(), annotation.tobytes(), bool(flip))
             return tuple(Sample(image_id, np.array(""), *arrays))
         except DataError as e:
-            return tuple(Sample(image_id, np.array(str(e)), *[empty] * 6))
+            fault = str(e)
+        except cv2.error as e:
+            if e.code == cv2.Error.StsNoMem:
+                raise MemoryError from None
+            fault = f"image {int(image_id)}: OpenCV can't use it ({e.err})"
+        except MemoryError:
+            raise
+        except Exception as e:
+            raise InternalError.of(e, f"reading image {int(image_id)}") from e
+        return tuple(Sample(image_id, np.array(fault), *[np.zeros(0, np.float32)] * 6))
 
     def arrays(self, image_id: int, crc: int, data: bytes, annotation: bytes, flip: bool) -> tuple[np.ndarray, ...]:
         if record_crc(data, annotation) != crc:
             raise DataError(
-                f"image {image_id}: its MindRecord row is damaged (checksum); remove the converted data set"
+                f"image {image_id}: its MindRecord row is damaged (checksum); remove the converted data set and run"
+                " again"
             )
         a = json.loads(annotation)
         picture = turn(decode_image(data, a["name"]), a["orientation"])
@@ -118,48 +149,87 @@ class SampleReader:
         return crowds[np.argsort(-area, kind="stable")[: self.config.max_crowd_count]]
 
 
-class Flips:
-    """The flip of each row, as a data set source."""
+@functools.cache
+def worker_count(wanted: int) -> int:
+    """How many workers there are of those wanted: no more than the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0))
+    if wanted > cores:
+        print(f"num_parallel_workers: {wanted} on {cores} core{'s' * (cores > 1)}: {cores} read pictures")
+    return min(wanted, cores)
 
-    def __init__(self, flips: np.ndarray):
-        self.flips = flips
 
-    def __getitem__(self, i: int):
-        return (self.flips[i],)
+def settle_worker(parent: int) -> None:
+    """In a worker process: ends with the process that began it, which alone hears Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
-    def __len__(self) -> int:
-        return len(self.flips)
+
+@contextlib.contextmanager
+def worker_pool(workers: int, processes: bool) -> Iterator[Executor]:
+    """Threads or processes that run jobs for a block. Raises WorkerDied where one has no memory, or is killed."""
+    before = set(multiprocessing.active_children())
+    if processes:
+        fork = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(workers, fork, initializer=settle_worker, initargs=(os.getpid(),))
+        # all begin with the first job
+        pool.submit(int).result()
+    else:
+        pool = ThreadPoolExecutor(workers)
+    mine = set(multiprocessing.active_children()) - before
+    try:
+        yield pool
+    except MemoryError:
+        raise WorkerDied(f"too little memory to read a picture; {LESS_MEMORY}") from None
+    except BrokenProcessPool:
+        # the others are then ended by SIGTERM
+        codes = sorted(p.exitcode for p in mine if p.exitcode and p.exitcode != -signal.SIGTERM)
+        how = f" by {signal.Signals(-codes[0]).name}" if codes and codes[0] < 0 else ""
+        raise WorkerDied(f"a worker process was ended{how}, for want of memory? {LESS_MEMORY}") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def samples(
-    folder: Path, order: np.ndarray, flips: np.ndarray, config: Config, training: bool, epoch: int = 0
+    records: OpenRecords, order: np.ndarray, flips: np.ndarray, config: Config, training: bool, epoch: int = 0
 ) -> Iterator[Sample]:
-    """Samples of rows `order` of the data set, in that order, by config.num_parallel_workers workers."""
+    """Samples of rows `order` of the data set, in that order, by config.num_parallel_workers workers.
+
+    Raises DataError where the data set is damaged, WorkerDied, and InternalError for a fault of the program.
+    """
     if not len(order):
         return
-    names = ["image_id", "crc", "image", "annotation"]
-    rows = ds.MindDataset(
-        record_files(folder), columns_list=names, sampler=ds.SubsetSampler(order.tolist()), num_parallel_workers=1
-    )
-    extra = ds.GeneratorDataset(Flips(flips), ["flip"], shuffle=False, num_parallel_workers=1)
-    # a column of the rows is called image, too
-    out = ["picture" if name == "image" else name for name in Sample._fields]
-    workers = min(config.num_parallel_workers, len(order))
-    data = ds.zip((rows, extra)).map(
-        SampleReader(config, training, epoch),
-        [*names, "flip"],
-        out,
-        num_parallel_workers=workers,
-        python_multiprocessing=config.python_multiprocessing and workers > 1,
-    )
-    data = data.project(out)
+    reader, workers = SampleReader(config, training, epoch), min(worker_count(config.num_parallel_workers), len(order))
+    # so many that the workers go on while a batch is trained on
+    ahead = workers + max(workers, config.batch_size if training else config.test_batch_size)
+    pending: deque[Future] = deque()
+    with worker_pool(workers, config.python_multiprocessing and workers > 1) as pool:
+        for row, flip in zip(stored_rows(records, order), flips, strict=True):
+            pending.append(pool.submit(reader, *row, flip))
+            if len(pending) >= ahead:
+                yield Sample._make(pending.popleft().result())
+        while pending:
+            yield Sample._make(pending.popleft().result())
+
+
+def stored_rows(records: OpenRecords, order: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """image_id, crc, image and annotation of rows. Raises DataError."""
     try:
-        yield from map(Sample._make, data.create_tuple_iterator(num_epochs=1, output_numpy=True))
+        rows = ds.MindDataset(
+            record_files(records.folder),
+            columns_list=["image_id", "crc", "image", "annotation"],
+            sampler=ds.SubsetSampler(order.tolist()),
+            num_parallel_workers=1,
+        )
+        yield from rows.create_tuple_iterator(num_epochs=1, output_numpy=True)
     except RuntimeError as e:
-        text = str(e)
-        found = re.search(r"(\w*Error: [^\n]*)", text)
-        reason = found[1] if found else text.strip().splitlines()[0]
-        raise DataError(f"{folder}: can't be read ({reason[:200]}); remove it and run again") from None
+        records.doubt()
+        reason = str(e).strip().splitlines() or [""]
+        raise DataError(
+            f"{records.folder}: damaged, or can't be read ({reason[0][:200]}); run again: it is converted again if so"
+        ) from None
 
 
 class BatchMaker:
@@ -218,8 +288,8 @@ class TrainLoader:
     """
 
     def __init__(self, config: Config, folder: Path, rank: int = 0, ranks: int = 1):
-        self.config, self.folder, self.rank, self.ranks = config, Path(folder), rank, ranks
-        index = read_index(self.folder)
+        self.config, self.records, self.rank, self.ranks = config, OpenRecords(folder), rank, ranks
+        self.folder, index = self.records.folder, self.records.index
         objects = np.array(index["objects"])
         self.rows = np.arange(len(objects)) if config.train_empty_images else np.flatnonzero(objects > 0)
         self.left_out = len(objects) - len(self.rows)
@@ -262,6 +332,7 @@ class TrainLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches of `epoch` (from 0) from `start_step` on. Raises DataError."""
+        self.records.check()
         pending = []
         for sample in self.usable_samples(epoch, start_step * self.config.batch_size):
             pending.append(sample)
@@ -276,7 +347,7 @@ class TrainLoader:
         epoch keeps its length, and what a place holds doesn't depend on `start`.
         """
         order, flips = self.epoch_rows(epoch)
-        found = samples(self.folder, order[start:], flips[start:], self.config, True, epoch)
+        found = samples(self.records, order[start:], flips[start:], self.config, True, epoch)
         for place, sample in enumerate(found, start):
             if self.maker.usable(sample):
                 yield sample
@@ -290,7 +361,7 @@ class TrainLoader:
             alike = self.upright[order[i]] == self.upright[order[place]]
             if not alike or int(order[i]) in self.faulty:
                 continue
-            for sample in samples(self.folder, order[i : i + 1], flips[i : i + 1], self.config, True, epoch):
+            for sample in samples(self.records, order[i : i + 1], flips[i : i + 1], self.config, True, epoch):
                 if self.maker.usable(sample):
                     return sample
                 self.faulty.add(int(order[i]))
@@ -324,8 +395,8 @@ class EvalLoader:
     """
 
     def __init__(self, config: Config, folder: Path, rank: int = 0, ranks: int = 1):
-        self.config, self.folder = config, Path(folder)
-        self.index = read_index(self.folder)
+        self.config, self.records = config, OpenRecords(folder)
+        self.folder, self.index = self.records.folder, self.records.index
         upright = upright_rows(self.index, config)
         self.groups = [np.flatnonzero(upright == kind)[rank::ranks] for kind in (False, True)]
         self.maker = BatchMaker(config)
@@ -334,6 +405,7 @@ class EvalLoader:
         return sum(-(-len(rows) // self.config.test_batch_size) for rows in self.groups)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        self.records.check()
         for order in self.groups:
             yield from self.batches(order)
 
@@ -341,7 +413,7 @@ class EvalLoader:
         """Batches of rows of one orientation."""
         flips = np.zeros(len(order), bool)
         pending = []
-        for sample in samples(self.folder, order, flips, self.config, training=False):
+        for sample in samples(self.records, order, flips, self.config, training=False):
             if self.maker.usable(sample):
                 pending.append(sample)
             if len(pending) == self.config.test_batch_size:
