@@ -288,8 +288,8 @@ def test_a_disk_too_small_for_it_loses_nothing(coco_config, monkeypatch, refusal
     config = coco_config()
     unread = convert(config).with_name("train-0123456789ab")
     shutil.copytree(convert(config), unread)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, 10 << 20))
-    with refusal(DataError, "10 MB free", "needed"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 20))
+    with refusal(DataError, "1 MB free", "needed"):
         convert(coco_config(max_instance_count=7))
     assert unread.is_dir()
 
