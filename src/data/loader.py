@@ -34,6 +34,7 @@ __all__ = ["EvalLoader", "TrainLoader", "WorkerDied"]
 LESS_MEMORY = (
     "lower num_parallel_workers, the batch size, or img_width and img_height; a training goes on with --resume"
 )
+ROW_DAMAGED = "its MindRecord row is damaged (checksum); run again: the data set is then converted again"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -89,10 +90,7 @@ class SampleReader:
 
     def arrays(self, image_id: int, crc: int, data: bytes, annotation: bytes, flip: bool) -> tuple[np.ndarray, ...]:
         if record_crc(data, annotation) != crc:
-            raise DataError(
-                f"image {image_id}: its MindRecord row is damaged (checksum); remove the converted data set and run"
-                " again"
-            )
+            raise DataError(f"image {image_id}: {ROW_DAMAGED}")
         a = json.loads(annotation)
         picture = turn(decode_image(data, a["name"]), a["orientation"])
         original = picture.shape[:2]
@@ -184,7 +182,8 @@ def worker_pool(workers: int, processes: bool) -> Iterator[Executor]:
     except MemoryError:
         raise WorkerDied(f"too little memory to read a picture; {LESS_MEMORY}") from None
     except BrokenProcessPool:
-        # the others are then ended by SIGTERM
+        # which waits for all: the others are ended by SIGTERM
+        pool.shutdown()
         codes = sorted(p.exitcode for p in mine if p.exitcode and p.exitcode != -signal.SIGTERM)
         how = f" by {signal.Signals(-codes[0]).name}" if codes and codes[0] < 0 else ""
         raise WorkerDied(f"a worker process was ended{how}, for want of memory? {LESS_MEMORY}") from None
@@ -205,13 +204,20 @@ def samples(
     # so many that the workers go on while a batch is trained on
     ahead = workers + max(workers, config.batch_size if training else config.test_batch_size)
     pending: deque[Future] = deque()
+
+    def oldest() -> Sample:
+        sample = Sample._make(pending.popleft().result())
+        if ROW_DAMAGED in str(sample.fault):
+            records.doubt()
+        return sample
+
     with worker_pool(workers, config.python_multiprocessing and workers > 1) as pool:
         for row, flip in zip(stored_rows(records, order), flips, strict=True):
             pending.append(pool.submit(reader, *row, flip))
             if len(pending) >= ahead:
-                yield Sample._make(pending.popleft().result())
+                yield oldest()
         while pending:
-            yield Sample._make(pending.popleft().result())
+            yield oldest()
 
 
 def stored_rows(records: OpenRecords, order: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:

@@ -168,8 +168,8 @@ def find_converted(base: Path, settings: str, replace: bool = False) -> Path | N
             try:
                 key = hold_reading(folder, stack)
                 fault = fault_of(folder, settings)
-            except DataError as e:
-                fault = str(e).removeprefix(f"{folder}: ")
+            except DataError:
+                fault = f"{INDEX}: checksum" if (folder / LOCK).exists() else f"no file {LOCK}"
             if not fault:
                 keep(key, stack)
                 return folder
@@ -418,10 +418,11 @@ def convert(data: Records, folder: Path, settings: str, config: Config) -> None:
             beside.rename(folder)
             keep(key, stack)
         flush(folder.parent)
+    except MemoryError:
+        raise DataError(f"{folder}: too little memory to convert; lower num_parallel_workers") from None
     except OSError as e:
-        raise DataError(
-            f"{folder}: can't write the converted data set: {e.strerror or e}; free space there or set mindrecord_dir"
-        ) from None
+        cure = "raise the limit (ulimit -f)" if e.errno == errno.EFBIG else "free space there or set mindrecord_dir"
+        raise DataError(f"{folder}: can't write the converted data set: {e.strerror or e}; {cure}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -427,6 +427,21 @@ def test_no_usable_image(coco_folder, coco_config, refusal):
     assert contents(config.record_dir) == {}
 
 
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".jpg", ".tif"])
+@pytest.mark.parametrize("size", [(7, 60), (40, 1), (3, 5)])
+def test_small_pictures_are_used(coco_folder, coco_config, suffix, size):
+    height, width = size
+    image_id = coco_folder.add_image(height, width, name=f"small{suffix}")
+    coco_folder.add_object(image_id, (0, 0, width, height))
+    coco_folder.write()
+    config = coco_config(batch_size=1, test_batch_size=1)
+    folder = convert(config)
+    assert read_index(folder)["image_ids"] == [1, 2, 3, 4]
+    assert 4 in [int(b["image_id"][0]) for b in TrainLoader(config, folder).epoch(0)]
+    sizes = {int(b["image_id"][0]): b["original_size"][0].tolist() for b in EvalLoader(config, folder)}
+    assert sizes[4] == [height, width]
+
+
 # Several at once
 
 
@@ -586,8 +601,12 @@ def test_flipped_byte_is_caught_at_reading(coco_folder, coco_config, refusal):
     config = coco_config()
     folder = convert(config)
     flip_image_byte(folder, (coco_folder.images / "000000000002.jpg").read_bytes())
-    with refusal(DataError, "image 2", "checksum"):
+    mindrecord.note_checked(folder, mindrecord.file_stamps(folder, read_index(folder)["parts"]))
+    # the times say that nothing changed
+    assert convert(config) == folder
+    with refusal(DataError, "image 2", "checksum", "run again"):
         list(EvalLoader(config, folder))
+    assert len(list(EvalLoader(config, convert(config)))) == 1
 
 
 def test_not_a_converted_data_set(tmp_path, refusal):
