@@ -6,11 +6,13 @@ import functools
 import json
 import multiprocessing
 import os
+import queue
 import signal
+import traceback
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,39 +158,94 @@ def worker_count(wanted: int) -> int:
     return min(wanted, cores)
 
 
-def settle_worker(parent: int) -> None:
-    """In a worker process: ends with the process that began it, which alone hears Ctrl-C."""
+class WorkerProcess:
+    """A process that reads samples: called as its SampleReader, by one thread at a time.
+
+    Over a pipe of its own: in one that is shared, as concurrent.futures has it, a worker killed while it writes leaves
+    half an answer, of which the reader waits for the rest.
+    """
+
+    def __init__(self, reader: SampleReader):
+        self.connection, theirs = multiprocessing.Pipe()
+        fork = multiprocessing.get_context("fork")
+        self.process = fork.Process(target=serve, args=(theirs, reader, os.getpid()), daemon=True)
+        self.process.start()
+        # so that nobody else holds it open, and its end is noticed
+        theirs.close()
+
+    def __call__(self, *row: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Raises what the reader raises, and WorkerDied."""
+        try:
+            self.connection.send(row)
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+            raise WorkerDied(f"a worker process was ended {how}, for want of memory? {LESS_MEMORY}") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self.connection.close()
+
+
+def start_worker(reader: SampleReader) -> WorkerProcess:
+    try:
+        return WorkerProcess(reader)
+    except OSError as e:
+        raise WorkerDied(f"can't start a worker process: {e.strerror}; {LESS_MEMORY}") from None
+
+
+def serve(connection: Connection, reader: SampleReader, parent: int) -> None:
+    """What a worker process does: ends with the process that began it, which alone hears Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    while os.getppid() == parent:
+        row = connection.recv()
+        try:
+            answer = reader(*row)
+        except (InternalError, MemoryError) as e:
+            e.add_note(traceback.format_exc())
+            answer = e
+        connection.send(answer)
 
 
 @contextlib.contextmanager
-def worker_pool(workers: int, processes: bool) -> Iterator[Executor]:
-    """Threads or processes that run jobs for a block. Raises WorkerDied where one has no memory, or is killed."""
-    before = set(multiprocessing.active_children())
-    if processes:
-        fork = multiprocessing.get_context("fork")
-        pool = ProcessPoolExecutor(workers, fork, initializer=settle_worker, initargs=(os.getpid(),))
-        # all begin with the first job
-        pool.submit(int).result()
-    else:
-        pool = ThreadPoolExecutor(workers)
-    mine = set(multiprocessing.active_children()) - before
+def worker_pool(
+    reader: SampleReader, workers: int, processes: bool
+) -> Iterator[Callable[..., Future[tuple[np.ndarray, ...]]]]:
+    """Hands `reader` the rows that a block gives, by so many threads, or processes with a thread each.
+
+    Raises WorkerDied where one has no memory, or is killed.
+    """
+    free: queue.SimpleQueue = queue.SimpleQueue()
+    begun: list[WorkerProcess] = []
+
+    def work(row: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        worker = free.get()
+        try:
+            return worker(*row)
+        finally:
+            free.put(worker)
+
+    pool = ThreadPoolExecutor(workers)
     try:
-        yield pool
+        for _ in range(workers):
+            if processes:
+                begun.append(start_worker(reader))
+            free.put(begun[-1] if processes else reader)
+        yield lambda *row: pool.submit(work, row)
     except MemoryError:
         raise WorkerDied(f"too little memory to read a picture; {LESS_MEMORY}") from None
-    except BrokenProcessPool:
-        # which waits for all: the others are ended by SIGTERM
-        pool.shutdown()
-        codes = sorted(p.exitcode for p in mine if p.exitcode and p.exitcode != -signal.SIGTERM)
-        how = f" by {signal.Signals(-codes[0]).name}" if codes and codes[0] < 0 else ""
-        raise WorkerDied(f"a worker process was ended{how}, for want of memory? {LESS_MEMORY}") from None
     finally:
         pool.shutdown(cancel_futures=True)
+        for worker in begun:
+            worker.stop()
 
 
 def samples(
@@ -211,9 +268,9 @@ def samples(
             records.doubt()
         return sample
 
-    with worker_pool(workers, config.python_multiprocessing and workers > 1) as pool:
+    with worker_pool(reader, workers, config.python_multiprocessing and workers > 1) as submit:
         for row, flip in zip(stored_rows(records, order), flips, strict=True):
-            pending.append(pool.submit(reader, *row, flip))
+            pending.append(submit(*row, flip))
             if len(pending) >= ahead:
                 yield oldest()
         while pending:
