@@ -307,7 +307,9 @@ def imdecode(data: bytes, flags: int) -> np.ndarray | None:
         struct.pack_into(entry[2], data, entry[1], 1)
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
+    except cv2.error as e:
+        if e.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
         return None
 
 

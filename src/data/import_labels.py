@@ -17,18 +17,16 @@ import numpy as np
 
 from src.config import Config
 from src.data.export_labels import WRITERS, Labelled, write_labels
-from src.data.formats import FORMATS, SPLITS, find_split
+from src.data.formats import FORMATS, SPLITS, find_split, formats_at
 from src.data.formats.base import NoSplitError, load_json
 from src.data.formats.coco import Coco, category_names, read_json
-from src.data.formats.labelme import LabelmeReader, is_labelme, name_below
+from src.data.formats.labelme import LabelmeReader, name_below
 from src.data.images import file_header, orientation_for
 from src.data.records import DataError, ImageRecord, Records, Split, number
 from src.runtime.errors import run_command
 from src.runtime.files import beside
 
 __all__ = ["import_labels"]
-
-MANY = 1 << 31  # objects in an image: as many as there are
 
 
 @dataclass
@@ -106,35 +104,22 @@ def import_labels(
 
 def told_format(labels: Path) -> str:
     """The name of the format that lies at `labels`. Raises DataError where none does, or several do."""
-    if labels.is_file():
-        kinds = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".txt": "other"}
-        kind = kinds.get(labels.suffix.lower())
-        if kind is None:
-            raise DataError(f"{labels}: expected a folder, COCO's .json, YOLO's data.yaml, or a .txt of boxes")
-        return kind
-    faults = {name: fault_of(name, labels) for name in ("coco", "voc", "yolo")}
-    found = [name for name, fault in faults.items() if not fault] + (["labelme"] if is_labelme(labels) else [])
+    found = formats_at(labels)
     if len(found) > 1:
         raise DataError(f"{labels}: holds labels in the formats {' and '.join(found)}; say which by --from")
+    if not found and labels.is_file():
+        raise DataError(f"{labels}: expected a folder, COCO's .json, YOLO's data.yaml, or a .txt of boxes")
     if not found:
-        raise DataError(f"{labels}: no JSON file of labelme's in it, nor labels of another format ({faults['coco']})")
-    return found[0]
-
-
-def fault_of(name: str, labels: Path) -> str:
-    """Why a folder holds no split in the format of that name; nothing where it does."""
-    faults = []
-    for split in SPLITS:
         try:
-            find_split(reading_config(labels, None, name, {}), split)
+            find_split(reading_config(labels, None, "coco", {}), "train")
         except DataError as e:
-            faults.append(str(e))
-    return faults[0] if len(faults) == len(SPLITS) else ""
+            raise DataError(f"{labels}: no JSON file of labelme's in it, nor labels of another format ({e})") from None
+    return found[0]
 
 
 def reading_config(labels: Path, images: Path | None, source: str, options: dict) -> Config:
     """The config by which labels are read: none of them left out, nothing drawn."""
-    config = Config(dataset=source, coco_classes=[], val_share=0.0, max_instance_count=MANY, **options)
+    config = Config(dataset=source, coco_classes=[], val_share=0.0, **options)
     config.image_dir = str(images or "")
     config.train_dataset = config.val_dataset = config.anno_path = str(labels)
     return config
@@ -218,7 +203,7 @@ def read_results(results: Path, annotations: Path, images: Path | None, score_th
             kept.append({**row, "id": i, "iscrowd": 0, "area": area[0] * area[1] if len(area) == 2 else None})
     data["annotations"] = kept
     where = Coco().locate(Config(val_dataset=str(annotations), image_dir=str(images or "")), "val")
-    config = Config(coco_classes=["background", *category_names(data, annotations)], max_instance_count=MANY)
+    config = Config(coco_classes=["background", *category_names(data, annotations)])
     config.num_classes = len(config.coco_classes)
     # what the reader finds amiss is in the results
     records = Coco().parse(data, Split(results, where.images), config, "unneeded")

@@ -1,11 +1,13 @@
 """Batches for training and evaluation, from MindRecord, by several workers, in an order that repeats."""
 
 import json
-import re
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import mindspore.dataset as ds
 import numpy as np
 
@@ -16,12 +18,16 @@ from src.data.augment.custom import Transform, TransformError, load_transform
 from src.data.augment.geometry import draw_view, turned_boxes, turned_scene
 from src.data.augment.instaboost import Scene, instaboost
 from src.data.images import decode_image, turn
-from src.data.mindrecord import read_index, record_crc, record_files
+from src.data.mindrecord import OpenRecords, record_crc, record_files
 from src.data.records import DataError
 from src.data.repeats import UNIT, draw_copies, earlier_copies, repeat_factors
 from src.data.transforms import View, canvas_size, crop_mask, fit_size, prepare_image, visible_objects
+from src.data.workers import worker_count, worker_pool
+from src.runtime.errors import InternalError
 
 __all__ = ["EvalLoader", "TrainLoader"]
+
+ROW_DAMAGED = "its MindRecord row is damaged (checksum); run again: the data set is then converted again"
 
 
 class Places(NamedTuple):
@@ -74,22 +80,31 @@ class SampleReader:
         self, image_id: np.ndarray, crc: np.ndarray, image: np.ndarray, annotation: np.ndarray, how: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         """A Sample's fields, with the image shown as `how` (flip, turn, occurrence) says; a fault is told, not raised,
-        so that the caller can decide."""
-        empty, occurrence = np.zeros(0, np.float32), how[2]
+        so that the caller can decide.
+
+        Raises MemoryError, and InternalError for whatever is no fault of the picture.
+        """
+        fatal = False
         try:
             arrays = self.arrays(int(image_id), int(crc), image.tobytes(), annotation.tobytes(), *how.tolist())
-            return tuple(Sample(image_id, np.array(""), np.array(False), occurrence, *arrays))
+            return tuple(Sample(image_id, np.array(""), np.array(False), how[2], *arrays))
         except DataError as e:
-            fatal = np.array(isinstance(e, TransformError))
-            return tuple(Sample(image_id, np.array(str(e)), fatal, occurrence, *[empty] * 6))
+            fault, fatal = str(e), isinstance(e, TransformError)
+        except cv2.error as e:
+            if e.code == cv2.Error.StsNoMem:
+                raise MemoryError from None
+            fault = f"image {int(image_id)}: OpenCV can't use it ({e.err})"
+        except MemoryError:
+            raise
+        except Exception as e:
+            raise InternalError.of(e, f"reading image {int(image_id)}") from e
+        return tuple(Sample(image_id, np.array(fault), np.array(fatal), how[2], *[np.zeros(0, np.float32)] * 6))
 
     def arrays(
         self, image_id: int, crc: int, data: bytes, annotation: bytes, flip: int, turned: int, occurrence: int
     ) -> tuple[np.ndarray, ...]:
         if record_crc(data, annotation) != crc:
-            raise DataError(
-                f"image {image_id}: its MindRecord row is damaged (checksum); remove the converted data set"
-            )
+            raise DataError(f"image {image_id}: {ROW_DAMAGED}")
         a = json.loads(annotation)
         picture = turn(decode_image(data, a["name"]), a["orientation"])
         original = picture.shape[:2]
@@ -157,51 +172,56 @@ class SampleReader:
         return crowds[np.argsort(-area, kind="stable")[: self.config.max_crowd_count]]
 
 
-class Shown:
-    """How each image is shown, (3,) int64 flip, turn, occurrence, as a data set source."""
+def samples(records: OpenRecords, places: Places, reader: SampleReader) -> Iterator[Sample]:
+    """Samples of an epoch's places, in their order, by config.num_parallel_workers workers.
 
-    def __init__(self, places: Places):
-        self.how = np.stack(places[1:], 1).astype(np.int64)
-
-    def __getitem__(self, i: int):
-        return (self.how[i],)
-
-    def __len__(self) -> int:
-        return len(self.how)
-
-
-def samples(folder: Path, places: Places, reader: SampleReader) -> Iterator[Sample]:
-    """Samples of an epoch's places, in their order, by config.num_parallel_workers workers. Raises DataError."""
-    config, order = reader.config, places.rows
-    if not len(order):
+    Raises DataError where the data set is damaged, WorkerDied, and InternalError for a fault of the program.
+    """
+    if not len(places.rows):
         return
-    names = ["image_id", "crc", "image", "annotation"]
-    files, most = record_files(folder), len(np.unique(order))
-    # a sampler takes no more places than there are rows
-    rows, *more = (
-        ds.MindDataset(files, columns_list=names, sampler=ds.SubsetSampler(part.tolist()), num_parallel_workers=1)
-        for part in np.split(order, range(most, len(order), most))
-    )
-    rows = rows.concat(more) if more else rows
-    extra = ds.GeneratorDataset(Shown(places), ["how"], shuffle=False, num_parallel_workers=1)
-    # a column of the rows is called image, too
-    out = ["picture" if name == "image" else name for name in Sample._fields]
-    workers = min(config.num_parallel_workers, len(order))
-    data = ds.zip((rows, extra)).map(
-        reader,
-        [*names, "how"],
-        out,
-        num_parallel_workers=workers,
-        python_multiprocessing=config.python_multiprocessing and workers > 1,
-    )
-    data = data.project(out)
+    config, how = reader.config, np.stack(places[1:], 1).astype(np.int64)
+    workers = min(worker_count(config.num_parallel_workers), len(how))
+    # so many that the workers go on while a batch is trained on
+    ahead = workers + max(workers, config.batch_size if reader.training else config.test_batch_size)
+    pending: deque[Future] = deque()
+
+    def oldest() -> Sample:
+        sample = Sample._make(pending.popleft().result())
+        if ROW_DAMAGED in str(sample.fault):
+            records.doubt()
+        return sample
+
+    with worker_pool(reader, workers, config.python_multiprocessing and workers > 1) as submit:
+        for row, shown in zip(stored_rows(records, places.rows), how, strict=True):
+            pending.append(submit(*row, shown))
+            if len(pending) >= ahead:
+                yield oldest()
+        while pending:
+            yield oldest()
+
+
+def stored_rows(records: OpenRecords, order: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """image_id, crc, image and annotation of rows. Raises DataError."""
+    names, most = ["image_id", "crc", "image", "annotation"], len(np.unique(order))
     try:
-        yield from map(Sample._make, data.create_tuple_iterator(num_epochs=1, output_numpy=True))
+        # a sampler takes no more places than there are rows
+        rows, *more = (
+            ds.MindDataset(
+                record_files(records.folder),
+                columns_list=names,
+                sampler=ds.SubsetSampler(part.tolist()),
+                num_parallel_workers=1,
+            )
+            for part in np.split(order, range(most, len(order), most))
+        )
+        rows = rows.concat(more) if more else rows
+        yield from rows.create_tuple_iterator(num_epochs=1, output_numpy=True)
     except RuntimeError as e:
-        text = str(e)
-        found = re.search(r"(\w*Error: [^\n]*)", text)
-        reason = found[1] if found else text.strip().splitlines()[0]
-        raise DataError(f"{folder}: can't be read ({reason[:200]}); remove it and run again") from None
+        records.doubt()
+        reason = str(e).strip().splitlines() or [""]
+        raise DataError(
+            f"{records.folder}: damaged, or can't be read ({reason[0][:200]}); run again: it is converted again if so"
+        ) from None
 
 
 class BatchMaker:
@@ -273,9 +293,9 @@ class TrainLoader:
     """
 
     def __init__(self, config: Config, folder: Path, rank: int = 0, ranks: int = 1):
-        self.config, self.folder, self.rank, self.ranks = config, Path(folder), rank, ranks
+        self.config, self.records, self.rank, self.ranks = config, OpenRecords(folder), rank, ranks
         self.transform = load_transform(config.transform) if config.transform else None
-        index = read_index(self.folder)
+        self.folder, index = self.records.folder, self.records.index
         objects = np.array(index["objects"])
         self.rows = np.arange(len(objects)) if config.train_empty_images else np.flatnonzero(objects > 0)
         self.left_out = len(objects) - len(self.rows)
@@ -375,6 +395,7 @@ class TrainLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches of `epoch` (from 0) from `start_step` on. Raises DataError."""
+        self.records.check()
         pending = []
         for sample in self.usable_samples(epoch, start_step * self.config.batch_size):
             pending.append(sample)
@@ -389,7 +410,7 @@ class TrainLoader:
         epoch keeps its length, and what a place holds doesn't depend on `start`.
         """
         places, reader = self.epoch_rows(epoch), SampleReader(self.config, True, epoch, self.transform)
-        for i, sample in enumerate(samples(self.folder, places.part(slice(start, None)), reader), start):
+        for i, sample in enumerate(samples(self.records, places.part(slice(start, None)), reader), start):
             if self.maker.usable(sample):
                 yield sample
             else:
@@ -402,7 +423,7 @@ class TrainLoader:
         for i in np.roll(np.arange(len(upright)), -faulty)[1:]:
             if upright[i] != upright[faulty] or int(places.rows[i]) in self.faulty:
                 continue
-            for sample in samples(self.folder, places.part(slice(i, i + 1)), reader):
+            for sample in samples(self.records, places.part(slice(i, i + 1)), reader):
                 if self.maker.usable(sample):
                     return sample
                 self.faulty.add(int(places.rows[i]))
@@ -436,8 +457,8 @@ class EvalLoader:
     """
 
     def __init__(self, config: Config, folder: Path, rank: int = 0, ranks: int = 1):
-        self.config, self.folder = config, Path(folder)
-        self.index = read_index(self.folder)
+        self.config, self.records = config, OpenRecords(folder)
+        self.folder, self.index = self.records.folder, self.records.index
         upright = upright_rows(self.index, config)
         self.groups = [np.flatnonzero(upright == kind)[rank::ranks] for kind in (False, True)]
         self.maker = BatchMaker(config)
@@ -446,6 +467,7 @@ class EvalLoader:
         return sum(-(-len(rows) // self.config.test_batch_size) for rows in self.groups)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        self.records.check()
         for order in self.groups:
             yield from self.batches(order)
 
@@ -453,7 +475,7 @@ class EvalLoader:
         """Batches of rows of one orientation."""
         pending = []
         places = Places(order, *np.zeros((3, len(order)), int))
-        for sample in samples(self.folder, places, SampleReader(self.config, training=False)):
+        for sample in samples(self.records, places, SampleReader(self.config, training=False)):
             if self.maker.usable(sample):
                 pending.append(sample)
             if len(pending) == self.config.test_batch_size:

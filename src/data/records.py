@@ -88,6 +88,7 @@ class ImageRecord:
     height, width: of the frame that its annotations are in, 0 where nothing tells; orientation: EXIF's 1..8, by which
     the stored pixels are turned into that frame, None where the file wasn't looked at yet; exif: what the file says, so
     far as it was looked at; bits: that 16-bit values fill where they are few, else 0. file_name: as annotated.
+    told: how messages name it and where it is annotated.
     source_id: the annotations' own id where that is no number image_id can be. faults: why the image can't be used, a
     line each; then `instances` are those of its objects that are whole, and `path` may lead nowhere.
     """
@@ -102,6 +103,7 @@ class ImageRecord:
     source_id: object = None
     exif: int = 1
     bits: int = 0
+    told: str = ""
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -130,12 +132,6 @@ class ImageRecord:
             return
         if instance is not None:
             self.instances.append(instance)
-
-    def check_count(self, most: int, where: str) -> None:
-        """Adds a fault if there are more than `most` objects."""
-        count = sum(not i.crowd for i in self.instances)
-        if count > most:
-            self.faults.append(f"{where} has {count} objects, more than max_instance_count {most}; raise it")
 
 
 @dataclass
@@ -169,6 +165,16 @@ class Records:
             if not record.faults:
                 out.append(record)
         return out
+
+    def check_counts(self, most: int) -> None:
+        """Adds a fault to each image of more than `most` objects, which names the number that is enough for all."""
+        counts = [sum(not i.crowd for i in r.instances) for r in self.images]
+        for record, count in zip(self.images, counts, strict=True):
+            if count > most:
+                record.faults.append(
+                    f"{record.told} has {count} objects, more than max_instance_count {most}; set it to {max(counts)},"
+                    " the most that an image of this split has"
+                )
 
     def skipped(self) -> list[str]:
         """The first fault of each image that has one."""

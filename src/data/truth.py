@@ -123,7 +123,6 @@ def truth_of(path: str | Path, on_bad_image: str = "stop", masks: Masks = "if_an
         on_bad_image=on_bad_image,
     )
     config.num_classes = len(config.coco_classes)
-    config.max_instance_count = 1 << 31
     records = Coco().parse(data, Split(path, folder_beside(path, "val")), config, masks, files=False)
     if on_bad_image == "stop" and records.skipped():
         raise DataError(records.skipped()[0])

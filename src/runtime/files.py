@@ -82,16 +82,21 @@ def whole(
 
 
 @contextlib.contextmanager
-def hold(path: Path, what: str, remedy: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
+def hold(
+    path: Path, what: str, remedy: str, shared: bool = False, wait: bool = False, create: bool = True
+) -> Iterator[None]:
     """Holds the lock file `path`, made where it isn't there, for a block; a process that dies frees it.
 
-    shared: beside others that hold it so; wait: for others to be done. Raises InUseError where another holds it, as
+    shared: beside others that hold it so; wait: for others to be done; create: without, a file that isn't there is an
+    error, and one to share may lie where nobody can write. Raises InUseError where another holds it, as
     f"{what}: in use by ...; {remedy}", and UserError where the file can't be made. A file system without locks holds
     nobody off.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        access = os.O_RDONLY if shared and not create else os.O_RDWR
+        handle = os.open(path, access | os.O_CREAT * create | os.O_CLOEXEC, 0o644)
     except OSError as e:
         raise UserError(f"{path}: can't write: {e.strerror}; {cure(e, remedy)}") from None
     try:

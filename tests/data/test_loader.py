@@ -2,19 +2,34 @@
 
 import contextlib
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from src.data import loader as loader_module
+from src.data import workers as workers_module
 from src.data.loader import EvalLoader, TrainLoader
 from src.data.mindrecord import ensure_mindrecord, record_files
 from src.data.records import DataError
 from src.data.transforms import fit_size
+from src.data.workers import WorkerDied
+from src.runtime.errors import InternalError
+from tests.conftest import all_cores
+
+
+@pytest.fixture(autouse=True)
+def cores():
+    """No test of several workers would have them on the one core of a test process."""
+    with all_cores():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -320,11 +335,78 @@ def test_truncated_record_file(coco_config, refusal):
     folder = ensure_mindrecord(coco_config(), "train", training=True)
     path = Path(record_files(folder)[0])
     path.write_bytes(path.read_bytes()[:1000])
-    with refusal(DataError, folder, "remove"):
+    with refusal(DataError, folder, "data.mindrecord has 1000 bytes", "converted again"):
         list(EvalLoader(coco_config(), folder))
 
 
 # Workers
+
+
+def failing(monkeypatch, error):
+    """Has the reading of one picture of image 3 end with `error`."""
+
+    def decode(data, name, orientation=1):
+        if name == "000000000003.jpg":
+            raise error
+        return whole(data, name, orientation)
+
+    whole = loader_module.decode_image
+    monkeypatch.setattr(loader_module, "decode_image", decode)
+
+
+WORKERS = [{"num_parallel_workers": 1}, {"num_parallel_workers": 2, "python_multiprocessing": True}]
+
+
+@pytest.mark.parametrize("workers", WORKERS, ids=["threads", "processes"])
+def test_our_own_bug_is_told_as_ours_with_its_cause(coco_config, monkeypatch, refusal, workers):
+    """Also where faulty images may be left out."""
+    failing(monkeypatch, KeyError("orientation"))
+    config = coco_config(on_bad_image="skip", **workers)
+    folder = ensure_mindrecord(config, "train", training=True)
+    with refusal(InternalError, "reading image 3: KeyError: 'orientation'", "test_loader.py, line "):
+        list(EvalLoader(config, folder))
+    # nothing says that the data set is at fault
+    assert ensure_mindrecord(config, "train", training=True) == folder
+
+
+@pytest.mark.parametrize("workers", WORKERS, ids=["threads", "processes"])
+def test_too_little_memory(coco_config, monkeypatch, refusal, workers):
+    config = coco_config(**workers)
+    folder = ensure_mindrecord(config, "train", training=True)
+    with monkeypatch.context() as patch:
+        failing(patch, MemoryError())
+        with refusal(WorkerDied, "too little memory", "num_parallel_workers", "--resume"):
+            list(EvalLoader(config, folder))
+    assert len(list(EvalLoader(config, folder))) == 1
+
+
+def test_what_opencv_refuses_is_that_pictures_fault(coco_config, monkeypatch, capsys):
+    failing(monkeypatch, cv2.error("resize"))
+    config = coco_config(test_batch_size=3, on_bad_image="skip")
+    (batch,) = EvalLoader(config, ensure_mindrecord(config, "train", training=True))
+    assert batch["image_id"][batch["valid"]].tolist() == [1, 2]
+    assert "left out: image 3: OpenCV can't use it" in capsys.readouterr().out
+
+
+def test_a_killed_worker(records, shapes_config, refusal):
+    config = shapes_config(num_parallel_workers=2, python_multiprocessing=True, batch_size=1)
+    batches = TrainLoader(config, records[0]).epoch(0)
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with refusal(WorkerDied, "ended by SIGKILL", "num_parallel_workers"):
+        list(batches)
+    assert multiprocessing.active_children() == []
+
+
+def test_more_workers_than_cores(records, shapes_config, monkeypatch, capsys):
+    monkeypatch.setattr(workers_module, "told", set())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: {0})
+        one = list(TrainLoader(shapes_config(num_parallel_workers=64), records[0]).epoch(0))
+        same(one, list(TrainLoader(shapes_config(num_parallel_workers=64), records[0]).epoch(0)))
+    # once
+    assert capsys.readouterr().out == "num_parallel_workers: 64 on 1 core: 1 read pictures\n"
+    same(one, list(TrainLoader(shapes_config(), records[0]).epoch(0)))
 
 
 def living(pid):

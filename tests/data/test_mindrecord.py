@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from src.data import mindrecord
-from src.data.loader import EvalLoader
+from src.data.loader import EvalLoader, TrainLoader
 from src.data.mindrecord import ensure_mindrecord, read_index, record_files
 from src.data.records import DataError
 
@@ -80,19 +80,51 @@ def test_remade_when_the_source_changes(coco_folder, coco_config, change):
     folder = convert(coco_config())
     before = read_index(folder)["fingerprint"], next(iter(EvalLoader(coco_config(test_batch_size=3), folder)))
     change(coco_folder)
-    assert convert(coco_config()) == folder
-    assert read_index(folder)["fingerprint"] != before[0]
+    anew = convert(coco_config())
+    assert read_index(anew)["fingerprint"] != before[0] == read_index(folder)["fingerprint"]
     if change is change_image:
-        after = next(iter(EvalLoader(coco_config(test_batch_size=3), folder)))
+        after = next(iter(EvalLoader(coco_config(test_batch_size=3), anew)))
         assert not np.array_equal(before[1]["image"][0], after["image"][0])
         assert np.array_equal(before[1]["image"][1], after["image"][1])
 
 
-def test_remade_when_an_option_changes(coco_config):
-    folder = convert(coco_config(max_instance_count=2))
-    before = state(folder)
-    assert convert(coco_config(max_instance_count=3)) == folder
-    assert state(folder) != before
+def test_two_configs_in_turn_convert_once_each(coco_config):
+    first, second = (convert(coco_config(max_instance_count=n)) for n in (2, 3))
+    before = state(first), state(second)
+    assert first != second
+    for _ in range(2):
+        assert convert(coco_config(max_instance_count=2)) == first
+        assert convert(coco_config(max_instance_count=3)) == second
+    assert (state(first), state(second)) == before
+
+
+def test_what_a_run_reads_does_not_change(coco_folder, coco_config):
+    """A second run with other classes converts while the first reads; then an image changes."""
+    config = coco_config(batch_size=1, flip_ratio=0)
+    loader = TrainLoader(config, convert(config))
+
+    def labels():
+        return {int(b["image_id"][0]): b["gt_labels"][b["gt_valid"]].tolist() for b in loader.epoch(0)}
+
+    before = labels()
+    assert set(before) == {1, 2}
+    other = convert(coco_config(coco_classes=["background", "star", "circle"], num_classes=3))
+    assert labels() == before
+    change_image(coco_folder)
+    changed = convert(config)
+    assert labels() == before
+    assert len({loader.folder, other, changed}) == 3
+
+
+def test_other_images_of_the_same_file(coco_folder, coco_config):
+    """image_dir leads elsewhere, where files of the same names are."""
+    elsewhere = coco_folder.root / "elsewhere"
+    shutil.copytree(coco_folder.images, elsewhere)
+    cv2.imwrite(str(elsewhere / "000000000001.jpg"), np.zeros((40, 60, 3), np.uint8))
+    file = str(coco_folder.json)
+    folders = [convert(coco_config(train_dataset=file, image_dir=str(d))) for d in (coco_folder.images, elsewhere)]
+    images = [next(iter(EvalLoader(coco_config(test_batch_size=3), f)))["image"][0] for f in folders]
+    assert not np.array_equal(*images)
 
 
 def test_evaluation_takes_any_number_of_objects(coco_folder, coco_config):
@@ -112,10 +144,178 @@ def test_remade_when_a_file_is_gone(coco_config):
 
 
 def test_remade_when_the_index_is_damaged(coco_config):
+    config = coco_config()
+    whole = (convert(config) / "index.json").read_text()
+    for content in ("", "[1, 2]", "{}", whole[:-1], whole.replace('"objects": [1, 1, 0]', '"objects": [1, 1, 1]')):
+        (convert(config) / "index.json").write_text(content)
+        assert read_index(convert(config))["objects"] == [1, 1, 0]
+
+
+def flip(path, place):
+    """Changes one bit of a file."""
+    with path.open("r+b") as f:
+        f.seek(place)
+        byte = f.read(1)[0]
+        f.seek(place)
+        f.write(bytes([byte ^ 0x10]))
+
+
+HEADER, IMAGES, NUMBERS = 40, (1 << 24) + 900, (1 << 24) + (1 << 25) + 5  # places in a MindRecord file
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("data.mindrecord", HEADER),
+        ("data.mindrecord", IMAGES),
+        ("data.mindrecord", NUMBERS),
+        ("data.mindrecord.db", 3),
+        ("data.mindrecord.db", 9000),
+        ("truth.json", 300),
+    ],
+)
+def test_a_flipped_bit_is_told_and_converted_again(coco_config, capsys, name, place):
+    config = coco_config(test_batch_size=3)
+    folder = convert(config)
+    before, source = next(iter(EvalLoader(config, folder))), read_index(folder)["settings"]
+    flip(folder / name, place)
+    anew = convert(config)
+    told = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
+    assert told == [f"{folder}: damaged ({name}: checksum); converting it again"]
+    assert read_index(anew)["settings"] == source
+    np.testing.assert_array_equal(next(iter(EvalLoader(config, anew)))["image"], before["image"])
+    # once: what was converted again is whole
+    assert convert(config) == anew
+    assert "damaged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["data.mindrecord", "data.mindrecord.db", "truth.json", "index.json"])
+def test_an_empty_file_is_converted_again(coco_config, capsys, name):
+    config = coco_config(test_batch_size=3)
+    folder = convert(config)
+    (folder / name).write_bytes(b"")
+    assert len(list(EvalLoader(config, convert(config)))) == 1
+    assert f"{folder}: damaged (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "place"), [("data.mindrecord", HEADER), ("data.mindrecord.db", 9000)])
+def test_damage_that_changes_no_time(coco_config, capsys, name, place):
+    """As a disk does it: what MindRecord's reader believes unseen is compared at each start."""
+    config = coco_config()
+    folder = convert(config)
+    flip(folder / name, place)
+    mindrecord.note_checked(folder, mindrecord.file_stamps(folder, read_index(folder)["parts"]))
+    assert convert(config) != folder
+    assert f"{folder}: damaged ({name}: checksum)" in capsys.readouterr().out
+
+
+def test_files_that_were_only_touched_are_used(coco_config):
     folder = convert(coco_config())
-    for content in ("", "[1, 2]", "{}"):
-        (folder / "index.json").write_text(content)
-        assert read_index(convert(coco_config()))["image_ids"] == [1, 2, 3]
+    for path in record_files(folder):
+        os.utime(path)
+    assert convert(coco_config()) == folder
+
+
+def test_a_folder_that_was_moved(coco_config, tmp_path):
+    folder = convert(coco_config())
+    place = tmp_path / "moved"
+    shutil.copytree(folder.parent, place)
+    shutil.rmtree(folder.parent)
+    moved = convert(coco_config(mindrecord_dir=str(place)))
+    assert moved == place / folder.name
+    assert read_index(moved)["annotations"] == str(moved / "truth.json")
+
+
+def test_flushed_before_it_has_its_name(coco_config, monkeypatch):
+    def note(path):
+        flushed.append((path.name, path.parent.name.partition(".")[2] != ""))
+
+    flushed = []
+    monkeypatch.setattr(mindrecord, "flush", note)
+    folder = convert(coco_config())
+    assert {name for name, beside in flushed if beside} == {p.name for p in folder.iterdir()}
+    assert flushed[-1] == (folder.parent.name, False)
+
+
+# Removed
+
+
+def clean(config):
+    command = [sys.executable, "-m", "src.data.mindrecord", "--clean", "configs/shapes.yaml"]
+    command += ["--mindrecord_dir", config.mindrecord_dir]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_clean_removes_what_nobody_reads(coco_config):
+    config = coco_config()
+    read = convert(config)
+    unread = read.with_name("train-0123456789ab")
+    shutil.copytree(read, unread)
+    (config.record_dir / "train-of-the-user").mkdir()
+    (config.record_dir / "train-0123456789ac").mkdir()
+    (config.record_dir / "train-0123456789ac/notes.txt").write_text("mine")
+    before = contents(read)
+    told = clean(config)
+    assert [line for line in told if str(read) in line] == [line for line in told if line.endswith("in use: stays")]
+    assert [line for line in told if str(unread) in line] == [line for line in told if line.endswith(" MB, removed")]
+    assert len(told) == 2
+    assert not unread.exists()
+    assert contents(read) == before
+    assert (config.record_dir / "train-0123456789ac/notes.txt").read_text() == "mine"
+    assert (config.record_dir / "train-of-the-user").is_dir()
+
+
+def test_a_short_disk_takes_what_nobody_reads(coco_config, monkeypatch, capsys):
+    config = coco_config()
+    read = convert(config)
+    unread = read.with_name("train-0123456789ab")
+    shutil.copytree(read, unread)
+
+    def usage(_):
+        free = (10 if unread.exists() else 1000) << 20
+        return shutil._ntuple_diskusage(1 << 40, 0, free)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(mindrecord, "size_of", lambda folder: 1 << 30)
+    other = convert(coco_config(max_instance_count=7))
+    assert f"{unread}: removed to make room" in capsys.readouterr().out
+    assert sorted(config.record_dir.iterdir()) == sorted([read, other])
+
+
+def test_a_disk_too_small_for_it_loses_nothing(coco_config, monkeypatch, refusal):
+    config = coco_config()
+    unread = convert(config).with_name("train-0123456789ab")
+    shutil.copytree(convert(config), unread)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 20))
+    with refusal(DataError, "1 MB free", "needed"):
+        convert(coco_config(max_instance_count=7))
+    assert unread.is_dir()
+
+
+def test_removed_or_replaced_while_it_is_read(coco_folder, coco_config, refusal):
+    config = coco_config(batch_size=1)
+    folder = convert(config)
+    loaders = TrainLoader(config, folder), EvalLoader(config, folder)
+    shutil.rmtree(folder)
+    for i in (0, 1):
+        with refusal(DataError, folder, "removed or replaced", "--resume"):
+            list(loaders[0].epoch(0) if i == 0 else loaders[1])
+    change_image(coco_folder)
+    convert(config).rename(folder) if convert(config) != folder else None
+    with refusal(DataError, folder, "removed or replaced", "--resume"):
+        list(loaders[0].epoch(0))
+
+
+def test_damaged_while_it_is_read(coco_config, refusal):
+    config = coco_config(batch_size=1)
+    folder = convert(config)
+    loader = TrainLoader(config, folder)
+    assert len(list(loader.epoch(0))) == 2
+    flip(folder / "data.mindrecord", IMAGES)
+    with refusal(DataError, folder, "damaged while it was read", "--resume"):
+        list(loader.epoch(1))
 
 
 def test_several_files(shapes_config):
@@ -227,6 +427,21 @@ def test_no_usable_image(coco_folder, coco_config, refusal):
     assert contents(config.record_dir) == {}
 
 
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".jpg", ".tif"])
+@pytest.mark.parametrize("size", [(7, 60), (40, 1), (3, 5)])
+def test_small_pictures_are_used(coco_folder, coco_config, suffix, size):
+    height, width = size
+    image_id = coco_folder.add_image(height, width, name=f"small{suffix}")
+    coco_folder.add_object(image_id, (0, 0, width, height))
+    coco_folder.write()
+    config = coco_config(batch_size=1, test_batch_size=1)
+    folder = convert(config)
+    assert read_index(folder)["image_ids"] == [1, 2, 3, 4]
+    assert 4 in [int(b["image_id"][0]) for b in TrainLoader(config, folder).epoch(0)]
+    sizes = {int(b["image_id"][0]): b["original_size"][0].tolist() for b in EvalLoader(config, folder)}
+    assert sizes[4] == [height, width]
+
+
 # Several at once
 
 
@@ -303,15 +518,13 @@ def test_file_in_place_of_the_folder(coco_config, tmp_path, refusal):
     assert place.read_text() == "mine"
 
 
-def test_file_in_place_of_the_data_set(coco_config, refusal):
+def test_file_in_place_of_the_data_set(coco_config):
     config = coco_config()
     folder = convert(config)
     shutil.rmtree(folder)
     folder.write_text("mine")
-    with refusal(DataError, folder, "mindrecord_dir"):
-        convert(config)
+    assert read_index(convert(config))["image_ids"] == [1, 2, 3]
     assert folder.read_text() == "mine"
-    assert list(config.record_dir.iterdir()) == [folder]
 
 
 @pytest.fixture
@@ -388,8 +601,12 @@ def test_flipped_byte_is_caught_at_reading(coco_folder, coco_config, refusal):
     config = coco_config()
     folder = convert(config)
     flip_image_byte(folder, (coco_folder.images / "000000000002.jpg").read_bytes())
-    with refusal(DataError, "image 2", "checksum"):
+    mindrecord.note_checked(folder, mindrecord.file_stamps(folder, read_index(folder)["parts"]))
+    # the times say that nothing changed
+    assert convert(config) == folder
+    with refusal(DataError, "image 2", "checksum", "run again"):
         list(EvalLoader(config, folder))
+    assert len(list(EvalLoader(config, convert(config)))) == 1
 
 
 def test_not_a_converted_data_set(tmp_path, refusal):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.runtime.errors import UserError, run_command, shown
+from src.runtime.errors import InternalError, UserError, run_command, shown
 
 
 def told(message, capsys):
@@ -42,3 +42,24 @@ def test_it_is_one_line_for_programs_too():
 def test_a_value_is_shown_short(value, told):
     assert shown(value) == told
     assert len(shown("x" * 10**6)) < 100
+
+
+def ended(main, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    return end.value.code, capsys.readouterr().err
+
+
+def test_our_own_bug_says_so_and_keeps_its_cause(capsys):
+    def main():
+        try:
+            {}["width"]
+        except KeyError as e:
+            raise InternalError.of(e, "reading image 3") from e
+
+    status, told = ended(main, capsys)
+    assert status == 1
+    *before, last = told.splitlines()
+    assert last.startswith("error: a fault of this program, not of your data: reading image 3: KeyError: 'width' (")
+    assert "test_errors.py, line " in last
+    assert '    {}["width"]' in "\n".join(before)

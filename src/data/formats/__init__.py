@@ -1,17 +1,19 @@
 """The formats of data sets by name, and what is asked of any of them: where a split lies, its classes, its records."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
 from src.config import Config, ConfigError
 from src.data.augment.custom import load_transform
-from src.data.formats.base import Format, Masks
+from src.data.formats.base import Format, Masks, split_source
 from src.data.formats.coco import Coco
-from src.data.formats.labelme import Labelme
+from src.data.formats.labelme import Labelme, is_labelme
 from src.data.formats.txt import Txt
 from src.data.formats.voc import Voc
 from src.data.formats.yolo import Yolo
@@ -23,6 +25,7 @@ __all__ = [
     "check_training",
     "find_split",
     "format_of",
+    "formats_at",
     "read_split",
     "resolve_classes",
     "source_digest",
@@ -30,6 +33,7 @@ __all__ = [
 
 FORMATS: dict[str, Format] = {f.name: f for f in (Coco(), Labelme(), Txt(), Voc(), Yolo())}
 SPLITS = ("train", "val", "test")
+FILES = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".txt": "other"}
 RUN_CONFIG = "config.yaml"
 
 
@@ -38,6 +42,37 @@ def format_of(config: Config) -> Format:
     if config.dataset not in FORMATS:
         raise DataError(f"dataset: {config.dataset!r} is not one of {', '.join(FORMATS)}")
     return FORMATS[config.dataset]
+
+
+def formats_at(labels: Path) -> list[str]:
+    """Names of the formats whose labels lie in a folder, or whose file that is."""
+    if not labels.is_dir():
+        return [FILES[labels.suffix.lower()]] if labels.is_file() and labels.suffix.lower() in FILES else []
+    found = []
+    places = {"train_dataset": str(labels), "val_dataset": str(labels)}
+    for name in ("coco", "voc", "yolo"):
+        config = Config(dataset=name, coco_classes=[], val_share=0.0, **places)
+        for split in SPLITS:
+            with contextlib.suppress(DataError):
+                FORMATS[name].locate(config, split)
+                found.append(name)
+                break
+    return found + (["labelme"] if is_labelme(labels) else [])
+
+
+@contextlib.contextmanager
+def naming_format(config: Config, split: str) -> Iterator[None]:
+    """Adds to a DataError of the block the format that lies at the split's place, where the config's doesn't."""
+    try:
+        yield
+    except DataError as e:
+        try:
+            found = formats_at(Path(split_source(config, split)))
+        except DataError:
+            found = []
+        if not found or config.dataset in found:
+            raise
+        raise type(e)(f"{e}; labels of {' and '.join(found)} lie there: --dataset {found[0]}") from None
 
 
 def check_training(config: Config) -> None:
@@ -65,7 +100,8 @@ def find_split(config: Config, split: str) -> Split:
         if not Path(split).is_file():
             raise DataError(f"--split {split}: neither {', '.join(SPLITS)} nor a file that lists a split's images")
         config, split = dataclasses.replace(config, val_annotations=split), "val"
-    return format_of(config).locate(config, split)
+    with naming_format(config, split):
+        return format_of(config).locate(config, split)
 
 
 @without_collector()
@@ -87,9 +123,14 @@ def read_split(
     where = find_split(config, split) if where is None else where
     form = format_of(config)
     if training:
-        return form.records(where, config, masks or ("needed" if config.needs_masks else "unneeded"), files)
-    config = dataclasses.replace(config, max_instance_count=1 << 31)
-    return form.records(where, config, masks or ("if_any" if config.with_mask else "unneeded"), files)
+        masks = masks or ("needed" if config.needs_masks else "unneeded")
+    else:
+        masks = masks or ("if_any" if config.with_mask else "unneeded")
+    with naming_format(config, split):
+        records = form.records(where, config, masks, files)
+    if training:
+        records.check_counts(config.max_instance_count)
+    return records
 
 
 def source_digest(config: Config, where: Split) -> str:
@@ -126,8 +167,10 @@ def resolve_classes(config: Config, training: bool, checkpoint: str | Path = "")
                 f"{checkpoint}: no {RUN_CONFIG} of its run beside it says which classes it knows; set coco_classes and"
                 " num_classes, or name that file as the config"
             )
-        where = find_split(config, "train" if use_train else "val")
-        names = ["background", *format_of(config).classes(where)]
+        split = "train" if use_train else "val"
+        where = find_split(config, split)
+        with naming_format(config, split):
+            names = ["background", *format_of(config).classes(where)]
     return dataclasses.replace(config, coco_classes=names, num_classes=len(names))
 
 

@@ -145,8 +145,8 @@ class Labels:
             return self.known[name]
         if self.policy == "stop":
             raise DataError(
-                f"{where}: class {name!r} isn't in the config; add it to coco_classes and count it in num_classes,"
-                " or set other_classes to background or ignore"
+                f"{where}: class {name!r} isn't in the config; set coco_classes: auto for all of the data's, or add it"
+                " there and count it in num_classes, or set other_classes to background or ignore"
                 + (" (background is reserved: rename it)" if name == "background" else "")
             )
         self.foreign[name] += 1

@@ -248,9 +248,9 @@ class CocoReader:
         name, count = foreign.most_common(1)[0]
         if self.config.other_classes == "stop":
             raise DataError(
-                f"{self.path}: category {name!r} ({count} annotations) isn't in the config; add it to coco_classes and"
-                " count it in num_classes, or set other_classes to background or ignore"
-                + (" (background is reserved: rename it)" if name == "background" else "")
+                f"{self.path}: category {name!r} ({count} annotations) isn't in the config; set coco_classes: auto for"
+                " all of the data's, or add it there and count it in num_classes, or set other_classes to background or"
+                " ignore" + (" (background is reserved: rename it)" if name == "background" else "")
             )
         told = ", ".join(f"{n} {c}" for n, c in foreign.most_common(10)) + (", ..." if len(foreign) > 10 else "")
         what = "background" if self.config.other_classes == "background" else "neither object nor background"
@@ -326,7 +326,7 @@ class CocoReader:
         for place, a in enumerate(rows, 1):
             where = f"{self.path}: annotation {a.get('id', f'(the {place}. without id)')} of image {key}"
             record.add(self.instance, a, record.height, record.width, masks, where)
-        record.check_count(self.config.max_instance_count, f"{self.path}: image {key} ({record.path.name})")
+        record.told = f"{self.path}: image {key} ({record.path.name})"
         return record
 
     def size_of(

@@ -266,7 +266,7 @@ class LabelmeReader:
             return record
         for name, parts, where in self.objects(data["shapes"], record, path):
             record.add(self.instance, name, parts, record, where)
-        record.check_count(self.config.max_instance_count, str(path))
+        record.told = str(path)
         return record
 
     def image_of(self, data: dict, path: Path) -> Path:

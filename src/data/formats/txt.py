@@ -81,7 +81,7 @@ class Txt(Format):
                 record.add(instance, column, record, told, config)
             if masks == "needed":
                 record.faults.append(f"{told}: boxes alone, and masks are learnt from masks; use faster_rcnn")
-            record.check_count(config.max_instance_count, f"{told}: {name}")
+            record.told = f"{told}: {name}"
         refuse_shared(records, finder)
         return Records(where, records, truth_categories(config), listed=finder.listed)
 
@@ -112,7 +112,9 @@ def instance(column: str, record: ImageRecord, where: str, config: Config) -> In
         raise DataError(f"{where}: {column!r} isn't x1,y1,x2,y2,class or x1,y1,x2,y2,class,iscrowd")
     if not label.is_integer() or not 0 < label < config.num_classes:
         why = "0 is the background" if label == 0 else f"the config has 1 to {config.num_classes - 1}"
-        raise DataError(f"{where}: class {column.split(',')[4]} of {column!r}: {why}; mend it, or coco_classes")
+        raise DataError(
+            f"{where}: class {column.split(',')[4]} of {column!r}: {why}; mend it, or set coco_classes: auto"
+        )
     box = clipped_box((x1, y1, x2 - x1, y2 - y1), record.height, record.width, f"{where}: {column!r}")
     bbox = (box[0], box[1], box[2] - box[0], box[3] - box[1])
     return Instance(int(label), bool(is_crowd), box, bbox, bbox[2] * bbox[3])

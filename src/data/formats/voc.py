@@ -228,7 +228,7 @@ class VocReader:
                 record.add(self.instance, o, record, xml)
         if self.masks == "needed":
             record.faults.append(f"{xml}: boxes alone, and masks are learnt from masks; use faster_rcnn")
-        record.check_count(self.config.max_instance_count, str(xml))
+        record.told = str(xml)
         return record
 
     def image_of(self, root: Element, name: str, same: list[Path], xml: Path, finder: ImageFinder) -> Path:

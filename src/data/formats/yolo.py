@@ -480,7 +480,7 @@ class YoloReader:
             ] += 1
         for row in rows:
             record.add(self.instance, row, record, needed, f"{labels}, line {row.line}")
-        record.check_count(self.config.max_instance_count, str(labels))
+        record.told = str(labels)
 
     def instance(self, row: Row, record: ImageRecord, needed: bool, where: str) -> Instance | None:
         """An object, or None for one that the config leaves out. Raises DataError."""

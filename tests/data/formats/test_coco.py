@@ -288,11 +288,17 @@ def test_faulty_image_is_left_out_by_option(coco_folder, load, spoil, where, wha
 
 def test_too_many_instances(coco_folder, load, refusal):
     coco_folder.add_object(2)
-    with refusal(DataError, coco_folder.json, "image 2", "000000000002.jpg", "2 objects", "max_instance_count 1"):
+    for _ in range(4):
+        coco_folder.add_object(3)
+    coco_folder.add_object(3, iscrowd=1, segmentation={"size": [40, 60], "counts": [400, 100, 1900]})
+    place = coco_folder.json, "image 2", "000000000002.jpg", "2 objects", "max_instance_count 1"
+    # what is enough for all, not for the first
+    with refusal(DataError, *place, "set it to 4"):
         load(max_instance_count=1)
+    assert [r.image_id for r in load(max_instance_count=4).records] == [1, 2, 3]
     data = load(max_instance_count=1, on_bad_image="skip")
-    assert [r.image_id for r in data.records] == [1, 3]
-    assert "max_instance_count" in data.skipped[0]
+    assert [r.image_id for r in data.records] == [1]
+    assert ["set it to 4" in fault for fault in data.skipped] == [True, True]
 
 
 def test_boxes_alone_need_no_segmentation(coco_folder, load):
