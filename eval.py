@@ -60,7 +60,7 @@ def main() -> int:
     if not arguments.report_iou:
         raise UserError("--report_iou 0: a match needs an IoU above 0")
     with (
-        StopRequest(workers=config.python_multiprocessing) as stop,
+        StopRequest() as stop,
         contextlib.suppress(Stopped),
         stop.interruptible(),
         on_modelarts(config) as local,

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from src.config import Config, save_config
 from src.data.loader import TrainLoader
+from src.data.workers import WorkerDied
 from src.evaluation.coco import Summary
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
 from src.runtime.errors import UserError
@@ -65,7 +66,7 @@ class Trainer:
         self.state = TrainingState(steps_per_epoch=len(loader), config=dataclasses.asdict(config), transform=own)
         self.saved, self.skipped_in_a_row, self.checked_first = None, 0, False
         self.go_on = f"python train.py --resume {shlex.quote(str(config.output_dir))}"
-        self.stop = StopRequest(self.go_on, workers=config.python_multiprocessing)
+        self.stop = StopRequest(self.go_on)
         self.resumed, self.chosen = resume, position
         demand_packages(config)
         if resume:
@@ -128,11 +129,10 @@ class Trainer:
         save_config(dataclasses.replace(c, overwrite=False), c.output_dir / "config.yaml")
 
     def run(self) -> int:
-        """The epochs that are left. Returns 0; or, stopped and saved, 128 + the signal, or 2 where a process that reads
-        images died.
+        """The epochs that are left. Returns 0, or, stopped and saved, 128 + the signal.
 
-        Raises UserError at the first loss that isn't finite, or out of proportion, naming step, images, losses and the
-        last good checkpoint.
+        Raises WorkerDied, after saving where it can, and UserError at the first loss that isn't finite, or out of
+        proportion, naming step, images, losses and the last good checkpoint.
         """
         steps, epochs = len(self.loader), self.config.epoch_size
         done = (self.state.epoch - 1) * steps + self.state.step
@@ -158,6 +158,11 @@ class Trainer:
                         break
         except Stopped:
             pass  # between saving an epoch's end and the next step
+        except WorkerDied:
+            # of several ranks, the others wait elsewhere
+            if self.group.size == 1:
+                self.save()
+            raise
         finally:
             for t in self.trackers:
                 t.close()

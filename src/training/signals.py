@@ -7,16 +7,13 @@ import select
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
 __all__ = ["Stopped", "StopRequest"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-TICK = 0.25  # seconds between looks at the handlers and the workers
-GRACE = 60.0  # seconds for a step under way when no further batch will come
+TICK = 0.25  # seconds between looks at the handlers
 
 
 class Stopped(BaseException):  # noqa: N818 - no error, and not to be caught as one
@@ -27,25 +24,20 @@ class StopRequest:
     """Notes SIGTERM or SIGINT while it is entered, and says so at once, in whatever of MindSpore's C++ the main thread
     is; a second one ends the process.
 
-    MindSpore answers the death of a process that reads images with SIGTERM to this one: told apart where `workers` says
-    that there may be such. go_on: the command that resumes a training, for the lines.
+    go_on: the command that resumes a training, for the lines.
 
-    signum: what came, or 0. worker_died: it came of a worker's death. status: the exit status that this asks for.
+    signum: what came, or 0. status: the exit status that this asks for.
     """
 
-    def __init__(self, go_on: str = "", workers: bool = False) -> None:
+    def __init__(self, go_on: str = "") -> None:
         self.when = " after this step" if go_on else ""
         self.go_on = f"; go on from the last checkpoint with {go_on}" if go_on else ""
-        self.watch = workers
-        self.signum, self.worker_died, self.at_once = 0, False, False
-        self.told, self.echoes, self.deadline = 0, 0, 0.0
-        self.workers: set[int] = set()
+        self.signum, self.at_once = 0, False
+        self.told, self.echoes = 0, 0
         self.before: dict = {}
 
     @property
     def status(self) -> int:
-        if self.worker_died:
-            return 2
         return 128 + self.signum if self.signum else 0
 
     def __enter__(self) -> "StopRequest":
@@ -95,14 +87,9 @@ class StopRequest:
                 # MindSpore puts handlers of its own in their place, which turn SIGINT into SIGTERM
                 if getsig(s) != handler:
                     setsig(s, handler)
-            if self.deadline and time.monotonic() > self.deadline:
-                say(f"no batch comes any more{self.go_on}")
-                os._exit(self.status)
             if self.at_once and self.signum:
                 self.echoes += 1
                 os.kill(os.getpid(), self.signum)
-            if self.watch and not self.signum:
-                self.workers = children()
 
     def tell(self, signum: int) -> None:
         """Says what a signal will do; ends the process at a second one."""
@@ -111,15 +98,7 @@ class StopRequest:
         if self.echoes:
             self.echoes -= 1
             return
-        if signum == signal.SIGTERM and self.watch and any(map(is_gone, self.workers)):
-            self.deadline = self.deadline or time.monotonic() + GRACE
-            if not self.told:
-                self.worker_died = True
-                say(
-                    "a process that reads images was killed, for want of memory as a rule: set num_parallel_workers"
-                    f" lower, or python_multiprocessing to false; stopping{self.when}"
-                )
-        elif self.told:
+        if self.told:
             say(f"stopped at once{self.go_on}")
             os._exit(128 + signum)
         else:
@@ -171,21 +150,3 @@ def compiling(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def children() -> set[int]:
-    """This process's children (Linux)."""
-    found: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            found |= set(map(int, (task / "children").read_text().split()))
-    return found
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a child has ended otherwise than well, or isn't there any more."""
-    try:
-        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return True
-    return end is not None and (end.si_code, end.si_status) != (os.CLD_EXITED, 0)

@@ -1,16 +1,16 @@
 """Signals in training: told at once, saved, and the status that says which."""
 
-import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 import eval as eval_script
+from src.data.workers import WorkerDied
 from src.training import signals
 from src.training.signals import Stopped, StopRequest
 
@@ -93,54 +93,48 @@ def test_a_signal_ends_an_evaluation_with_its_own_status(shapes_root, tmp_path, 
 
 
 PROGRAM = """
-import os, sys, threading, time
+import threading
+from src.data.workers import WorkerDied
 from src.training import signals
-signals.GRACE = 0.5
-child = os.fork()
-if not child:
-    time.sleep(60)
-    os._exit(0)
 stuck = threading.Lock()
 stuck.acquire()
-with signals.StopRequest("GO ON", workers=True) as stop:
-    while not stop.workers:
-        time.sleep(0.01)
-    print(child, flush=True)
+with signals.StopRequest("GO ON"):
+    print("stuck", flush=True)
     stuck.acquire()
 """
 
 
 @pytest.fixture
 def stuck():
-    """A process in StopRequest that waits for ever, and its child's number."""
+    """A process in StopRequest that waits for ever."""
     words = [sys.executable, "-c", PROGRAM]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    child = int(process.stdout.readline())
-    yield process, child
-    for pid in (process.pid, child):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    assert process.stdout.readline() == "stuck\n"
+    yield process
+    process.kill()
     process.wait()
 
 
-def test_the_death_of_a_process_that_reads_is_no_request_to_stop(stuck):
-    process, child = stuck
-    os.kill(child, signal.SIGKILL)
-    assert soon(lambda: ") Z " in Path(f"/proc/{child}/stat").read_text())
-    process.terminate()  # as MindSpore does
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 2
-    assert "memory" in err and "num_parallel_workers" in err and "GO ON" in err
-    assert "SIGTERM" not in err
+def test_a_worker_that_dies_loses_no_step(stub_trainer, refusal):
+    trainer = stub_trainer()
+    whole = trainer.loader.epoch
+
+    def dying(epoch, start=0):
+        yield from itertools.islice(whole(epoch, start), 3)
+        raise WorkerDied("a worker process was ended by SIGKILL")
+
+    trainer.loader.epoch = dying
+    with refusal(WorkerDied, "ended by SIGKILL"):
+        trainer.run()
+    assert trainer.folder.newest()[0].position == (1, 3)
 
 
 def test_a_second_signal_ends_at_once_where_the_first_cannot(stuck):
-    process, child = stuck
+    process = stuck
     process.terminate()
     assert process.stderr.readline() == "\n"
     assert process.stderr.readline() == "SIGTERM: stopping after this step; again to stop now\n"
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
-    os.kill(child, signal.SIGKILL)
     err = process.stderr.read()
     assert "stopped at once" in err and "GO ON" in err
