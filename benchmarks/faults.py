@@ -126,16 +126,17 @@ class Site:
 
     def __post_init__(self) -> None:
         import cv2
+        import numpy as np
 
-        from src.data.images import read_image
         from src.data.shapes import make_shapes
 
         with contextlib.redirect_stderr(io.StringIO()):
             self.data = make_shapes(self.root / "data", train=8, val=4, seed=5)
         self.images, self.film = self.data / "val2017", self.root / "film.mp4"
         writer = cv2.VideoWriter(os.fspath(self.film), cv2.VideoWriter_fourcc(*"mp4v"), 10, (96, 64))
-        for path in sorted(self.data.glob("*2017/*.jpg")):
-            writer.write(cv2.resize(read_image(path), (96, 64)))
+        noise = np.random.default_rng(0)
+        for _ in range(30):
+            writer.write(noise.integers(0, 256, (64, 96, 3), np.uint8))
         writer.release()
         self.reference, self.weights = functools.cache(self._reference), functools.cache(self._weights)
 
@@ -261,6 +262,8 @@ class Running:
             self.process.wait(SECONDS[self.real])
         except subprocess.TimeoutExpired:
             hung = True
+        finally:
+            # a campaign that is stopped leaves nothing that runs
             self.process.kill()
             self.process.wait()
         until = time.monotonic() + 15
@@ -438,23 +441,22 @@ def disturb(out: Outcome, site: Site, root: Path, disk: Path | None = None) -> N
     reference = site.reference(t.command, t.detector, t.real)
     place = (disk or root) / "place"
     before = prepare(site, t, place)
-    at, allowed = chance.randint(1, reference.changes), {0, 2}
-    moment = f"change {at} of {reference.changes}"
+    fault = {"at": chance.randint(1, reference.changes), "delay": chance.choice([0.0, chance.uniform(0, 0.3)])}
+    moment, allowed = f"change {fault['at']} of {reference.changes} and {fault['delay']:.2f} s", {0, 2}
+    if chance.random() < 0.3:
+        fault = {"at": 0, "delay": chance.uniform(0, reference.seconds)}
+        moment = f"{fault['delay']:.1f} of {reference.seconds:.1f} s"
     if t.kind in ("kill", "signal"):
         signum = signal.SIGKILL if t.kind == "kill" else chance.choice([signal.SIGTERM, signal.SIGINT])
         # it may be done before a late signal comes
         allowed = {0, 128 + signum}
-        fault = {"at": at, "signum": int(signum), "delay": chance.choice([0.0, chance.uniform(0, 0.3)])}
-        if chance.random() < 0.3:
-            fault |= {"at": 0, "delay": chance.uniform(0, reference.seconds)}
-            moment = f"{fault['delay']:.1f} s"
-        moment = f"{signum.name} at {moment}"
+        fault["signum"], moment = int(signum), f"{signum.name} at {moment}"
     elif t.kind == "disk full" and disk:
-        fault = {"at": at, "disk": str(disk), "room": chance.choice([0, chance.randrange(1 << 16)])}
+        fault |= {"disk": str(disk), "room": chance.choice([0, 0, chance.randrange(1 << 14)])}
         moment = f"full but for {fault['room']} bytes at {moment}"
     else:
-        fault = {"at": at, "limit": chance.choice([0, chance.randrange(1 << 15)])}
-        moment = f"files of {fault['limit']} bytes from {moment} on"
+        fault["limit"] = chance.choice([0, 0, chance.randrange(1 << 14)])
+        moment = f"files of {fault['limit']} bytes at most from {moment} on"
     out.told += f"{moment}: "
     ended = start(site.words(t.command, place, t.detector, t.real), root / "cwd", t.real, place, **fault).wait()
     check_end(out, ended, allowed)

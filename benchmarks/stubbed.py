@@ -29,7 +29,7 @@ from src.config import Config
 __all__ = ["FILLER", "Fault", "StubDetector", "StubLoss", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent
-FILLER = "filler"  # what fills a disk, in its root
+FILLER, MOST = "filler", 1 << 29  # what fills a disk, in its root, and its largest size: never a machine's own disk
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
 
@@ -37,16 +37,16 @@ CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 class Fault:
     """What happens to a process.
 
-    folder: whose changes are counted.  at: before which of them it happens, from 1; 0: at its start.  signum: the
-    signal that it is sent, `delay` seconds later.  disk: folder of a disk that is filled but for `room` bytes.  limit:
-    largest size of a file from then on.  stub: without the network.  count: file that the number of changes is written
-    to.
+    folder: whose changes are counted.  at: before which of them it happens, from 1; 0: at its start.  delay: how
+    many seconds later.  signum: the signal that it is sent.  disk: folder of a disk that is filled but for `room`
+    bytes.  limit: largest size of a file from then on.  stub: without the network.  count: file that the number of
+    changes is written to.
     """
 
     folder: str
     at: int = 0
-    signum: int = 0
     delay: float = 0.0
+    signum: int = 0
     disk: str = ""
     room: int = 0
     limit: int = -1
@@ -54,17 +54,21 @@ class Fault:
     count: str = ""
 
     def happen(self) -> None:
-        if self.disk:
+        if not self.delay:
+            self.happen_now()
+            return
+        timer = threading.Timer(self.delay, self.happen_now)
+        timer.daemon = True
+        timer.start()
+
+    def happen_now(self) -> None:
+        if self.disk and os.path.ismount(self.disk) and shutil.disk_usage(self.disk).total <= MOST:
             free = shutil.disk_usage(self.disk).free - self.room
             with open(Path(self.disk) / FILLER, "wb") as f, contextlib.suppress(OSError):
-                os.posix_fallocate(f.fileno(), 0, max(1, free))
+                os.posix_fallocate(f.fileno(), 0, min(max(1, free), MOST))
         if self.limit >= 0:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.RLIM_INFINITY))
-        if self.signum and self.delay:
-            timer = threading.Timer(self.delay, os.kill, (os.getpid(), self.signum))
-            timer.daemon = True
-            timer.start()
-        elif self.signum:
+        if self.signum:
             os.kill(os.getpid(), self.signum)
 
 

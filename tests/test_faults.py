@@ -28,20 +28,20 @@ ROOT = Path(__file__).parents[1]
 WRITER = """
 import sys
 from pathlib import Path
+from src.runtime.errors import run_command
 from src.runtime.files import whole
-with whole(Path(sys.argv[1])) as beside:
-    beside.write_text("new")
+
+def main():
+    with whole(Path(sys.argv[1])) as beside:
+        beside.write_text("new")
+
+run_command(main)
 """
 
 
 @pytest.fixture
 def outcome():
     return Outcome(Trial("0", "kill", "images", "mask_rcnn", False, 0))
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return Site(tmp_path_factory.mktemp("faults") / "site")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_trial_is_the_same_by_its_number_alone():
     assert again == every[4] and again.random().random() == every[4].random().random()
 
 
-def test_a_kill_comes_at_the_moment_asked_for(tmp_path):
+def test_a_fault_comes_at_the_moment_asked_for(outcome, tmp_path):
     script, place, count = tmp_path / "writer.py", tmp_path / "place", tmp_path / "count"
     script.write_text(WRITER)
     place.mkdir()
@@ -116,11 +116,18 @@ def test_a_kill_comes_at_the_moment_asked_for(tmp_path):
     assert (place / "f").read_text() == "old"
     assert [p.read_text() for p in place.glob("f.writing-*")] == ["new"]
 
+    ended = start(words, tmp_path, False, place, at=2, limit=0).wait()
+    check_end(outcome, ended, {2}, (place / "f",))
+    assert not outcome.faults and "File too large" in ended.err
+    # what the killed one left is gone
+    assert [(p.name, p.read_text()) for p in place.iterdir()] == [("f", "old")]
 
-@pytest.mark.parametrize("kind", ["kill", pytest.param("size limit", marks=pytest.mark.full)])
-def test_a_trial_of_the_converter(kind, site, tmp_path):
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["kill", "size limit"])
+def test_a_trial_of_the_converter(kind, tmp_path):
     trial = Trial("0", kind, "checkpoint", "faster_rcnn", False, seed=0)
-    assert run_trial(site, trial, tmp_path / "trial").faults == []
+    assert run_trial(Site(tmp_path / "site"), trial, tmp_path / "trial").faults == []
 
 
 @pytest.mark.full
