@@ -499,17 +499,18 @@ def damage(path: Path, way: str, chance: random.Random, other: bytes) -> None:
     """Spoils a file: it differs afterwards."""
     data = bytearray(path.read_bytes())
     before = bytes(data)
+    # a MindRecord file is mostly space set aside
+    at = chance.randrange(len(before.rstrip(b"\0")) or len(before))
     if way == "truncated":
-        del data[chance.randrange(len(data)) :]
+        del data[at:]
     elif way == "empty":
         data.clear()
     elif way == "zeros":
-        at = chance.randrange(len(data))
         data[at : at + 4096] = bytes(len(data[at : at + 4096]))
     elif way == "another's":
         data[:] = other
     if way == "a bit" or data == before:
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        data[at] ^= 1 << chance.randrange(8)
     path.write_bytes(data)
 
 
