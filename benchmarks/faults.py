@@ -171,7 +171,7 @@ class Site:
         return path
 
     def words(self, command: str, place: Path, detector: str, real: bool, variant: str = "") -> list[str]:
-        """Script and arguments. variant: other: a training whose data set is converted in another way."""
+        """Script and arguments. variant: other, for other results: of a training, by another conversion."""
         keys = self.keys(detector, real)
         if command == "train":
             more = [f"--{k}={v}" for k, v in TRAINING.items()]
@@ -183,6 +183,7 @@ class Site:
             named = [] if real else ["--layout", "native"]
             return ["src.convert_checkpoint", *keys, *source, *named, "--out", str(place / "model.safetensors")]
         weights = str(self.weights(detector, real))
+        keys += ["--test_cfg.rcnn.score_thr=0.6"] if variant == "other" else []
         if command in ("convert", "eval"):
             if command == "convert":
                 keys.append(f"--mindrecord_dir={place / 'records'}")
@@ -237,7 +238,7 @@ class Running:
 
     def __init__(self, words: list[str], cwd: Path, real: bool, fault: dict):
         cwd.mkdir(parents=True, exist_ok=True)
-        self.words, self.real, self.begin = words, real, time.monotonic()
+        self.words, self.real, self.console = words, real, cwd.parent / "console.txt"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.stubbed", json.dumps(fault), *words],
             cwd=cwd,
@@ -273,6 +274,8 @@ class Running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         status, texts = self.process.returncode, [t.text() for t in self.texts]
+        with open(self.console, "a") as f:
+            f.write(f"$ {' '.join(self.words)}\n{''.join(texts)}status {status}\n")
         return Ended(self.words, 128 - status if status < 0 else status, *texts, len(left), hung)
 
 
@@ -441,8 +444,11 @@ def disturb(out: Outcome, site: Site, root: Path, disk: Path | None = None) -> N
     reference = site.reference(t.command, t.detector, t.real)
     place = (disk or root) / "place"
     before = prepare(site, t, place)
-    fault = {"at": chance.randint(1, reference.changes), "delay": chance.choice([0.0, chance.uniform(0, 0.3)])}
-    moment, allowed = f"change {fault['at']} of {reference.changes} and {fault['delay']:.2f} s", {0, 2}
+    # of what is written after it all fails: the earlier, the more
+    draws = 2 if t.kind in ("disk full", "size limit") else 1
+    at = 1 + int(min(chance.random() for _ in range(draws)) * reference.changes)
+    fault = {"at": at, "delay": chance.choice([0.0, chance.uniform(0, 0.3)])}
+    moment, allowed = f"change {at} of {reference.changes} and {fault['delay']:.2f} s", {0, 2}
     if chance.random() < 0.3:
         fault = {"at": 0, "delay": chance.uniform(0, reference.seconds)}
         moment = f"{fault['delay']:.1f} of {reference.seconds:.1f} s"
@@ -596,18 +602,18 @@ def check_two(out: Outcome, first: Running, second: Running) -> None:
 
 
 def run_two(out: Outcome, site: Site, root: Path) -> None:
-    """The same command twice at once, into one place."""
+    """A command twice at once, with other settings, into one place."""
     t, chance, place = out.trial, out.trial.random(), root / "place"
-    reference = site.reference(t.command, t.detector, t.real)
+    references = [site.reference(t.command, t.detector, t.real, v) for v in ("", "other")]
     prepare(site, t, place)
-    delay = chance.choice([0.0, chance.uniform(0, reference.seconds)])
-    words = site.words(t.command, place, t.detector, t.real)
+    delay = chance.choice([0.0, chance.uniform(0, references[0].seconds)])
+    both = [site.words(t.command, place, t.detector, t.real, v) for v in ("", "other")]
     out.told += f"the second after {delay:.1f} s: "
-    first = start(words, root / "cwd", t.real, place)
+    first = start(both[0], root / "cwd", t.real, place)
     first.pause(delay)
-    check_two(out, first, start(words, root / "cwd2", t.real, place))
-    differs = difference(contents(place), contents(reference.place))
-    out.check(not differs, f"lost: what lies there is no one run's: {differs}")
+    check_two(out, first, start(both[1], root / "cwd2", t.real, place))
+    differ = [difference(contents(place), contents(r.place)) for r in references]
+    out.check(not all(differ), f"lost: what lies there is no one run's: {' nor '.join(differ)}")
     check_pair(out, place)
     if t.command != "train":
         check_again(out, site, root, place)
