@@ -50,15 +50,16 @@ KINDS = {
 }
 WAYS = ("truncated", "empty", "zeros", "a bit", "another's")
 CANVAS = {"img_width": 96, "img_height": 64, "batch_size": 2, "test_batch_size": 2, "max_instance_count": 16}
+CANVAS |= {"test_cfg.rcnn.max_per_img": 8}  # so that a film is larger than what is detected in it
 NETWORK = {
     "backbone.width_multiplier": 0.25,
     "neck.fpn.in_channels": "[32,64,128,256]",
     "train_cfg.rcnn.mask_buckets": 1,
-    "test_cfg.rcnn.max_per_img": 20,
 }
 TRAINING = {"run_eval": True, "epoch_size": 2, "save_every": 3, "log_every": 2, "keep_checkpoint_max": 3}
 SECONDS = {False: 240, True: 900}  # that a stubbed command, or one with a network, may take
 DISK = 300 << 20  # bytes; a conversion wants 50 MB free for each of its files
+RECORDS = (".mindrecord", ".db")  # hold space that isn't used
 CLONE_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
@@ -133,10 +134,10 @@ class Site:
         with contextlib.redirect_stderr(io.StringIO()):
             self.data = make_shapes(self.root / "data", train=8, val=4, seed=5)
         self.images, self.film = self.data / "val2017", self.root / "film.mp4"
-        writer = cv2.VideoWriter(os.fspath(self.film), cv2.VideoWriter_fourcc(*"mp4v"), 10, (96, 64))
+        writer = cv2.VideoWriter(os.fspath(self.film), cv2.VideoWriter_fourcc(*"mp4v"), 10, (192, 128))
         noise = np.random.default_rng(0)
         for _ in range(30):
-            writer.write(noise.integers(0, 256, (64, 96, 3), np.uint8))
+            writer.write(noise.integers(0, 256, (128, 192, 3), np.uint8))
         writer.release()
         self.reference, self.weights = functools.cache(self._reference), functools.cache(self._weights)
 
@@ -438,32 +439,39 @@ def prepare(site: Site, t: Trial, place: Path) -> dict[str, str]:
     return contents(place)
 
 
-def disturb(out: Outcome, site: Site, root: Path, disk: Path | None = None) -> None:
-    """A command with a fault at one moment, and again without."""
-    t, chance = out.trial, out.trial.random()
-    reference = site.reference(t.command, t.detector, t.real)
-    place = (disk or root) / "place"
-    before = prepare(site, t, place)
-    # of what is written after it all fails: the earlier, the more
-    draws = 2 if t.kind in ("disk full", "size limit") else 1
-    at = 1 + int(min(chance.random() for _ in range(draws)) * reference.changes)
+def choose_fault(t: Trial, reference: Reference, disk: Path | None) -> tuple[dict, set[int], str]:
+    """What stubbed.Fault takes, the statuses that are then allowed, and the fault in words: at a change, soon after it,
+    at any time; or, of space, from the beginning on less than is needed.
+    """
+    chance, allowed = t.random(), {0, 2}
+    at = 1 + int(chance.random() * reference.changes)
     fault = {"at": at, "delay": chance.choice([0.0, chance.uniform(0, 0.3)])}
-    moment, allowed = f"change {at} of {reference.changes} and {fault['delay']:.2f} s", {0, 2}
+    moment = f"change {at} of {reference.changes} and {fault['delay']:.2f} s"
     if chance.random() < 0.3:
-        fault = {"at": 0, "delay": chance.uniform(0, reference.seconds)}
+        fault = {"delay": chance.uniform(0, reference.seconds)}
         moment = f"{fault['delay']:.1f} of {reference.seconds:.1f} s"
     if t.kind in ("kill", "signal"):
         signum = signal.SIGKILL if t.kind == "kill" else chance.choice([signal.SIGTERM, signal.SIGINT])
         # it may be done before a late signal comes
-        allowed = {0, 128 + signum}
-        fault["signum"], moment = int(signum), f"{signum.name} at {moment}"
-    elif t.kind == "disk full" and disk:
-        fault |= {"disk": str(disk), "room": chance.choice([0, 0, chance.randrange(1 << 14)])}
-        moment = f"full but for {fault['room']} bytes at {moment}"
-    else:
-        fault["limit"] = chance.choice([0, 0, chance.randrange(1 << 14)])
-        moment = f"files of {fault['limit']} bytes at most from {moment} on"
-    out.told += f"{moment}: "
+        return fault | {"signum": int(signum)}, {0, 128 + signum}, f"{signum.name} at {moment}"
+    sizes = [p.stat().st_size for p in reference.place.rglob("*") if p.is_file() and p.suffix not in RECORDS]
+    room, limit = 0, 0
+    if chance.random() < 0.5:
+        fault, moment = {"at": 1}, "the beginning"
+        room, limit = chance.randrange(sum(sizes)), chance.randrange(max(sizes))
+    if disk:
+        return fault | {"disk": str(disk), "room": room}, allowed, f"disk full but for {room} bytes at {moment}"
+    return fault | {"limit": limit}, allowed, f"files of {limit} bytes at most from {moment} on"
+
+
+def disturb(out: Outcome, site: Site, root: Path, disk: Path | None = None) -> None:
+    """A command with a fault at one moment, and again without."""
+    t = out.trial
+    reference = site.reference(t.command, t.detector, t.real)
+    place = (disk or root) / "place"
+    before = prepare(site, t, place)
+    fault, allowed, said = choose_fault(t, reference, disk)
+    out.told += f"{said}: "
     ended = start(site.words(t.command, place, t.detector, t.real), root / "cwd", t.real, place, **fault).wait()
     check_end(out, ended, allowed)
     wanted = contents(reference.place)
@@ -655,7 +663,7 @@ def make_trial(number: str, seed: int, kinds: list[str], commands: list[str]) ->
     # neighbours differ in kind
     random.Random(seed).shuffle(pairs)
     count = int(number.removeprefix("r"))
-    detector = DETECTORS[(count // len(pairs) + count) % len(DETECTORS)]
+    detector = random.Random(f"{seed} {number} detector").choice(DETECTORS)
     return Trial(number, *pairs[count % len(pairs)], detector, real, seed)
 
 
