@@ -47,13 +47,18 @@ if [[ " ${marches[*]} " == *" all "* ]]; then mapfile -t marches < <(library mar
 mapfile -t sources < <(library sources)
 ((${#sources[@]} > 0)) || fail "src/ops/library.py named no sources"
 
-folder="$root/build/custom_ops"
-mkdir -p "$folder"
-scratch="$(mktemp -d "$folder/.build-XXXXXX")"
-trap 'rm -rf "$scratch"' EXIT
+folder="$root/build/custom_ops" scratch=
+trap '[[ -z "$scratch" ]] || rm -rf "$scratch"' EXIT
+
+# Makes the folder to compile in. A checkout that can't be written, but has its libraries, needs none.
+make_scratch() {
+  [[ -n "$scratch" ]] && return
+  mkdir -p "$folder" && scratch="$(mktemp -d "$folder/.build-XXXXXX")"
+}
 
 # compile MARCH TARGET
 compile() {
+  make_scratch || fail "can't write to $folder"
   local flags lines=("${sources[@]}") objects=() jobs=() i
   mapfile -t flags < <(library flags "$1")
   for i in "${!lines[@]}"; do
@@ -87,7 +92,7 @@ for march in "${marches[@]}"; do
 done
 
 # The CUDA operator is compiled to see that it compiles: MindSpore 2.8's GPU back end wants CUDA 11.6.
-if command -v "$nvcc" > /dev/null; then
+if command -v "$nvcc" > /dev/null && make_scratch; then
   cuda="$root/src/ops/roi_align/csrc/roi_align_cuda.cu"
   if "$nvcc" -std=c++17 -O3 -Xcompiler -fPIC -c "$cuda" -o "$scratch/roi_align_cuda.o" > "$scratch/nvcc.log" 2>&1; then
     mv -f "$scratch/roi_align_cuda.o" "$folder/roi_align_cuda.o"

@@ -43,7 +43,7 @@ def beside(path: Path) -> Path:
 def remove_leftovers(path: Path) -> None:
     """Removes what killed processes left half written beside `path`; that of living ones, and folders, stay."""
     for name in glob.glob(f"{glob.escape(str(path.with_suffix('')))}.writing-*{glob.escape(path.suffix)}"):
-        pid = Path(name).stem.rpartition(".writing-")[2]
+        pid = name.removesuffix(path.suffix).rpartition(".writing-")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             with contextlib.suppress(OSError):
                 os.unlink(name)

@@ -41,11 +41,12 @@ def test_a_limit_is_no_full_disk(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_killed_processes_left_goes_that_of_living_ones_stays(tmp_path):
-    path = tmp_path / "a.mp4"
+@pytest.mark.parametrize("suffix", [".mp4", ""])
+def test_what_killed_processes_left_goes_that_of_living_ones_stays(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
     dead = subprocess.Popen(["true"])
     dead.wait()
-    left = [tmp_path / f"a.writing-{pid}.mp4" for pid in (dead.pid, os.getppid())]
+    left = [tmp_path / f"a.writing-{pid}{suffix}" for pid in (dead.pid, os.getppid())]
     for p in left:
         p.write_text("half")
     remove_leftovers(path)

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import cv2
+import pytest
 
+from src.ops.library import find_library
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -45,3 +47,14 @@ def test_the_demo(tmp_path):
     assert len(pictures) == 4
     for picture in pictures:
         assert cv2.imread(str(picture)) is not None
+
+
+@pytest.mark.skipif(not find_library(), reason="the operators aren't built")
+def test_operators_of_a_read_only_checkout_are_used_without_a_warning(tmp_path):
+    mounted = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"'
+    if subprocess.run(["unshare", "-m", "bash", "-c", mounted, ROOT], capture_output=True).returncode:
+        pytest.skip("this user may mount nothing")
+    script = f'{mounted}; source "$0/scripts/common.sh"; build_operators "$1" "$0/build/build_custom.log"'
+    command = ["unshare", "-m", "bash", "-c", script, ROOT, sys.executable]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NVCC": "none"}, timeout=60)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
