@@ -297,7 +297,7 @@ class Trainer:
         """What to do where the weights of `position` are no good any more."""
         good = self.folder.before(position)
         if good is None:
-            return "lower lr or set grad_clip, and train again"
+            return "lower lr or set grad_clip, and train again with --overwrite true"
         return f"go on from the last good checkpoint with a lower lr or grad_clip: --resume {good} --lr ..."
 
     def wait_for_all(self, inputs: list[Tensor]) -> None:

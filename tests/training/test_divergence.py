@@ -49,6 +49,6 @@ def test_a_resumed_run_measures_by_the_same_steps(stub_trainer, refusal):
 def test_weights_that_are_not_finite_replace_no_checkpoint(stub_trainer, refusal):
     trainer = stub_trainer(keep_checkpoint_max=1, save_every_epochs=1)
     trainer.detector.weight.set_data(Tensor(np.array([1, np.inf, 1], np.float32)))
-    with refusal(UserError, "epoch 1 step 4", "weight isn't finite", "lower lr"):
+    with refusal(UserError, "epoch 1 step 4", "weight isn't finite", "lower lr", "--overwrite true"):
         trainer.run()
     assert not list((trainer.config.output_dir / "checkpoints").glob("*.ckpt"))
