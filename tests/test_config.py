@@ -277,6 +277,18 @@ def test_keys_that_contradict_each_other(refused, text, part):
     assert part in refused(text)
 
 
+def test_no_number_is_beyond_what_computers_hold(tmp_path):
+    (tmp_path / "mine.yaml").write_text("lr: 1")
+    for name, kind, *_ in describe_keys():
+        value = {"integer": "100000000000", "number": "1e39"}.get(kind.rpartition("list of ")[2])
+        if value:
+            for sign in ("", "-"):
+                given = f"[{sign}{value}]" if "list" in kind else sign + value
+                given = f"[{given}]" if kind.count("list") == 2 else given
+                with pytest.raises(ConfigError, match=rf"^command line: {name}: \S+ is (below|above|not one of) "):
+                    load_config(tmp_path / "mine.yaml", {name: given})
+
+
 @pytest.mark.parametrize(
     "text",
     [
