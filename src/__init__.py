@@ -1,12 +1,22 @@
 """R-CNN detectors for MindSpore."""
 
 import os
+import signal
+import sys
 from typing import Any
 
 __all__ = ["Detections", "Predictor"]
 
 # MindSpore's advice on Ascend and GPU set-ups, a line each at every start, would bury our own messages.
 os.environ.setdefault("GLOG_v", "3")
+
+# A command that is broken off while it loads ends; a library's error, "initialization failed", would be all it said.
+# src.runtime.errors.run_command has Ctrl-C raise KeyboardInterrupt again.
+_program = os.path.realpath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
+if (
+    sys.argv[:1] == ["-m"] or os.path.dirname(_program) == os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def __getattr__(name: str) -> Any:

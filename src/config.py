@@ -859,6 +859,11 @@ def _check_images(c: Config, demand: Callable[[bool, str], None]) -> None:
     )
     demand(abs(sum(c.action_prob) - 1) < 1e-6, f"action_prob adds up to {sum(c.action_prob):g}, not 1")
     demand(c.run_eval or not c.early_stop_epochs, "early_stop_epochs goes by evaluations: set run_eval: true")
+    for name in ("train_outputs", "brief", "mindrecord_dir"):
+        demand(
+            not any("\ud800" <= x <= "\udfff" for x in getattr(c, name)),
+            f"{name} {shown(getattr(c, name))} isn't UTF-8, and MindSpore can't write there; name another folder",
+        )
 
 
 def _check_samplers(c: Config, demand: Callable[[bool, str], None]) -> None:

@@ -320,8 +320,9 @@ def predict_video(
     if first is None:
         return f"{video}: no frame that can be read"
     with contextlib.ExitStack() as files:
-        out = files.enter_context(files.enter_context(whole(lines)).open("w"))
         add = files.enter_context(film_frames(film, rate)) if with_picture else None
+        # the inner of both, so that what can't be written of it is told of it
+        out = files.enter_context(files.enter_context(whole(lines)).open("w"))
         for p in tqdm(itertools.chain([first], stream), total=announced or None, unit="frame", desc=video.name):
             entry = {"frame": count, "seconds": round(count / rate, 4)} | p.detections.to_entry()
             out.write(json.dumps(entry) + "\n")

@@ -341,7 +341,6 @@ WORDS += [
     "a=b",
     "-1",
     "\x1b[31m",
-    "\udcff",
     "é",
     "1e-4",
     "{a: b}",
@@ -425,3 +424,9 @@ def test_every_key_is_described():
     assert rows["train_cfg.rpn.sampler.num"][:2] == ("integer", 256)
     assert rows["lr_steps"][0] == "list of integer"
     assert all(doc for _, _, doc in rows.values())
+
+
+@pytest.mark.parametrize("key", ["train_outputs", "brief", "mindrecord_dir"])
+def test_a_folder_that_mindspore_could_not_write(key, refusal):
+    with refusal(ConfigError, key, "isn't UTF-8", "name another"):
+        load_config("configs/shapes.yaml", {key: os.fsdecode(b"a\xff")})

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import reprlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -67,8 +68,10 @@ def quiet_logging() -> Iterator[None]:
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs an entry script's `main` and ends the process: 0, or 2 after a UserError's one line, or 130 after Ctrl-C.
 
-    An InternalError's traceback, then its line: status 1.
+    Anything else that is raised is a fault of ours: its traceback, then a line that says so, status 1.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # names of files may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -77,11 +80,13 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         status = 2
-    except InternalError as e:
+    except MemoryError:
+        print("error: too little memory; lower batch_size, num_parallel_workers or the canvas", file=sys.stderr)
+        status = 2
+    except Exception as e:
         traceback.print_exception(e)
-        print(
-            f"error: a fault of this program, not of your data: {one_line(str(e))}; please report it", file=sys.stderr
-        )
+        told = one_line(str(e) if isinstance(e, InternalError) else f"{type(e).__name__}: {e}")
+        print(f"error: a fault of this program, not of your data: {told}; please report it", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

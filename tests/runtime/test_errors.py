@@ -1,8 +1,16 @@
 """How a user's mistake is told: one line, which a terminal shows as it is."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from src.runtime.errors import InternalError, UserError, run_command, shown
+
+ROOT = Path(__file__).parents[2]
 
 
 def told(message, capsys):
@@ -63,3 +71,28 @@ def test_our_own_bug_says_so_and_keeps_its_cause(capsys):
     assert last.startswith("error: a fault of this program, not of your data: reading image 3: KeyError: 'width' (")
     assert "test_errors.py, line " in last
     assert '    {}["width"]' in "\n".join(before)
+
+
+def test_any_other_fault_is_ours_too(capsys):
+    status, told = ended(lambda: [][1], capsys)
+    assert status == 1
+    assert "Traceback" in told
+    last = told.splitlines()[-1]
+    assert (
+        last
+        == "error: a fault of this program, not of your data: IndexError: list index out of range; please report it"
+    )
+
+
+@pytest.mark.parametrize("words", [["train.py"], ["-m", "src.config"]])
+def test_a_command_broken_off_while_it_loads_says_nothing(words, tmp_path):
+    """A module that takes long to load stands for MindSpore."""
+    (tmp_path / "yaml.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT, "env": environment}
+    with subprocess.Popen([sys.executable, *words], **pipes) as process:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert err == ""
