@@ -208,8 +208,8 @@ def reference_config(layout: str, shapes: dict, height: int, width: int) -> Conf
         "backbone.frozen_stages": -1,
         "backbone.norm_grad": True,
         "max_instance_count": 6,
-        "train_cfg.rpn.sampler.num": 2_000_000,
-        "train_cfg.rcnn.sampler.num": 2_000_000,
+        "train_cfg.rpn.sampler.num": 100_000,
+        "train_cfg.rcnn.sampler.num": 100_000,
         "train_cfg.rcnn.sampler.pos_fraction": 0.5,
     }
     # only shapes matter for the config's name

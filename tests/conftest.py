@@ -58,6 +58,18 @@ def pytest_configure(config):
         os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
 
 
+@pytest.fixture
+def operator_by_operator(request):
+    """Without a graph, whose compiling would take most of the time, whatever mode an earlier test left; as a graph, as
+    users run it, in the full run."""
+    import mindspore as ms
+
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.GRAPH_MODE if request.config.getoption("--full") else ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=before)
+
+
 @contextlib.contextmanager
 def all_cores():
     """What is started within may use every core of the machine, where this test process has one alone."""

@@ -821,12 +821,12 @@ def test_the_annotated_size_decides_how_a_picture_is_turned(turned, tmp_path, ti
         assert picture.shape[0] * width == pytest.approx(picture.shape[1] * height, rel=0.02)
 
 
-def test_a_picture_of_another_size_than_annotated(turned, tmp_path, tiny_model):
+def test_a_picture_of_another_size_than_annotated(turned, tmp_path, variant):
     folder, path = turned
     data = json.loads(path.read_text())
     data["images"][1]["width"] -= 1
     path.write_text(json.dumps(data))
-    predictor = Predictor(*tiny_model)
+    predictor = variant()
     predictor.config.exif = "stored"
     found = find_inputs([str(folder / "**/*.png")])
     faults = predict_images(predictor, found, tmp_path / "p.json", annotations=Annotations.read(path))
@@ -881,13 +881,13 @@ def test_a_split_that_is_none(shapes_config, refusal):
         split_inputs(shapes_config(), "tset")
 
 
-def test_some_classes_alone(tiny_model, tiny_predictor, shapes_root):
+def test_some_classes_alone(variant, tiny_predictor, shapes_root):
     paths = sorted((shapes_root / "val2017").iterdir())
     everything = [tiny_predictor(p).to_dict() for p in paths]
     names = Counter(p["class"]["name"] for d in everything for p in d["predictions"])
     assert len(names) > 1
     rare = min(names, key=names.get)
-    for found, whole in zip(Predictor(*tiny_model, classes=[rare])(paths), everything, strict=True):
+    for found, whole in zip(variant(classes=[rare])(paths), everything, strict=True):
         assert found.to_dict()["predictions"] == [p for p in whole["predictions"] if p["class"]["name"] == rare]
 
 

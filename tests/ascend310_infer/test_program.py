@@ -224,6 +224,7 @@ def test_another_canvas_for_both_orientations(turning, mixed, infer, agree, tmp_
     refused(infer("--model", turning.sidecar, *words[:-3], 96, "--height", 128), "96 x 128 stands")
 
 
+@pytest.mark.full
 def test_the_other_orientations_graph_is_missing_or_another(turning, mixed, infer, tmp_path):
     shutil.copytree(turning.sidecar.parent, tmp_path / "model")
     path = tmp_path / "model/net.json"

@@ -11,6 +11,8 @@ from src.models.assigner_sampler import AssignerSampler
 from src.models.build import build_detector, build_loss
 from src.ops.library import find_library
 
+pytestmark = pytest.mark.usefixtures("operator_by_operator")
+
 needs_library = pytest.mark.skipif(find_library() is None, reason="library not built: scripts/build_custom.sh")
 IMPLEMENTATIONS = [pytest.param(False, id="custom", marks=needs_library), pytest.param(True, id="builtin")]
 IGNORED, NEGATIVE = -1, 0

@@ -1,6 +1,5 @@
 """Conventions of the projects that published checkpoints, against formulas written down independently in NumPy."""
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -14,6 +13,8 @@ from src.models.proposals import ProposalGenerator
 from src.models.roi_extractor import RoIExtractor
 from src.models.rpn import RPNLoss
 from src.ops.nms import BatchedNMS
+
+pytestmark = pytest.mark.usefixtures("operator_by_operator")
 
 LAST_PIXEL = np.array([0, 0, 1, 1])  # what boxes kept by their last pixel lack of ours
 
@@ -120,7 +121,6 @@ def test_the_last_level_trains_at_its_own_anchors():
         "neck.fpn.in_channels": [32, 64, 128, 256],
     }
     config = load_config("configs/shapes.yaml", overrides)
-    ms.set_context(mode=ms.GRAPH_MODE)
     detector = build_detector(config)
     sampled = build_loss(config, detector).rpn_loss.sampled
     r = np.random.default_rng(0)
@@ -262,7 +262,6 @@ LEVELS = {
 @pytest.mark.parametrize("project", LEVELS)
 def test_every_project_maps_a_roi_to_the_same_level(project):
     """Their formulas differ by 1e-6 in the logarithm: 1e-4 px beside a side of 112, 224 or 448 they agree."""
-    ms.set_context(mode=ms.GRAPH_MODE)
     sides = np.concatenate([np.linspace(1, 900, 300), [112 - 1e-3, 112, 224 - 2e-3, 224, 448 - 4e-3, 448]])
     extractor = RoIExtractor(1, 1, False, (4, 8, 16, 32), 56)
     # each level's map holds its number

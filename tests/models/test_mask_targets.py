@@ -10,6 +10,8 @@ from benchmarks.reference import crop_masks
 from src.models.mask_head import MaskTargets
 from tests.ops.test_roi_align import numpy_roi_align
 
+pytestmark = pytest.mark.usefixtures("operator_by_operator")
+
 SIDE, M = 160, 28
 
 

@@ -116,6 +116,7 @@ def detect(detector, images, sizes):
     return [x.asnumpy() for x in detector(Tensor(images), Tensor(sizes))]
 
 
+@pytest.mark.usefixtures("operator_by_operator")
 def test_detections_do_not_depend_on_the_batch(trained):
     config, detector, _ = trained
     images = np.random.default_rng(1).standard_normal((4, 3, 128, 192), np.float32)
@@ -130,6 +131,7 @@ def test_detections_do_not_depend_on_the_batch(trained):
             np.testing.assert_allclose(a[i], b[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("operator_by_operator")
 def test_no_detection_lies_in_the_padded_border(trained):
     config, detector, _ = trained
     images = np.random.default_rng(2).standard_normal((2, 3, 128, 192), np.float32)

@@ -6,6 +6,8 @@ from mindspore import Tensor
 
 from src.ops.matching import MaxIoUMatch
 
+pytestmark = pytest.mark.usefixtures("operator_by_operator")
+
 each_library = pytest.mark.usefixtures("operators")
 
 

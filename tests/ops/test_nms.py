@@ -7,6 +7,8 @@ from mindspore import Tensor
 
 from src.ops.nms import BatchedNMS
 
+pytestmark = pytest.mark.usefixtures("operator_by_operator")
+
 each_library = pytest.mark.usefixtures("operators")
 
 

@@ -9,6 +9,8 @@ from mindspore import Tensor, nn, ops
 
 from src.ops.roi_align import MultiScaleRoIAlign
 
+pytestmark = pytest.mark.usefixtures("operator_by_operator")
+
 each_library = pytest.mark.usefixtures("operators")
 
 # float32 sums of up to some 100 products of numbers around 1, in another order than the float64 reference; sampling

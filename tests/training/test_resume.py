@@ -38,6 +38,7 @@ def test_killed_and_stopped_and_resumed_ends_bit_identical(places, tmp_path):
     assert compare_runs(run, undisturbed) == []
 
 
+@pytest.mark.full
 def test_sigterm_saves_and_exits_143(places, tmp_path):
     run = Run(tmp_path / "a", *places, QUICK | {"save_every": 0, "epoch_size": 4})
     process = run.start()
