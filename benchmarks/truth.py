@@ -119,7 +119,7 @@ def by_eval(config: Config, split: str, out: Path) -> tuple[Pair, Pair]:
     words = [
         *("--config_path", str(ROOT / "configs/shapes.yaml"), "--checkpoint_path", "none.ckpt", "--split", split),
         *("--predictions", str(out / "perfect.json"), "--metrics", str(out / "metrics.json"), "--report", str(out)),
-        *(f"--{key}={json.dumps(value)}" for key, value in overrides_of(config).items()),
+        *(f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in overrides_of(config).items()),
     ]
     done = subprocess.run([sys.executable, ROOT / "eval.py", *words], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

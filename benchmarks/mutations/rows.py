@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.mutations.sets import CLASSES, WORDS, DataSet, mutation, pick
+from benchmarks.mutations.sets import CLASSES, WORDS, DataSet, mutation, otherwise, pick
 
 
 def row_docs(s: DataSet) -> dict[str, list]:
@@ -81,7 +81,7 @@ def txt_number(s, random):
 @mutation("values", "txt", benign=True)
 def txt_floats(s, random):
     for row in full_rows(s):
-        row[1:] = [",".join(pick(random, (v, v + ".0", "+" + v)) for v in c.split(",")) for c in row[1:]]
+        row[1:] = [",".join(pick(random, (v, *otherwise(v))) for v in c.split(",")) for c in row[1:]]
     s.config |= {"coco_classes": ["background", "a", "b", "c"], "num_classes": 4}
 
 

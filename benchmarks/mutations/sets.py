@@ -118,6 +118,12 @@ def applicable(form: str) -> dict[str, list[Mutation]]:
     return out
 
 
+def otherwise(number: str) -> tuple[str, str]:
+    """A number with a point and with a sign, where it has none."""
+    text = number.strip()
+    return (text if "." in text or not text[-1:].isdigit() else f"{text}.0"), (text if text[:1] in "+-" else f"+{text}")
+
+
 def pick(random: np.random.Generator, options):
     options = list(options)
     if not options:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.mutations.sets import CLASSES, NAMES, WORDS, DataSet, mutation, pick
+from benchmarks.mutations.sets import CLASSES, NAMES, WORDS, DataSet, mutation, otherwise, pick
 
 
 def voc_doc(s: DataSet, random: np.random.Generator) -> ET.Element:
@@ -37,7 +37,7 @@ def voc_box_text(s, random):
 def voc_floats_and_spaces(s, random):
     for o in voc_objects(s):
         for c in o.find("bndbox"):
-            c.text = pick(random, (f"{c.text}.0", f" {c.text}\n", f"+{c.text}"))
+            c.text = pick(random, (otherwise(c.text)[0], f" {c.text}\n", otherwise(c.text)[1]))
 
 
 @mutation("keys", "voc")
