@@ -175,7 +175,8 @@ def predict(config: Config, a: argparse.Namespace) -> None:
         print(f"passed over, neither image nor video: {len(inputs.passed_over)} ({names})")
     if inputs.folders:
         names = ", ".join(p.name for p in inputs.folders)
-        print(f"not looked into, folders in a folder: {len(inputs.folders)} ({names}); --recursive does")
+        advice = "hidden" if a.recursive else "--recursive does, but for hidden ones"
+        print(f"not looked into, folders in a folder: {len(inputs.folders)} ({names}); {advice}")
     for fault in left_out + faults:
         print(f"left out: {fault}")
     if faults:

@@ -559,7 +559,7 @@ def spoil(out: Outcome, site: Site, root: Path) -> None:
     elif t.command in ("records", "index"):
         words = site.words("convert", place, detector, False)
         demand(start(words, root / "cwd", False, place).wait())
-        files = [p for p in (place / "records").rglob("*") if p.is_file() and p.suffix != ".lock"]
+        files = [p for p in (place / "records").rglob("*") if p.is_file() and p.stat().st_size]
         file = chance.choice([p for p in sorted(files) if (p.suffix == ".json") == (t.command == "index")])
         wanted = contents(place)
         shutil.rmtree(place / "run")

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import functools
+import math
 import os
 import weakref
 from collections import deque
@@ -76,7 +77,11 @@ class Detections:
         return len(self.scores)
 
     def above(self, score: float, by_class: Mapping[str, float] | None = None) -> "Detections":
-        """Those of at least this score, or of classes named in `by_class` of at least that one."""
+        """Those of at least this score, or of classes named in `by_class` of at least that one. Raises UserError for
+        what is no score."""
+        for value in (score, *(by_class or {}).values()):
+            if not isinstance(value, (int, float, np.number)) or math.isnan(value):
+                raise UserError(f"above: {value!r} is no score; a score lies in 0..1")
         least = [(by_class or {}).get(name, score) for name in self.names]
         kept = np.flatnonzero(self.scores >= np.array(least, np.float32))
         return replace(
@@ -302,6 +307,8 @@ class Predictor:
         sizes: the annotated (height, width) of files, which they must have, and by which exif: auto turns them. Files
         are decoded by threads, and masks pasted, while the network goes on; no more than a few batches are held.
         """
+        if isinstance(sources, (str, os.PathLike)):
+            sources = [sources]
         if os.getpid() != self._process:
             # the network's thread stayed behind, and would be waited for without end
             raise UserError(

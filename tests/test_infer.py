@@ -1171,3 +1171,16 @@ def test_videos_are_upright(matrix, turn, tmp_path, tiny_predictor):
         assert np.abs(read[1].astype(int) - shown).mean() < 12
         count += 1
     assert count == 5
+
+
+def test_a_stream_of_one_file(tiny_predictor, shapes_root):
+    path = shapes_root / "val2017/000000000001.jpg"
+    for source in (path, str(path)):
+        (only,) = tiny_predictor.stream(source)
+        assert only.source == source and not only.fault
+
+
+@pytest.mark.parametrize("score", [float("nan"), None, [0.1], "0.5"])
+def test_what_is_no_score(tiny_predictor, photograph, refusal, score):
+    with refusal(UserError, "no score", "0..1"):
+        tiny_predictor(photograph).above(score)

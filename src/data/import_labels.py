@@ -7,6 +7,7 @@ seed. With --annotations, FILE is a results file of detections, which become lab
 
 import argparse
 import os
+import shlex
 import shutil
 import tempfile
 from collections import Counter
@@ -314,7 +315,8 @@ def main() -> int:
         print(f"{len(skipped)} images left out:")
         print("\n".join(f"  {s}" for s in skipped))
     dataset = "" if a.to == "coco" else f"--dataset {a.to} "
-    print(f"written: {a.out}; train with {dataset}--train_dataset {a.out} --val_dataset {a.out} --coco_classes auto")
+    place = shlex.quote(str(a.out))
+    print(f"written: {a.out}; train with {dataset}--train_dataset {place} --val_dataset {place} --coco_classes auto")
     return 0
 
 

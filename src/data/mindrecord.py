@@ -1,6 +1,6 @@
 """Data sets as MindRecord: converted once, whole or not at all, anew under another name when what shapes them changes.
 
-python -m src.data.mindrecord [--clean] [CONFIG] [--KEY VALUE ...]
+python -m src.data.mindrecord [--clean] [--config_path CONFIG] [--KEY VALUE ...]
 
 lists the converted splits in the config's mindrecord_dir with their sizes; --clean removes those that nobody reads.
 
@@ -28,7 +28,7 @@ from mindspore.mindrecord import FileWriter
 from mindspore.mindrecord.common.exceptions import MindRecordException
 from tqdm import tqdm
 
-from src.config import Config, load_config, parse_overrides
+from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.formats import find_split, read_split, source_digest
 from src.data.images import check_decodes, dark_16bit, image_header, orientation_for, sorted_files, turned_size
 from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split, report_notes, without_collector
@@ -638,10 +638,10 @@ def reading_order(folder: Path) -> list[int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Converted data sets: their sizes; removal of those not in use.")
-    parser.add_argument("config", nargs="?", default="configs/mask_rcnn_r50_fpn.yaml", help="whose mindrecord_dir")
+    add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
     parser.add_argument("--clean", action="store_true", help="remove those that nobody reads")
-    known, rest = parser.parse_known_args()
-    place = load_config(known.config, parse_overrides(rest)).record_dir
+    config, known = config_from_arguments(parser)
+    place = config.record_dir
     if known.clean:
         remove_leftovers(place)
     for folder in converted(place):

@@ -107,6 +107,8 @@ def hold(
             raise InUseError(f"{what}: in use by {_holder(handle)}; {remedy}") from None
         except OSError:
             pass
+        if not _is_there(handle, path):
+            raise InUseError(f"{what}: in use by a process that is just ending; {remedy}")
         if not shared:
             # a full disk only leaves the holder unnamed
             with contextlib.suppress(OSError):
@@ -125,3 +127,11 @@ def _holder(handle: int) -> str:
         return "another process"
     there = "" if host == socket.gethostname() else f" on {host}"
     return f"process {pid}{there} ({os.path.basename(str(program))})"
+
+
+def _is_there(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one at `path`: who held it may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False

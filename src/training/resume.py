@@ -134,13 +134,20 @@ def hold_run(config: Config, resume: bool) -> Iterator[None]:
     to `resume`.
     """
     folder = config.output_dir
-    with hold(folder / "run.lock", str(folder), "wait for that training, or name another --brief"):
+    lock = folder / "run.lock"
+    with hold(lock, str(folder), "wait for that training, or name another --brief"):
         if not (resume or config.overwrite) and next((folder / "checkpoints").rglob("*.ckpt"), None):
             raise UserError(
                 f"{folder}: holds the checkpoints of a run; go on with it by --resume {shlex.quote(str(folder))}, name"
                 " another --brief, or set it aside by --overwrite true"
             )
-        yield
+        try:
+            yield
+        finally:
+            # what was refused before it began leaves nothing
+            if [p.name for p in folder.iterdir()] == [lock.name]:
+                lock.unlink()
+                folder.rmdir()
 
 
 def set_aside(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import select
 import signal
@@ -13,7 +14,8 @@ from types import FrameType
 __all__ = ["Stopped", "StopRequest"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-TICK = 0.25  # seconds between looks at the handlers
+TICK = 0.02  # seconds between looks at the handlers
+ECHO = 12  # ticks between signals to a main thread that MindSpore keeps from answering
 
 
 class Stopped(BaseException):  # noqa: N818 - no error, and not to be caught as one
@@ -75,7 +77,7 @@ class StopRequest:
 
     def listen(self) -> None:
         """Tells of signals as they come, until this is left."""
-        while True:
+        for tick in itertools.count():
             ready, _, _ = select.select([self.inbox], [], [], TICK)
             if ready:
                 signum = os.read(self.inbox, 1)[0]
@@ -87,7 +89,7 @@ class StopRequest:
                 # MindSpore puts handlers of its own in their place, which turn SIGINT into SIGTERM
                 if getsig(s) != handler:
                     setsig(s, handler)
-            if self.at_once and self.signum:
+            if self.at_once and self.signum and tick % ECHO == 0:
                 self.echoes += 1
                 os.kill(os.getpid(), self.signum)
 

@@ -241,7 +241,7 @@ def test_flushed_before_it_has_its_name(coco_config, monkeypatch):
 
 
 def clean(config):
-    command = [sys.executable, "-m", "src.data.mindrecord", "--clean", "configs/shapes.yaml"]
+    command = [sys.executable, "-m", "src.data.mindrecord", "--clean", "--config_path", "configs/shapes.yaml"]
     command += ["--mindrecord_dir", config.mindrecord_dir]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

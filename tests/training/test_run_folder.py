@@ -74,3 +74,10 @@ def test_a_start_that_made_no_step_leaves_nothing_to_set_aside(shapes_config):
         (folder / name).write_text("")
     set_aside(folder)
     assert not (folder / "before.1").exists()
+
+
+def test_what_is_refused_before_it_begins_leaves_nothing(shapes_config, refusal):
+    config = shapes_config(freeze=["backbone", "neck", "rpn", "bbox_head", "mask_head"])
+    with refusal(UserError, "freeze", "nothing to train"):
+        train.train(config)
+    assert not config.output_dir.exists()
