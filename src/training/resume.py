@@ -145,9 +145,10 @@ def hold_run(config: Config, resume: bool) -> Iterator[None]:
             yield
         finally:
             # what was refused before it began leaves nothing
-            if [p.name for p in folder.iterdir()] == [lock.name]:
-                lock.unlink()
-                folder.rmdir()
+            with contextlib.suppress(OSError):
+                if [p.name for p in folder.iterdir()] == [lock.name]:
+                    lock.unlink()
+                    folder.rmdir()
 
 
 def set_aside(folder: Path) -> None:
