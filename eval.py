@@ -26,12 +26,19 @@ def main() -> int:
     add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
     parser.add_argument("--checkpoint_path", required=True, help="checkpoint of the whole detector (.ckpt)")
     parser.add_argument(
-        "--results", type=Path, help="COCO results file to write (default: results.json in the outputs)"
+        "--results",
+        type=Path,
+        help="COCO results file to write (default: results.json, of another --split results_SPLIT.json, in the"
+        " outputs)",
     )
     parser.add_argument(
         "--predictions", type=Path, help="as --results; if it is there and whole, it is evaluated without the network"
     )
-    parser.add_argument("--metrics", type=Path, help="JSON file of all numbers (default: metrics.json in the outputs)")
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        help="JSON file of all numbers (default: metrics.json, or metrics_SPLIT.json, in the outputs)",
+    )
     parser.add_argument("--report", type=Path, help="folder to write report.html to: tables, curves, pictures, speed")
     parser.add_argument(
         "--iou_types",
@@ -71,10 +78,10 @@ def main() -> int:
 
 def share(text: str) -> float:
     """A number from 0 to 1; argparse tells of another."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r}: not a number from 0 to 1")
 
 
 def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
@@ -92,7 +99,7 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
     detector = build_detector(config)
     load_detector(detector, checkpoint)
     evaluator = Evaluator(config, detector, group, arguments.iou_types, arguments.split, **measured)
-    path = arguments.predictions or arguments.results or config.output_dir / "results.json"
+    path = arguments.predictions or arguments.results or output(config, arguments, "results")
     summary = evaluator.run(path)
     if group.is_first:
         save_numbers(config, arguments, summary)
@@ -124,9 +131,15 @@ def evaluate_saved(config: Config, arguments: argparse.Namespace, measured: dict
     return True
 
 
+def output(config: Config, arguments: argparse.Namespace, name: str) -> Path:
+    """NAME.json in the outputs; of another split than val, NAME_SPLIT.json."""
+    split = "" if arguments.split == "val" else f"_{Path(arguments.split).stem}"
+    return config.output_dir / f"{name}{split}.json"
+
+
 def save_numbers(config: Config, arguments: argparse.Namespace, summary: Summary) -> None:
-    """Writes arguments.metrics, or metrics.json in the outputs."""
-    path = arguments.metrics or config.output_dir / "metrics.json"
+    """Writes arguments.metrics, or its default in the outputs."""
+    path = arguments.metrics or output(config, arguments, "metrics")
     write_json(path, summary.to_dict(), indent=1)
     print(f"by class, with precision, recall and F1 -> {path}")
 

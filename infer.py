@@ -42,9 +42,7 @@ def main() -> int:
         help="least score of a class, in --score_thr's place",
     )
     parser.add_argument("--tile", type=int, help="larger pictures also in squares of this side (pixels), merged by NMS")
-    parser.add_argument(
-        "--overlap", type=float, default=0.2, help="share of it that they overlap (default: %(default)s)"
-    )
+    parser.add_argument("--overlap", type=float, help="share of it that they overlap (default: 0.2)")
     parser.add_argument("--batch", type=int, help="images a step (default: test_batch_size)")
     parser.add_argument("--pictures", help="folder of the pictures, or none (default: pictures/ in the output folder)")
     parser.add_argument("--coco_results", type=Path, help="COCO results file to write too")
@@ -100,6 +98,8 @@ def class_scores(words: list[str]) -> dict[str, float]:
     out = {}
     for word in (part for w in words for part in w.split(",")):
         name, _, score = word.rpartition("=")
+        if name.strip() in out:
+            raise UserError(f"--class_score_thr {word}: {name.strip()} has a score already, {out[name.strip()]:g}")
         try:
             out[name.strip()] = float(score)
         except ValueError:
@@ -113,6 +113,8 @@ def predict(config: Config, a: argparse.Namespace) -> None:
     """Predicts every input, tells what was left out, and raises UserError if anything was."""
     if not (a.input or a.split) or not a.output:
         raise UserError("--input (or --split) and --output are needed (or --serve)")
+    if a.overlap is not None and a.tile is None:
+        raise UserError("--overlap is that of --tile's squares, and there is no --tile")
     if a.split and (a.input or a.annotations):
         raise UserError("--split names images and annotations itself: leave --input and --annotations out")
     # MindSpore, seconds to load, isn't needed for --help and the mistakes above
@@ -144,7 +146,7 @@ def predict(config: Config, a: argparse.Namespace) -> None:
         classes=a.classes,
         class_score_thr=class_scores(a.class_score_thr),
         tile=a.tile,
-        overlap=a.overlap,
+        overlap=0.2 if a.overlap is None else a.overlap,
     )
     picture_score = PICTURE_SCORE if a.score_thr is None else a.score_thr
     faults = []

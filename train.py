@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
+from src.data.augment.custom import load_transform
 from src.data.formats import check_training, resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
@@ -68,6 +69,8 @@ def announce(config: Config, loader: TrainLoader, trainer: Trainer) -> None:
 def train(config: Config, resume: Resumed | None = None) -> int:
     """Trains as the config says; returns the exit status."""
     check_training(config)
+    if config.transform:
+        load_transform(config.transform)  # before the data set is converted
     config = resolve_classes(use_local_device(config), training=True)
     set_device(config)
     group = join_group(config)
@@ -102,7 +105,7 @@ def train_in_group(config: Config, resume: Resumed | None, group: Group) -> int:
         resume and resume.position,
         ValidationLoss(config, loss, group) if config.val_loss else None,
     )
-    if group.is_first:
+    if group.is_first and not trainer.finished():
         announce(config, loader, trainer)
     return trainer.run()
 

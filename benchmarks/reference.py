@@ -111,10 +111,10 @@ class GivenProposals(nn.Cell):
         anchors, corners, inside = d.grid(image, image_size)
         rpn = self.loss.rpn_loss(features, anchors, corners, inside, gt_boxes, gt_valid, ignore, rpn_keys)
         given = ops.ones(rois.shape[:2], ms.bool_)
-        rcnn = self.loss.second_stage(
+        rcnn, _ = self.loss.second_stage(
             features, image_size, rois, given, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rcnn_keys
         )
-        parts = rpn + rcnn
+        parts = rpn[:2] + rcnn
         return ops.stack((parts[0] + parts[1] + parts[2] + parts[3] + parts[4],) + parts)
 
 

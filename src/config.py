@@ -414,7 +414,13 @@ class Config:
         1000.0, "training stops at a loss over this multiple of the first 100 steps' median; 0: at none", low=0
     )
 
-    batch_size: int = key(2, "images a step and device in training", low=1, high=1024)
+    batch_size: int = key(2, "images in memory at once, a device, in training", low=1, high=1024)
+    accumulate: int = key(
+        1,
+        "parts of batch_size images that make one step, as if they were one batch of batch_size * accumulate",
+        low=1,
+        high=1024,
+    )
     test_batch_size: int = key(1, "images a step at inference", low=1, high=1024)
     epoch_size: int = key(12, "epochs", low=1, high=10**4)
     pre_trained: str = key("", "whole checkpoint to start from")
@@ -617,6 +623,11 @@ class Config:
     def is_cascade(self) -> bool:
         """Whether the detector is a cascade."""
         return self.detector.startswith("cascade")
+
+    @property
+    def images_a_step(self) -> int:
+        """Images of one device in a training step."""
+        return self.batch_size * self.accumulate
 
     @property
     def is_half(self) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import sys
+import textwrap
 from pathlib import Path
 
 import mindspore as ms
@@ -48,10 +49,10 @@ def set_device(config: Config) -> None:
                 ms.set_device(config.device_target, config.device_id if config.device_target != "CPU" else 0)
     except (RuntimeError, ValueError) as e:
         version = importlib.metadata.version("mindspore")
-        reason = str(e).strip().splitlines()[0]
+        reason = textwrap.shorten(str(e).strip().splitlines()[0], 120, placeholder=" ...")
         raise UserError(
             f"device_target {config.device_target} isn't available to MindSpore {version} here"
-            f" ({reason[:120]}); {REMEDY.get(config.device_target, 'reinstall requirements.txt')},"
+            f" ({reason}); {REMEDY.get(config.device_target, 'reinstall requirements.txt')},"
             " or run with --device_target CPU"
         ) from None
     ms.set_seed(config.seed)

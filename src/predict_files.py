@@ -204,6 +204,9 @@ def predict_images(
     sizes = {p: known[p].size for p in known}
     ids = image_ids(inputs, known) if annotations or coco_path or labels else {}
     names = picture_names(inputs, pictures) if pictures else {}
+    others = {p for p in pictures.rglob("*") if is_image(p)} - set(names.values()) if pictures else ()
+    if others:
+        print(f"{pictures}: {len(others)} other pictures, as of an earlier run, stay there")
     faults = []
     with contextlib.ExitStack() as files:
         label = files.enter_context(label_writer(*labels, inputs, ids, predictor)) if labels else None

@@ -195,8 +195,10 @@ def test_options_reach_the_predictor(stubbed, folder, tmp_path, refusal):
     options = stubbed(*words, "--class_score_thr", "star=0.3,cross=1", "square = 0.5")
     assert options["class_score_thr"] == {"star": 0.3, "cross": 1.0, "square": 0.5}
     assert (options["tile"], options["overlap"]) == (640, 0.3)
-    for word in ("star", "star=high", "=0.5"):
-        with refusal(UserError, "--class_score_thr", word):
+    with refusal(UserError, "--overlap", "--tile"):
+        stubbed("--input", image, "--output", tmp_path / "p.json", "--overlap", 0.3)
+    for word in ("star", "star=high", "=0.5", "cross=0.3,star=0.4,star=0.5"):
+        with refusal(UserError, "--class_score_thr", word.rpartition(",")[2]):
             stubbed(*words, "--class_score_thr", word)
 
 

@@ -167,7 +167,11 @@ def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.nd
     training augmented.
     """
     index = read_index(folder)
-    changes = {"batch_size": 1, "max_instance_count": max(config.max_instance_count, *index["objects"])}
+    changes = {
+        "batch_size": 1,
+        "accumulate": 1,
+        "max_instance_count": max(config.max_instance_count, *index["objects"]),
+    }
     if split != "train":
         config = without_augmentation(config)
         changes["train_empty_images"] = True

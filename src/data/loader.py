@@ -182,7 +182,7 @@ def samples(records: OpenRecords, places: Places, reader: SampleReader) -> Itera
     config, how = reader.config, np.stack(places[1:], 1).astype(np.int64)
     workers = min(worker_count(config.num_parallel_workers), len(how))
     # so many that the workers go on while a batch is trained on
-    ahead = workers + max(workers, config.batch_size if reader.training else config.test_batch_size)
+    ahead = workers + max(workers, config.images_a_step if reader.training else config.test_batch_size)
     pending: deque[Future] = deque()
 
     def oldest() -> Sample:
@@ -283,7 +283,7 @@ class TrainLoader:
     its last image does. How many are upright then changes with the epoch, and so what is left over: with quarter turns
     the number of steps is one less than the images fill, so that it is the same in all.
 
-    `epoch(e, start_step)` yields dicts of arrays, B = batch_size:
+    `epoch(e, start_step)` yields dicts of arrays, B = images_a_step, a step's images of one rank:
         image (B, 3, H, W) float32; image_size (B, 2) float32, (height, width) of the picture on the canvas;
         gt_boxes (B, G, 4) float32 x1 y1 x2 y2 in canvas pixels; gt_labels (B, G) int32; gt_valid (B, G) bool;
         gt_masks (B, G, S, S) uint8, box-relative; ignore_boxes (B, K, 4) float32, crowds; image_id (B,) int64;
@@ -310,7 +310,8 @@ class TrainLoader:
         if self.steps <= 0:
             raise DataError(
                 f"{index['source']}: {len(self.rows)} images with objects, fewer than"
-                f" {'two batches' if self.mixes else 'one batch'} of {config.batch_size} x {ranks}; lower batch_size"
+                f" {'two batches' if self.mixes else 'one batch'} of {config.images_a_step} x {ranks}; lower batch_size"
+                f"{' or accumulate' if config.accumulate > 1 else ''}"
             )
 
     def __len__(self) -> int:
@@ -319,7 +320,7 @@ class TrainLoader:
     @property
     def size(self) -> int:
         """Images of a step, of all ranks."""
-        return self.config.batch_size * self.ranks
+        return self.config.images_a_step * self.ranks
 
     @property
     def mixes(self) -> bool:
@@ -397,9 +398,10 @@ class TrainLoader:
         """Batches of `epoch` (from 0) from `start_step` on. Raises DataError."""
         self.records.check()
         pending = []
-        for sample in self.usable_samples(epoch, start_step * self.config.batch_size):
+        size = self.config.images_a_step
+        for sample in self.usable_samples(epoch, start_step * size):
             pending.append(sample)
-            if len(pending) == self.config.batch_size:
+            if len(pending) == size:
                 yield self.maker.train_batch(pending)
                 pending = []
 

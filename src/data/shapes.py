@@ -17,7 +17,7 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from src.data.records import DataError
-from src.runtime.errors import run_command
+from src.runtime.errors import UserError, run_command
 from src.runtime.files import beside
 
 __all__ = ["CLASSES", "make_shapes"]
@@ -276,6 +276,9 @@ def main() -> int:
     parser.add_argument("--val", type=int, default=100, help="validation images")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    for name in ("train", "val"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: at least one image")
     print(make_shapes(arguments.out, arguments.train, arguments.val, arguments.seed))
     return 0
 

@@ -53,7 +53,8 @@ class BBoxLoss(nn.Cell):
     """Classification (cross entropy) and box (smooth L1) losses over sampled RoIs.
 
     Inputs: logits (R, num_classes), deltas (R, 4 * num_classes) or (R, 4), rois (R, 4), labels (R,) int32 (0 for
-    negatives), gt_boxes (R, 4), valid (R,) and positive (R,) float32. Output: two scalars, means over valid RoIs.
+    negatives), gt_boxes (R, 4), valid (R,) and positive (R,) float32; total (), see Normaliser. Output: two scalars,
+    means over valid RoIs.
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class BBoxLoss(nn.Cell):
         gt_boxes: Tensor,
         valid: Tensor,
         positive: Tensor,
+        total: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        count = self.normaliser(valid.sum())
+        count = self.normaliser(valid.sum(), total)
         cls_loss = (cross_entropy(logits, labels) * valid).sum() / count
         target = ops.stop_gradient(self.coder.encode(gt_boxes, rois))
         box_loss = (smooth_l1(class_deltas(deltas, labels), target, self.beta).sum(-1) * positive).sum() / count

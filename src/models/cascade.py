@@ -13,7 +13,7 @@ from src.models.bbox_head import BBoxHead, BBoxLoss, Detections, class_deltas
 from src.models.box_coder import BoxCoder, clip_boxes
 from src.models.mask_head import MaskHead, MaskLoss
 from src.models.roi_extractor import RoIExtractor
-from src.models.two_stage import TwoStageDetector, TwoStageLoss, match_targets
+from src.models.two_stage import TwoStageDetector, TwoStageLoss, match_targets, total_of
 
 __all__ = ["CascadeDetector", "CascadeLoss"]
 
@@ -109,6 +109,7 @@ class CascadeLoss(TwoStageLoss):
         self.bbox_losses = nn.CellList(bbox_losses, auto_prefix=False)
         self.mask_losses = nn.CellList(mask_losses, auto_prefix=False)
         self.stage_weights, self.resample = tuple(stage_weights), resample
+        self.stages = len(self.bbox_losses)
         self.feature_gradient = feature_gradient
 
     def second_stage(
@@ -123,11 +124,13 @@ class CascadeLoss(TwoStageLoss):
         gt_masks: Tensor,
         ignore_boxes: Tensor,
         keys: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        totals: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
         d = self.detector
         boxes, valid = self.candidates(proposals, valid, gt_boxes, gt_valid)
         own = proposals.shape[1]
-        used_keys, cls_total, reg_total, mask_total = 0, 0.0, 0.0, ops.zeros((), proposals.dtype)
+        used_keys, counts = 0, ()
+        cls_total, reg_total, mask_total = 0.0, 0.0, ops.zeros((), proposals.dtype)
         for stage in range(len(self.bbox_losses)):
             n = valid.shape[1]
             sampler = self.rcnn_samplers[stage]
@@ -145,12 +148,15 @@ class CascadeLoss(TwoStageLoss):
                 targets.reshape(-1, 4),
                 used.reshape(-1),
                 positive.reshape(-1),
+                total_of(totals, 2 * stage + 1),
             )
+            counts += (used.sum(), positive.sum())
             weight = self.stage_weights[stage]
             cls_total, reg_total = cls_total + weight * cls_loss, reg_total + weight * reg_loss
             if stage < len(self.mask_losses):
                 mask_weight = weight if len(self.mask_losses) > 1 else 1.0
-                mask_loss = self.mask_of(stage, features, rois, targets, labels, gt_index, positive, gt_masks)
+                total = total_of(totals, 2 * stage + 2)
+                mask_loss = self.mask_of(stage, features, rois, targets, labels, gt_index, positive, gt_masks, total)
                 mask_total = mask_total + mask_weight * mask_loss
             if stage + 1 < len(self.bbox_losses):
                 boxes = d.refine(stage, logits, deltas, rois, image_size)
@@ -159,7 +165,7 @@ class CascadeLoss(TwoStageLoss):
                     # ground truth that was drawn as a box comes back whole, not refined
                     boxes, valid = self.candidates(boxes, ops.logical_and(valid, index < own), gt_boxes, gt_valid)
                     own = rois.shape[1]
-        return cls_total, reg_total, mask_total
+        return (cls_total, reg_total, mask_total), counts
 
     def mask_of(
         self,
@@ -171,11 +177,12 @@ class CascadeLoss(TwoStageLoss):
         gt_index: Tensor,
         positive: Tensor,
         gt_masks: Tensor,
+        total: Tensor | None,
     ) -> Tensor:
         """The mask loss of a stage's sample; positives come first, so the first max_positives rows hold them all."""
         n = min(self.rcnn_samplers[stage].max_positives, positive.shape[1])
         return self.mask_losses[stage](
-            features, rois[:, :n], targets[:, :n], labels[:, :n], gt_index[:, :n], positive[:, :n], gt_masks
+            features, rois[:, :n], targets[:, :n], labels[:, :n], gt_index[:, :n], positive[:, :n], gt_masks, total
         )
 
     def scale_gradient(self, x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Normaliser(nn.Cell):
 
     With several ranks, the mean over ranks of a sample count, so that the mean over ranks of the quotients, and of
     their gradients, is that of all ranks' images in one batch. A mean of each rank's own means isn't: it weighs a
-    sample more where there are fewer.
+    sample more where there are fewer. Likewise for a batch in parts, which are then given the `total` of all of them.
     """
 
     def __init__(self, ranks: int = 1):
@@ -38,8 +38,10 @@ class Normaliser(nn.Cell):
         if ranks > 1:
             self.sum = ops.AllReduce()
 
-    def construct(self, count: Tensor) -> Tensor:
-        """Of this rank's count (), float32; without gradient."""
+    def construct(self, count: Tensor, total: Tensor | None = None) -> Tensor:
+        """Of this rank's count (), float32, or of its `total` (); without gradient."""
+        if total is not None:
+            count = total
         if self.ranks > 1:
             count = self.sum(ops.stop_gradient(count).reshape(1)).reshape(())
         return ops.maximum(count, 1.0) / self.ranks

@@ -118,7 +118,7 @@ class MaskLoss(nn.Cell):
         buckets: number of sizes; 1: always all rows.
 
     Inputs: features; rois and gt_boxes (B, P, 4); labels and gt_index (B, P) int32; positive (B, P) float32; masks
-    (B, G, S, S) uint8. Output: a scalar, the mean over all positives' cells.
+    (B, G, S, S) uint8; total (), see Normaliser. Output: a scalar, the mean over all positives' cells.
     """
 
     def __init__(
@@ -145,6 +145,7 @@ class MaskLoss(nn.Cell):
         gt_index: Tensor,
         positive: Tensor,
         masks: Tensor,
+        total: Tensor | None = None,
     ) -> Tensor:
         b, p = positive.shape
         g = masks.shape[1]
@@ -159,8 +160,8 @@ class MaskLoss(nn.Cell):
             ops.gather(gt_index.reshape(-1), order, 0) + image.astype(gt_index.dtype) * g,
             ops.gather(flat, order, 0),
         )
-        total = self.bucket(features, rows, masks.reshape((b * g,) + masks.shape[2:]), flat.sum(), self.buckets - 1)
-        return self.weight * total / self.normaliser(flat.sum())
+        found = self.bucket(features, rows, masks.reshape((b * g,) + masks.shape[2:]), flat.sum(), self.buckets - 1)
+        return self.weight * found / self.normaliser(flat.sum(), total)
 
     def bucket(self, features: tuple, rows: tuple, masks: Tensor, count: Tensor, halvings: int) -> Tensor:
         """Sum of the losses of the first rows, on 1 / 2^halvings of them if that holds all `count` positives."""

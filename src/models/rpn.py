@@ -136,7 +136,8 @@ class RPNLoss(nn.Cell):
         SamplingResult); "num": assigner_sampler.num an image, however many were sampled (Detectron2, MindSpore's zoo).
 
     Inputs: features, a tuple of (B, C, H_l, W_l); anchors (N, 4); corners (N, 2), of their cells; anchor_valid (B, N);
-    gt_boxes (B, G, 4); gt_valid (B, G); ignore_boxes (B, K, 4); keys (B, N) uniform in [0, 1). Output: two scalars.
+    gt_boxes (B, G, 4); gt_valid (B, G); ignore_boxes (B, K, 4); keys (B, N) uniform in [0, 1); total (), see
+    Normaliser. Outputs: the two losses, and the count of this batch, each ().
     """
 
     def __init__(
@@ -165,16 +166,18 @@ class RPNLoss(nn.Cell):
         gt_valid: Tensor,
         ignore_boxes: Tensor,
         keys: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+        total: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         index, valid, positive, gt_index = self.assigner_sampler(
             anchors, anchor_valid, gt_boxes, gt_valid, ignore_boxes, keys
         )
         logits, deltas = self.sampled(features, index, corners)
-        count = self.normaliser(self.count(valid, positive))
-        cls_loss = (binary_cross_entropy(logits, positive) * valid).sum() / count
+        count = self.count(valid, positive)
+        divisor = self.normaliser(count, total)
+        cls_loss = (binary_cross_entropy(logits, positive) * valid).sum() / divisor
         target = ops.stop_gradient(self.coder.encode(take_rows(gt_boxes, gt_index), ops.gather(anchors, index, 0)))
-        box_loss = (smooth_l1(deltas, target, self.beta).sum(-1) * positive).sum() / count
-        return self.cls_weight * cls_loss, self.box_weight * box_loss
+        box_loss = (smooth_l1(deltas, target, self.beta).sum(-1) * positive).sum() / divisor
+        return self.cls_weight * cls_loss, self.box_weight * box_loss, count
 
     def count(self, valid: Tensor, positive: Tensor) -> Tensor:
         """What the losses of this batch's anchors are divided by; valid and positive (B, S) float32."""

@@ -10,7 +10,7 @@ from src.models.proposals import ProposalGenerator
 from src.models.roi_extractor import RoIExtractor
 from src.models.rpn import RPNHead, RPNLoss
 
-__all__ = ["LOSS_NAMES", "TwoStageDetector", "TwoStageLoss", "match_targets"]
+__all__ = ["LOSS_NAMES", "TwoStageDetector", "TwoStageLoss", "match_targets", "total_of"]
 
 LOSS_NAMES = ("total_loss", "rpn_cls_loss", "rpn_reg_loss", "rcnn_cls_loss", "rcnn_reg_loss", "rcnn_mask_loss")
 
@@ -95,8 +95,9 @@ class TwoStageLoss(nn.Cell):
 
     Inputs: image (B, 3, H, W), image_size (B, 2), gt_boxes (B, G, 4), gt_labels (B, G) int32, gt_valid (B, G) bool,
     gt_masks (B, G, S, S) uint8, ignore_boxes (B, K, 4), rpn_keys (B, N) and rcnn_keys (B, P + G) float32 uniform in
-    [0, 1). Output: one vector of the losses in the order of LOSS_NAMES, so that its first element is what is
-    differentiated and the others come with the same pass.
+    [0, 1). Of a batch in parts also totals (1 + 2 * stages,) float32, the sum of all parts' counts: then the parts'
+    losses add up to the batch's. Output: one vector of the losses in the order of LOSS_NAMES, so that its first element
+    is what is differentiated and the others come with the same pass.
     """
 
     def __init__(
@@ -112,11 +113,15 @@ class TwoStageLoss(nn.Cell):
         super().__init__(auto_prefix=False)
         self.detector, self.proposals, self.rpn_loss = detector, proposals, rpn_loss
         self.rcnn_sampler, self.bbox_loss, self.add_gt = rcnn_sampler, bbox_loss, add_gt_as_proposals
+        self.stages = 1
         self.with_mask = mask_loss is not None
         if self.with_mask:
             self.mask_loss = mask_loss
 
-    def construct(
+    def construct(self, *inputs: Tensor) -> Tensor:
+        return self.with_counts(*inputs)[0]
+
+    def with_counts(
         self,
         image: Tensor,
         image_size: Tensor,
@@ -127,13 +132,19 @@ class TwoStageLoss(nn.Cell):
         ignore_boxes: Tensor,
         rpn_keys: Tensor,
         rcnn_keys: Tensor,
-    ) -> Tensor:
+        totals: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The losses, and what they are divided by, each () float32: the first stage's anchors, and of each further
+        stage its boxes and positives.
+        """
         d = self.detector
         features = d.neck(d.backbone(image))
         logits, deltas = d.rpn(frozen(features))
         anchors, corners, inside = d.grid(image, image_size)
-        proposals, _, valid = self.proposals(logits, deltas, anchors, inside, image_size)
-        rpn_cls, rpn_reg = self.rpn_loss(
+        # one unpacked in vain here, MindSpore warns of side effects that it eliminated
+        drawn_from = self.proposals(logits, deltas, anchors, inside, image_size)
+        proposals, valid = drawn_from[0], drawn_from[2]
+        rpn_cls, rpn_reg, anchor_count = self.rpn_loss(
             features,
             anchors,
             corners,
@@ -142,12 +153,23 @@ class TwoStageLoss(nn.Cell):
             gt_valid,
             ignore_boxes,
             rpn_keys,
+            total_of(totals, 0),
         )
-        rcnn = self.second_stage(
-            features, image_size, proposals, valid, gt_boxes, gt_labels, gt_valid, gt_masks, ignore_boxes, rcnn_keys
+        rcnn, counts = self.second_stage(
+            features,
+            image_size,
+            proposals,
+            valid,
+            gt_boxes,
+            gt_labels,
+            gt_valid,
+            gt_masks,
+            ignore_boxes,
+            rcnn_keys,
+            totals,
         )
         total = rpn_cls + rpn_reg + rcnn[0] + rcnn[1] + rcnn[2]
-        return ops.stack((total, rpn_cls, rpn_reg) + rcnn)
+        return ops.stack((total, rpn_cls, rpn_reg) + rcnn), (anchor_count,) + counts
 
     def second_stage(
         self,
@@ -161,8 +183,9 @@ class TwoStageLoss(nn.Cell):
         gt_masks: Tensor,
         ignore_boxes: Tensor,
         keys: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Class, box and mask losses of proposals (B, P, 4), valid (B, P)."""
+        totals: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+        """Class, box and mask losses of proposals (B, P, 4), valid (B, P); and the counts."""
         d = self.detector
         boxes, valid = self.candidates(proposals, valid, gt_boxes, gt_valid)
         keys = keys[:, : valid.shape[1]]
@@ -177,16 +200,25 @@ class TwoStageLoss(nn.Cell):
             targets.reshape(-1, 4),
             used.reshape(-1),
             positive.reshape(-1),
+            total_of(totals, 1),
         )
+        counts = (used.sum(), positive.sum())
         if not self.with_mask:
-            return cls_loss, reg_loss, ops.zeros_like(cls_loss)
+            return (cls_loss, reg_loss, ops.zeros_like(cls_loss)), counts
 
         # positives come first, so the first max_positives rows hold them all
         n = min(self.rcnn_sampler.max_positives, index.shape[1])
         mask_loss = self.mask_loss(
-            features, rois[:, :n], targets[:, :n], labels[:, :n], gt_index[:, :n], positive[:, :n], gt_masks
+            features,
+            rois[:, :n],
+            targets[:, :n],
+            labels[:, :n],
+            gt_index[:, :n],
+            positive[:, :n],
+            gt_masks,
+            total_of(totals, 2),
         )
-        return cls_loss, reg_loss, mask_loss
+        return (cls_loss, reg_loss, mask_loss), counts
 
     def candidates(self, boxes: Tensor, valid: Tensor, gt_boxes: Tensor, gt_valid: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes that a sampler draws from: these, and the ground truth if the config says so."""
@@ -201,6 +233,11 @@ def match_targets(
     """RoIs (B, S, 4) of an AssignerSampler's draw, their objects' boxes (B, S, 4) and labels (B, S), 0 if negative."""
     labels = take_rows(gt_labels, gt_index) * positive.astype(gt_labels.dtype)
     return take_rows(boxes, index), take_rows(gt_boxes, gt_index), labels
+
+
+def total_of(totals: Tensor | None, i: int) -> Tensor | None:
+    """The i-th of the totals (), if there are any."""
+    return None if totals is None else totals[i]
 
 
 def frozen(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

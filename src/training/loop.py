@@ -137,7 +137,7 @@ class Trainer:
         steps, epochs = len(self.loader), self.config.epoch_size
         done = (self.state.epoch - 1) * steps + self.state.step
         self.group.check_same(self.detector.get_parameters(), "before the first step")
-        if self.resumed and (why := self.group.from_first(self.finished)):
+        if why := self.group.from_first(self.finished):
             if self.group.is_first:
                 print(f"{self.config.output_dir}: {why}")
                 self.tell_end()
@@ -178,6 +178,8 @@ class Trainer:
 
     def finished(self) -> str | None:
         """Why nothing of the run is left to do, and how to go on; None where something is."""
+        if not self.resumed:
+            return None
         c, (epoch, step) = self.config, self.state.position
         log = c.output_dir / "metrics.jsonl"
         evaluated = not self.evaluate or epoch in evaluations(log)

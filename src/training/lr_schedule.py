@@ -13,7 +13,7 @@ def describe_rates(config: Config, rates: np.ndarray, steps_per_epoch: int, rank
     """One line on the rates that training will use: where they come from, begin, peak and end; and which warm-up or
     steps of the schedule the run never reaches.
     """
-    images, base = config.batch_size * ranks, config.base_batch_size
+    images, base = config.images_a_step * ranks, config.base_batch_size
     told = f"learning rate {config.lr:g}"
     if base and images != base:
         told = f"learning rate {config.lr * images / base:g} ({config.lr:g} for {base} images a step, here {images})"
@@ -36,7 +36,7 @@ def learning_rates(config: Config, steps_per_epoch: int, ranks: int = 1) -> np.n
     """
     lr = config.lr
     if config.base_batch_size:
-        lr *= config.batch_size * ranks / config.base_batch_size
+        lr *= config.images_a_step * ranks / config.base_batch_size
     total = config.epoch_size * steps_per_epoch
     step = np.arange(total, dtype=np.float64)
     if config.lr_type == "cosine":

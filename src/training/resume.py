@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -101,7 +102,7 @@ class TrainingState:
         if self.steps_per_epoch != steps_per_epoch:
             raise UserError(
                 f"{source}: had {self.steps_per_epoch} steps an epoch, here are {steps_per_epoch}; resume with the same"
-                " data set, batch_size and number of devices, or start anew with --pre_trained"
+                " data set, batch_size, accumulate and number of devices, or start anew with --pre_trained"
             )
         now = flat(dataclasses.asdict(config))
         changed = [f"{k} {v!r} -> {now[k]!r}" for k, v in flat(self.config).items() if k in now and now[k] != v]
@@ -384,8 +385,14 @@ class BestCheckpoints:
             return [r for r in rows if (self.folder / r["file"]).is_file() and float(r["ap"]) == r["ap"]]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, TypeError, KeyError) as e:
-            raise UserError(f"{self.record}: can't be read ({type(e).__name__}); remove it") from None
+        except OSError as e:
+            raise UserError(f"{self.record}: can't be read: {e.strerror}") from None
+        except (ValueError, TypeError, KeyError):
+            names = (self.folder.with_name(f"best.damaged.{i}") for i in itertools.count(1))
+            aside = next(p for p in names if not p.exists())
+            os.replace(self.folder, aside)
+            print(f"{self.record}: damaged; {self.folder} is {aside.name} now, and the best are counted anew")
+            return []
 
     def add(self, checkpoint: Path, epoch: int, step: int, ap: float) -> None:
         """Keeps a copy of `checkpoint` if its AP is among the best; of equals, the earlier stays."""

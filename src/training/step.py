@@ -1,175 +1,155 @@
 """One training step: losses, gradients, update; and the random keys that it is given."""
 
-from collections.abc import Sequence
-
-import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
-from mindspore.amp import all_finite
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config import Config
 from src.models.build import sampler_key_sizes
 from src.models.two_stage import LOSS_NAMES, TwoStageLoss
+from src.training.update import Update, build_update
 
-__all__ = ["LossScale", "TrainStep", "SamplerKeys", "build_optimizer", "build_step", "step_inputs"]
+__all__ = ["AccumulatedStep", "SamplerKeys", "TrainStep", "build_step", "step_inputs"]
 
 BATCH_KEYS = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", "gt_masks", "ignore_boxes")
-# what each parameter group is told apart by
-NORM_SUFFIXES, BIAS_SUFFIXES = (".gamma", ".beta"), (".bias",)
-
-
-def build_optimizer(config: Config, loss: nn.Cell, rates: np.ndarray) -> nn.Optimizer:
-    """SGD with momentum or Adam over the trainable parameters; `rates` is one learning rate a step."""
-    decayed, plain = [], []
-    for p in loss.trainable_params():
-        norm, bias = p.name.endswith(NORM_SUFFIXES), p.name.endswith(BIAS_SUFFIXES)
-        exempt = (norm and not config.weight_decay_norm) or (bias and not config.weight_decay_bias)
-        (plain if exempt else decayed).append(p)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}]
-    if plain:
-        groups.append({"params": plain, "weight_decay": 0.0})
-    groups.append({"order_params": loss.trainable_params()})
-    rate = Tensor(rates)
-    if config.opt_type == "adam":
-        return nn.Adam(groups, rate, weight_decay=config.weight_decay)
-    return nn.Momentum(groups, rate, config.momentum, weight_decay=config.weight_decay)
-
-
-class LossScale(nn.Cell):
-    """What the loss is multiplied by, that small gradients survive float16 (Micikevicius et al., arXiv:1710.03740).
-
-    Args:
-        value: at the start.  dynamic: halved (to at least 1) at an overflow, doubled after `window` steps without one.
-    """
-
-    def __init__(self, value: float, dynamic: bool = False, window: int = 1000):
-        super().__init__()
-        self.dynamic, self.window = dynamic, window
-        self.value = Parameter(Tensor(value, ms.float32), name="loss_scale.value", requires_grad=False)
-        self.clean = Parameter(Tensor(0, ms.int32), name="loss_scale.clean_steps", requires_grad=False)
-
-    def construct(self, finite: Tensor) -> Tensor:
-        """Adapts to a step whose gradients were `finite`, a bool (); returns the scale from the next step on."""
-        if not self.dynamic:
-            return self.value * 1.0
-        clean = ops.select(finite, self.clean + 1, ops.zeros_like(self.clean))
-        full = clean >= self.window
-        grown = ops.select(full, self.value * 2.0, self.value * 1.0)
-        value = ops.select(finite, grown, ops.maximum(self.value * 0.5, 1.0))
-        clean = ops.select(full, ops.zeros_like(clean), clean)
-        return ops.depend(value, (ops.assign(self.value, value), ops.assign(self.clean, clean)))
-
-
-class JoinedMean(nn.Cell):
-    """The mean over ranks of gradients shaped like `weights`, all in one message: on CPU, MindSpore's own reducer sends
-    one for each, and a message takes longer than what is in it.
-    """
-
-    def __init__(self, weights: Sequence[Parameter], ranks: int):
-        super().__init__(auto_prefix=False)
-        self.sizes = tuple(w.size for w in weights)
-        self.places = tuple(int(sum(self.sizes[:i])) for i in range(len(weights)))
-        self.join, self.sum, self.share = ops.Concat(), ops.AllReduce(), 1.0 / ranks
-        self.map = ops.HyperMap()
-
-    def construct(self, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        mean = self.sum(self.join(self.map(_flat, grads))) * self.share
-        return self.map(ops.partial(_part, mean), self.places, self.sizes, grads)
-
-
-def _flat(gradient: Tensor) -> Tensor:
-    return gradient.reshape((-1,))
-
-
-def _part(joined: Tensor, place: int, size: int, gradient: Tensor) -> Tensor:
-    return joined[place : place + size].reshape(gradient.shape)
 
 
 class TrainStep(nn.Cell):
     """Losses, gradients, update, in one graph.
 
     Args:
-        loss: the network with its losses.  optimizer: of its trainable parameters.  loss_scale: a number, or a
-        LossScale, with which a step whose gradients overflow is left out.  grad_clip: largest global norm of the
-        gradients; 0: none.  ranks: processes that train together, over whose gradients the mean is taken.
+        loss: the network with its losses.  update: of its trainable parameters.
 
-    Inputs: as TwoStageLoss. Outputs: the losses in the order of LOSS_NAMES, before the update, means over ranks;
-    (2,): 1 if the step was left out, and the loss scale from the next step on.
+    Inputs: as TwoStageLoss. Outputs: the losses in the order of LOSS_NAMES, before the update, means over ranks; and
+    the output of `update`.
     """
 
-    def __init__(
-        self,
-        loss: TwoStageLoss,
-        optimizer: nn.Optimizer,
-        loss_scale: float | LossScale = 1.0,
-        grad_clip: float = 0.0,
-        ranks: int = 1,
-    ):
+    def __init__(self, loss: TwoStageLoss, update: Update):
         super().__init__(auto_prefix=False)
-        self.loss, self.optimizer = loss, optimizer
-        self.weights = optimizer.parameters
+        self.loss, self.update, self.checked = loss, update, update.checked
+        self.weights = update.weights
         self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
         self.sens = Tensor(np.eye(1, len(LOSS_NAMES), dtype=np.float32)[0])
-        self.checked = isinstance(loss_scale, LossScale)
-        if self.checked:
-            self.loss_scale = loss_scale
-        else:
-            self.sens, self.scale = self.sens * loss_scale, 1.0 / loss_scale
-            self.unchecked = Tensor(np.array([0.0, loss_scale], np.float32))
-        self.grad_clip, self.ranks = grad_clip, ranks
-        self.map = ops.HyperMap()
-        if ranks > 1:
-            if ms.get_context("device_target") == "CPU":
-                self.reducer = JoinedMean(self.weights, ranks)
-            else:
-                self.reducer = nn.DistributedGradReducer(self.weights, True, ranks)
-            self.sum = ops.AllReduce()
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        losses = self.loss(*batch)
-        if self.ranks > 1:
-            losses = self.sum(losses) / self.ranks
-        if self.checked:
-            return losses, self.checked_update(batch)
-        grads = self.reduced(self.grad(self.loss, self.weights)(*batch, self.sens))
-        if self.scale != 1.0:
-            grads = self.map(ops.partial(_times, self.scale), grads)
-        return losses, ops.depend(self.unchecked, self.update(grads))
-
-    def checked_update(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Updates the weights unless gradients overflowed, on any rank."""
-        scale = self.loss_scale.value * 1.0
-        grads = self.reduced(self.grad(self.loss, self.weights)(*batch, self.sens * scale))
-        finite = all_finite(grads)
-        if finite:
-            done = ops.depend(finite, self.update(self.map(ops.partial(_times, 1.0 / scale), grads)))
-        else:
-            done = finite
-        new_scale = ops.depend(self.loss_scale(finite), done)
-        return ops.stack((1.0 - finite.astype(ms.float32), new_scale))
-
-    def reduced(self, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return self.reducer(grads) if self.ranks > 1 else grads
-
-    def update(self, grads: tuple[Tensor, ...]) -> bool:
-        if self.grad_clip > 0:
-            grads = ops.clip_by_global_norm(grads, self.grad_clip)
-        return self.optimizer(grads)
+        losses = self.update.mean(self.loss(*batch))
+        scale = self.update.scale()
+        grads = self.grad(self.loss, self.weights)(*batch, self.sens * scale)
+        return losses, self.update(grads, scale)
 
 
-def build_step(config: Config, loss: TwoStageLoss, rates: np.ndarray, ranks: int = 1) -> TrainStep:
+class Counts(nn.Cell):
+    """What the losses of a part are divided by, (1 + 2 * stages,) float32; see TwoStageLoss.with_counts."""
+
+    def __init__(self, loss: TwoStageLoss):
+        super().__init__(auto_prefix=False)
+        self.loss, self.size = loss, 1 + 2 * loss.stages
+
+    def construct(self, *part: Tensor) -> Tensor:
+        return ops.stack(self.loss.with_counts(*part)[1])
+
+
+class Part(nn.Cell):
+    """Adds a part's gradients, times the loss scale, to `sums`; gives its losses, means over ranks."""
+
+    def __init__(self, loss: TwoStageLoss, update: Update, sums: ParameterTuple):
+        super().__init__(auto_prefix=False)
+        self.loss, self.update, self.weights, self.sums = loss, update, update.weights, sums
+        self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
+        self.sens = Tensor(np.eye(1, len(LOSS_NAMES), dtype=np.float32)[0])
+        self.map = ops.HyperMap()
+
+    def construct(self, *inputs: Tensor) -> Tensor:
+        losses = self.update.mean(self.loss(*inputs))
+        grads = self.grad(self.loss, self.weights)(*inputs, self.sens * self.update.scale())
+        return ops.depend(losses, self.map(_add, self.sums, grads))
+
+
+class End(nn.Cell):
+    """Updates the weights by the sums of gradients, which are zero then."""
+
+    def __init__(self, update: Update, sums: ParameterTuple):
+        super().__init__(auto_prefix=False)
+        self.update, self.sums, self.map = update, sums, ops.HyperMap()
+
+    def construct(self) -> Tensor:
+        done = self.update(self.map(_value, self.sums), self.update.scale())
+        return ops.depend(done, self.map(ops.partial(_clear, done), self.sums))
+
+
+def _add(total: Parameter, gradient: Tensor) -> Tensor:
+    return ops.assign_add(total, gradient)
+
+
+def _value(total: Parameter) -> Tensor:
+    return total * 1.0
+
+
+def _clear(after: Tensor, total: Parameter) -> Tensor:
+    return ops.assign(total, ops.depend(ops.zeros_like(total), after))
+
+
+class AccumulatedStep:
+    """TrainStep of a batch in `parts` equal ones, one after the other: the same update, in the memory of one.
+
+    The losses' divisors (sampled anchors, sampled boxes, positives) are the whole batch's. They depend on the network's
+    proposals, so a first pass, which ends where the samplers have drawn, counts. Batch norms that learn their
+    statistics see a part alone.
+
+    Inputs and outputs are TrainStep's, B a multiple of `parts`.
+    """
+
+    def __init__(self, loss: TwoStageLoss, update: Update, parts: int):
+        self.parts, self.checked = parts, update.checked
+        self.sums = update.weights.clone("accumulated", "zeros")
+        learning = [c for _, c in loss.cells_and_names() if isinstance(c, nn.BatchNorm2d) and not fixed(c)]
+        self.statistics = [p for c in learning for p in (c.moving_mean, c.moving_variance)]
+        self.counts = Counts(loss).set_train()
+        self.part = Part(loss, update, self.sums).set_train()
+        self.end = End(update, self.sums).set_train()
+
+    def __call__(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        parts = self.split(batch)
+        totals = Tensor(self.count(parts))
+        losses = [self.part(*p, totals).asnumpy() for p in parts]
+        return Tensor(np.sum(losses, axis=0)), self.end()
+
+    def split(self, batch: tuple[Tensor, ...]) -> list[list[Tensor]]:
+        """The inputs of each part."""
+        arrays = [np.split(x.asnumpy(), self.parts) for x in batch]
+        return [[Tensor(a) for a in part] for part in zip(*arrays, strict=True)]
+
+    def count(self, parts: list[list[Tensor]]) -> np.ndarray:
+        """The sums of the parts' counts."""
+        before = [p.asnumpy().copy() for p in self.statistics]
+        counts = [self.counts(*p).asnumpy() for p in parts]
+        for p, values in zip(self.statistics, before, strict=True):
+            p.set_data(Tensor(values))
+        return np.sum(counts, axis=0)
+
+    def compile(self, *batch: Tensor) -> None:
+        """Compiles what reads a batch like this one."""
+        part = self.split(batch)[0]
+        self.counts.compile(*part)
+        self.part.compile(*part, Tensor(np.ones(self.counts.size, np.float32)))
+
+    def get_parameters(self) -> list[Parameter]:
+        """The weights and what they are trained with; not the sums, which are zero between steps."""
+        own = {p.name for p in self.sums}
+        found = {p.name: p for cell in (self.part, self.end) for p in cell.get_parameters()}
+        return [p for name, p in found.items() if name not in own]
+
+
+def fixed(norm: nn.BatchNorm2d) -> bool:
+    """Whether its running statistics stay as they are in training."""
+    return norm.use_batch_statistics is False
+
+
+def build_step(config: Config, loss: TwoStageLoss, rates: np.ndarray, ranks: int = 1) -> TrainStep | AccumulatedStep:
     """The step that `config` describes; `rates`: one learning rate a step."""
-    scale = config.loss_scale
-    if config.has_dynamic_loss_scale:
-        scale = LossScale(config.loss_scale_start, True, config.loss_scale_window)
-    elif config.is_half:
-        scale = LossScale(scale)
-    step = TrainStep(loss, build_optimizer(config, loss, rates), scale, config.grad_clip, ranks)
-    return step.set_train()
-
-
-def _times(factor: float, gradient: Tensor) -> Tensor:
-    return gradient * factor
+    update = build_update(config, loss, rates, ranks)
+    if config.accumulate > 1:
+        return AccumulatedStep(loss, update, config.accumulate)
+    return TrainStep(loss, update).set_train()
 
 
 def step_inputs(batch: dict[str, np.ndarray], keys: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:

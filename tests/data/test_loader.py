@@ -251,6 +251,16 @@ def test_fewer_images_than_a_batch(records, shapes_config, shapes_root, refusal)
         TrainLoader(shapes_config(batch_size=23), records[0])
     with refusal(DataError, "one batch of 12 x 2", "batch_size"):
         TrainLoader(shapes_config(batch_size=12), records[0], rank=1, ranks=2)
+    with refusal(DataError, "one batch of 24 x 1", "batch_size or accumulate"):
+        TrainLoader(shapes_config(batch_size=12, accumulate=2), records[0])
+
+
+def test_a_step_of_parts_has_the_images_of_one_batch(records, shapes_config):
+    whole = TrainLoader(shapes_config(batch_size=4), records[0])
+    parts = TrainLoader(shapes_config(batch_size=2, accumulate=2), records[0])
+    assert len(parts) == len(whole)
+    for a, b in zip(parts.epoch(1, 2), whole.epoch(1, 2), strict=True):
+        assert a["image_id"].tolist() == b["image_id"].tolist()
 
 
 @pytest.fixture

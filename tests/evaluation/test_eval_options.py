@@ -171,8 +171,25 @@ def test_weights_that_diverged_are_told_before_detecting(shapes_config, tmp_path
     assert not (tmp_path / "results.json").exists()
 
 
-@pytest.mark.parametrize("words", [["--report_score", "1.5"], ["--report_iou", "nan"], ["--iou_types", "mask"]])
-def test_options_that_cannot_be(predictions, evaluate_here, words):
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--report_score", "1.5"], "'1.5': not a number from 0 to 1"),
+        (["--report_iou", "nan"], "'nan': not a number from 0 to 1"),
+        (["--iou_types", "mask"], "choose from bbox, segm"),
+    ],
+)
+def test_options_that_cannot_be(predictions, evaluate_here, words, told, capsys):
     with pytest.raises(SystemExit) as error:
         evaluate_here(predictions, *words)
     assert error.value.code == 2
+    assert told in capsys.readouterr().err.replace("'bbox', 'segm'", "bbox, segm")
+
+
+def test_numbers_of_another_split_replace_none(predictions, evaluate_here, shapes_root, tmp_path):
+    _, numbers = evaluate_here(predictions)
+    (tmp_path / "train.json").write_text("[]")
+    _, again = evaluate_here(tmp_path / "train.json", "--split", "train", "--train_dataset", shapes_root)
+    assert again == numbers
+    other = json.loads((tmp_path / "out/shapes/metrics_train.json").read_text())
+    assert (numbers["images"], other["images"]) == (8, 24)

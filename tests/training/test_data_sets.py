@@ -21,7 +21,8 @@ from src.evaluation.inference import Evaluator
 from src.models.build import build_detector, build_loss
 from src.training.checkpoints import load_checkpoint, load_detector, save_checkpoint
 from src.training.loop import step_inputs
-from src.training.step import SamplerKeys, TrainStep, build_optimizer
+from src.training.step import SamplerKeys, TrainStep
+from src.training.update import Update, build_optimizer
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -128,7 +129,7 @@ def network(configs):
     set_device(config)
     detector = build_detector(config)
     loss = build_loss(config, detector)
-    step = TrainStep(loss, build_optimizer(config, loss, np.full(100, 1e-3, np.float32)), 1.0, 10.0)
+    step = TrainStep(loss, Update(build_optimizer(config, loss, np.full(100, 1e-3, np.float32)), 1.0, 10.0))
     return detector, step
 
 

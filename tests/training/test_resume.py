@@ -193,6 +193,18 @@ def test_best_checkpoints_are_kept_by_ap(folder, tmp_path):
     assert [p.name for p in best.folder.glob("*.ckpt")] == ["mask_rcnn-1_2.ckpt"]
 
 
+def test_a_damaged_record_of_the_best_stops_no_resume_and_loses_no_checkpoint(folder, tmp_path, capsys):
+    best = BestCheckpoints(tmp_path / "best", keep=2)
+    first, second, _ = folder.weights.list()
+    best.add(first, 1, 2, 0.3)
+    best.record.write_text(best.record.read_text()[:-9])
+    best.forget_after((1, 4))
+    assert "best.json: damaged" in capsys.readouterr().out
+    assert (tmp_path / "best.damaged.1" / first.name).read_bytes() == first.read_bytes()
+    best.add(second, 1, 4, 0.1)
+    assert [r["file"] for r in best.read()] == [second.name]
+
+
 LOSSES = dict.fromkeys(
     ("total_loss", "rpn_cls_loss", "rpn_reg_loss", "rcnn_cls_loss", "rcnn_reg_loss", "rcnn_mask_loss"), 1.0
 )

@@ -1,15 +1,19 @@
 """The update: loss scales, steps that overflow, and execution operator by operator."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, context, nn, ops
+from mindspore import Parameter, Tensor, context, nn, ops, set_seed
 
 from benchmarks.synthetic import synthetic_batch
+from src.config import load_config
 from src.device import set_device
 from src.models.build import build_detector, build_loss
 from src.models.two_stage import LOSS_NAMES
 from src.training.loop import step_inputs
-from src.training.step import LossScale, SamplerKeys, TrainStep, build_step
+from src.training.step import SamplerKeys, TrainStep, build_step
+from src.training.update import LossScale, Update
 
 
 class Toy(nn.Cell):
@@ -27,7 +31,7 @@ class Toy(nn.Cell):
 
 def make(scale, rate=0.5):
     toy = Toy()
-    return toy, TrainStep(toy, nn.Momentum(toy.trainable_params(), rate, 0.9), scale).set_train()
+    return toy, TrainStep(toy, Update(nn.Momentum(toy.trainable_params(), rate, 0.9), scale)).set_train()
 
 
 X = Tensor(np.array([0.25, 0.5], np.float16))
@@ -43,7 +47,7 @@ def mode(request):
 
 def test_overflow_leaves_the_step_out_and_halves_the_scale(mode):
     toy, step = make(LossScale(2.0**20, dynamic=True, window=2))
-    moments = [p for p in step.optimizer.get_parameters() if p.name.startswith("moment")]
+    moments = [p for p in step.update.optimizer.get_parameters() if p.name.startswith("moment")]
     scales, skipped = [], []
     for _ in range(8):
         before = toy.weight.asnumpy().copy(), moments[0].asnumpy().copy()
@@ -56,7 +60,7 @@ def test_overflow_leaves_the_step_out_and_halves_the_scale(mode):
     # float16 ends at 65504, below 2^16; two clean steps double the scale
     assert skipped == [1, 1, 1, 1, 1, 0, 0, 1]
     assert scales == [2.0**e for e in (19, 18, 17, 16, 15, 15, 16, 15)]
-    assert int(step.optimizer.global_step.asnumpy()[0]) == skipped.count(0)
+    assert int(step.update.optimizer.global_step.asnumpy()[0]) == skipped.count(0)
 
 
 def test_scale_leaves_the_update_as_it_is(mode):
@@ -95,6 +99,48 @@ def mode_as_before():
     before = context.get_context("mode")
     yield
     context.set_context(mode=before)
+
+
+def trained(config, steps=2):
+    """The losses of `steps` steps on the same four images, (steps, 6), and the weights after them, by name."""
+    set_device(config)
+    set_seed(1)
+    detector = build_detector(config)
+    loss = build_loss(config, detector)
+    random = np.random.default_rng(3)
+    for p in detector.get_parameters():
+        if p.name.endswith(".weight"):
+            # so large that proposals, and with them the counts, differ from image to image
+            p.set_data(Tensor(random.normal(0, (2 / np.prod(p.shape[1:])) ** 0.5, p.shape).astype(np.float32)))
+    step = build_step(config, loss, np.full(8, 1e-2, np.float32))
+    batch, keys = synthetic_batch(dataclasses.replace(config, batch_size=4, accumulate=1), 2), SamplerKeys(config)
+    inputs = step_inputs(batch, keys(0, np.arange(4)))
+    losses = np.array([step(*inputs)[0].asnumpy() for _ in range(steps)])
+    assert not any(p.asnumpy().any() for p in getattr(step, "sums", ()))
+    return losses, {p.name: p.asnumpy().copy() for p in detector.get_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        ("configs/shapes.yaml", {"grad_clip": 1.0}),
+        pytest.param("configs/shapes_cascade.yaml", {"loss_scale_type": "dynamic"}, marks=pytest.mark.full),
+        pytest.param("configs/shapes.yaml", {"rpn.loss_normaliser": "mmdet"}, marks=pytest.mark.full),
+    ],
+)
+def test_parts_make_the_step_of_their_whole_batch(operator_by_operator, path, options):
+    """Two parts of two images and one batch of four: the same divisors, so the same losses and weights."""
+    small = {"img_width": 128, "img_height": 64, "warmup_step": 0, "backbone.norm_eval": True}
+    small["mode"] = "graph" if context.get_context("mode") == context.GRAPH_MODE else "pynative"
+    whole, parts = {"batch_size": 4}, {"batch_size": 2, "accumulate": 2}
+    (whole, weights), (parts, summed) = (
+        trained(load_config(path, {k: str(v) for k, v in {**small, **options, **sizes}.items()}))
+        for sizes in (whole, parts)
+    )
+    # sums in another order: float32's last digits
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    for name, w in weights.items():
+        np.testing.assert_allclose(summed[name], w, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.full

@@ -18,7 +18,8 @@ from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError, load_detector
 from src.training.loop import Trainer
 from src.training.lr_schedule import learning_rates
-from src.training.step import build_optimizer, build_step
+from src.training.step import build_step
+from src.training.update import build_optimizer
 
 SMALL = {
     "img_width": 192,

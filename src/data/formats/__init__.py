@@ -10,7 +10,6 @@ from pathlib import Path
 import yaml
 
 from src.config import Config, ConfigError
-from src.data.augment.custom import load_transform
 from src.data.formats.base import Format, Masks, split_source
 from src.data.formats.coco import Coco
 from src.data.formats.labelme import Labelme, is_labelme
@@ -76,10 +75,7 @@ def naming_format(config: Config, split: str) -> Iterator[None]:
 
 
 def check_training(config: Config) -> None:
-    """Raises ConfigError where training needs masks, which the config's format never has, or a function that isn't
-    there."""
-    if config.transform:
-        load_transform(config.transform)
+    """Raises ConfigError where training needs masks, which the config's format never has."""
     if format_of(config).has_masks:
         return
     if config.with_mask:

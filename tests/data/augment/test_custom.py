@@ -2,14 +2,15 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import train
 from src.config import ConfigError
 from src.data.augment.custom import TransformError, load_transform
-from src.data.formats import check_training
 from src.data.loader import EvalLoader, TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.models.build import build_detector, build_loss
@@ -304,8 +305,10 @@ def test_what_cannot_be_loaded(own, tmp_path, refusal, monkeypatch):
 
 
 def test_it_is_looked_for_before_all_else(data, tmp_path, refusal):
+    config = data(f"{tmp_path}/none.py:change")
     with refusal(ConfigError, "none.py", "No such file"):
-        check_training(data(f"{tmp_path}/none.py:change"))
+        train.train(config)
+    assert not Path(config.mindrecord_dir).exists()
 
 
 def test_resuming_tells_a_changed_file(data, own, capsys):
