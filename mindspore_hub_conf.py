@@ -22,7 +22,7 @@ def create_network(name: str, *args: object, **kwargs: object) -> nn.Cell:
     underscores allowed, or a config file's, as that of a run ("train_outputs/mine/config.yaml"). kwargs: `checkpoint`,
     a .ckpt or .safetensors of the whole detector; `builtin_ops`, True for MindSpore's own operators alone, as export
     needs; any other is a key of the config (num_classes=4, names of classes being optional here; nested ones by
-    **{"test_cfg.rcnn.score_thr": 0.3}). Inputs and outputs of the Cell: see src.models.two_stage.TwoStageDetector;
+    **{"test_cfg.rcnn.score_thr": 0.3}). Inputs and outputs of the Cell: see src.models.rcnn.RCNN;
     with resize: short_side it takes lying pictures on the canvas, and upright ones on the canvas turned.
 
     Where the config leaves the classes to the data (coco_classes: auto), they are those of the checkpoint's run.

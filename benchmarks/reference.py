@@ -24,8 +24,9 @@ from src.convert import torchvision
 from src.convert.conversion import config_name, convert, recognise, renamed, target_shapes
 from src.evaluation.masks import paste_masks
 from src.models.build import build_detector, build_loss
-from src.models.two_stage import LOSS_NAMES, TwoStageDetector, TwoStageLoss
+from src.models.rcnn import RCNN, RCNNLoss
 from src.runtime.errors import UserError, run_command
+from src.structures import GroundTruth, Proposals
 from tests.reference.reference_weights import reference_inputs, reference_state_dict
 
 __all__ = ["Row", "compare", "match_boxes"]
@@ -64,57 +65,55 @@ class Row:
 class FirstStage(nn.Cell):
     """The detector's feature maps and proposals."""
 
-    def __init__(self, detector: TwoStageDetector):
+    def __init__(self, detector: RCNN):
         super().__init__(auto_prefix=False)
         self.detector = detector
 
     def construct(self, image: Tensor, image_size: Tensor) -> tuple:
         d = self.detector
-        features = d.neck(d.backbone(image))
-        logits, deltas = d.rpn(features)
-        anchors, _, inside = d.grid(image, image_size)
-        proposals, _, valid = d.proposals(logits, deltas, anchors, inside, image_size)
-        return features, proposals, valid
+        features = d.features(image)
+        proposals = d.rpn(features, image_size)
+        return features, proposals.boxes, proposals.valid
 
 
 class Stages(nn.Cell):
     """The detector's intermediate results on given RoIs, and its proposals."""
 
-    def __init__(self, detector: TwoStageDetector):
+    def __init__(self, detector: RCNN):
         super().__init__(auto_prefix=False)
         self.detector = detector
 
     def construct(self, image: Tensor, image_size: Tensor, rois: Tensor) -> tuple:
         d = self.detector
-        features = d.neck(d.backbone(image))
-        logits, deltas = d.rpn(features)
-        anchors, _, inside = d.grid(image, image_size)
-        proposals, _, valid = d.proposals(logits, deltas, anchors, inside, image_size)
+        features = d.features(image)
+        logits, deltas = d.rpn.head(features)
+        proposals = d.rpn(features, image_size)
+        heads, (branch,) = d.roi_heads, d.roi_heads.more
         given = ops.ones(rois.shape[:2], ms.bool_)
-        box_features = d.roi_extractor(features, rois, given)
-        cls, reg = d.bbox_head(box_features)
-        mask_features = d.mask_roi_extractor(features, rois, given)
-        masks = d.mask_head.logits(d.mask_head.features(mask_features[:8]))
-        return features, logits, deltas, proposals, valid, box_features, cls, reg, mask_features, masks
+        box_features = heads.extractor(features, rois, given)
+        cls, reg = heads.box(box_features)
+        mask_features = branch.extractor(features, rois, given)
+        mask_head = branch.heads[0]
+        masks = mask_head.logits(mask_head.features(mask_features[:8]))
+        return features, logits, deltas, proposals.boxes, proposals.valid, box_features, cls, reg, mask_features, masks
 
 
 class GivenProposals(nn.Cell):
-    """TwoStageLoss with the second stage's proposals given instead of the network's own."""
+    """RCNNLoss with the second stage's proposals given instead of the network's own."""
 
-    def __init__(self, loss: TwoStageLoss):
+    def __init__(self, loss: RCNNLoss):
         super().__init__(auto_prefix=False)
         self.loss = loss
 
     def construct(self, image, image_size, rois, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rpn_keys, rcnn_keys):
-        d = self.loss.detector
-        features = d.neck(d.backbone(image))
-        anchors, corners, inside = d.grid(image, image_size)
-        rpn = self.loss.rpn_loss(features, anchors, corners, inside, gt_boxes, gt_valid, ignore, rpn_keys)
-        given = ops.ones(rois.shape[:2], ms.bool_)
-        rcnn, _ = self.loss.second_stage(
-            features, image_size, rois, given, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rcnn_keys
+        features, truth = (
+            self.loss.detector.features(image),
+            GroundTruth(gt_boxes, gt_labels, gt_valid, gt_masks, ignore),
         )
-        parts = rpn[:2] + rcnn
+        _, rpn, _ = self.loss.rpn_loss(features, image_size, truth, rpn_keys)
+        given = Proposals(rois, ops.ones(rois.shape[:2], ms.bool_))
+        rcnn, _ = self.loss.roi_loss(features, given, image_size, truth, rcnn_keys)
+        parts = rpn + rcnn
         return ops.stack((parts[0] + parts[1] + parts[2] + parts[3] + parts[4],) + parts)
 
 
@@ -125,7 +124,7 @@ class Gradients(nn.Cell):
         super().__init__(auto_prefix=False)
         self.loss, self.weights = loss, ms.ParameterTuple(loss.trainable_params())
         self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
-        self.sens = Tensor(np.eye(1, len(LOSS_NAMES), dtype=np.float32)[0])
+        self.sens = Tensor(np.eye(1, len(loss.loss.names), dtype=np.float32)[0])
 
     def construct(self, *batch: Tensor) -> tuple:
         return self.loss(*batch), self.grad(self.loss, self.weights)(*batch, self.sens)
@@ -219,7 +218,7 @@ def reference_config(layout: str, shapes: dict, height: int, width: int) -> Conf
 
 
 def load_weights(
-    config: Config, detector: TwoStageDetector, golden: np.lib.npyio.NpzFile, salt: int, layout: str = "torchvision"
+    config: Config, detector: RCNN, golden: np.lib.npyio.NpzFile, salt: int, layout: str = "torchvision"
 ) -> None:
     """Gives `detector` the golden weights; raises UserError if any parameter has no place or no value."""
     out = convert(reference_state_dict(golden_shapes(golden), salt), layout, config, target_shapes(detector))
@@ -228,7 +227,7 @@ def load_weights(
     ms.load_param_into_net(detector, {n: ms.Parameter(v, name=n) for n, v in out.params.items()})
 
 
-def compare_first_stage(detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
+def compare_first_stage(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
     """Feature maps and proposals."""
     image = inputs["image"]
     size = Tensor(np.array([image.shape[2:]] * len(image), np.float32))
@@ -248,7 +247,7 @@ def compare_proposals(proposals: np.ndarray, valid: np.ndarray, golden: np.lib.n
     return rows
 
 
-def compare_stages(detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
+def compare_stages(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
     """Feature maps, RPN, RoI features, heads on given RoIs, and proposals."""
     image = inputs["image"]
     b, _, h, w = image.shape
@@ -275,9 +274,7 @@ def compare_stages(detector: TwoStageDetector, inputs: dict, golden: np.lib.npyi
     return rows + compare_proposals(proposals.asnumpy(), valid.asnumpy(), golden)
 
 
-def compare_detections(
-    detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile, labels_from: int = 0
-) -> list[Row]:
+def compare_detections(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile, labels_from: int = 0) -> list[Row]:
     """Final detections and their masks. labels_from: our label of the project's class 0."""
     image = inputs["image"]
     b, _, h, w = image.shape
@@ -324,14 +321,12 @@ def worst_iou(masks: np.ndarray, boxes: np.ndarray, pairs: np.ndarray, want: np.
     return float((1 - differ / np.maximum(union, 1))[differ > PIXELS].min(initial=1.0))
 
 
-def compare_training(
-    config: Config, detector: TwoStageDetector, inputs: dict, golden: np.lib.npyio.NpzFile
-) -> list[Row]:
+def compare_training(config: Config, detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
     """The five losses, and the norm of each parameter's gradient."""
     loss = GivenProposals(build_loss(config, detector))
     image = inputs["image"]
     b, _, h, w = image.shape
-    anchors = detector.anchors.shape[0]
+    anchors = detector.rpn.anchors.shape[0]
     given, objects = inputs["rois"].shape[1], inputs["gt_boxes"].shape[1]
     losses, grads = Gradients(loss).set_train()(
         Tensor(image),
@@ -346,7 +341,7 @@ def compare_training(
         Tensor(np.full((b, given + objects), 0.5, np.float32)),
     )
     rows = []
-    for name, value in zip(LOSS_NAMES[1:], losses.asnumpy()[1:], strict=True):
+    for name, value in zip(loss.names[1:], losses.asnumpy()[1:], strict=True):
         limit = MASK_LOSS if name == "rcnn_mask_loss" else MAPS
         rows.append(Row(LOSSES[name], relative(value, golden[LOSSES[name]]), limit))
     norms = {p.name: g.asnumpy() for p, g in zip(loss.trainable_params(), grads, strict=True)}

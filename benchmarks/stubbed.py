@@ -110,7 +110,7 @@ class Threshold(nn.Cell):
 
 
 class StubDetector(nn.Cell):
-    """Inputs and outputs of TwoStageDetector; boxes and scores are parameters, moved by the image's mean."""
+    """Inputs and outputs of RCNN; boxes and scores are parameters, moved by the image's mean."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -141,7 +141,7 @@ class StubDetector(nn.Cell):
 
 
 class StubLoss(nn.Cell):
-    """Inputs and output of TwoStageLoss: how far the weights are from what the batch and the keys say."""
+    """Inputs and output of RCNNLoss: how far the weights are from what the batch and the keys say."""
 
     def __init__(self, detector: StubDetector):
         super().__init__(auto_prefix=False)

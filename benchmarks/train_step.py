@@ -28,7 +28,7 @@ def stage_times(config, loss, batch: dict, repeats: int) -> dict[str, float]:
 
         def __init__(self, stages: int):
             super().__init__(auto_prefix=False)
-            self.detector, self.proposals, self.stages = detector, loss.proposals, stages
+            self.detector, self.proposals, self.stages = detector, loss.rpn_loss.proposals, stages
 
         def construct(self, image, image_size):
             d = self.detector
@@ -38,10 +38,10 @@ def stage_times(config, loss, batch: dict, repeats: int) -> dict[str, float]:
             x = d.neck(x)
             if self.stages == 2:
                 return x
-            logits, deltas = d.rpn(x)
+            logits, deltas = d.rpn.head(x)
             if self.stages == 3:
                 return logits, deltas
-            anchors, _, inside = d.grid(image, image_size)
+            anchors, _, inside = d.rpn.grid(x, image_size)
             return self.proposals(logits, deltas, anchors, inside, image_size)
 
     image, size = Tensor(batch["image"]), Tensor(batch["image_size"])
@@ -63,7 +63,6 @@ def main() -> None:
     from benchmarks.synthetic import synthetic_batch
     from src.device import set_device
     from src.models.build import build_detector, build_loss
-    from src.models.two_stage import LOSS_NAMES
     from src.training.loop import step_inputs
     from src.training.step import SamplerKeys, build_step
 
@@ -86,7 +85,7 @@ def main() -> None:
     peak = peak_memory_mib()
     compile_s = first - timing.median / 1e3
     results = {"step": timing, "peak_mib": peak, "compile_s": compile_s}
-    results["losses"] = dict(zip(LOSS_NAMES, losses.tolist(), strict=True))
+    results["losses"] = dict(zip(loss.names, losses.tolist(), strict=True))
     rows = [["MindSpore", timing.median / 1e3, timing.low / 1e3, f"{timing.spread:.0%}", timing.cpu / 1e3, peak, 1.0]]
     if a.stages:
         results["stages_ms"] = stage_times(config, loss, batch, a.repeats)

@@ -29,14 +29,14 @@ def test_classes_left_to_the_data_are_those_of_the_checkpoints_run(tiny_model, t
     classes = load_config("configs/shapes.yaml", {}).coco_classes
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"coco_classes": classes}))
     network = create_network("shapes", checkpoint=checkpoint, **(TINY | {"coco_classes": "auto"}))
-    assert network.bbox_head.cls.weight.shape[0] == 6
+    assert network.roi_heads.box.cls.weight.shape[0] == 6
 
 
 def test_as_many_classes_as_one_says():
     network = create_network("shapes", num_classes=4, **TINY)
-    assert network.bbox_head.cls.weight.shape[0] == 4
-    assert network.mask_head.logits.weight.shape[0] == 4
-    assert create_network("shapes", num_classes=6, **TINY).bbox_head.cls.weight.shape[0] == 6
+    assert network.roi_heads.box.cls.weight.shape[0] == 4
+    assert network.roi_heads.more[0].heads[0].logits.weight.shape[0] == 4
+    assert create_network("shapes", num_classes=6, **TINY).roi_heads.box.cls.weight.shape[0] == 6
 
 
 def test_a_runs_own_config(tiny_model, tmp_path):
@@ -44,7 +44,7 @@ def test_a_runs_own_config(tiny_model, tmp_path):
     save_config(dataclasses.replace(config, detector="faster_rcnn"), tmp_path / "config.yaml")
     network = create_network(str(tmp_path / "config.yaml"), checkpoint=checkpoint)
     trained = load_checkpoint(checkpoint)["bbox_head.cls.weight"]
-    np.testing.assert_array_equal(network.bbox_head.cls.weight.asnumpy(), trained)
+    np.testing.assert_array_equal(network.roi_heads.box.cls.weight.asnumpy(), trained)
     assert not network.with_mask
 
 

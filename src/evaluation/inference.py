@@ -17,7 +17,7 @@ from src.data.mindrecord import ensure_mindrecord, read_index
 from src.evaluation.coco import Summary, choose_kinds, chosen, coco_results, demand_masks, evaluate
 from src.evaluation.results import save_results
 from src.evaluation.truth import Truth, read_annotations
-from src.models.two_stage import TwoStageDetector
+from src.models.rcnn import RCNN
 from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError, not_finite
 from src.training.distributed import Group
@@ -51,7 +51,7 @@ class Timing:
 
 def detect_split(
     config: Config,
-    detector: TwoStageDetector,
+    detector: RCNN,
     loader: EvalLoader,
     timing: Timing | None = None,
     quiet: bool = False,
@@ -198,7 +198,7 @@ class Evaluator:
     def __init__(
         self,
         config: Config,
-        detector: TwoStageDetector,
+        detector: RCNN,
         group: Group | None = None,
         iou_types: Sequence[str] | None = None,
         split: str = "val",

@@ -3,14 +3,14 @@
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.models.two_stage import TwoStageDetector
+from src.models.rcnn import RCNN
 
 __all__ = ["for_lite"]
 
 CHANNELS_APART = 64  # of a part of a grouped convolution
 
 
-def for_lite(plain: TwoStageDetector) -> TwoStageDetector:
+def for_lite(plain: RCNN) -> RCNN:
     """Puts what Lite 2.0 runs in the place of what it lacks or has wrong, in place; `plain`: of `standard`."""
     if hasattr(plain.backbone, "maxpool"):
         plain.backbone.maxpool = StemPool(plain.backbone.maxpool.same_padding)

@@ -8,7 +8,7 @@ with ReLU, the 1x1 convolution. Each layer: 4 uint32 the weight's shape, (O, C, 
 import struct
 from pathlib import Path
 
-from src.models.mask_head import MaskHead
+from src.models.heads.mask import MaskHead
 
 __all__ = ["write_mask_weights"]
 

@@ -24,14 +24,14 @@ from src.models.anchors import cell_steps, map_size
 from src.models.backbones.mobilenet_v1 import MobileNetV1, SeparableBlock
 from src.models.backbones.parts import ChannelBias, StagedBackbone
 from src.models.backbones.resnet import Bottleneck
-from src.models.bbox_head import BBoxHead
 from src.models.box_coder import BoxCoder
-from src.models.cascade import CascadeDetector
 from src.models.fpn import FPN
-from src.models.mask_head import MaskHead
+from src.models.heads.box import BBoxHead
+from src.models.heads.mask import MaskBranch, MaskHead
 from src.models.proposals import LEAST_LOGIT, NO_LOGIT
+from src.models.rcnn import RCNN
+from src.models.roi_heads.cascade import CascadeRoIHeads
 from src.models.rpn import RPNHead
-from src.models.two_stage import TwoStageDetector
 from src.ops.nms import float32_below
 
 __all__ = ["OPSET", "onnx_model"]
@@ -84,7 +84,7 @@ class Graph:
         return self.op("ScatterND", self.zeros(*shape), self.op("Unsqueeze", index, [-1]), rows)
 
 
-def onnx_model(config: Config, detector: TwoStageDetector, batch_size: int = 1) -> onnx.ModelProto:
+def onnx_model(config: Config, detector: RCNN, batch_size: int = 1) -> onnx.ModelProto:
     """The model of `detector`, whose batch norms have been folded; inputs and outputs are those of the sidecar."""
     g = DetectorGraph(config, detector, batch_size)
     made = g.build("image", "image_shape")
@@ -108,7 +108,7 @@ def values(ports: list[dict]) -> list[onnx.ValueInfoProto]:
 class DetectorGraph(Graph):
     """The detector's parts, each written as its cell's `construct`; N images, everything batched."""
 
-    def __init__(self, config: Config, detector: TwoStageDetector, batch_size: int):
+    def __init__(self, config: Config, detector: RCNN, batch_size: int):
         super().__init__()
         self.config, self.detector, self.n = config, detector, batch_size
 
@@ -119,12 +119,12 @@ class DetectorGraph(Graph):
         limit = self.op("Unsqueeze", self.columns(image_shape, [1, 0, 1, 0]), [1])
         original = self.op("Unsqueeze", self.columns(image_shape, [3, 2, 3, 2]), [1])
         maps = self.fpn(d.neck, self.backbone(d.backbone, image))
-        proposals, _, valid, _ = self.suppress(*self.rpn(d.rpn, maps, limit), sum(d.proposals.taken), test.rpn)
+        proposals, _, valid, _ = self.suppress(*self.rpn(d.rpn.head, maps, limit), sum(d.rpn.proposals.taken), test.rpn)
         scores, deltas, references = self.classify(maps, proposals, valid, limit)
         boxes, scores, labels, valid = self.detections(scores, deltas, references, valid, limit)
         outputs = [self.op("Div", boxes, self.op("Div", limit, original)), scores, labels, valid]
-        if d.with_mask:
-            outputs.append(self.masks(maps, boxes, labels, valid))
+        for branch in d.roi_heads.more:
+            outputs.append(self.masks(branch, maps, boxes, labels, valid))
         return outputs
 
     # ---- convolutions
@@ -229,29 +229,29 @@ class DetectorGraph(Graph):
     def rpn(self, head: RPNHead, maps: list[str], limit: str) -> tuple[str, str, str]:
         """Decoded boxes (N, T, 4) of all levels, their scores (N, T), and which level each is of, (1, L, T) bool."""
         c, d = self.config, self.detector
-        anchors = d.anchors.asnumpy()
+        anchors = d.rpn.anchors.asnumpy()
         logits, deltas, references, levels = [], [], [], []
         for i, (x, stride) in enumerate(zip(maps, c.rpn.anchor_generator.strides, strict=True)):
             (h, w), a = map_size(c.img_height, c.img_width, stride), head.cls.out_channels
             y = self.conv(x, head.conv, relu=True)
             logit = self.op("Transpose", self.conv(y, head.cls), perm=[0, 2, 3, 1])
-            if d.proposals.rank_by == "probabilities":
+            if d.rpn.proposals.rank_by == "probabilities":
                 logit = self.op("Sigmoid", logit)
             logit = self.op("Where", self.inside(h, w, stride, limit), logit, NO_LOGIT)
-            best, index = self.op("TopK", self.reshape(logit, self.n, h * w * a), [d.proposals.taken[i]], outputs=2)
+            best, index = self.op("TopK", self.reshape(logit, self.n, h * w * a), [d.rpn.proposals.taken[i]], outputs=2)
             delta = self.op("Transpose", self.conv(y, head.reg), perm=[0, 2, 3, 1])
             logits.append(best)
             deltas.append(self.rows(self.reshape(delta, self.n, h * w * a, 4), index))
-            own = anchors[d.proposals.starts[i] : d.proposals.starts[i] + h * w * a]
+            own = anchors[d.rpn.proposals.starts[i] : d.rpn.proposals.starts[i] + h * w * a]
             references.append(self.op("Gather", self.constant(own, f"anchors_{i}"), index, axis=0))
-            levels += [i] * d.proposals.taken[i]
+            levels += [i] * d.rpn.proposals.taken[i]
         logit = self.op("Concat", *logits, axis=1)
         deltas, references = self.op("Concat", *deltas, axis=1), self.op("Concat", *references, axis=1)
-        boxes = self.decode(d.proposals.coder, deltas, references, limit)
+        boxes = self.decode(d.rpn.proposals.coder, deltas, references, limit)
         usable = self.op(
             "And", self.large_enough(boxes, c.test_cfg.rpn.min_bbox_size), self.op("Greater", logit, LEAST_LOGIT)
         )
-        if d.proposals.rank_by == "logits_first":
+        if d.rpn.proposals.rank_by == "logits_first":
             logit = self.op("Sigmoid", logit)
         scores = self.op("Where", usable, logit, UNUSABLE)
         return boxes, scores, self.constant(np.array(levels)[None, None] == np.arange(len(maps))[None, :, None])
@@ -345,17 +345,17 @@ class DetectorGraph(Graph):
 
     def classify(self, maps: list[str], proposals: str, valid: str, limit: str) -> tuple[str, str, str]:
         """Class probabilities (N, P, classes), deltas, and the boxes (N, P, 4) that these refer to."""
-        d = self.detector
-        if not isinstance(d, CascadeDetector):
-            logits, deltas = self.box_head(d.bbox_head, maps, proposals, valid)
+        heads = self.detector.roi_heads
+        if not isinstance(heads, CascadeRoIHeads):
+            logits, deltas = self.box_head(heads.box, maps, proposals, valid)
             return self.op("Softmax", logits, axis=-1), deltas, proposals
         boxes, stages = proposals, []
-        for stage, head in enumerate(d.bbox_heads):
+        for stage, head in enumerate(heads.boxes):
             if stage > 0:
-                boxes = self.refine(d.coders[stage - 1], logits, deltas, boxes, limit)
+                boxes = self.refine(heads.coders[stage - 1], logits, deltas, boxes, limit)
             logits, deltas = self.box_head(head, maps, boxes, valid)
             stages.append(logits)
-        return self.mean(stages, d.average_probabilities, "Softmax", axis=-1), deltas, boxes
+        return self.mean(stages, heads.average_probabilities, "Softmax", axis=-1), deltas, boxes
 
     def refine(self, coder: BoxCoder, logits: str, deltas: str, boxes: str, limit: str) -> str:
         """The boxes that follow by a stage's deltas, those of the likeliest class but the background if class-wise."""
@@ -391,7 +391,7 @@ class DetectorGraph(Graph):
         if not self.config.bbox_head.reg_class_agnostic:
             place = self.op("Add", self.op("Mul", row, classes + 1), label)
         delta = self.rows(self.reshape(deltas, self.n, -1, 4), place)
-        boxes = self.decode(self.detector.detections.coder, delta, self.rows(references, row), limit)
+        boxes = self.decode(self.detector.roi_heads.selector.coder, delta, self.rows(references, row), limit)
         # named, as the one constant that a user may want to change in the file
         usable = self.op("Greater", score, self.constant(np.float32(c.score_thr), "score_thr"))
         usable = self.op("And", usable, self.large_enough(boxes, c.min_bbox_size))
@@ -404,16 +404,13 @@ class DetectorGraph(Graph):
         label = self.op("Where", valid, self.op("GatherElements", label, index, axis=1), 0)
         return boxes, score, self.op("Cast", label, to=TensorProto.INT32), valid
 
-    def masks(self, maps: list[str], boxes: str, labels: str, valid: str) -> str:
+    def masks(self, branch: MaskBranch, maps: list[str], boxes: str, labels: str, valid: str) -> str:
         """Probabilities (N, D, M, M) of each detection's own class; zero where not valid."""
-        d, count = self.detector, self.config.test_cfg.rcnn.max_per_img
+        count = self.config.test_cfg.rcnn.max_per_img
         x, places = self.roi_features(maps, boxes, valid, count, self.config.mask_roi)
         label = self.op("Gather", self.reshape(labels, self.n * count), places)
-        if isinstance(d, CascadeDetector):
-            heads, after = d.mask_heads, d.average_mask_probabilities
-        else:
-            heads, after = [d.mask_head], False
-        masks = self.mean([self.mask_head(head, x, label) for head in heads], after, "Sigmoid")
+        logits = [self.mask_head(head, x, label) for head in branch.heads]
+        masks = self.mean(logits, branch.average_probabilities, "Sigmoid")
         side = 2 * self.config.mask_roi.roi_layer.out_size
         masks = self.put([self.n * count, side, side], places, self.reshape(masks, -1, side, side))
         masks = self.reshape(masks, self.n, count, side, side)

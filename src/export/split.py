@@ -32,10 +32,11 @@ from src.export.reference import Case, uniform, write_reference
 from src.export.sidecar import ExportError
 from src.export.whole import cannot_write, canvases, folder_beside, put_in_place, standard
 from src.models.anchors import map_size
-from src.models.bbox_head import BBoxHead
-from src.models.mask_head import MaskHead
+from src.models.heads.box import BBoxHead
+from src.models.heads.mask import MaskHead
+from src.models.rcnn import RCNN
+from src.models.roi_heads.cascade import CascadeRoIHeads
 from src.models.rpn import RPNHead
-from src.models.two_stage import TwoStageDetector
 from src.runtime.errors import quiet_logging
 
 __all__ = ["PROGRAM", "export_split"]
@@ -95,7 +96,7 @@ class MaskGraph(nn.Cell):
 
 
 def export_split(
-    config: Config, detector: TwoStageDetector, path: str | Path, mindir_version: int = 1, program: Path | None = None
+    config: Config, detector: RCNN, path: str | Path, mindir_version: int = 1, program: Path | None = None
 ) -> Path:
     """Writes NAME_features.mindir, NAME_box*.mindir, NAME_mask*.mindir and .bin, NAME_reference.bin, and the sidecar
     NAME.json. Where config.turns_canvas, also NAME-upright_features.mindir and its sidecar NAME-upright.json.
@@ -131,12 +132,11 @@ def stems(name: Path) -> tuple[Path, Path]:
     return name, name.with_name(f"{name.name}-upright")
 
 
-def heads(detector: TwoStageDetector) -> tuple[list[BBoxHead], list[MaskHead]]:
+def heads(detector: RCNN) -> tuple[list[BBoxHead], list[MaskHead]]:
     """The box heads and mask heads: one each, none, or one a stage of a cascade."""
-    boxes = list(getattr(detector, "bbox_heads", None) or [detector.bbox_head])
-    if not detector.with_mask:
-        return boxes, []
-    return boxes, list(getattr(detector, "mask_heads", None) or [detector.mask_head])
+    roi_heads = detector.roi_heads
+    boxes = list(roi_heads.boxes) if isinstance(roi_heads, CascadeRoIHeads) else [roi_heads.box]
+    return boxes, [head for branch in roi_heads.more for head in branch.heads]
 
 
 def head_shape(config: Config, role: str, count: int) -> tuple[int, ...]:
@@ -155,7 +155,7 @@ def small_canvas(config: Config) -> tuple[int, int]:
     return (2 * config.rpn.anchor_generator.strides[-1],) * 2
 
 
-def reference_cases(config: Config, detector: TwoStageDetector) -> list[Case]:
+def reference_cases(config: Config, detector: RCNN) -> list[Case]:
     """What the detector itself gives, on each canvas and on a small one, for as many RoIs as can be and for few."""
     detector.set_train(False)
     boxes, masks = heads(detector)
@@ -174,7 +174,7 @@ def reference_cases(config: Config, detector: TwoStageDetector) -> list[Case]:
     return cases
 
 
-def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_version: int) -> dict[str, Path]:
+def write_graphs(config: Config, detector: RCNN, name: Path, mindir_version: int) -> dict[str, Path]:
     """The graphs' files NAME_ROLE.mindir, by role: "features", and "features1" of the upright canvas, "box0", ...,
     "mask0", ..., and "mask_weights0", ...
     """
@@ -184,7 +184,7 @@ def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_
     # any canvas and number of RoIs will do, but Lite chooses its kernels for the shapes that it finds here: with
     # ResNet-50 at 768 x 1280, those for a small canvas take a tenth less memory and a tenth more time
     for view, role, stem in zip(canvases(config), FEATURES, stems(name), strict=False):
-        graphs[role] = FeatureGraph(plain.backbone, plain.neck, plain.rpn, levels, num_maps(config))
+        graphs[role] = FeatureGraph(plain.backbone, plain.neck, plain.rpn.head, levels, num_maps(config))
         shapes[role] = (1, 3, view.img_height, view.img_width)
         paths[role] = stem.with_name(f"{stem.name}_features.mindir")
     most = {"box": config.test_cfg.rpn.max_per_img, "mask": config.test_cfg.rcnn.max_per_img}
@@ -209,14 +209,14 @@ def write_graphs(config: Config, detector: TwoStageDetector, name: Path, mindir_
 class FeatureReference(nn.Cell):
     """What FeatureGraph has to give, by the detector's own parts."""
 
-    def __init__(self, detector: TwoStageDetector, num_maps: int):
+    def __init__(self, detector: RCNN, num_maps: int):
         super().__init__(auto_prefix=False)
         self.detector, self.num_maps = detector, num_maps
-        self.anchors = detector.rpn.cls.out_channels
+        self.anchors = detector.rpn.head.cls.out_channels
 
     def construct(self, image: Tensor) -> tuple[Tensor, ...]:
-        features = self.detector.neck(self.detector.backbone(image))
-        rows, vectors = self.detector.rpn(features)
+        features = self.detector.features(image)
+        rows, vectors = self.detector.rpn.head(features)
         logits, deltas = (), ()
         for i in range(len(features)):
             b, _, h, w = features[i].shape
@@ -244,7 +244,7 @@ def run_case(net: nn.Cell, role: str, stage: int, seed: int, scale: float, shape
 
 
 def write_sidecars(
-    config: Config, detector: TwoStageDetector, files: dict[str, Path], name: Path, mindir_version: int
+    config: Config, detector: RCNN, files: dict[str, Path], name: Path, mindir_version: int
 ) -> list[Path]:
     """The sidecars of `files`, one or one a canvas, not compared yet."""
     entries = {role: sidecar.file_entry(file) for role, file in files.items()}
@@ -298,10 +298,10 @@ def compare(paths: list[Path], program: Path) -> None:
         sidecar.write(path, content)
 
 
-def base_anchors(config: Config, detector: TwoStageDetector) -> list[list[list[float]]]:
+def base_anchors(config: Config, detector: RCNN) -> list[list[list[float]]]:
     """Each level's anchors of the canvas's first cell: those of other cells lie whole strides away."""
-    anchors, start, levels = detector.anchors.asnumpy(), 0, []
-    each = detector.rpn.cls.out_channels
+    anchors, start, levels = detector.rpn.anchors.asnumpy(), 0, []
+    each = detector.rpn.head.cls.out_channels
     for stride in config.rpn.anchor_generator.strides:
         levels.append(anchors[start : start + each].tolist())
         start += each * math.prod(map_size(config.img_height, config.img_width, stride))

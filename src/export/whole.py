@@ -23,8 +23,8 @@ from src.export.compare import SEED, Agreement, compare_detections, reference_in
 from src.export.folding import fold_batch_norms
 from src.export.sidecar import ExportError
 from src.models.build import build_detector
+from src.models.rcnn import RCNN
 from src.models.roi_extractor import RoIExtractor
-from src.models.two_stage import TwoStageDetector
 from src.runtime.errors import quiet_logging
 from src.runtime.files import cure
 
@@ -44,7 +44,7 @@ class WholeGraph(nn.Cell):
     (N, D); masks (N, D, M, M) if there is a mask head. Rows that aren't valid are zero.
     """
 
-    def __init__(self, detector: TwoStageDetector):
+    def __init__(self, detector: RCNN):
         super().__init__(auto_prefix=False)
         self.detector = detector
 
@@ -53,7 +53,7 @@ class WholeGraph(nn.Cell):
         scale = image_shape[:, :2] / image_shape[:, 2:]
         scale = ops.concat((scale[:, 1:], scale[:, :1]), 1)
         boxes = out[0] / ops.concat((scale, scale), 1).expand_dims(1)
-        if not self.detector.with_mask:
+        if len(out) == 4:
             return boxes, out[1], out[2], out[3]
         return boxes, out[1], out[2], out[3], out[4] * out[3].astype(boxes.dtype).expand_dims(-1).expand_dims(-1)
 
@@ -64,7 +64,7 @@ def model_path(file_name: str, file_format: str) -> Path:
     return Path(file_name if file_name.endswith(suffix) else file_name + suffix)
 
 
-def export_whole(config: Config, detector: TwoStageDetector, path: Path, file_format: str) -> Agreement | None:
+def export_whole(config: Config, detector: RCNN, path: Path, file_format: str) -> Agreement | None:
     """Writes `detector` as `path` and `path`.json: beside, compared with the detector, then renamed.
 
     Where config.turns_canvas, `path` is the model for lying pictures, and one for upright ones, sidecar.upright_path,
@@ -119,7 +119,7 @@ def canvases(config: Config) -> list[Config]:
 
 
 def export_canvas(
-    config: Config, detector: TwoStageDetector, path: Path, file_format: str, sampling: dict[str, int]
+    config: Config, detector: RCNN, path: Path, file_format: str, sampling: dict[str, int]
 ) -> tuple[Agreement | None, dict]:
     """Writes the file of one canvas, `config`'s; returns how it agrees with `detector`, and what its sidecar says of
     that. `sampling`: the ratios in place of adaptive ones, filled by the first canvas for all.
@@ -146,7 +146,7 @@ def export_canvas(
 # ---- what an export is compared with
 
 
-def standard(config: Config, detector: TwoStageDetector) -> TwoStageDetector:
+def standard(config: Config, detector: RCNN) -> RCNN:
     """The detector made of MindSpore's own operators, batch norms folded, with the same weights."""
     out = build_detector(config, builtin_ops=True)
     ms.load_param_into_net(out, {p.name: p for p in detector.get_parameters()})
@@ -155,19 +155,20 @@ def standard(config: Config, detector: TwoStageDetector) -> TwoStageDetector:
     return out
 
 
-def every_detection(config: Config, detector: TwoStageDetector, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+def every_detection(config: Config, detector: RCNN, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
     """WholeGraph's outputs without a score threshold.
 
     Suppression goes from the best score down, so those above a threshold are what a detector with it gives: there is
     something to compare whatever the weights.
     """
     detector.set_train(False)
-    threshold = detector.detections.score_thr
+    selector = detector.roi_heads.selector
+    threshold = selector.score_thr
     try:
-        detector.detections.score_thr = 0.0
+        selector.score_thr = 0.0
         return [x.asnumpy() for x in WholeGraph(detector)(*(Tensor(x) for x in inputs))]
     finally:
-        detector.detections.score_thr = threshold
+        selector.score_thr = threshold
         detector.compile_cache.clear()
 
 
@@ -297,7 +298,7 @@ def put_in_place(made: Sequence[Path], folder: Path) -> None:
 
 def write_mindspore(
     config: Config,
-    detector: TwoStageDetector,
+    detector: RCNN,
     path: Path,
     file_format: str,
     inputs: tuple[np.ndarray, ...],
@@ -322,7 +323,7 @@ def write_mindspore(
 
 
 def write_onnx(
-    config: Config, detector: TwoStageDetector, path: Path, inputs: tuple[np.ndarray, ...], wanted: list[np.ndarray]
+    config: Config, detector: RCNN, path: Path, inputs: tuple[np.ndarray, ...], wanted: list[np.ndarray]
 ) -> Agreement:
     """ONNX, checked by onnx.checker, and run in ONNX Runtime."""
     runtime = import_onnx_runtime()
@@ -375,21 +376,18 @@ def adaptive(config: Config) -> bool:
 class Sampled(nn.Cell):
     """The feature maps, and the boxes that each head sees."""
 
-    def __init__(self, detector: TwoStageDetector):
+    def __init__(self, detector: RCNN):
         super().__init__(auto_prefix=False)
         self.detector = detector
 
     def construct(self, image: Tensor, image_size: Tensor) -> tuple:
-        d = self.detector
-        maps = d.neck(d.backbone(image))
-        logits, deltas = d.rpn(maps)
-        anchors, _, inside = d.grid(image, image_size)
-        proposals, _, valid = d.proposals(logits, deltas, anchors, inside, image_size)
-        return maps, proposals, valid
+        maps = self.detector.features(image)
+        proposals = self.detector.rpn(maps, image_size)
+        return maps, proposals.boxes, proposals.valid
 
 
 def nearest_sampling(
-    config: Config, detector: TwoStageDetector, inputs: tuple[np.ndarray, ...], file_format: str
+    config: Config, detector: RCNN, inputs: tuple[np.ndarray, ...], file_format: str
 ) -> dict[str, int]:
     """For each adaptive RoIAlign the fixed number of samples whose features differ least on the reference input's
     proposals; prints them.

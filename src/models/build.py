@@ -8,16 +8,18 @@ from src.models.assigner_sampler import AssignerSampler
 from src.models.backbones.mobilenet_v1 import MobileNetV1
 from src.models.backbones.parts import freeze
 from src.models.backbones.resnet import ResNet
-from src.models.bbox_head import BBoxHead, BBoxLoss, Detections
 from src.models.box_coder import BoxCoder
-from src.models.cascade import CascadeDetector, CascadeLoss
 from src.models.fpn import FPN
-from src.models.mask_head import MaskHead, MaskLoss, MaskTargets
+from src.models.heads.box import BBoxHead, BBoxLoss, BoxSelector
+from src.models.heads.mask import MaskBranch, MaskHead, MaskLoss, MaskTargets
+from src.models.names import name_parameters, parts
 from src.models.precision import use_float16
 from src.models.proposals import ProposalGenerator
+from src.models.rcnn import RCNN, RCNNLoss
 from src.models.roi_extractor import RoIExtractor
-from src.models.rpn import RPNHead, RPNLoss, SampledRPN
-from src.models.two_stage import TwoStageDetector, TwoStageLoss
+from src.models.roi_heads.cascade import CascadeRoIHeads, CascadeRoILoss
+from src.models.roi_heads.standard import StandardRoIHeads, StandardRoILoss
+from src.models.rpn import RPN, RPNHead, RPNLoss, SampledRPN
 from src.ops.library import standard_operators
 from src.runtime.errors import UserError
 
@@ -110,9 +112,9 @@ def _mask_head(config: Config) -> MaskHead:
     return MaskHead(c.num_convs, c.in_channels, c.conv_out_channels, config.num_classes)
 
 
-def _detections(config: Config, coder: BoxCoder, builtin_ops: bool) -> Detections:
+def _selector(config: Config, coder: BoxCoder, builtin_ops: bool) -> BoxSelector:
     c = config.test_cfg.rcnn
-    return Detections(
+    return BoxSelector(
         coder,
         config.num_classes,
         c.score_thr,
@@ -126,7 +128,7 @@ def _detections(config: Config, coder: BoxCoder, builtin_ops: bool) -> Detection
     )
 
 
-def build_detector(config: Config, builtin_ops: bool = False) -> TwoStageDetector:
+def build_detector(config: Config, builtin_ops: bool = False) -> RCNN:
     """The detector that `config` describes, with random weights.
 
     builtin_ops: only MindSpore's own operators, for export.
@@ -138,40 +140,51 @@ def build_detector(config: Config, builtin_ops: bool = False) -> TwoStageDetecto
     return detector
 
 
-def _detector(config: Config, builtin_ops: bool) -> TwoStageDetector:
+def _detector(config: Config, builtin_ops: bool) -> RCNN:
     anchors, corners, counts = _anchors(config)
-    fpn, rpn, cascade = config.neck.fpn, config.rpn, config.cascade
-    shared = {
-        "backbone": build_backbone(config),
-        "neck": FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, fpn.upsample == "bilinear"),
-        "rpn": RPNHead(
-            rpn.in_channels, rpn.feat_channels, len(rpn.anchor_generator.scales) * len(rpn.anchor_generator.ratios)
-        ),
-        "turned": tuple(Tensor(a) for a in _anchors(config, True)[:2]) if config.turns_canvas else None,
-        "anchors": Tensor(anchors),
-        "anchor_corners": Tensor(corners),
-        "proposals": _proposals(config, config.test_cfg.rpn, counts, builtin_ops),
-        "roi_extractor": _roi_extractor(config.roi, builtin_ops),
-        "mask_roi_extractor": _roi_extractor(config.mask_roi, builtin_ops) if config.with_mask else None,
-    }
-    if not config.is_cascade:
-        return TwoStageDetector(
-            bbox_head=_bbox_head(config),
-            detections=_detections(config, _coder(config.bbox_head.bbox_coder), builtin_ops),
-            mask_head=_mask_head(config) if config.with_mask else None,
-            **shared,
-        )
-    coders = [_coder(config.bbox_head.bbox_coder, stds) for stds in cascade.target_stds]
-    mask_heads = (len(coders) if cascade.mask_head_per_stage else 1) if config.with_mask else 0
-    return CascadeDetector(
-        bbox_heads=[_bbox_head(config) for _ in coders],
-        coders=coders,
-        detections=_detections(config, coders[-1], builtin_ops),
-        average_probabilities=cascade.average_scores == "probabilities",
-        mask_heads=[_mask_head(config) for _ in range(mask_heads)],
-        average_mask_probabilities=cascade.average_masks == "probabilities",
-        **shared,
+    fpn, rpn = config.neck.fpn, config.rpn
+    backbone = build_backbone(config)
+    neck = FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, fpn.upsample == "bilinear")
+    head = RPNHead(
+        rpn.in_channels, rpn.feat_channels, len(rpn.anchor_generator.scales) * len(rpn.anchor_generator.ratios)
     )
+    proposals = RPN(
+        head,
+        Tensor(anchors),
+        Tensor(corners),
+        _proposals(config, config.test_cfg.rpn, counts, builtin_ops),
+        tuple(Tensor(a) for a in _anchors(config, True)[:2]) if config.turns_canvas else None,
+    )
+    detector = RCNN(backbone, neck, proposals, _roi_heads(config, builtin_ops))
+    name_parameters(detector)
+    return detector
+
+
+def _roi_heads(config: Config, builtin_ops: bool) -> StandardRoIHeads | CascadeRoIHeads:
+    cascade, coder = config.cascade, config.bbox_head.bbox_coder
+    extractor = _roi_extractor(config.roi, builtin_ops)
+    if not config.is_cascade:
+        box, selector = _bbox_head(config), _selector(config, _coder(coder), builtin_ops)
+        return StandardRoIHeads(extractor, box, selector, _mask_branch(config, builtin_ops))
+    coders = [_coder(coder, stds) for stds in cascade.target_stds]
+    return CascadeRoIHeads(
+        extractor,
+        [_bbox_head(config) for _ in coders],
+        coders,
+        _selector(config, coders[-1], builtin_ops),
+        cascade.average_scores == "probabilities",
+        _mask_branch(config, builtin_ops),
+    )
+
+
+def _mask_branch(config: Config, builtin_ops: bool) -> list[MaskBranch]:
+    """The branch of config.mask_head; none where the detector has none."""
+    if not config.with_mask:
+        return []
+    cascade, staged = config.cascade, config.is_cascade
+    count = len(cascade.target_stds) if staged and cascade.mask_head_per_stage else 1
+    heads, extractor = [_mask_head(config) for _ in range(count)], _roi_extractor(config.mask_roi, builtin_ops)
+    return [MaskBranch(extractor, heads, staged, staged and cascade.average_masks == "probabilities")]
 
 
 def _bbox_loss(config: Config, coder: BoxCoder, ranks: int) -> BBoxLoss:
@@ -179,17 +192,22 @@ def _bbox_loss(config: Config, coder: BoxCoder, ranks: int) -> BBoxLoss:
     return BBoxLoss(coder, c.loss_cls.loss_weight, c.loss_bbox.loss_weight, c.loss_bbox.beta, ranks)
 
 
-def _mask_loss(config: Config, detector: TwoStageDetector, head: MaskHead, ranks: int) -> MaskLoss:
-    rcnn = config.train_cfg.rcnn
-    targets = MaskTargets(rcnn.mask_size, config.mask_target_box, rcnn.mask_targets == "binary")
-    weight = config.mask_head.loss_mask.loss_weight
-    return MaskLoss(head, detector.mask_roi_extractor, targets, weight, rcnn.mask_buckets, ranks)
+def _mask_losses(config: Config, detector: RCNN, ranks: int, weights: list[float]) -> list[list[MaskLoss]]:
+    """Of each stage, whose loss has that weight, the losses of the mask heads on its sample."""
+    rcnn, (branch,) = config.train_cfg.rcnn, detector.roi_heads.more
+    out = []
+    for head, weight in zip(branch.heads, weights, strict=False):
+        targets = MaskTargets(rcnn.mask_size, config.mask_target_box, rcnn.mask_targets == "binary")
+        weight = weight * config.mask_head.loss_mask.loss_weight
+        out.append([MaskLoss(head, branch.extractor, targets, weight, rcnn.mask_buckets, ranks)])
+    return out + [[] for _ in weights[len(out) :]]
 
 
-def _freeze_parts(config: Config, detector: TwoStageDetector) -> None:
+def _freeze_parts(config: Config, detector: RCNN) -> None:
+    found = parts(detector)
     for name in config.freeze:
         # a cascade has several heads
-        part = getattr(detector, name, None) or getattr(detector, f"{name}s", None)
+        part = found.get(name) or found.get(f"{name}s")
         if part is None:
             raise UserError(f"freeze: detector: {config.detector} has no {name}; leave it out")
         freeze(part)
@@ -197,68 +215,67 @@ def _freeze_parts(config: Config, detector: TwoStageDetector) -> None:
         raise UserError(f"freeze: {', '.join(config.freeze)}: leaves nothing to train; leave a part out")
 
 
-def build_loss(config: Config, detector: TwoStageDetector, ranks: int = 1) -> TwoStageLoss:
+def build_loss(config: Config, detector: RCNN, ranks: int = 1) -> RCNNLoss:
     """The training losses of `detector`, which shares its parameters; `ranks`: processes that train together.
 
     Freezes the parts of `detector` that config.freeze names. Raises UserError where it has no such part, or none to
     train.
     """
     _freeze_parts(config, detector)
-    counts = _anchors(config)[2]
-    train, rpn, cascade = config.train_cfg, config.rpn, config.cascade
-    shared = {
-        "proposals": _proposals(config, train.rpn_proposal, counts, False),
-        "rpn_loss": RPNLoss(
-            SampledRPN(
-                detector.rpn,
-                counts,
-                rpn.anchor_generator.strides,
-                config.img_height,
-                config.img_width,
-                rpn.anchor_generator.grid_strides,
-                config.turns_canvas,
-            ),
-            _sampler(train.rpn.assigner, train.rpn.sampler),
-            _coder(rpn.bbox_coder),
-            rpn.loss_cls.loss_weight,
-            rpn.loss_bbox.loss_weight,
-            rpn.loss_bbox.beta,
-            ranks,
-            rpn.loss_normaliser,
+    return RCNNLoss(detector, _rpn_loss(config, detector.rpn, ranks), _roi_loss(config, detector, ranks))
+
+
+def _rpn_loss(config: Config, rpn: RPN, ranks: int) -> RPNLoss:
+    counts, c, train = _anchors(config)[2], config.rpn, config.train_cfg
+    a = c.anchor_generator
+    return RPNLoss(
+        rpn,
+        _proposals(config, train.rpn_proposal, counts, False),
+        SampledRPN(
+            rpn.head, counts, a.strides, config.img_height, config.img_width, a.grid_strides, config.turns_canvas
         ),
-        "add_gt_as_proposals": train.rcnn.sampler.add_gt_as_proposals,
-    }
-    assigner, sampler = train.rcnn.assigner, train.rcnn.sampler
-    with_gt = {"gt_appended": sampler.add_gt_as_proposals and assigner.matcher == "mmdet"}
+        _sampler(train.rpn.assigner, train.rpn.sampler),
+        _coder(c.bbox_coder),
+        c.loss_cls.loss_weight,
+        c.loss_bbox.loss_weight,
+        c.loss_bbox.beta,
+        ranks,
+        c.loss_normaliser,
+    )
+
+
+def _roi_loss(config: Config, detector: RCNN, ranks: int) -> StandardRoILoss | CascadeRoILoss:
+    heads, cascade = detector.roi_heads, config.cascade
+    assigner, sampler = config.train_cfg.rcnn.assigner, config.train_cfg.rcnn.sampler
+    add_gt = sampler.add_gt_as_proposals
+    with_gt = {"gt_appended": add_gt and assigner.matcher == "mmdet"}
     if not config.is_cascade:
-        return TwoStageLoss(
-            detector,
-            rcnn_sampler=_sampler(assigner, sampler, **with_gt),
-            bbox_loss=_bbox_loss(config, _coder(config.bbox_head.bbox_coder), ranks),
-            mask_loss=_mask_loss(config, detector, detector.mask_head, ranks) if config.with_mask else None,
-            **shared,
-        )
+        losses = _mask_losses(config, detector, ranks, [1.0])[0] if config.with_mask else []
+        box_loss = _bbox_loss(config, _coder(config.bbox_head.bbox_coder), ranks)
+        return StandardRoILoss(heads, _sampler(assigner, sampler, **with_gt), box_loss, add_gt, losses)
     # a later stage that doesn't resample takes every box of the first one's sample
     later = with_gt if cascade.resample else {"pos_fraction": 1.0, "neg_pos_ub": -1.0}
-    return CascadeLoss(
-        detector,
-        rcnn_samplers=[
+    weights = cascade.loss_weights
+    return CascadeRoILoss(
+        heads,
+        [
             _sampler(assigner, sampler, pos_iou_thr=iou, neg_iou_thr=iou, **(later if stage else with_gt))
             for stage, iou in enumerate(cascade.pos_iou_thr)
         ],
-        bbox_losses=[_bbox_loss(config, coder, ranks) for coder in detector.coders],
-        stage_weights=cascade.loss_weights,
-        resample=cascade.resample,
-        feature_gradient=cascade.feature_gradient,
-        mask_losses=[_mask_loss(config, detector, head, ranks) for head in detector.mask_heads]
+        [_bbox_loss(config, coder, ranks) for coder in heads.coders],
+        weights,
+        add_gt,
+        cascade.resample,
+        cascade.feature_gradient,
+        # one head alone learns from the first stage, at full weight
+        _mask_losses(config, detector, ranks, weights if cascade.mask_head_per_stage else [1.0] * len(weights))
         if config.with_mask
-        else [],
-        **shared,
+        else [[] for _ in weights],
     )
 
 
 def sampler_key_sizes(config: Config) -> tuple[int, int]:
-    """Random keys an image that TwoStageLoss takes: for anchors, and for the boxes that the second stage draws from."""
+    """Random keys an image that RCNNLoss takes: for anchors, and for the boxes that the second stage draws from."""
     objects, sampler = config.max_instance_count, config.train_cfg.rcnn.sampler
     drawn_from = config.train_cfg.rpn_proposal.max_per_img + objects
     total = drawn_from

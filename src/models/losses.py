@@ -2,7 +2,7 @@
 
 from mindspore import Tensor, nn, ops
 
-__all__ = ["Normaliser", "binary_cross_entropy", "cross_entropy", "smooth_l1"]
+__all__ = ["Normaliser", "binary_cross_entropy", "cross_entropy", "smooth_l1", "total_of"]
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -45,3 +45,8 @@ class Normaliser(nn.Cell):
         if self.ranks > 1:
             count = self.sum(ops.stop_gradient(count).reshape(1)).reshape(())
         return ops.maximum(count, 1.0) / self.ranks
+
+
+def total_of(totals: Tensor | None, i: int) -> Tensor | None:
+    """The i-th total (), if there are any."""
+    return None if totals is None else totals[i]

@@ -1,4 +1,4 @@
-"""Region proposal network (Ren et al., 2015, arXiv:1506.01497): its head and its losses."""
+"""Region proposal network (Ren et al., 2015, arXiv:1506.01497): its head, its anchors, its proposals, its losses."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,14 @@ from mindspore.common.initializer import Normal
 from src.models.anchors import cell_steps, map_size
 from src.models.assigner_sampler import AssignerSampler
 from src.models.box_coder import BoxCoder, take_rows
-from src.models.losses import Normaliser, binary_cross_entropy, smooth_l1
+from src.models.losses import Normaliser, binary_cross_entropy, smooth_l1, total_of
 from src.models.precision import float32
+from src.models.proposals import ProposalGenerator
 from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
+from src.structures import GroundTruth, Proposals
 
-__all__ = ["RPNHead", "RPNLoss", "SampledRPN"]
+__all__ = ["RPN", "RPNHead", "RPNLoss", "SampledRPN"]
 
 
 class RPNHead(nn.Cell):
@@ -41,6 +43,48 @@ class RPNHead(nn.Cell):
             logits += (self.cls(y).transpose(0, 2, 3, 1).reshape(b, -1),)
             deltas += (self.reg(y).transpose(0, 2, 3, 1).reshape(b, -1, 4),)
         return logits, deltas
+
+
+class RPN(nn.Cell):
+    """Proposals of images.
+
+    Args:
+        head: RPNHead.  anchors: (N, 4) of the canvas.  corners: (N, 2), their cells' (x, y).  proposals: the
+        generator at inference.  turned: anchors and corners of the canvas turned, where pictures may have that.
+
+    Inputs: features, a tuple of (B, C, H_l, W_l); image_size (B, 2). Output: Proposals.
+    """
+
+    def __init__(
+        self,
+        head: RPNHead,
+        anchors: Tensor,
+        corners: Tensor,
+        proposals: ProposalGenerator,
+        turned: tuple[Tensor, Tensor] | None = None,
+    ):
+        super().__init__(auto_prefix=False)
+        self.head, self.anchors, self.corners, self.proposals = head, anchors, corners, proposals
+        self.turns = turned is not None
+        if self.turns:
+            self.turned_anchors, self.turned_corners = turned
+
+    def grid(self, features: tuple[Tensor, ...], image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors (N, 4) of the features' canvas, their cells' corners (N, 2), and (B, N) bool: the cell begins inside
+        the picture, not in the canvas's padding.
+        """
+        anchors, corners = self.anchors, self.corners
+        if self.turns and features[0].shape[2] > features[0].shape[3]:
+            anchors, corners = self.turned_anchors, self.turned_corners
+        x_inside = corners[:, 0].expand_dims(0) < image_size[:, 1:]
+        y_inside = corners[:, 1].expand_dims(0) < image_size[:, :1]
+        return anchors, corners, ops.logical_and(x_inside, y_inside)
+
+    def construct(self, features: tuple[Tensor, ...], image_size: Tensor) -> Proposals:
+        logits, deltas = self.head(features)
+        anchors, _, inside = self.grid(features, image_size)
+        boxes, _, valid = self.proposals(logits, deltas, anchors, inside, image_size)
+        return Proposals(boxes, valid)
 
 
 class SampledRPN(nn.Cell):
@@ -126,22 +170,24 @@ class SampledRPN(nn.Cell):
 
 
 class RPNLoss(nn.Cell):
-    """Objectness (binary cross entropy) and box (smooth L1) losses over sampled anchors.
+    """Objectness (binary cross entropy) and box (smooth L1) losses over sampled anchors; and proposals to train on.
 
     Args:
-        sampled: the head at sampled anchors.  assigner_sampler, coder: of anchors.
-        cls_weight, box_weight: loss weights.  beta: of smooth L1.  ranks: that train together.
+        rpn: whose.  proposals: the generator in training.  sampled: the head at sampled anchors.
+        assigner_sampler, coder: of anchors.  cls_weight, box_weight: loss weights.  beta: of smooth L1.  ranks: that
+        train together.
         normaliser: what both losses' sums are divided by. "sampled": the sampled anchors (torchvision,
         maskrcnn-benchmark); "mmdet": these, but at least one positive and one negative an image (mmdetection's
         SamplingResult); "num": assigner_sampler.num an image, however many were sampled (Detectron2, MindSpore's zoo).
 
-    Inputs: features, a tuple of (B, C, H_l, W_l); anchors (N, 4); corners (N, 2), of their cells; anchor_valid (B, N);
-    gt_boxes (B, G, 4); gt_valid (B, G); ignore_boxes (B, K, 4); keys (B, N) uniform in [0, 1); total (), see
-    Normaliser. Outputs: the two losses, and the count of this batch, each ().
+    Inputs: features, a tuple of (B, C, H_l, W_l); image_size (B, 2); GroundTruth; keys (B, N) uniform in [0, 1);
+    totals, see RCNNLoss, of which the first counts. Outputs: Proposals; the two losses; the count of this batch, ().
     """
 
     def __init__(
         self,
+        rpn: RPN,
+        proposals: ProposalGenerator,
         sampled: SampledRPN,
         assigner_sampler: AssignerSampler,
         coder: BoxCoder,
@@ -153,31 +199,33 @@ class RPNLoss(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         self.normaliser, self.counted = Normaliser(ranks), normaliser
+        self.rpn, self.proposals = rpn, proposals
         self.sampled, self.assigner_sampler, self.coder = sampled, assigner_sampler, coder
         self.cls_weight, self.box_weight, self.beta = cls_weight, box_weight, beta
 
     def construct(
         self,
         features: tuple[Tensor, ...],
-        anchors: Tensor,
-        corners: Tensor,
-        anchor_valid: Tensor,
-        gt_boxes: Tensor,
-        gt_valid: Tensor,
-        ignore_boxes: Tensor,
+        image_size: Tensor,
+        truth: GroundTruth,
         keys: Tensor,
-        total: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        totals: Tensor | None = None,
+    ) -> tuple[Proposals, tuple[Tensor, Tensor], Tensor]:
+        logits, deltas = self.rpn.head(frozen(features))
+        anchors, corners, inside = self.rpn.grid(features, image_size)
+        # one unpacked in vain here, MindSpore warns of side effects that it eliminated
+        drawn_from = self.proposals(logits, deltas, anchors, inside, image_size)
         index, valid, positive, gt_index = self.assigner_sampler(
-            anchors, anchor_valid, gt_boxes, gt_valid, ignore_boxes, keys
+            anchors, inside, truth.boxes, truth.valid, truth.ignore, keys
         )
         logits, deltas = self.sampled(features, index, corners)
         count = self.count(valid, positive)
-        divisor = self.normaliser(count, total)
+        divisor = self.normaliser(count, total_of(totals, 0))
         cls_loss = (binary_cross_entropy(logits, positive) * valid).sum() / divisor
-        target = ops.stop_gradient(self.coder.encode(take_rows(gt_boxes, gt_index), ops.gather(anchors, index, 0)))
+        target = ops.stop_gradient(self.coder.encode(take_rows(truth.boxes, gt_index), ops.gather(anchors, index, 0)))
         box_loss = (smooth_l1(deltas, target, self.beta).sum(-1) * positive).sum() / divisor
-        return self.cls_weight * cls_loss, self.box_weight * box_loss, count
+        losses = (self.cls_weight * cls_loss, self.box_weight * box_loss)
+        return Proposals(drawn_from[0], drawn_from[2]), losses, count
 
     def count(self, valid: Tensor, positive: Tensor) -> Tensor:
         """What the losses of this batch's anchors are divided by; valid and positive (B, S) float32."""
@@ -187,3 +235,11 @@ class RPNLoss(nn.Cell):
             positives = positive.sum(1)
             return (ops.maximum(positives, 1.0) + ops.maximum(valid.sum(1) - positives, 1.0)).sum()
         return valid.sum()
+
+
+def frozen(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same maps, without gradient."""
+    out = ()
+    for f in features:
+        out += (ops.stop_gradient(f),)
+    return out

@@ -14,7 +14,7 @@ from src.config import Config, save_config
 from src.data.loader import TrainLoader
 from src.data.workers import WorkerDied
 from src.evaluation.coco import Summary
-from src.models.two_stage import LOSS_NAMES, TwoStageLoss
+from src.models.rcnn import RCNNLoss
 from src.runtime.errors import UserError
 from src.training.checkpoints import CheckpointError, assign_parameters, not_finite, position_of
 from src.training.distributed import Group
@@ -45,7 +45,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        loss: TwoStageLoss,
+        loss: RCNNLoss,
         loader: TrainLoader,
         evaluate: Callable[[int], Summary | None] | None = None,
         group: Group | None = None,
@@ -57,7 +57,7 @@ class Trainer:
         self.evaluate = evaluate if config.run_eval else None
         self.validate = validate
         self.rates = learning_rates(config, len(loader), self.group.size)
-        self.detector, self.keys = loss.detector, SamplerKeys(config)
+        self.detector, self.loss_names, self.keys = loss.detector, loss.names, SamplerKeys(config)
         self.step = build_step(config, loss, self.rates, self.group.size)
         checkpoints = config.output_dir / "checkpoints"
         self.folder = ResumeFolder(checkpoints, config.detector, config.keep_checkpoint_max)
@@ -257,9 +257,7 @@ class Trainer:
             same = [p for p in self.step.get_parameters() if p.name not in own]
             self.group.check_same(same, "after the first step")
             self.checked_first = True
-        losses = dict(zip(LOSS_NAMES, values.tolist(), strict=True))
-        if not self.config.with_mask:
-            del losses["rcnn_mask_loss"]
+        losses = dict(zip(self.loss_names, values.tolist(), strict=True))
         # the optimizer counts its own steps
         rate = float(self.rates[(epoch - 1) * len(self.loader) + i - 1 - self.state.skipped])
         before = self.state.position

@@ -5,7 +5,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config import Config
 from src.models.build import sampler_key_sizes
-from src.models.two_stage import LOSS_NAMES, TwoStageLoss
+from src.models.rcnn import RCNNLoss
 from src.training.update import Update, build_update
 
 __all__ = ["AccumulatedStep", "SamplerKeys", "TrainStep", "build_step", "step_inputs"]
@@ -19,16 +19,16 @@ class TrainStep(nn.Cell):
     Args:
         loss: the network with its losses.  update: of its trainable parameters.
 
-    Inputs: as TwoStageLoss. Outputs: the losses in the order of LOSS_NAMES, before the update, means over ranks; and
+    Inputs: as RCNNLoss. Outputs: the losses in the order of loss.names, before the update, means over ranks; and
     the output of `update`.
     """
 
-    def __init__(self, loss: TwoStageLoss, update: Update):
+    def __init__(self, loss: RCNNLoss, update: Update):
         super().__init__(auto_prefix=False)
         self.loss, self.update, self.checked = loss, update, update.checked
         self.weights = update.weights
         self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
-        self.sens = Tensor(np.eye(1, len(LOSS_NAMES), dtype=np.float32)[0])
+        self.sens = Tensor(np.eye(1, len(loss.names), dtype=np.float32)[0])
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         losses = self.update.mean(self.loss(*batch))
@@ -38,11 +38,11 @@ class TrainStep(nn.Cell):
 
 
 class Counts(nn.Cell):
-    """What the losses of a part are divided by, (1 + 2 * stages,) float32; see TwoStageLoss.with_counts."""
+    """What the losses of a part are divided by, (num_counts,) float32; see RCNNLoss.with_counts."""
 
-    def __init__(self, loss: TwoStageLoss):
+    def __init__(self, loss: RCNNLoss):
         super().__init__(auto_prefix=False)
-        self.loss, self.size = loss, 1 + 2 * loss.stages
+        self.loss, self.size = loss, loss.num_counts
 
     def construct(self, *part: Tensor) -> Tensor:
         return ops.stack(self.loss.with_counts(*part)[1])
@@ -51,11 +51,11 @@ class Counts(nn.Cell):
 class Part(nn.Cell):
     """Adds a part's gradients, times the loss scale, to `sums`; gives its losses, means over ranks."""
 
-    def __init__(self, loss: TwoStageLoss, update: Update, sums: ParameterTuple):
+    def __init__(self, loss: RCNNLoss, update: Update, sums: ParameterTuple):
         super().__init__(auto_prefix=False)
         self.loss, self.update, self.weights, self.sums = loss, update, update.weights, sums
         self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
-        self.sens = Tensor(np.eye(1, len(LOSS_NAMES), dtype=np.float32)[0])
+        self.sens = Tensor(np.eye(1, len(loss.names), dtype=np.float32)[0])
         self.map = ops.HyperMap()
 
     def construct(self, *inputs: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class AccumulatedStep:
     Inputs and outputs are TrainStep's, B a multiple of `parts`.
     """
 
-    def __init__(self, loss: TwoStageLoss, update: Update, parts: int):
+    def __init__(self, loss: RCNNLoss, update: Update, parts: int):
         self.parts, self.checked = parts, update.checked
         self.sums = update.weights.clone("accumulated", "zeros")
         learning = [c for _, c in loss.cells_and_names() if isinstance(c, nn.BatchNorm2d) and not fixed(c)]
@@ -144,7 +144,7 @@ def fixed(norm: nn.BatchNorm2d) -> bool:
     return norm.use_batch_statistics is False
 
 
-def build_step(config: Config, loss: TwoStageLoss, rates: np.ndarray, ranks: int = 1) -> TrainStep | AccumulatedStep:
+def build_step(config: Config, loss: RCNNLoss, rates: np.ndarray, ranks: int = 1) -> TrainStep | AccumulatedStep:
     """The step that `config` describes; `rates`: one learning rate a step."""
     update = build_update(config, loss, rates, ranks)
     if config.accumulate > 1:

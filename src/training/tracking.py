@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from src.config import Config
-from src.models.two_stage import LOSS_NAMES
 from src.runtime.errors import UserError
 from src.training.resume import flat, write_whole
 
@@ -36,7 +35,7 @@ def format_losses(epoch: int, step: int, losses: dict[str, float]) -> str:
     """One line of loss_{rank}.log; a detector without masks has no rcnn_mask_loss."""
     rpn = losses["rpn_cls_loss"] + losses["rpn_reg_loss"]
     rcnn = losses["rcnn_cls_loss"] + losses["rcnn_reg_loss"] + losses.get("rcnn_mask_loss", 0.0)
-    rows = {"rpn_loss": rpn, "rcnn_loss": rcnn, **{k: losses[k] for k in LOSS_NAMES[1:] if k in losses}}
+    rows = {"rpn_loss": rpn, "rcnn_loss": rcnn, **{k: v for k, v in losses.items() if k != "total_loss"}}
     rows["total_loss"] = losses["total_loss"]
     return f"epoch: {epoch} step: {step}, " + ", ".join(f"{k}: {v:.5f}" for k, v in rows.items())
 
@@ -54,7 +53,7 @@ class Interval:
 
     def mean(self) -> dict[str, float]:
         """Mean of each loss over the steps where it is finite; begins a new interval."""
-        names = [k for k in LOSS_NAMES if all(k in r for r in self.pending)]
+        names = [k for k in self.pending[0] if all(k in r for r in self.pending)]
         rows = {k: [r[k] for r in self.pending if math.isfinite(r[k])] for k in names}
         self.pending = []
         return {k: float(np.mean(v)) if v else math.nan for k, v in rows.items()}

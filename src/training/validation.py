@@ -6,7 +6,7 @@ from src.config import Config
 from src.data.augment import without_augmentation
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
-from src.models.two_stage import LOSS_NAMES, TwoStageLoss
+from src.models.rcnn import RCNNLoss
 from src.training.distributed import Group
 from src.training.step import SamplerKeys, step_inputs
 
@@ -23,7 +23,7 @@ class ValidationLoss:
     group: ranks among which the images are shared. Raises UserError where the split can't be learnt from.
     """
 
-    def __init__(self, config: Config, loss: TwoStageLoss, group: Group | None = None):
+    def __init__(self, config: Config, loss: RCNNLoss, group: Group | None = None):
         self.loss, self.group, plain = loss, group or Group(), without_augmentation(config)
         folder = ensure_mindrecord(plain, "val", training=True, quiet=not self.group.is_first)
         self.loader = TrainLoader(plain, folder, self.group.rank, self.group.size)
@@ -45,4 +45,4 @@ class ValidationLoss:
         finally:
             self.loss.set_train(True)
         means = np.mean(self.group.exchange(np.mean(rows, axis=0, dtype=np.float64)), axis=0)
-        return dict(zip(LOSS_NAMES, means.tolist(), strict=True))
+        return dict(zip(self.loss.names, means.tolist(), strict=True))

@@ -19,7 +19,7 @@ from src.device import set_device
 from src.evaluation.cpp_results import ImageResult, read_result
 from src.export.split import export_split
 from src.models.build import build_detector
-from src.models.two_stage import TwoStageDetector
+from src.models.rcnn import RCNN
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,10 +61,10 @@ class Exported:
     """A detector with random weights, and its export in the split form."""
 
     config: Config
-    detector: TwoStageDetector
+    detector: RCNN
     sidecar: Path
 
-    def detect(self, path: Path, config: Config | None = None, detector: TwoStageDetector | None = None) -> ImageResult:
+    def detect(self, path: Path, config: Config | None = None, detector: RCNN | None = None) -> ImageResult:
         """What Python detects in an image file."""
         # as stored, unless the config says exif: upright
         image = safe_decode(path.read_bytes(), path.name, (config or self.config).exif)
@@ -77,7 +77,7 @@ class Exported:
         return ImageResult(*image.shape[:2], boxes[out[3]], out[1][out[3]], out[2][out[3]], masks)
 
 
-def random_detector(**overrides) -> tuple[Config, TwoStageDetector]:
+def random_detector(**overrides) -> tuple[Config, RCNN]:
     """Random weights give every class some 1 / 6: a low threshold keeps as many detections as there can be."""
     overrides = {"test_cfg.rcnn.score_thr": 0.1, "img_width": 192, "img_height": 128} | overrides
     config = load_config(ROOT / "configs/shapes.yaml", overrides)

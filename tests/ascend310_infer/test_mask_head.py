@@ -9,7 +9,7 @@ import pytest
 from mindspore import Tensor
 
 from src.export.mask_weights import write_mask_weights
-from src.models.mask_head import MaskHead
+from src.models.heads.mask import MaskHead
 from src.ops.library import library_path, standard_operators
 from tests.conftest import all_cores
 from tests.ops.conftest import MARCHES, build

@@ -465,11 +465,11 @@ def loud_detector(**overrides):
     """Logits beyond 17 on several levels, anchors that shrink to nothing, and every proposal among the detections."""
     all_of_few = {"test_cfg.rpn.nms_pre": 20, "test_cfg.rcnn.iou_threshold": 0.99, "test_cfg.rcnn.max_per_img": 500}
     config, detector = random_detector(**{"detector": "faster_rcnn"} | all_of_few | overrides)
-    for cell, size in ((detector.rpn.cls, 3e4), (detector.rpn.reg, 2e3), (detector.neck.fpn_convs[0], 0.5)):
+    for cell, size in ((detector.rpn.head.cls, 3e4), (detector.rpn.head.reg, 2e3), (detector.neck.fpn_convs[0], 0.5)):
         cell.weight.set_data(Tensor(cell.weight.asnumpy() * np.float32(size)))
     bias = np.zeros((3, 4), np.float32)
     bias[1, 2] = -6.0
-    detector.rpn.reg.bias.set_data(Tensor(bias.ravel()))
+    detector.rpn.head.reg.bias.set_data(Tensor(bias.ravel()))
     return config, detector
 
 

@@ -50,7 +50,7 @@ def test_without_the_program_nothing_is_called_compared(tiny, tmp_path, capsys):
     # nothing else is left
     assert sorted(p.name for p in path.parent.iterdir()) == sorted([path.name, *(e["name"] for e in entries)])
     assert [len(level) for level in content["base_anchors"]] == [3] * 5
-    np.testing.assert_allclose(content["base_anchors"][0], tiny[1].anchors.asnumpy()[:3])
+    np.testing.assert_allclose(content["base_anchors"][0], tiny[1].rpn.anchors.asnumpy()[:3])
 
 
 @pytest.mark.full

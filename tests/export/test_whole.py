@@ -160,7 +160,7 @@ def test_onnx_file(small_config, make_detector, tmp_path, monkeypatch, refusal):
     agreement = export_whole(config, detector, path, "ONNX")
     # compared without the threshold, which little here reaches, but written with it
     assert agreement.total == config.test_cfg.rcnn.max_per_img
-    assert detector.detections.score_thr == 0.3
+    assert detector.roi_heads.selector.score_thr == 0.3
     assert sidecar.read(f"{path}.json")["rcnn"]["score_thr"] == 0.3
     scores = OnnxModel(path)(*reference_input(config, 1))[1]
     assert ((scores == 0) | (scores > np.float32(0.3))).all()

@@ -114,6 +114,6 @@ def test_ground_truth_among_the_proposals_is_its_own_and_competes_for_none(built
 def test_each_projects_config_assigns_as_the_project(name, last, appended):
     config = load_config(f"configs/{name}.yaml", {"img_height": 64, "img_width": 64})
     loss = build_loss(config, build_detector(config))
-    anchors, boxes = loss.rpn_loss.assigner_sampler, loss.rcnn_sampler
+    anchors, boxes = loss.rpn_loss.assigner_sampler, loss.roi_loss.sampler
     assert anchors.to_last_object == boxes.to_last_object == last
     assert boxes.gt_appended == appended and not anchors.gt_appended

@@ -8,7 +8,7 @@ from mindspore import Tensor
 from benchmarks.synthetic import synthetic_batch
 from src.config import load_config
 from src.models.build import build_detector, build_loss
-from src.models.two_stage import LOSS_NAMES
+from src.structures import Detections, Proposals
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys
 
@@ -67,11 +67,13 @@ def test_stages_refine_boxes_and_average_scores(average, agnostic):
     xy = r.uniform(0, 80, (30, 2))
     boxes = np.concatenate([xy, xy + r.uniform(8, 60, (30, 2))], 1).astype(np.float32)
     given = Tensor(boxes[None]), Tensor(np.ones((1, 30), bool)), Tensor(np.array([[120, 180]], np.float32))
-    scores, deltas, references = (x.asnumpy()[0] for x in detector.classify(features, *given))
+    heads = detector.roi_heads
+    classified = heads.classify(features, Proposals(*given[:2]), given[2])
+    scores, deltas, references = (x.asnumpy()[0] for x in classified)
 
     each, current = [], boxes
-    for stage, head in enumerate(detector.bbox_heads):
-        rois = detector.roi_extractor(features, Tensor(current[None].astype(np.float32)), given[1])
+    for stage, head in enumerate(heads.boxes):
+        rois = heads.extractor(features, Tensor(current[None].astype(np.float32)), given[1])
         logits, moves = (x.asnumpy() for x in head(rois))
         each.append(softmax(logits) if average == "probabilities" else logits)
         if stage < 2:
@@ -92,9 +94,10 @@ def test_masks_are_the_heads_average(average):
     features = tuple(Tensor(r.normal(0, 1, (1, 64, 128 // s, 192 // s)).astype(np.float32)) for s in (4, 8, 16, 32, 64))
     boxes = Tensor(np.array([[[10, 10, 60, 50], [20, 5, 90, 100]]], np.float32))
     labels, valid = Tensor(np.array([[1, 3]], np.int32)), Tensor(np.ones((1, 2), bool))
-    got = detector.masks(features, boxes, labels, valid).asnumpy()[0]
-    rois = detector.mask_roi_extractor(features, boxes, valid)
-    logits = np.stack([head(rois, labels[0]).asnumpy() for head in detector.mask_heads])
+    (branch,) = detector.roi_heads.more
+    got = branch(features, Detections(boxes, boxes[..., 0], labels, valid)).asnumpy()[0]
+    rois = branch.extractor(features, boxes, valid)
+    logits = np.stack([head(rois, labels[0]).asnumpy() for head in branch.heads])
     sigmoid = 1 / (1 + np.exp(-logits))
     expected = sigmoid.mean(0) if average == "probabilities" else 1 / (1 + np.exp(-logits.mean(0)))
     assert np.abs(sigmoid.max(0) - sigmoid.min(0)).max() > 0.01  # heads differ, so that an average shows
@@ -123,8 +126,9 @@ def test_equal_stages_that_move_nothing_lose_what_one_stage_loses(resample):
             elif name.startswith("bbox_heads"):
                 p.set_data(Tensor(values["bbox_heads.0." + name.split(".", 2)[2]].asnumpy()))
         batch = synthetic_batch(config, 4)
-        out = build_loss(config, detector).set_train()(*step_inputs(batch, SamplerKeys(config)(0, batch["image_id"])))
-        losses[stages] = dict(zip(LOSS_NAMES, out.asnumpy(), strict=True))
+        loss = build_loss(config, detector).set_train()
+        out = loss(*step_inputs(batch, SamplerKeys(config)(0, batch["image_id"])))
+        losses[stages] = dict(zip(loss.names, out.asnumpy(), strict=True))
     for name in ("rcnn_cls_loss", "rcnn_reg_loss"):
         # sums over other arrangements of the same rows
         assert losses[3][name] == pytest.approx(3 * losses[1][name], rel=1e-4)

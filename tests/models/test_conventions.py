@@ -126,9 +126,9 @@ def test_the_last_level_trains_at_its_own_anchors():
     r = np.random.default_rng(0)
     channels, sides = config.neck.fpn.out_channels, (40, 20, 10, 5, 3)
     maps = tuple(Tensor(r.normal(0, 1, (1, channels, s, s)).astype(np.float32)) for s in sides)
-    logits, deltas = (np.concatenate([x.asnumpy() for x in part], 1) for part in detector.rpn(maps))
+    logits, deltas = (np.concatenate([x.asnumpy() for x in part], 1) for part in detector.rpn.head(maps))
     index = np.arange(logits.shape[1] - 27 - 75, logits.shape[1])[None].astype(np.int32)  # the last two levels
-    ours = sampled(maps, Tensor(index), detector.anchor_corners)
+    ours = sampled(maps, Tensor(index), detector.rpn.corners)
     # sums of 256 products in another order
     np.testing.assert_allclose(ours[0].asnumpy()[0], logits[0, index[0]], atol=1e-5)
     np.testing.assert_allclose(ours[1].asnumpy()[0], deltas[0, index[0]], atol=1e-5)
@@ -145,7 +145,7 @@ def test_what_rpn_losses_are_divided_by(normaliser, divisor):
     valid[0], valid[1, :103] = 1, 1
     positive = np.zeros_like(valid)
     positive[1, :3] = 1
-    loss = RPNLoss(None, AssignerSampler(256, 0.5, 0.7, 0.3), None, normaliser=normaliser)
+    loss = RPNLoss(None, None, None, AssignerSampler(256, 0.5, 0.7, 0.3), None, normaliser=normaliser)
     assert loss.count(Tensor(valid), Tensor(positive)).asnumpy() == divisor
 
 
@@ -206,11 +206,12 @@ def test_conventions_reach_the_detector_and_its_losses():
     config = load_config("configs/shapes.yaml", overrides)
     detector = build_detector(config)
     loss = build_loss(config, detector)
-    coders = [detector.proposals.coder, detector.detections.coder, *detector.coders, loss.proposals.coder]
+    heads, proposals = detector.roi_heads, (detector.rpn.proposals, loss.rpn_loss.proposals)
+    coders = [*(p.coder for p in proposals), heads.selector.coder, *heads.coders]
     assert all(coder.clamp_both for coder in coders)
-    assert detector.proposals.rank_by == loss.proposals.rank_by == "logits"
+    assert {p.rank_by for p in proposals} == {"logits"}
     assert loss.rpn_loss.counted == "num"
-    assert {(m.targets.box, m.targets.binary) for m in loss.mask_losses} == {("last_pixel", True)}
+    assert {(m.targets.box, m.targets.binary) for m in loss.roi_loss.more} == {("last_pixel", True)}
 
 
 def test_an_older_runs_config_pastes_and_cuts_masks_as_it_did():
@@ -246,9 +247,9 @@ def test_a_roi_that_ends_at_its_last_pixel():
 def test_a_config_with_box_plus_one_clips_so_everywhere():
     overrides = {"box_plus_one": True, "rpn.anchor_generator.legacy": "caffe2", "detector": "faster_rcnn"}
     detector = build_detector(load_config("configs/shapes.yaml", overrides))
-    assert detector.proposals.plus_one and detector.detections.plus_one
+    assert detector.rpn.proposals.plus_one and detector.roi_heads.selector.plus_one
     np.testing.assert_array_equal(
-        detector.anchors.asnumpy()[:3], base_anchors(4, [4], [0.5, 1, 2], rounded=False, legacy="caffe2")
+        detector.rpn.anchors.asnumpy()[:3], base_anchors(4, [4], [0.5, 1, 2], rounded=False, legacy="caffe2")
     )
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.models.bbox_head import Detections
 from src.models.box_coder import BoxCoder
+from src.models.heads.box import BoxSelector
 
 # two boxes on one object, of two classes each, and one box apart
 BOXES = np.array([[[10, 10, 50, 50], [11, 10, 51, 50], [70, 10, 90, 50]]], np.float32)
@@ -20,7 +20,7 @@ SCORES = np.array([[[0.0, 0.6, 0.4], [0.1, 0.2, 0.7], [0.5, 0.5, 0.0]]], np.floa
 def test_boxes_of_another_class_are_suppressed_where_asked(across, labels, scores, builtin):
     ms.set_context(mode=ms.GRAPH_MODE)
     coder = BoxCoder([0.0] * 4, [1.0] * 4, 0.016)
-    cell = Detections(coder, 3, 0.05, 0.5, 5, 100, 0.01, builtin_ops=builtin, agnostic_nms=across)
+    cell = BoxSelector(coder, 3, 0.05, 0.5, 5, 100, 0.01, builtin_ops=builtin, agnostic_nms=across)
     valid, size = np.ones((1, 3), bool), np.array([[100, 100]], np.float32)
     arrays = (SCORES, np.zeros((1, 3, 4), np.float32), BOXES, valid, size)
     boxes, score, label, kept = (x.asnumpy()[0] for x in cell(*map(Tensor, arrays)))

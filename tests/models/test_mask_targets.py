@@ -7,7 +7,7 @@ from mindspore import Tensor
 from pycocotools import mask as rle
 
 from benchmarks.reference import crop_masks
-from src.models.mask_head import MaskTargets
+from src.models.heads.mask import MaskTargets
 from tests.ops.test_roi_align import numpy_roi_align
 
 pytestmark = pytest.mark.usefixtures("operator_by_operator")

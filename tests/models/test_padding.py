@@ -8,7 +8,6 @@ from mindspore import Tensor, nn, ops
 from benchmarks.synthetic import synthetic_batch
 from src.config import load_config
 from src.models.build import build_detector, build_loss
-from src.models.two_stage import LOSS_NAMES
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys
 
@@ -32,7 +31,7 @@ class LossAndGradients(nn.Cell):
         super().__init__(auto_prefix=False)
         self.loss, self.weights = loss, ms.ParameterTuple(loss.trainable_params())
         self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
-        self.sens = Tensor(np.eye(1, len(LOSS_NAMES), dtype=np.float32)[0])
+        self.sens = Tensor(np.eye(1, len(loss.names), dtype=np.float32)[0])
 
     def construct(self, *batch):
         return self.loss(*batch), self.grad(self.loss, self.weights)(*batch, self.sens)
@@ -95,7 +94,7 @@ def test_padded_ground_truth_has_real_rows_to_lose(trained):
 def test_image_without_objects_trains_only_background(trained):
     config, _, net = trained
     losses, norms = losses_and_norms(net, config, synthetic_batch(config, objects=0))
-    named = dict(zip(LOSS_NAMES, losses, strict=True))
+    named = dict(zip(net.loss.names, losses, strict=True))
     assert np.isfinite(losses).all() and np.isfinite(norms).all()
     assert named["rpn_reg_loss"] == named["rcnn_reg_loss"] == named["rcnn_mask_loss"] == 0
     assert named["rpn_cls_loss"] > 0 and named["rcnn_cls_loss"] > 0
@@ -107,7 +106,7 @@ def test_crowd_regions_make_no_negatives(trained):
     batch = synthetic_batch(config, objects=0)
     batch["ignore_boxes"][:, 0] = [0, 0, config.img_width, config.img_height]
     losses, _ = losses_and_norms(net, config, batch)
-    named = dict(zip(LOSS_NAMES, losses, strict=True))
+    named = dict(zip(net.loss.names, losses, strict=True))
     assert named["rcnn_cls_loss"] == 0
 
 

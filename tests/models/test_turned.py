@@ -35,7 +35,7 @@ class WithGradient(nn.Cell):
 
     def __init__(self, loss):
         super().__init__(auto_prefix=False)
-        self.loss, self.weights = loss, ms.ParameterTuple([loss.detector.rpn.conv.weight])
+        self.loss, self.weights = loss, ms.ParameterTuple([loss.detector.rpn.head.conv.weight])
         self.grad = ops.GradOperation(get_by_list=True)
 
     def construct(self, *batch):
@@ -54,7 +54,7 @@ def test_a_side_that_no_last_stride_divides(detectors):
     """96 and 160 pixels are 1.5 and 2.5 strides of the last level: rows and columns round up."""
     config, detector, _ = detectors[0]
     cells = [(-(-96 // s)) * (-(-160 // s)) for s in (4, 8, 16, 32, 64)]
-    assert detector.anchors.shape[0] == detector.turned_anchors.shape[0] == 3 * sum(cells)
+    assert detector.rpn.anchors.shape[0] == detector.rpn.turned_anchors.shape[0] == 3 * sum(cells)
 
 
 @pytest.mark.usefixtures("operator_by_operator")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from src.models.two_stage import LOSS_NAMES
 from src.training import loop
 from src.training.step import BATCH_KEYS
+from tests.training.names import LOSS_NAMES
 
 
 class Detector(nn.Cell):

@@ -10,7 +10,6 @@ from benchmarks.synthetic import synthetic_batch
 from src.config import load_config
 from src.device import set_device
 from src.models.build import build_detector, build_loss
-from src.models.two_stage import LOSS_NAMES
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys, TrainStep, build_step
 from src.training.update import LossScale, Update
@@ -21,12 +20,13 @@ class Toy(nn.Cell):
 
     def __init__(self, half=True):
         super().__init__()
+        self.names = ("total_loss", "rpn_cls_loss")
         self.weight, self.half = Parameter(Tensor(np.array([1.0, 2.0], np.float32)), name="weight"), half
 
     def construct(self, x):
         w = self.weight
         total = (w.astype(x.dtype) * x).sum().astype(w.dtype)
-        return ops.stack((total,) + (total * 0,) * (len(LOSS_NAMES) - 1))
+        return ops.stack((total,) + (total * 0,) * (len(self.names) - 1))
 
 
 def make(scale, rate=0.5):

@@ -7,7 +7,6 @@ import math
 import cv2
 import pytest
 
-from src.models.two_stage import LOSS_NAMES
 from src.runtime.errors import UserError
 from src.training.tracking import (
     Interval,
@@ -19,6 +18,7 @@ from src.training.tracking import (
     format_losses,
     make_trackers,
 )
+from tests.training.names import LOSS_NAMES
 
 METRICS = {"bbox AP": 0.25, "bbox APs": -1.0, "segm AP": 0.125}
 CLASSES = {"bbox": {"AP AR": {"AP": 0.5, "AP50": None, "best": {"score": 0.3, "f1": 0.75}}}}

@@ -121,7 +121,7 @@ def test_evaluating_weights_that_are_not_finite_says_that_training_diverged(
     compiled, make_config, tmp_path, refusal, value
 ):
     config, detector = make_config(), compiled.detector
-    weight = detector.rpn.cls.bias
+    weight = detector.rpn.head.cls.bias
     before = weight.asnumpy().copy()
     evaluator = Evaluator(config, detector)
     try:

@@ -1,4 +1,4 @@
-"""The box head: two fully connected layers, then classes and box deltas; its losses; and its detections."""
+"""The box head: two fully connected layers, then classes and box deltas; its losses; and the choice of detections."""
 
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
@@ -7,8 +7,9 @@ from mindspore.common.initializer import Normal, XavierUniform
 from src.models.box_coder import BoxCoder, clip_boxes, take_rows
 from src.models.losses import Normaliser, cross_entropy, smooth_l1
 from src.ops.nms import BatchedNMS
+from src.structures import Detections, Sample
 
-__all__ = ["BBoxHead", "BBoxLoss", "Detections", "class_deltas"]
+__all__ = ["BBoxHead", "BBoxLoss", "BoxSelector", "class_deltas"]
 
 
 class BBoxHead(nn.Cell):
@@ -52,9 +53,8 @@ def class_deltas(deltas: Tensor, labels: Tensor) -> Tensor:
 class BBoxLoss(nn.Cell):
     """Classification (cross entropy) and box (smooth L1) losses over sampled RoIs.
 
-    Inputs: logits (R, num_classes), deltas (R, 4 * num_classes) or (R, 4), rois (R, 4), labels (R,) int32 (0 for
-    negatives), gt_boxes (R, 4), valid (R,) and positive (R,) float32; total (), see Normaliser. Output: two scalars,
-    means over valid RoIs.
+    Inputs: logits (B * S, num_classes), deltas (B * S, 4 * num_classes) or (B * S, 4), the Sample that they are of;
+    total (), see Normaliser. Output: two scalars, means over the boxes used.
     """
 
     def __init__(
@@ -73,13 +73,11 @@ class BBoxLoss(nn.Cell):
         self,
         logits: Tensor,
         deltas: Tensor,
-        rois: Tensor,
-        labels: Tensor,
-        gt_boxes: Tensor,
-        valid: Tensor,
-        positive: Tensor,
+        sample: Sample,
         total: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        rois, gt_boxes, labels = sample.boxes.reshape(-1, 4), sample.targets.reshape(-1, 4), sample.labels.reshape(-1)
+        valid, positive = sample.used.reshape(-1), sample.positive.reshape(-1)
         count = self.normaliser(valid.sum(), total)
         cls_loss = (cross_entropy(logits, labels) * valid).sum() / count
         target = ops.stop_gradient(self.coder.encode(gt_boxes, rois))
@@ -87,7 +85,7 @@ class BBoxLoss(nn.Cell):
         return self.cls_weight * cls_loss, self.box_weight * box_loss
 
 
-class Detections(nn.Cell):
+class BoxSelector(nn.Cell):
     """Final boxes: (box, class) pairs above a score threshold, decoded, clipped, suppressed class by class.
 
     Args:
@@ -95,8 +93,8 @@ class Detections(nn.Cell):
         that enter NMS, best first), min_bbox_size, agnostic_nms: as test_cfg.rcnn.  plus_one: see clip_boxes.
 
     Inputs: scores (B, P, num_classes), class probabilities; deltas (B, P, 4 * num_classes) or (B, P, 4); the boxes that
-    they refer to (B, P, 4); valid (B, P) bool; image_size (B, 2). Outputs, D = max_per_img rows an image, best first,
-    all-zero where not valid: boxes (B, D, 4) in canvas pixels, scores (B, D), labels (B, D) int32, valid (B, D) bool.
+    they refer to (B, P, 4); valid (B, P) bool; image_size (B, 2). Output: Detections, D = max_per_img rows an image,
+    all-zero where not valid.
     """
 
     def __init__(
@@ -121,7 +119,7 @@ class Detections(nn.Cell):
 
     def construct(
         self, scores: Tensor, deltas: Tensor, references: Tensor, valid: Tensor, image_size: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> Detections:
         b, p, classes = references.shape[0], references.shape[1], self.num_classes - 1
         score = scores[..., 1:] * valid.astype(scores.dtype).expand_dims(-1)
         # all are sorted, because TopK keeps equal scores in order only then, and sure ones are equal: 1
@@ -141,4 +139,5 @@ class Detections(nn.Cell):
         index, kept = self.nms(boxes, score, group, usable)
         mask = kept.astype(boxes.dtype)
         label = take_rows(label, index).astype(mstype.int32) * kept.astype(mstype.int32)
-        return take_rows(boxes, index) * mask.expand_dims(-1), take_rows(score, index) * mask, label, kept
+        boxes = take_rows(boxes, index) * mask.expand_dims(-1)
+        return Detections(boxes, take_rows(score, index) * mask, label, kept)

@@ -1,5 +1,7 @@
 """The mask head (He et al., 2017, arXiv:1703.06870), its targets and its loss."""
 
+from collections.abc import Sequence
+
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import HeNormal
@@ -9,8 +11,9 @@ from src.models.precision import float32
 from src.models.roi_extractor import RoIExtractor
 from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
+from src.structures import Detections, GroundTruth, Sample
 
-__all__ = ["MaskHead", "MaskLoss", "MaskTargets"]
+__all__ = ["MaskBranch", "MaskHead", "MaskLoss", "MaskTargets"]
 
 
 class MaskHead(nn.Cell):
@@ -49,6 +52,43 @@ class MaskHead(nn.Cell):
         weight = ops.gather(self.logits.weight.reshape(-1, c), labels, 0).reshape(r, 1, c)
         bias = ops.gather(self.logits.bias, labels, 0).reshape(r, 1, 1)
         return (self.bmm(weight, x.reshape(r, c, h * w)) + bias).reshape(r, h, w)
+
+
+class MaskBranch(nn.Cell):
+    """Masks of detections, by one mask head or by the mean of several (arXiv:1712.00726).
+
+    Args:
+        extractor: of the heads' features.  heads: one or more.  staged: these are a cascade's, named so.
+        average_probabilities: several heads' masks are averaged after sigmoid, else before.
+
+    Inputs: features, the pyramid; Detections. Output (B, D, 28, 28), probabilities of each detection's class.
+    """
+
+    def __init__(
+        self,
+        extractor: RoIExtractor,
+        heads: Sequence[MaskHead],
+        staged: bool = False,
+        average_probabilities: bool = False,
+    ):
+        super().__init__(auto_prefix=False)
+        self.extractor, self.staged, self.average_probabilities = extractor, staged, average_probabilities
+        # a list numbers its cells' parameters
+        self.heads = nn.CellList(heads, auto_prefix=staged)
+
+    def parts(self) -> dict[str, nn.Cell]:
+        """The heads by their names in a checkpoint."""
+        return {"mask_heads": self.heads} if self.staged else {"mask_head": self.heads[0]}
+
+    def construct(self, features: tuple[Tensor, ...], found: Detections) -> Tensor:
+        rois, labels = self.extractor(features, found.boxes, found.valid), found.labels.reshape(-1)
+        total = 0.0
+        for head in self.heads:
+            logits = head(rois, labels)
+            total = total + (ops.sigmoid(logits) if self.average_probabilities else logits)
+        mean = total / len(self.heads)
+        masks = mean if self.average_probabilities else ops.sigmoid(mean)
+        return masks.reshape(found.valid.shape + masks.shape[1:])
 
 
 class MaskTargets(nn.Cell):
@@ -117,9 +157,11 @@ class MaskLoss(nn.Cell):
         head, roi_extractor, targets: the mask head, its features, its targets.  weight: of the loss.
         buckets: number of sizes; 1: always all rows.
 
-    Inputs: features; rois and gt_boxes (B, P, 4); labels and gt_index (B, P) int32; positive (B, P) float32; masks
-    (B, G, S, S) uint8; total (), see Normaliser. Output: a scalar, the mean over all positives' cells.
+    Inputs: features; Sample of positives first; GroundTruth; total (), see Normaliser. Outputs: the loss, the mean over
+    all positives' cells, and the count of these positives, each ().
     """
+
+    name = "rcnn_mask_loss"
 
     def __init__(
         self,
@@ -139,14 +181,11 @@ class MaskLoss(nn.Cell):
     def construct(
         self,
         features: tuple[Tensor, ...],
-        rois: Tensor,
-        gt_boxes: Tensor,
-        labels: Tensor,
-        gt_index: Tensor,
-        positive: Tensor,
-        masks: Tensor,
+        sample: Sample,
+        truth: GroundTruth,
         total: Tensor | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        positive, masks, rois = sample.positive, truth.masks, sample.boxes.reshape(-1, 4)
         b, p = positive.shape
         g = masks.shape[1]
         flat = positive.reshape(-1)
@@ -154,14 +193,15 @@ class MaskLoss(nn.Cell):
         _, order = self.topk(flat * (b * p) - ops.arange(b * p).astype(flat.dtype), b * p)
         image = order // p
         rows = (
-            ops.concat((image.astype(rois.dtype).expand_dims(1), ops.gather(rois.reshape(-1, 4), order, 0)), 1),
-            ops.gather(gt_boxes.reshape(-1, 4), order, 0),
-            ops.gather(labels.reshape(-1), order, 0),
-            ops.gather(gt_index.reshape(-1), order, 0) + image.astype(gt_index.dtype) * g,
+            ops.concat((image.astype(rois.dtype).expand_dims(1), ops.gather(rois, order, 0)), 1),
+            ops.gather(sample.targets.reshape(-1, 4), order, 0),
+            ops.gather(sample.labels.reshape(-1), order, 0),
+            ops.gather(sample.gt_index.reshape(-1), order, 0) + image.astype(sample.gt_index.dtype) * g,
             ops.gather(flat, order, 0),
         )
-        found = self.bucket(features, rows, masks.reshape((b * g,) + masks.shape[2:]), flat.sum(), self.buckets - 1)
-        return self.weight * found / self.normaliser(flat.sum(), total)
+        count = flat.sum()
+        found = self.bucket(features, rows, masks.reshape((b * g,) + masks.shape[2:]), count, self.buckets - 1)
+        return self.weight * found / self.normaliser(count, total), count
 
     def bucket(self, features: tuple, rows: tuple, masks: Tensor, count: Tensor, halvings: int) -> Tensor:
         """Sum of the losses of the first rows, on 1 / 2^halvings of them if that holds all `count` positives."""

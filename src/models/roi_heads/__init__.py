@@ -1,0 +1,1 @@
+"""How heads make a second stage."""
