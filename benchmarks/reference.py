@@ -26,7 +26,6 @@ from src.evaluation.masks import paste_masks
 from src.models.build import build_detector, build_loss
 from src.models.rcnn import RCNN, RCNNLoss
 from src.runtime.errors import UserError, run_command
-from src.structures import GroundTruth, Proposals
 from tests.reference.reference_weights import reference_inputs, reference_state_dict
 
 __all__ = ["Row", "compare", "match_boxes"]
@@ -73,7 +72,7 @@ class FirstStage(nn.Cell):
         d = self.detector
         features = d.features(image)
         proposals = d.rpn(features, image_size)
-        return features, proposals.boxes, proposals.valid
+        return features, proposals["boxes"], proposals["valid"]
 
 
 class Stages(nn.Cell):
@@ -95,7 +94,8 @@ class Stages(nn.Cell):
         mask_features = branch.extractor(features, rois, given)
         mask_head = branch.heads[0]
         masks = mask_head.logits(mask_head.features(mask_features[:8]))
-        return features, logits, deltas, proposals.boxes, proposals.valid, box_features, cls, reg, mask_features, masks
+        boxes, valid = proposals["boxes"], proposals["valid"]
+        return features, logits, deltas, boxes, valid, box_features, cls, reg, mask_features, masks
 
 
 class GivenProposals(nn.Cell):
@@ -106,12 +106,10 @@ class GivenProposals(nn.Cell):
         self.loss = loss
 
     def construct(self, image, image_size, rois, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rpn_keys, rcnn_keys):
-        features, truth = (
-            self.loss.detector.features(image),
-            GroundTruth(gt_boxes, gt_labels, gt_valid, gt_masks, ignore),
-        )
+        features = self.loss.detector.features(image)
+        truth = {"boxes": gt_boxes, "labels": gt_labels, "valid": gt_valid, "masks": gt_masks, "ignore": ignore}
         _, rpn, _ = self.loss.rpn_loss(features, image_size, truth, rpn_keys)
-        given = Proposals(rois, ops.ones(rois.shape[:2], ms.bool_))
+        given = {"boxes": rois, "valid": ops.ones(rois.shape[:2], ms.bool_)}
         rcnn, _ = self.loss.roi_loss(features, given, image_size, truth, rcnn_keys)
         parts = rpn + rcnn
         return ops.stack((parts[0] + parts[1] + parts[2] + parts[3] + parts[4],) + parts)

@@ -45,7 +45,7 @@ def test_a_runs_own_config(tiny_model, tmp_path):
     network = create_network(str(tmp_path / "config.yaml"), checkpoint=checkpoint)
     trained = load_checkpoint(checkpoint)["bbox_head.cls.weight"]
     np.testing.assert_array_equal(network.roi_heads.box.cls.weight.asnumpy(), trained)
-    assert not network.with_mask
+    assert not network.roi_heads.more
 
 
 @pytest.mark.parametrize(

@@ -383,7 +383,7 @@ class Sampled(nn.Cell):
     def construct(self, image: Tensor, image_size: Tensor) -> tuple:
         maps = self.detector.features(image)
         proposals = self.detector.rpn(maps, image_size)
-        return maps, proposals.boxes, proposals.valid
+        return maps, proposals["boxes"], proposals["valid"]
 
 
 def nearest_sampling(

@@ -7,7 +7,6 @@ Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870) have StandardR
 from mindspore import Tensor, nn, ops
 
 from src.models.rpn import RPN, RPNLoss
-from src.structures import GroundTruth
 
 __all__ = ["RCNN", "RCNNLoss"]
 
@@ -37,7 +36,7 @@ class RCNN(nn.Cell):
         features = self.features(image)
         proposals = self.rpn(features, image_size)
         found, more = self.roi_heads(features, proposals, image_size)
-        return (found.boxes, found.scores, found.labels, found.valid) + more
+        return (found["boxes"], found["scores"], found["labels"], found["valid"]) + more
 
 
 class RCNNLoss(nn.Cell):
@@ -77,7 +76,13 @@ class RCNNLoss(nn.Cell):
         totals: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The losses, and what they are divided by, each () float32: the first stage's anchors, then the RoI heads'."""
-        truth = GroundTruth(gt_boxes, gt_labels, gt_valid, gt_masks, ignore_boxes)
+        truth = {
+            "boxes": gt_boxes,
+            "labels": gt_labels,
+            "valid": gt_valid,
+            "masks": gt_masks,
+            "ignore": ignore_boxes,
+        }
         features = self.detector.features(image)
         proposals, losses, count = self.rpn_loss(features, image_size, truth, rpn_keys, totals)
         roi_losses, counts = self.roi_loss(features, proposals, image_size, truth, rcnn_keys, totals)

@@ -84,7 +84,7 @@ class RPN(nn.Cell):
         logits, deltas = self.head(features)
         anchors, _, inside = self.grid(features, image_size)
         boxes, _, valid = self.proposals(logits, deltas, anchors, inside, image_size)
-        return Proposals(boxes, valid)
+        return {"boxes": boxes, "valid": valid}
 
 
 class SampledRPN(nn.Cell):
@@ -216,16 +216,17 @@ class RPNLoss(nn.Cell):
         # one unpacked in vain here, MindSpore warns of side effects that it eliminated
         drawn_from = self.proposals(logits, deltas, anchors, inside, image_size)
         index, valid, positive, gt_index = self.assigner_sampler(
-            anchors, inside, truth.boxes, truth.valid, truth.ignore, keys
+            anchors, inside, truth["boxes"], truth["valid"], truth["ignore"], keys
         )
         logits, deltas = self.sampled(features, index, corners)
         count = self.count(valid, positive)
         divisor = self.normaliser(count, total_of(totals, 0))
         cls_loss = (binary_cross_entropy(logits, positive) * valid).sum() / divisor
-        target = ops.stop_gradient(self.coder.encode(take_rows(truth.boxes, gt_index), ops.gather(anchors, index, 0)))
+        objects = take_rows(truth["boxes"], gt_index)
+        target = ops.stop_gradient(self.coder.encode(objects, ops.gather(anchors, index, 0)))
         box_loss = (smooth_l1(deltas, target, self.beta).sum(-1) * positive).sum() / divisor
         losses = (self.cls_weight * cls_loss, self.box_weight * box_loss)
-        return Proposals(drawn_from[0], drawn_from[2]), losses, count
+        return {"boxes": drawn_from[0], "valid": drawn_from[2]}, losses, count
 
     def count(self, valid: Tensor, positive: Tensor) -> Tensor:
         """What the losses of this batch's anchors are divided by; valid and positive (B, S) float32."""

@@ -8,7 +8,6 @@ from mindspore import Tensor
 from benchmarks.synthetic import synthetic_batch
 from src.config import load_config
 from src.models.build import build_detector, build_loss
-from src.structures import Detections, Proposals
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys
 
@@ -68,7 +67,7 @@ def test_stages_refine_boxes_and_average_scores(average, agnostic):
     boxes = np.concatenate([xy, xy + r.uniform(8, 60, (30, 2))], 1).astype(np.float32)
     given = Tensor(boxes[None]), Tensor(np.ones((1, 30), bool)), Tensor(np.array([[120, 180]], np.float32))
     heads = detector.roi_heads
-    classified = heads.classify(features, Proposals(*given[:2]), given[2])
+    classified = heads.classify(features, {"boxes": given[0], "valid": given[1]}, given[2])
     scores, deltas, references = (x.asnumpy()[0] for x in classified)
 
     each, current = [], boxes
@@ -95,7 +94,7 @@ def test_masks_are_the_heads_average(average):
     boxes = Tensor(np.array([[[10, 10, 60, 50], [20, 5, 90, 100]]], np.float32))
     labels, valid = Tensor(np.array([[1, 3]], np.int32)), Tensor(np.ones((1, 2), bool))
     (branch,) = detector.roi_heads.more
-    got = branch(features, Detections(boxes, boxes[..., 0], labels, valid)).asnumpy()[0]
+    got = branch(features, {"boxes": boxes, "labels": labels, "valid": valid}).asnumpy()[0]
     rois = branch.extractor(features, boxes, valid)
     logits = np.stack([head(rois, labels[0]).asnumpy() for head in branch.heads])
     sigmoid = 1 / (1 + np.exp(-logits))

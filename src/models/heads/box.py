@@ -76,8 +76,9 @@ class BBoxLoss(nn.Cell):
         sample: Sample,
         total: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        rois, gt_boxes, labels = sample.boxes.reshape(-1, 4), sample.targets.reshape(-1, 4), sample.labels.reshape(-1)
-        valid, positive = sample.used.reshape(-1), sample.positive.reshape(-1)
+        rois, gt_boxes = sample["boxes"].reshape(-1, 4), sample["targets"].reshape(-1, 4)
+        labels = sample["labels"].reshape(-1)
+        valid, positive = sample["used"].reshape(-1), sample["positive"].reshape(-1)
         count = self.normaliser(valid.sum(), total)
         cls_loss = (cross_entropy(logits, labels) * valid).sum() / count
         target = ops.stop_gradient(self.coder.encode(gt_boxes, rois))
@@ -140,4 +141,4 @@ class BoxSelector(nn.Cell):
         mask = kept.astype(boxes.dtype)
         label = take_rows(label, index).astype(mstype.int32) * kept.astype(mstype.int32)
         boxes = take_rows(boxes, index) * mask.expand_dims(-1)
-        return Detections(boxes, take_rows(score, index) * mask, label, kept)
+        return {"boxes": boxes, "scores": take_rows(score, index) * mask, "labels": label, "valid": kept}

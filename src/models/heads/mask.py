@@ -81,14 +81,14 @@ class MaskBranch(nn.Cell):
         return {"mask_heads": self.heads} if self.staged else {"mask_head": self.heads[0]}
 
     def construct(self, features: tuple[Tensor, ...], found: Detections) -> Tensor:
-        rois, labels = self.extractor(features, found.boxes, found.valid), found.labels.reshape(-1)
+        rois, labels = self.extractor(features, found["boxes"], found["valid"]), found["labels"].reshape(-1)
         total = 0.0
         for head in self.heads:
             logits = head(rois, labels)
             total = total + (ops.sigmoid(logits) if self.average_probabilities else logits)
         mean = total / len(self.heads)
         masks = mean if self.average_probabilities else ops.sigmoid(mean)
-        return masks.reshape(found.valid.shape + masks.shape[1:])
+        return masks.reshape(found["valid"].shape + masks.shape[1:])
 
 
 class MaskTargets(nn.Cell):
@@ -185,7 +185,7 @@ class MaskLoss(nn.Cell):
         truth: GroundTruth,
         total: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        positive, masks, rois = sample.positive, truth.masks, sample.boxes.reshape(-1, 4)
+        positive, masks, rois = sample["positive"], truth["masks"], sample["boxes"].reshape(-1, 4)
         b, p = positive.shape
         g = masks.shape[1]
         flat = positive.reshape(-1)
@@ -194,9 +194,9 @@ class MaskLoss(nn.Cell):
         image = order // p
         rows = (
             ops.concat((image.astype(rois.dtype).expand_dims(1), ops.gather(rois, order, 0)), 1),
-            ops.gather(sample.targets.reshape(-1, 4), order, 0),
-            ops.gather(sample.labels.reshape(-1), order, 0),
-            ops.gather(sample.gt_index.reshape(-1), order, 0) + image.astype(sample.gt_index.dtype) * g,
+            ops.gather(sample["targets"].reshape(-1, 4), order, 0),
+            ops.gather(sample["labels"].reshape(-1), order, 0),
+            ops.gather(sample["gt_index"].reshape(-1), order, 0) + image.astype(sample["gt_index"].dtype) * g,
             ops.gather(flat, order, 0),
         )
         count = flat.sum()

@@ -50,7 +50,7 @@ class CascadeRoIHeads(nn.Cell):
     def construct(
         self, features: tuple[Tensor, ...], proposals: Proposals, image_size: Tensor
     ) -> tuple[Detections, tuple[Tensor, ...]]:
-        found = self.selector(*self.classify(features, proposals, image_size), proposals.valid, image_size)
+        found = self.selector(*self.classify(features, proposals, image_size), proposals["valid"], image_size)
         out = ()
         for m in self.more:
             out += (m(features, found),)
@@ -60,7 +60,7 @@ class CascadeRoIHeads(nn.Cell):
         self, features: tuple[Tensor, ...], proposals: Proposals, image_size: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As StandardRoIHeads.classify."""
-        boxes, valid = proposals.boxes, proposals.valid
+        boxes, valid = proposals["boxes"], proposals["valid"]
         b, p = valid.shape
         logits, deltas = self.boxes[0](self.extractor(features, boxes, valid))
         total = self.to_average(logits)
@@ -129,17 +129,17 @@ class CascadeRoILoss(nn.Cell):
         totals: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         candidates = with_truth(proposals, truth) if self.add_gt else proposals
-        own = proposals.valid.shape[1]
-        cls_total, reg_total, more_totals, counts = 0.0, 0.0, self.zeros(proposals.boxes), ()
+        own = proposals["valid"].shape[1]
+        cls_total, reg_total, more_totals, counts = 0.0, 0.0, self.zeros(proposals["boxes"]), ()
         used_keys, used_more = 0, 0
         for stage in range(len(self.box_losses)):
-            n = candidates.valid.shape[1]
+            n = candidates["valid"].shape[1]
             sample = draw(self.samplers[stage], candidates, truth, keys[:, used_keys : used_keys + n])
             used_keys += n
-            rois = self.scale_gradient(self.heads.extractor(features, sample.boxes, sample.used > 0))
+            rois = self.scale_gradient(self.heads.extractor(features, sample["boxes"], sample["used"] > 0))
             logits, deltas = self.heads.boxes[stage](rois)
             cls_loss, reg_loss = self.box_losses[stage](logits, deltas, sample, total_of(totals, 1 + len(counts)))
-            counts += (sample.used.sum(),)
+            counts += (sample["used"].sum(),)
             weight = self.weights[stage]
             cls_total, reg_total = cls_total + weight * cls_loss, reg_total + weight * reg_loss
             positives = first_rows(sample, self.samplers[stage].max_positives)
@@ -149,14 +149,14 @@ class CascadeRoILoss(nn.Cell):
                 counts += (count,)
                 more_totals = added(more_totals, i, loss)
             if stage + 1 < len(self.box_losses):
-                boxes = self.heads.refine(stage, logits, deltas, sample.boxes, image_size)
-                valid = ops.logical_and(sample.used > 0, (boxes[..., 2:] - boxes[..., :2]).min(axis=-1) > 0)
-                candidates = Proposals(boxes, valid)
+                boxes = self.heads.refine(stage, logits, deltas, sample["boxes"], image_size)
+                valid = ops.logical_and(sample["used"] > 0, (boxes[..., 2:] - boxes[..., :2]).min(axis=-1) > 0)
+                candidates = {"boxes": boxes, "valid": valid}
                 if self.resample:
                     # ground truth that was drawn as a box comes back whole, not refined
-                    candidates = Proposals(boxes, ops.logical_and(valid, sample.index < own))
+                    candidates = {"boxes": boxes, "valid": ops.logical_and(valid, sample["index"] < own)}
                     candidates = with_truth(candidates, truth) if self.add_gt else candidates
-                    own = sample.index.shape[1]
+                    own = sample["index"].shape[1]
         return (cls_total, reg_total) + more_totals, counts
 
     def zeros(self, like: Tensor) -> tuple[Tensor, ...]:

@@ -39,7 +39,7 @@ class StandardRoIHeads(nn.Cell):
     def construct(
         self, features: tuple[Tensor, ...], proposals: Proposals, image_size: Tensor
     ) -> tuple[Detections, tuple[Tensor, ...]]:
-        found = self.selector(*self.classify(features, proposals, image_size), proposals.valid, image_size)
+        found = self.selector(*self.classify(features, proposals, image_size), proposals["valid"], image_size)
         out = ()
         for m in self.more:
             out += (m(features, found),)
@@ -51,9 +51,9 @@ class StandardRoIHeads(nn.Cell):
         """Class probabilities (B, P, num_classes), deltas (B, P, 4 * num_classes or 4), and the boxes (B, P, 4) that
         the deltas refer to.
         """
-        b, p = proposals.valid.shape
-        logits, deltas = self.box(self.extractor(features, proposals.boxes, proposals.valid))
-        return ops.softmax(logits, -1).reshape(b, p, -1), deltas.reshape(b, p, -1), proposals.boxes
+        b, p = proposals["valid"].shape
+        logits, deltas = self.box(self.extractor(features, proposals["boxes"], proposals["valid"]))
+        return ops.softmax(logits, -1).reshape(b, p, -1), deltas.reshape(b, p, -1), proposals["boxes"]
 
 
 class StandardRoILoss(nn.Cell):
@@ -91,10 +91,10 @@ class StandardRoILoss(nn.Cell):
         totals: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         candidates = with_truth(proposals, truth) if self.add_gt else proposals
-        sample = draw(self.sampler, candidates, truth, keys[:, : candidates.valid.shape[1]])
-        logits, deltas = self.heads.box(self.heads.extractor(features, sample.boxes, sample.used > 0))
+        sample = draw(self.sampler, candidates, truth, keys[:, : candidates["valid"].shape[1]])
+        logits, deltas = self.heads.box(self.heads.extractor(features, sample["boxes"], sample["used"] > 0))
         losses = self.box_loss(logits, deltas, sample, total_of(totals, 1))
-        counts = (sample.used.sum(),)
+        counts = (sample["used"].sum(),)
         # positives come first, so the first max_positives rows hold them all
         positives = first_rows(sample, self.sampler.max_positives)
         for m in self.more:
@@ -106,28 +106,37 @@ class StandardRoILoss(nn.Cell):
 
 def with_truth(boxes: Proposals, truth: GroundTruth) -> Proposals:
     """These boxes, then the ground truth's."""
-    return Proposals(ops.concat((boxes.boxes, truth.boxes), 1), ops.concat((boxes.valid, truth.valid), 1))
+    both = ops.concat((boxes["boxes"], truth["boxes"]), 1)
+    return {"boxes": both, "valid": ops.concat((boxes["valid"], truth["valid"]), 1)}
 
 
 def draw(sampler: AssignerSampler, candidates: Proposals, truth: GroundTruth, keys: Tensor) -> Sample:
     """The boxes that `sampler` draws of `candidates`, and what they are to learn."""
     index, used, positive, gt_index = sampler(
-        candidates.boxes, candidates.valid, truth.boxes, truth.valid, truth.ignore, keys
+        candidates["boxes"], candidates["valid"], truth["boxes"], truth["valid"], truth["ignore"], keys
     )
-    labels = take_rows(truth.labels, gt_index) * positive.astype(truth.labels.dtype)
-    boxes, targets = take_rows(candidates.boxes, index), take_rows(truth.boxes, gt_index)
-    return Sample(index, boxes, targets, labels, gt_index, used, positive)
+    labels = take_rows(truth["labels"], gt_index) * positive.astype(truth["labels"].dtype)
+    boxes, targets = take_rows(candidates["boxes"], index), take_rows(truth["boxes"], gt_index)
+    return {
+        "index": index,
+        "boxes": boxes,
+        "targets": targets,
+        "labels": labels,
+        "gt_index": gt_index,
+        "used": used,
+        "positive": positive,
+    }
 
 
 def first_rows(sample: Sample, count: int) -> Sample:
     """The first `count` rows of each image."""
-    n = min(count, sample.index.shape[1])
-    return Sample(
-        sample.index[:, :n],
-        sample.boxes[:, :n],
-        sample.targets[:, :n],
-        sample.labels[:, :n],
-        sample.gt_index[:, :n],
-        sample.used[:, :n],
-        sample.positive[:, :n],
-    )
+    n = min(count, sample["index"].shape[1])
+    return {
+        "index": sample["index"][:, :n],
+        "boxes": sample["boxes"][:, :n],
+        "targets": sample["targets"][:, :n],
+        "labels": sample["labels"][:, :n],
+        "gt_index": sample["gt_index"][:, :n],
+        "used": sample["used"][:, :n],
+        "positive": sample["positive"][:, :n],
+    }
