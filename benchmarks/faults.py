@@ -218,15 +218,17 @@ class Site:
         whole = self.reference("train", detector, False)
         place = self.root / "references" / f"half_{detector}"
         if not place.exists():
-            for tenths in (7, 8, 9):
-                at = {"at": whole.changes * tenths // 10, "signum": signal.SIGTERM}
+            at = {"at": whole.changes * 7 // 10, "signum": signal.SIGTERM}
+            # where a trial has spoilt the converted data set, a first try is spent on that
+            for _ in range(3):
                 ended = start(self.words("train", place, detector, False), self.root, False, place, **at).wait()
-                if ended.status != 143:
-                    raise UserError(f"a training that is sent SIGTERM ends with {ended.status}: {ended.err[-2000:]}")
                 if any(place.glob("run/checkpoints/*.ckpt")):
                     break
-                # a file is changed by several threads, and so not always as often before the training begins
                 shutil.rmtree(place, ignore_errors=True)
+                start(self.words("train", place, detector, False), self.root, False, place).wait()
+                shutil.rmtree(place, ignore_errors=True)
+            if ended.status != 143:
+                raise UserError(f"a training that is sent SIGTERM ends with {ended.status}: {ended.err[-2000:]}")
         return place
 
 
