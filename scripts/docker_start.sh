@@ -51,8 +51,8 @@ if ((ascend)); then
 elif [ -e "${DEV_ROOT:-/dev}/nvidiactl" ]; then
     command+=(--gpus all)
 fi
-# the folder that is written last, should it lie in the other one
-add_mount "$data" ,readonly
+# two mounts of one folder would be refused
+if [ "$data" != "$model" ]; then add_mount "$data" ,readonly; fi
 add_mount "$model"
 command+=("$1" /bin/bash)
 

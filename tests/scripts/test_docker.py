@@ -53,6 +53,13 @@ def test_the_container_gets_no_more_than_it_needs(folders):
     assert {"--network=host", "--shm-size=1g"} <= set(command)
 
 
+def test_one_folder_for_both_is_mounted_once(folders):
+    command = shlex.split(start(folders, "rcnn:cpu", "models", "models/").stdout)
+    assert [command[i + 1] for i, word in enumerate(command) if word == "--mount"] == [
+        f"type=bind,source={folders / 'models'},target={folders / 'models'}"
+    ]
+
+
 @pytest.mark.parametrize("name", ["a,readonly", 'qu"ote', "$(touch x)", "it's", "*"])
 def test_folders_of_any_name(folders, name):
     (folders / name).mkdir()
