@@ -14,7 +14,7 @@ import numpy as np
 
 from src.config import Backbone, BoxCoder, Config, Proposals, Roi
 from src.runtime.errors import UserError
-from src.runtime.files import whole
+from src.runtime.files import open_regular, read_regular, whole
 
 __all__ = [
     "ExportError",
@@ -62,7 +62,7 @@ def checksum(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal. Raises ExportError."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             while block := f.read(1 << 20):
                 digest.update(block)
     except OSError as e:
@@ -274,10 +274,10 @@ def write(path: str | Path, sidecar: dict[str, Any]) -> None:
 def read(path: str | Path) -> dict[str, Any]:
     """The sidecar in file `path`. Raises ExportError for one that is missing, damaged, foreign or too old or new."""
     try:
-        sidecar = json.loads(Path(path).read_bytes())
+        sidecar = json.loads(read_regular(path))
     except OSError as e:
         raise ExportError(f"{path}: can't read the model's sidecar: {e.strerror}; export.py writes both") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ExportError(f"{path}: not whole JSON; export the model again") from None
     if not isinstance(sidecar, dict) or sidecar.get("format") != FORMAT:
         raise ExportError(f"{path}: not the sidecar of an exported model")
