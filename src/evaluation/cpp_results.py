@@ -10,6 +10,7 @@ import numpy as np
 
 from src.data.finding import name_parts
 from src.evaluation.truth import EvaluationError
+from src.runtime.files import read_regular
 
 __all__ = ["ImageResult", "annotated_images", "class_categories", "read_result", "read_summary"]
 
@@ -33,7 +34,7 @@ class ImageResult:
 def read_result(path: str | Path, image: dict | None = None) -> ImageResult:
     """Reads NAME.det; `image`: its entry in the annotations, whose size it must have. Raises EvaluationError."""
     try:
-        data = Path(path).read_bytes()
+        data = read_regular(path)
     except OSError as e:
         raise EvaluationError(f"{path}: can't read the result: {e.strerror}; run the inference again") from None
     magic, height, width, count, side = HEADER.unpack_from(data) if len(data) >= HEADER.size else (b"", 0, 0, 0, 0)
@@ -57,10 +58,10 @@ def read_summary(folder: str | Path) -> dict:
     """summary.json of a folder of results. Raises EvaluationError where a run didn't come to its end."""
     path = Path(folder) / "summary.json"
     try:
-        summary = json.loads(path.read_bytes())
+        summary = json.loads(read_regular(path))
     except OSError:
         raise EvaluationError(f"{path}: no summary: not a folder of results, or a run that didn't end") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise EvaluationError(f"{path}: not whole JSON; run the inference again") from None
     whole = isinstance(summary, dict) and {"images", "classes"} <= summary.keys()
     if not whole or summary.get("format") != "rcnn-mindspore results":

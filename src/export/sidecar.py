@@ -16,7 +16,7 @@ import numpy as np
 from src.config import Backbone, BoxCoder, Config, Proposals, Roi
 from src.export.sidecar_schema import ExportError, check, parse
 from src.runtime.errors import shown
-from src.runtime.files import whole
+from src.runtime.files import open_regular, whole
 
 __all__ = [
     "ExportError",
@@ -64,7 +64,7 @@ def checksum(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal. Raises ExportError."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             while block := f.read(1 << 20):
                 digest.update(block)
     except OSError as e:

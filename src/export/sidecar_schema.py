@@ -5,14 +5,13 @@
 import itertools
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from src.runtime.errors import UserError, shown
+from src.runtime.files import read_regular
 
 __all__ = ["ExportError", "check", "parse"]
 
@@ -33,14 +32,9 @@ class ExportError(UserError):
 def parse(path: str | Path) -> tuple[dict[str, Any], bytes]:
     """The JSON object in file `path`, and its bytes. Raises ExportError, for what is larger than a sidecar too."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
-            if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
-                raise ExportError(f"{path}: can't read the model's sidecar: it is no file")
-            data = f.read(MOST_BYTES + 1)
+        data = read_regular(path, MOST_BYTES)
     except OSError as e:
         raise ExportError(f"{path}: can't read the model's sidecar: {e.strerror}; export.py writes both") from None
-    if len(data) > MOST_BYTES:
-        raise ExportError(f"{path}: larger than {MOST_BYTES >> 20} MiB, which no sidecar is; {AGAIN}")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
@@ -54,7 +48,7 @@ def parse(path: str | Path) -> tuple[dict[str, Any], bytes]:
         raise ExportError(f"{path}: holds {name}, which is no JSON; {AGAIN}")
 
     try:
-        content = json.loads(data, object_pairs_hook=unique, parse_constant=constant)
+        content = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=constant)
     except ExportError:
         raise
     except RecursionError:

@@ -166,7 +166,7 @@ def test_damaged_and_foreign_sidecars(written, refusal):
     with refusal(ExportError, written, "can't read"):
         sidecar.read(written)
     os.mkfifo(written)
-    with refusal(ExportError, written, "it is no file"):
+    with refusal(ExportError, written, "not a file but a pipe"):
         sidecar.read(written)
 
 
