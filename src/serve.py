@@ -32,6 +32,7 @@ __all__ = ["MAX_UPLOAD", "allowed_hosts", "bind", "create_app", "create_server",
 MAX_UPLOAD = 20 * 1024 * 1024  # bytes
 MAX_BODY = MAX_UPLOAD + 64 * 1024  # the form around the file
 MAX_PARTS = 8  # of a form; the page's has one
+MAX_TEXT = 512 * 1024  # bytes of its parts without a file, and of what Werkzeug looks at in one piece
 MAX_PIXELS = 50_000_000
 KEPT = 32  # pictures whose threshold can be moved, the newest of all users
 WAITING = 8  # uploads at work or in line; more are asked to come again
@@ -160,7 +161,7 @@ def create_app(predictor, hosts: Iterable[str] = LOCAL):
             return parse_form_data(
                 request.environ,
                 stream_factory=lambda *_, **__: BytesIO(),  # Werkzeug's own writes to the disk
-                max_form_memory_size=MAX_BODY - MAX_UPLOAD,
+                max_form_memory_size=MAX_TEXT,
                 max_form_parts=MAX_PARTS,
                 silent=False,
             )[2].get("image")
@@ -174,7 +175,8 @@ def create_app(predictor, hosts: Iterable[str] = LOCAL):
         # a browser shows photographs turned as their EXIF orientation says
         image = safe_decode(data, name, exif="upright", max_pixels=MAX_PIXELS)
         picture = shown(image)
-        found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
+        image = np.ascontiguousarray(image[:, :, ::-1])
+        found = predictor(image)
         return shelf.put(Kept(name, picture, found)), found
 
     def made(token: str, make: Callable[[Kept, float], Response]) -> Response | tuple:
