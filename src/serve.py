@@ -268,7 +268,7 @@ def one_form(name: str) -> str:
 
 def host_name(header: str) -> str:
     """The name or address of a Host header, in one form; empty for what is none."""
-    match = re.fullmatch(r"(\[[^][]*\]|[^:]*)(:\d{1,5})?", header)
+    match = re.fullmatch(r"(\[[^][]*\]|[^][:]*)(:\d{1,5})?", header)
     return one_form(match[1].strip("[]")) if match else ""
 
 

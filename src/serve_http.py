@@ -2,7 +2,7 @@
 
 waitress reads a request whole before the application hears of it, and lets a client take any time over it. Here uploads
 for which there is no room are told so without being kept, who is too slow is closed, and where there are too many
-connections, the one that has waited longest makes room for the newest: so that the page always loads.
+connections, one that has waited long makes room for the newest: so that the page always loads.
 """
 
 import contextlib
@@ -33,10 +33,12 @@ OUTGOING = 64 * 1024 * 1024  # bytes of answers that their clients haven't taken
 IDLE = 30.0  # seconds that a connection may say nothing, and that it may take for a request's head
 PATIENCE = 30.0  # seconds that a body or an answer may take, and one more for each RATE bytes of it
 RATE = 20 * 1024
+FRESH = 1.0  # seconds in which a new connection isn't taken for an idle one
 LINGER = 2.0  # seconds in which a refused client may go on sending before it is cut off, and lose the answer
 GRACE = 5.0  # seconds that the work at hand may take once the server was asked to stop
 HEADERS = 16 * 1024  # bytes
 QUICK = 4  # threads for what neither predicts nor draws
+READ = 4  # times the longest body: of a longer one no more is read to let its client hear the answer
 UNBOUNDED = 1 << 62
 
 SLOW = "took too long to arrive; try again", 408
@@ -58,6 +60,7 @@ class Line:
     def __init__(self, places: int):
         self.places, self.taken, self.lock = places, 0, threading.Lock()
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="line")
+        self.closed: Future = Future()
         self.over: Future = Future()
 
     @property
@@ -83,7 +86,9 @@ class Line:
             future = self.worker.submit(job)
         except RuntimeError:
             raise StoppingError from None
-        wait([future, self.over], return_when=FIRST_COMPLETED)
+        wait([future, self.closed], return_when=FIRST_COMPLETED)
+        if future.running():
+            wait([future, self.over], return_when=FIRST_COMPLETED)
         if not future.done() or future.cancelled():
             raise StoppingError
         return future.result()
@@ -91,11 +96,16 @@ class Line:
     def close(self) -> None:
         """Drops the jobs in line; the one at work goes on."""
         self.worker.shutdown(wait=False, cancel_futures=True)
+        finish(self.closed)
 
     def abandon(self) -> None:
         """No longer waits for the one at work either."""
-        if not self.over.done():
-            self.over.set_result(None)
+        finish(self.over)
+
+
+def finish(future: Future) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Nowhere(OverflowableBuffer):
@@ -109,8 +119,8 @@ class Nowhere(OverflowableBuffer):
 
 
 class Request(HTTPRequestParser):
-    """A request as it comes in. Of one that is refused the body is read to its end, which browsers need to hear the
-    answer, but not kept.
+    """A request as it comes in. The body of one that is refused is read on, which browsers need to hear the answer, but
+    not kept.
 
     admit(method, path): why a body isn't wanted, None where it is; longest: bytes of a body that is kept.
     """
@@ -132,15 +142,17 @@ class Request(HTTPRequestParser):
         why = self.too_long if self.content_length > self.longest else self.admit(self.command, self.path)
         if why:
             self.refuse(why)
-            if self.expect_continue:
-                # asked first, and needs to send nothing
-                self.expect_continue, self.body_rcv = False, None
+            if self.expect_continue or self.content_length > READ * self.longest:
+                self.expect_continue, self.body_rcv, self.content_length = False, None, 0
                 self.headers["CONNECTION"] = "close"
 
     def received(self, data: bytes) -> int:
         consumed = super().received(data)
         if self.body_bytes_received > self.longest:
             self.refuse(self.too_long)
+        if self.body_bytes_received > READ * self.longest:
+            self.headers["CONNECTION"] = "close"
+            self.completed = True
         return consumed
 
     def refuse(self, why: Refusal) -> None:
@@ -218,6 +230,11 @@ class Channel(HTTPChannel):
             else:
                 self.handle_close()
 
+    @property
+    def idle(self) -> bool:
+        """Whether it has asked for nothing yet."""
+        return not (self.total_outbufs_len or (self.request is not None and self.request.headers_finished))
+
     def break_off(self, why: Refusal) -> None:
         """Answers a request of which no more is waited for."""
         with self.requests_lock:
@@ -255,6 +272,7 @@ class Server:
     ):
         self.line, self.admit = line, admit
         self.stopped: signal.Signals | bool = False
+        self.ended = False
         self.map: dict = {}
         # no request of the page's own waits in waitress's line, of which it would warn
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
@@ -271,7 +289,7 @@ class Server:
             channel_request_lookahead=1,  # so that a client that goes is noticed
             recv_bytes=1 << 16,
             max_request_header_size=HEADERS,
-            max_request_body_size=4 * longest,  # more than that isn't even read
+            max_request_body_size=UNBOUNDED,
             inbuf_overflow=UNBOUNDED,  # nothing is written to the disk
             outbuf_overflow=UNBOUNDED,
         )
@@ -286,7 +304,8 @@ class Server:
     def stop(self, why: signal.Signals | bool = True) -> None:
         """Asks to stop; from any thread, or a handler of signals."""
         self.stopped = why
-        self.server.pull_trigger()
+        if not self.ended:
+            self.server.pull_trigger()
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT, which then have the effect that they had before, or stop(); returns once what
@@ -326,7 +345,10 @@ class Server:
             channel.look(now)
         # the longest waiting first
         channels = sorted((c for c in channels if c.connected), key=lambda c: c.since)
-        for channel in [c for c in channels if not c.requests][: max(0, len(channels) - self.most)]:
+        removable = [c for c in channels if not c.requests]
+        # those that ask for nothing first, unless they have only just come
+        removable.sort(key=lambda c: not c.idle or now < c.since + FRESH)
+        for channel in removable[: max(0, len(channels) - self.most)]:
             channel.handle_close()
         excess = sum(c.total_outbufs_len for c in channels) - OUTGOING
         for channel in channels:
@@ -356,6 +378,7 @@ class Server:
         return any(c.requests or c.total_outbufs_len or c.lingers for c in list(self.server.active_channels.values()))
 
     def close(self) -> None:
+        self.ended = True
         self.line.close()
         self.line.abandon()
         self.server.task_dispatcher.shutdown(timeout=0.5)

@@ -131,7 +131,7 @@ def test_requests_that_are_not_the_pages(client, photograph, predictor):
     assert client.post("/detect", base_url=LOCAL).get_json()["error"] == "no image in the form"
     # a page of another site, by its own name or by one that it pointed here
     assert post(client, photograph, headers={"Origin": "http://evil.example"}).status_code == 403
-    assert client.get("/", base_url="http://evil.example:7860").status_code == 400
+    assert client.get("/", base_url="http://evil.example:7860").status_code == 403
     for path in ("/picture/guess", "/json/guess", "/../infer.py", "/static/x"):
         assert client.get(path, base_url=LOCAL).status_code == 404
     assert not predictor.images
