@@ -126,6 +126,7 @@ class Request(HTTPRequestParser):
     """
 
     refused: Refusal | None = None
+    path = ""  # waitress names it in messages, also of what has none
 
     def __init__(self, adj, admit: Callable[[str, str], Refusal | None], longest: int, too_long: Refusal):
         super().__init__(adj)
