@@ -303,7 +303,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        # of a port that is too large getaddrinfo gives another
+        bound.bind((address[0], port, *address[2:]))
         bound.listen(64)
         return bound
     except (OSError, OverflowError, UnicodeError) as e:
