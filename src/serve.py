@@ -135,6 +135,7 @@ def create_app(predictor, hosts: Iterable[str] = LOCAL):
             return refuse(*refusal)
         if (request.content_length or 0) > MAX_BODY:
             return refuse(*TOO_LARGE)
+        name = "image"
         try:
             with line.place():
                 file = uploaded()

@@ -513,6 +513,19 @@ def test_pictures_of_all_kinds(content, status, word, lasting):
     assert "\n" not in json.loads(body).get("error", "")
 
 
+@pytest.mark.parametrize("function", ["safe_decode", "BytesIO"])
+def test_too_little_memory_is_told(function, lasting, monkeypatch, capfd):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(serve, function, full)
+    status, _, body = lasting.upload(png())
+    assert (status, "too large for the memory" in body.decode()) == (503, True)
+    monkeypatch.undo()
+    assert lasting.upload(png())[0] == 200
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 def test_a_large_png_is_refused(lasting):
     if not LARGE_PNG.exists():
         pytest.skip("no large PNG here")
