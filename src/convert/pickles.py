@@ -47,6 +47,10 @@ STORAGES = {
     "BoolStorage": "?",
     "ComplexFloatStorage": "c8",
     "ComplexDoubleStorage": "c16",
+    # of quantised tensors, which aren't read themselves
+    "QInt8Storage": "i1",
+    "QUInt8Storage": "u1",
+    "QInt32Storage": "i4",
 }
 DTYPES = {
     "float32": "f4",
@@ -348,7 +352,7 @@ PROGRAMS = set(
     " atexit pkgutil builtins __builtin__ numpy.load numpy.fromfile numpy.testing torch.load torch.hub".split()
 )
 # of the builtins: types that make values
-BUILTINS = set("object complex range slice type int float str bool bytearray getattr".split())
+BUILTINS = set("object complex range xrange slice type int long float str unicode bool bytearray getattr".split())
 BUILTINS |= {n for n in dir(builtins) if n.endswith(("Error", "Exception", "Warning"))}
 
 
