@@ -30,13 +30,13 @@ def said_of_itself(meta: Mapping, arrays: Mapping[str, np.ndarray]) -> dict[str,
         said["backbone.stride_in_1x1"] = backbone.get("style", "pytorch") == "caffe"
     for norm in normalisations(written, model):
         mean, std = numbers(norm.get("mean")), numbers(norm.get("std"))
-        if mean and std:
+        if mean and std and min(std) > 0:
             rgb = norm.get("to_rgb", True) if norm.get("type") != PREPROCESSOR else norm.get("bgr_to_rgb", False)
             said |= {"to_rgb": rgb is True, "img_mean": mean, "img_std": std}
             break
     if "pixel_mean" in arrays and "pixel_std" in arrays:
         mean, std = numbers(arrays["pixel_mean"].ravel().tolist()), numbers(arrays["pixel_std"].ravel().tolist())
-        if mean and std:
+        if mean and std and min(std) > 0:
             said |= {"img_mean": mean, "img_std": std}
             if close(mean, CAFFE_MEAN) != close(mean[::-1], CAFFE_MEAN):
                 said["to_rgb"] = not close(mean, CAFFE_MEAN)

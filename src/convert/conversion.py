@@ -11,7 +11,7 @@ from src.config import COCO_CLASSES, Backbone, Config, backbone_channels
 from src.convert import detectron2, maskrcnn_benchmark, mindspore_zoo, mmdetection, native, torchvision
 from src.convert.pickles import ConversionError
 from src.convert.rules import Traits
-from src.convert.unused import COPIES, left_out
+from src.convert.unused import AVERAGES, left_out
 
 __all__ = [
     "LAYOUTS",
@@ -99,7 +99,7 @@ def fits_a_layout(names: Collection[str]) -> bool:
 def find_prefix(names: Collection[str]) -> str:
     """What is in front of the names of the one model of a known layout ("detector."), "" where nothing is.
 
-    Copies (ema.) don't count beside the model itself; the backbone of a detector that isn't known does only where
+    Averages (ema.) don't count beside the model itself; the backbone of a detector that isn't known does only where
     nothing but a classifier is beside it. ConversionError where there are several models.
     """
     if layouts_of(names) or len(names) > MOST_NAMES:
@@ -118,7 +118,7 @@ def find_prefix(names: Collection[str]) -> str:
         outside = [unwrapped(n) for n in names if not n.startswith(prefix)]
         if not model.backbone_only or not left_out(outside, (), True, True):
             found.append(prefix)
-    first = [p for p in found if not COPIES.match(unwrapped(p))] or found
+    first = [p for p in found if not AVERAGES.match(unwrapped(p))] or found
     if len(first) > 1:
         some = ", ".join(first[:5])
         raise ConversionError(f"it holds {len(first)} models, {some}; pass the one to convert as --prefix {first[0]}")

@@ -76,7 +76,7 @@ SMALL = 1 << 20  # elements that a tensor may have whatever its storage holds (e
 STEPS = 3_000_000  # of a pickle; published checkpoints have some ten thousand
 MEMORY, TIMES = 1 << 27, 4  # bytes that calls may make, beside TIMES the pickle's size: roughly, by Python's own sizes
 OBJECT, ENTRY = 256, 128  # bytes of an object; of an entry of a container
-KEY_PARTS, KEY_BITS = 64, 1024  # elements of a tuple that is a key, nested ones counted; bits of a number that is one
+KEY_PARTS, KEY_BITS = 16, 1024  # elements of a tuple that is a key, nested ones counted; bits of a number that is one
 
 
 class ConversionError(UserError):
@@ -609,7 +609,7 @@ def load_pickle(
 def reason(error: Exception) -> str:
     """The first line of an error, shortened."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return shown(lines[0][:120])
+    return shown(lines[0].partition("; use sys.")[0][:120])
 
 
 def shown(text: str) -> str:

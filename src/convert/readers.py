@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -46,6 +47,7 @@ SLACK = 1 << 20  # bytes that entries may unpack to whatever they are
 DIRECTORY = 1 << 24  # bytes of a zip file's directory: some hundred thousand entries
 TENSORS, TENSORS_SLACK = 4, 1 << 26  # times the bytes that are there that tensors may have in sum; and beside
 INDEX = 1 << 24  # bytes of an index of shards
+LONGEST_NAME = 255  # bytes of a file's name
 MAPPINGS, DEEPEST = 1000, 4  # mappings that are looked through for a state dict; mappings above it
 PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".tar")
 # what is taken for a checkpoint by mistake: where its bytes are, what it is, what to do
@@ -161,7 +163,7 @@ def read_shards(path: Path, fits: Fits) -> State:
         raise ConversionError(f"{path}: a JSON file without a weight_map; the index of a checkpoint's shards has one")
     arrays: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(places.values()):
-        if not name or "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
+        if name in ("", ".", "..") or re.search(r"[/\\\0\ud800-\udfff]", name) or len(name.encode()) > LONGEST_NAME:
             raise ConversionError(f"{path}: refused: its shard {shown(name)!r} isn't the name of a file beside it")
         shard = path.parent / name
         if not shard.is_file():

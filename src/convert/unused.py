@@ -7,7 +7,7 @@ that take part there are left out.
 import re
 from collections.abc import Collection
 
-__all__ = ["COPIES", "kinds_of", "left_out"]
+__all__ = ["AVERAGES", "kinds_of", "left_out"]
 
 # what takes no part in a detection, wherever it is
 IDLE = re.compile(
@@ -15,9 +15,8 @@ IDLE = re.compile(
     r"|(.*\.)?(anchor_generator|prior_generator|data_preprocessor|loss_\w+|loss|criterion)\..*"
 )
 # copies of the model, and what its training kept: in front of a name
-COPIES = re.compile(
-    r"(\w*ema|ema_\w+|teacher|student|momentum_encoder|encoder_k|swa\w*|shadow|avg_model|averaged|target)\."
-)
+AVERAGES = re.compile(r"(\w*ema|ema_\w+|momentum_encoder|encoder_k|swa\w*|shadow|avg_model|averaged)\.")
+TWINS = re.compile(r"(teacher|student|target)\.")
 FLAT_COPIES = re.compile(r"ema_\w+")  # mmcv's EMAHook: buffers named ema_backbone_conv1_weight
 TRAINING = re.compile(
     r"(optimi[sz]er|optim|moments?|moment[12]|accum|accumulation|velocity|adam_[mv]|stat|momentum|learning_rate|lr"
@@ -85,7 +84,7 @@ def left_out(names: Collection[str], used: Collection[str], with_mask: bool, bac
 def harmless(name: str, with_mask: bool) -> bool:
     """Whether an array of that name takes no part in boxes, classes and masks."""
     patterns = [IDLE, FLAT_COPIES, TRAINING, CLASSIFIER, OTHER_HEADS] + ([] if with_mask else [MASKS])
-    return COPIES.match(name) is not None or any(p.fullmatch(name) for p in patterns)
+    return any(p.match(name) for p in (AVERAGES, TWINS)) or any(p.fullmatch(name) for p in patterns)
 
 
 def inside(name: str, tops: Collection[str]) -> bool:

@@ -43,6 +43,8 @@ CKPT_TYPES = {"Float64": "f8", "Float32": "f4", "Float16": "f2", "BFloat16": "u2
 CKPT_TYPES |= {f"{kind}{bits}": f"{kind[0].lower()}{bits // 8}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)}
 RECORD_TAG = 0x0A  # each parameter of a .ckpt is a field of number 1 with a length: mindspore/train/checkpoint_pb2
 SUM_MARK, SUM_SIZE = b"crc_num", 10  # then its checksum ends a .ckpt
+# in a safetensors file's metadata, beside what else MindSpore writes there
+VALUES_SUM, SHAPES_SUM, METADATA = "crc_num", "crc_shapes", {"format", "remove_redundancy"}
 
 
 class CheckpointError(UserError):
@@ -195,7 +197,7 @@ def checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
         array = arrays[name]
         values = zlib.crc32(array.reshape(-1).view(np.uint8), zlib.crc32(name.encode(), values))
         shapes = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), shapes)
-    return {"crc_num": str(values), "crc_shapes": str(shapes)}
+    return {VALUES_SUM: str(values), SHAPES_SUM: str(shapes)}
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -222,7 +224,11 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         if isinstance(e, CheckpointError):
             raise
         raise CheckpointError(f"{path}: damaged, truncated or not a safetensors file: {e}") from None
-    for key, value in checksums(arrays).items():
+    sums = checksums(arrays)
+    strange = said.keys() - arrays.keys() - METADATA - sums.keys()
+    if said.keys() & sums.keys() and (strange or SHAPES_SUM in said and VALUES_SUM not in said):
+        raise CheckpointError(f"{path}: damaged: its checksums are, or what is beside them: {_some(list(said))}")
+    for key, value in sums.items():
         if said.get(key, value) != value:
             raise CheckpointError(f"{path}: damaged: its checksum {key} is another")
     return arrays | widened
