@@ -188,7 +188,7 @@ def run(
         out = convert(arrays, found, config, targets, norm_eps)
         out.unused += [n for n in state.arrays if not n.startswith(prefix)]
         if not state.whole:
-            out.notes.append("the file has no checksum: nothing tells whether it is as it was written")
+            out.notes.append("the file has no checksum: nothing tells whether it was cut short or changed")
         said = said_of_itself(state.meta, {unwrapped(n): v for n, v in arrays.items()})
         differ = {} if named.backbone_only else adapt(said, config, called, set(overrides), out)
         if out.extra:

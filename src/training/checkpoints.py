@@ -301,6 +301,9 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
             print(f"{path}: {len(left)} parameters of the mask head left out, as this detector has none")
             params = {n: v for n, v in params.items() if n not in set(left)}
     missing, extra, differ = _compare(detector, params, path)
+    unsummed = path.suffix == ".ckpt" and not summed(path)
+    if finetune and missing and unsummed:
+        print(f"{path}: has no checksum and lacks {_some(missing)}: if it should have them, it is cut short")
     if finetune:
         own = {p.name: tuple(p.shape) for p in detector.get_parameters()}
         usable = {n: v for n, v in params.items() if own.get(n) == v.shape and not _is_of_classes(n, v.shape)}
@@ -321,7 +324,7 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
         problems.append(f"not in the file: {_some(missing)}")
     if extra:
         problems.append(f"not in the model: {_some(extra)}")
-    if missing and not differ and not extra and path.suffix == ".ckpt" and not summed(path):
+    if missing and not differ and not extra and unsummed:
         raise CheckpointError(
             f"{path}: cut short, or of a smaller model: it ends after {list(params)[-1]}, without a checksum, and holds"
             f" {len(params)} parameters, not {len(params) + len(missing)} (not in the file: {_some(missing)}); copy it"
@@ -353,9 +356,10 @@ def load_backbone(detector: nn.Cell, path: str | Path) -> None:
         if p.name in found and found[p.name].shape != tuple(p.shape)
     ]
     if missing or differ:
+        cut = "; without a checksum, it may be cut short" if path.suffix == ".ckpt" and not summed(path) else ""
         raise CheckpointError(
             f"{path}: doesn't hold this backbone (missing or of another shape: "
-            f"{_some(differ + missing)}); check backbone.type, depth and width"
+            f"{_some(differ + missing)}{cut}); check backbone.type, depth and width"
         )
     _assign(detector, found)
 
