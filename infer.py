@@ -56,6 +56,14 @@ def main() -> int:
     )
     parser.add_argument("--serve", action="store_true", help="serve a page to try it instead")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default: %(default)s, this machine)")
+    parser.add_argument(
+        "--allow_host",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="names that the page answers to beside this machine's own and the address served at",
+    )
     parser.add_argument("--port", type=int, default=7860, help="port to serve at (default: %(default)s)")
     config, arguments = config_from_arguments(parser)
     # names of files may be any bytes
@@ -68,7 +76,7 @@ def main() -> int:
         if arguments.serve:
             from src.serve import serve
 
-            serve(config, arguments.ckpt_file, arguments.host, arguments.port)
+            serve(config, arguments.ckpt_file, arguments.host, arguments.port, arguments.allow_host)
         else:
             predict(config, arguments)
     except Stopped as e:

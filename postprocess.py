@@ -8,7 +8,7 @@ from tqdm import tqdm
 from src.evaluation.coco import STANDARD, choose_kinds, coco_results, evaluate
 from src.evaluation.cpp_results import annotated_images, class_categories, read_result, read_summary
 from src.evaluation.results import save_results
-from src.evaluation.truth import read_annotations
+from src.evaluation.truth import EvaluationError, read_annotations
 from src.runtime.errors import run_command
 
 
@@ -29,7 +29,11 @@ def main() -> int:
     images = annotated_images(summary, truth.dataset["images"], arguments.annotations)
     results, most = [], 0
     for name, image in tqdm(images.items(), unit="image", desc="pasting masks" if paste else "reading boxes"):
-        r = read_result(arguments.results / f"{name}.det", image)
+        path = arguments.results / f"{name}.det"
+        r = read_result(path, image)
+        if (r.masks is None) != (paste is None):
+            which = "has no masks, the summary says" if paste else "has masks, the summary doesn't say"
+            raise EvaluationError(f"{path}: {which} how to paste them; run the inference again")
         most = max(most, len(r.scores))
         results += coco_results(
             image["id"],

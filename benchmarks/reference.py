@@ -339,7 +339,7 @@ def compare_training(config: Config, detector: RCNN, inputs: dict, golden: np.li
         Tensor(np.full((b, given + objects), 0.5, np.float32)),
     )
     rows = []
-    for name, value in zip(loss.names[1:], losses.asnumpy()[1:], strict=True):
+    for name, value in zip(loss.loss.names[1:], losses.asnumpy()[1:], strict=True):
         limit = MASK_LOSS if name == "rcnn_mask_loss" else MAPS
         rows.append(Row(LOSSES[name], relative(value, golden[LOSSES[name]]), limit))
     norms = {p.name: g.asnumpy() for p, g in zip(loss.trainable_params(), grads, strict=True)}

@@ -195,8 +195,8 @@ def main() -> None:
     # MindSpore looks a construct's names up in its module, and __main__ becomes the script's
     from benchmarks import stubbed
 
-    # what a shell would leave it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # as src has it while a command loads, where a shell left it alone
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     stubbed.run(stubbed.Fault(**json.loads(sys.argv[1])), sys.argv[2:])
 
 

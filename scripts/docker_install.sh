@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The Dockerfile's steps: into PYTHON's environment, which is the image's own. Run elsewhere, into a virtual environment.
 # usage: PYTHON=/path/to/python bash scripts/docker_install.sh packages | operators
-#   packages    those of requirements.txt that PYTHON lacks
+#   packages    those of requirements.lock that PYTHON lacks, each checked against its hashes
 #   operators   the C++ operators; not where MindSpore is one for Ascend or GPU, which has its own
 set -euo pipefail
 # shellcheck source=scripts/common.sh
@@ -12,16 +12,14 @@ has_mindspore() {
 }
 
 packages() {
-    local requirements
+    local kept=none
     # an Ascend image's MindSpore and its numpy stay as they are
-    if has_mindspore; then
-        requirements=$(sed '/^mindspore==/d; /^numpy==/d' "$ROOT/requirements.txt")
-    else
-        requirements=$(cat "$ROOT/requirements.txt")
-    fi
-    "$VENV_PYTHON" -m pip install --no-cache-dir --disable-pip-version-check -r /dev/stdin <<<"$requirements"
-    use_headless_opencv_if_needed
-    "$VENV_PYTHON" -c 'import cv2, mindspore, pycocotools.mask'
+    if has_mindspore; then kept='mindspore|numpy'; fi
+    # a package's hashes follow it
+    awk -v kept="^($kept)==" '/^[^ ]/ { left_out = $0 ~ kept } !left_out' "$ROOT/requirements.lock" |
+        "$VENV_PYTHON" -m pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /dev/stdin
+    "$VENV_PYTHON" -c 'import cv2' || die "OpenCV can't be imported: install libGL and glib in the base image"
+    "$VENV_PYTHON" -c 'import mindspore, pycocotools.mask'
 }
 
 VENV_PYTHON=$(find_python)

@@ -22,6 +22,7 @@ import yaml
 
 from src.runtime.errors import UserError, one_line, run_command, shown
 from src.runtime.files import whole
+from src.runtime.masking import masked_keys
 from src.runtime.strict_yaml import Word, number, parse_yaml, read_yaml
 
 __all__ = [
@@ -953,9 +954,12 @@ def load_nameless_config(path: str | Path, overrides: dict[str, Any]) -> Config:
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Writes every key as YAML that load_config reads; beside, then renamed. Raises ConfigError."""
+    """Writes every key as YAML that load_config reads; beside, then renamed; passwords in addresses as ***.
+
+    Raises ConfigError.
+    """
     with whole(Path(path), ConfigError, "set train_outputs to a folder that can") as beside:
-        beside.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+        beside.write_text(yaml.safe_dump(masked_keys(dataclasses.asdict(config)), sort_keys=False), encoding="utf-8")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
@@ -991,7 +995,7 @@ def main() -> None:
     parser.add_argument("config", nargs="?", help="YAML config file, whose values are listed (default: the defaults)")
     config = parser.parse_args().config
     for name, kind, value, doc in describe_keys(load_config(config) if config else None):
-        text = one_line(str(value))
+        text = one_line(str(masked_keys({name: value})[name]))
         print(f"{name} ({kind}) = {text if len(text) <= 60 else f'{text[:57]}...'}\n    {doc}")
 
 

@@ -2,30 +2,40 @@
 
 Reads torchvision's, Detectron2's, mmdetection's, maskrcnn-benchmark's, MindSpore model zoo's and mindcv's checkpoints
 and this project's own; writes MindSpore's .ckpt or .safetensors. Prints what it used, what not, and what isn't filled.
+Where the file says of itself what the config has otherwise, DST.config.yaml beside it is the config for it.
 """
 
 import argparse
+import contextlib
 from pathlib import Path
+from typing import Any
 
-from src.config import Config, load_config, load_nameless_config, parse_overrides
+from src.config import Config, load_config, load_nameless_config, parse_overrides, save_config
+from src.convert.conventions import differing, said_of_itself
 from src.convert.conversion import (
     LAYOUTS,
     Conversion,
     backbone_keys,
     config_name,
     convert,
+    find_prefix,
+    fits_a_layout,
     recognise,
     renamed,
     target_shapes,
+    unwrapped,
 )
 from src.convert.pickles import ConversionError
 from src.convert.readers import State, read_state
+from src.convert.unused import kinds_of
 from src.models.build import build_backbone, build_detector
 from src.runtime.errors import run_command
+from src.runtime.files import whole
 from src.training.checkpoints import save_checkpoint
 
 __all__ = ["main", "run"]
 
+MOST_OTHERS = 20  # names that are listed of what isn't an array
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -51,7 +61,7 @@ def report(state: State, out: Conversion) -> None:
     print(f"used: {len(out.used)} arrays")
     print(f"unused: {len(out.unused)} arrays" + listed(out.unused))
     if state.others:
-        print(f"not read, beside the arrays: {', '.join(state.others)}")
+        print(f"not read, beside the arrays: {some(state.others, MOST_OTHERS)}")
     print(f"filled: {len(out.params) - len(out.mismatched)} parameters")
     print(f"not filled: {len(out.unfilled)} parameters" + listed(out.unfilled))
     if out.mismatched:
@@ -64,43 +74,107 @@ def listed(names: list[str]) -> str:
     return ": " + ", ".join(names) if names else ""
 
 
-def check(out: Conversion, config: Config, config_called: str) -> None:
-    """Raises ConversionError unless all of the target is filled with numbers."""
+def some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def check(out: Conversion, state: State, config: Config, config_called: str, allow_unused: bool) -> None:
+    """Raises ConversionError unless all of the target is filled with numbers, and nothing of the source's model is
+    left out that `allow_unused` doesn't leave to the user."""
+    extra = [] if allow_unused else out.extra
+    kinds = ", ".join(kinds_of(out.extra))
     problems = [
-        f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        f"{what}: {some(names)}"
         for what, names in (
             ("of another shape", out.mismatched),
             ("not filled", out.unfilled),
             ("NaN or infinite", out.broken),
+            (
+                f"layers that the config doesn't have ({kinds})" if kinds else "layers that the config doesn't have",
+                extra,
+            ),
         )
         if names
     ]
     if not problems:
+        if out.extra:
+            out.notes.append(
+                f"{len(out.extra)} arrays left out ({kinds or some(out.extra)}): it won't detect as before"
+            )
         return
-    remedy = "convert an earlier checkpoint" if out.broken else "pass as --config_path the config that fits"
+    remedy = "pass as --config_path the config that fits"
+    if out.broken:
+        remedy = "convert an earlier checkpoint"
+    elif not (out.mismatched or out.unfilled):
+        remedy = "it would detect something else without them; --allow_unused true leaves them out all the same"
     if out.classes not in (None, config.num_classes):
         problems.insert(0, f"it has {out.classes} classes with the background, not {config.num_classes}")
         remedy = f"pass --num_classes {out.classes}, or as --config_path the config that fits"
+    elif out.unfilled and not state.whole:
+        remedy = f"it ends without a checksum and may be cut short: copy it again, or {remedy}"
     raise ConversionError(f"doesn't fit {config_called}: {'; '.join(problems)}; nothing is written; {remedy}")
 
 
+def adapt(said: dict[str, Any], config: Config, called: str, given: set[str], out: Conversion) -> dict[str, Any]:
+    """Keys that the file says otherwise than the config, and that the command line doesn't give; all are noted."""
+    differ = differing(said, config)
+    chosen = {k: v for k, v in differ.items() if k not in given}
+    for who, keys in ((called, chosen), ("the command line, which counts", differ.keys() - chosen.keys())):
+        if keys:
+            told = ", ".join(f"{k}: {brief(differ[k])}" for k in keys)
+            out.notes.append(f"the file says of itself {told}; otherwise than {who}")
+    if (
+        "to_rgb" in chosen
+        and chosen["to_rgb"]
+        and config.backbone.stride_in_1x1
+        and "backbone.stride_in_1x1" not in said
+    ):
+        out.notes.append(
+            "the file doesn't say its strides: where its project's config has STRIDE_IN_1X1: False, as with"
+            " torchvision's backbones, set backbone.stride_in_1x1 false"
+        )
+    return chosen
+
+
+def brief(value: Any) -> str:
+    """A value as YAML has it, long lists shortened."""
+    if isinstance(value, list):
+        return f"[{some([str(v) for v in value], 3)}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def run(
-    source: Path, target: Path, layout: str, config_path: str | None, norm_eps: float | None, overrides: dict
+    source: Path,
+    target: Path,
+    layout: str,
+    config_path: str | None,
+    norm_eps: float | None,
+    overrides: dict,
+    allow_unused: bool = False,
+    prefix: str | None = None,
 ) -> None:
-    """Reads, converts, reports and writes. Raises UserError."""
+    """Reads, converts, reports and writes. Raises UserError.
+
+    prefix: what is in front of the names of the model to convert, found where it is None.
+    """
     if target.suffix not in (".ckpt", ".safetensors") or target.is_dir():
         raise ConversionError(f"{target}: --out names a .ckpt or a .safetensors file")
     if target.exists() and source.exists() and target.samefile(source):
         raise ConversionError(f"{target}: --out is the file to convert; name another")
     if norm_eps is not None and not 0 <= norm_eps < 1:
         raise ConversionError(f"--norm_eps {norm_eps}: a batch norm's epsilon is from 0 to 1")
-    state = read_state(source)
+    state = read_state(source, fits_a_layout)
     try:
-        found = recognise(state.arrays) if layout == "auto" else layout
-        named = renamed(state.arrays, found)
+        if prefix is None:
+            prefix = find_prefix(state.arrays) if layout == "auto" else ""
+        arrays = {n.removeprefix(prefix): v for n, v in state.arrays.items() if n.startswith(prefix)}
+        if not arrays:
+            raise ConversionError(f"none of its arrays' names begins with --prefix {prefix}")
+        found = recognise(arrays) if layout == "auto" else layout
+        named = renamed(arrays, found)
         if not named.params:
-            first = ", ".join(list(state.arrays)[:5])
-            raise ConversionError(f"none of its {len(state.arrays)} arrays has a name of layout {found}: {first}, ...")
+            first = ", ".join(list(arrays)[:5])
+            raise ConversionError(f"none of its {len(arrays)} arrays has a name of layout {found}: {first}, ...")
         config, called = choose_config(found, named, config_path, overrides)
         if named.backbone_only:
             targets = target_shapes(build_backbone(config), "backbone.")
@@ -108,25 +182,54 @@ def run(
             targets = target_shapes(build_detector(config))
         recognised = "recognised" if layout == "auto" else "taken"
         part = "the backbone alone" if named.backbone_only else config.detector
-        print(f"{source}: a {state.kind} file of {len(state.arrays)} arrays, {recognised} as {found}: {part}, {called}")
-        out = convert(state.arrays, found, config, targets, norm_eps)
+        behind = f" behind {prefix}" if prefix else ""
+        count = len(state.arrays)
+        print(f"{source}: a {state.kind} file of {count} arrays, {recognised} as {found}{behind}: {part}, {called}")
+        out = convert(arrays, found, config, targets, norm_eps)
+        out.unused += [n for n in state.arrays if not n.startswith(prefix)]
+        if not state.whole:
+            out.notes.append("the file has no checksum: nothing tells whether it was cut short or changed")
+        said = said_of_itself(state.meta, {unwrapped(n): v for n, v in arrays.items()})
+        differ = {} if named.backbone_only else adapt(said, config, called, set(overrides), out)
+        if out.extra:
+            what = ", ".join(kinds_of(out.extra)) or some(out.extra)
+            out.notes.append(f"{len(out.extra)} arrays of its model have no place here ({what})")
         report(state, out)
-        check(out, config, called)
+        check(out, state, config, called, allow_unused)
     except ConversionError as e:
         raise ConversionError(f"{source}: {e}") from None
-    save_checkpoint(out.params, target, "free space or name another place")
+    remedy = "free space or name another place"
+    with contextlib.ExitStack() as beside:
+        if differ:
+            place = target.with_name(f"{target.stem}.config.yaml")
+            own = choose_config(found, named, config_path, overrides | differ)[0]
+            save_config(own, beside.enter_context(whole(place, ConversionError, remedy)))
+        save_checkpoint(out.params, target, remedy)
     print(f"{target}: {len(out.params)} parameters" + (", backbone.pretrained takes it" if out.backbone_only else ""))
+    if differ:
+        print(f"{place}: the config for it: pass it as --config_path")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Convert another project's checkpoint.")
-    parser.add_argument("--ckpt_file", type=Path, required=True, help=".pth, .pkl, .ckpt or .safetensors file")
+    parser.add_argument(
+        "--ckpt_file", type=Path, required=True, help=".pth, .pkl, .ckpt, .safetensors or .safetensors.index.json file"
+    )
     parser.add_argument("--out", type=Path, required=True, help="file to write: .ckpt or .safetensors")
     parser.add_argument(
         "--layout", default="auto", choices=("auto", *LAYOUTS), help="whose names (default: %(default)s)"
     )
     parser.add_argument("--config_path", help="config of the detector (default: the layout's, for what the file holds)")
     parser.add_argument("--norm_eps", type=float, help="batch norm's epsilon where the file comes from, if unusual")
+    parser.add_argument("--prefix", help="what is in front of the names of the model to convert, of several (ema.)")
+    parser.add_argument(
+        "--allow_unused",
+        nargs="?",
+        const="true",
+        default="false",
+        choices=("true", "false"),
+        help="leave out layers that the config doesn't have (default: %(default)s)",
+    )
     parser.epilog = "Any key of the config can follow as --KEY VALUE."
     arguments, rest = parser.parse_known_args()
     run(
@@ -136,6 +239,8 @@ def main() -> int:
         arguments.config_path,
         arguments.norm_eps,
         parse_overrides(rest),
+        arguments.allow_unused == "true",
+        arguments.prefix,
     )
     return 0
 

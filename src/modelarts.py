@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from src.config import Config
 from src.runtime.errors import UserError
+from src.runtime.masking import MASK, masked, without_secrets
 
 __all__ = ["ModelArtsError", "local_checkpoint", "on_modelarts"]
 
@@ -48,8 +49,8 @@ class Storage:
             else:
                 self.files.copy_parallel(source, target)
         except Exception as e:  # moxing raises several kinds, some of them its client's own
-            reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-            raise ModelArtsError(f"{source} -> {target}: the transfer failed: {reason[:200]}") from None
+            reason = (without_secrets(str(e), source, target).strip() or type(e).__name__).splitlines()[0]
+            raise ModelArtsError(f"{masked(source)} -> {masked(target)}: the transfer failed: {reason[:200]}") from None
 
 
 @contextlib.contextmanager
@@ -64,6 +65,9 @@ def on_modelarts(config: Config) -> Iterator[Config]:
     if not config.enable_modelarts or os.environ.get("MS_ROLE") == "MS_SCHED":
         yield config
         return
+    for name in ("data_url", "train_url", "checkpoint_url"):
+        if f"={MASK}" in getattr(config, name) or f"{MASK}@" in getattr(config, name):
+            raise ModelArtsError(f"{name}: a run's config.yaml keeps no passwords; give --{name} as the run had it")
     storage = Storage()
     if config.data_url:
         fetch(storage, config.data_url, Path(config.data_path), archive_name(config))
@@ -83,7 +87,7 @@ def archive_name(config: Config) -> str | None:
 
 def fetch(storage: Storage, url: str, folder: Path, archive: str | None = None) -> None:
     """Copies `url` into `folder`, once, and unpacks `archive` there. Raises ModelArtsError."""
-    wanted = f"{url} {archive}"
+    wanted = f"{masked(url)} {archive}"
     marker = folder / FETCHED
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +99,7 @@ def fetch(storage: Storage, url: str, folder: Path, archive: str | None = None) 
         fcntl.flock(handle, fcntl.LOCK_EX)
         if marker.is_file() and marker.read_text() == wanted:
             return
-        print(f"fetching {url} -> {folder}")
+        print(f"fetching {masked(url)} -> {folder}")
         storage.copy(url, str(folder / url.rpartition("/")[2]) if url.endswith(".ckpt") else str(folder))
         if archive is not None:
             unpack(find_archive(folder, archive), folder)
@@ -162,7 +166,7 @@ def deliver(storage: Storage, config: Config) -> None:
     if not Path(config.output_path).is_dir():
         return
     under_way = sys.exc_info()[0] is not None
-    print(f"sending {config.output_path} -> {config.train_url}")
+    print(f"sending {config.output_path} -> {masked(config.train_url)}")
     try:
         storage.copy(config.output_path, config.train_url)
     except ModelArtsError as e:

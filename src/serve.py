@@ -1,37 +1,49 @@
 """A local web page to try a detector: python infer.py --config_path CFG --ckpt_file CKPT --serve.
 
 The page drops an image, the server answers with a picture of its detections. It is drawn again, without the network,
-when the threshold moves. Uploads are told by their content, bounded in bytes and pixels, and kept in memory alone.
+when the threshold moves. Uploads are told by their content, bounded in bytes, pixels and number, predicted one at a
+time, and kept in memory alone.
 """
 
 import importlib.util
+import ipaddress
 import json
+import re
 import secrets
 import socket
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
+from pycocotools import mask as rle
 
 from src.config import Config
 from src.data.images import safe_decode
 from src.runtime.errors import UserError
+from src.runtime.errors import shown as quoted
 
-__all__ = ["MAX_UPLOAD", "create_app", "serve"]
+__all__ = ["MAX_UPLOAD", "allowed_hosts", "bind", "create_app", "create_server", "serve"]
 
 MAX_UPLOAD = 20 * 1024 * 1024  # bytes
+MAX_BODY = MAX_UPLOAD + 64 * 1024  # the form around the file
+MAX_PARTS = 8  # of a form; the page's has one
+MAX_TEXT = 512 * 1024  # bytes of its parts without a file, and of what Werkzeug looks at in one piece
 MAX_PIXELS = 50_000_000
 KEPT = 32  # pictures whose threshold can be moved, the newest of all users
 WAITING = 8  # uploads at work or in line; more are asked to come again
+DRAWINGS = 4  # pictures and detections that are being made for downloads, or in line
+RETRY = "5"  # seconds after which to come again
 SIDES = 640, 1600  # pictures with a longer side outside this are enlarged or reduced
-LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL = frozenset(("127.0.0.1", "localhost", "::1"))
 PAGE = Path(__file__).with_name("serve.html")
-POLICY = (
-    "default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; script-src 'nonce-{0}'; style-src 'nonce-{0}'"
-)
+NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+POLICY = NOTHING + ("; img-src 'self' blob: data:; connect-src 'self'; script-src 'nonce-{0}'; style-src 'nonce-{0}'")
+TOO_LARGE = f"larger than {MAX_UPLOAD >> 20} MB; make it smaller", 413
 
 
 @dataclass
@@ -41,6 +53,7 @@ class Kept:
     name: str
     picture: np.ndarray
     detections: object
+    small: dict[int, dict] = field(default_factory=dict)  # masks (RLE) reduced to the picture's size, by place
 
 
 class Shelf:
@@ -62,35 +75,49 @@ class Shelf:
             return self.items.get(token)
 
 
-def create_app(predictor, hosts: tuple[str, ...] | None = LOCAL):
+def create_app(predictor, hosts: Iterable[str] = LOCAL):
     """The Flask app. predictor: a Predictor, or anything that turns an (H, W, 3) uint8 RGB array into Detections.
 
-    hosts: names that the page answers to, so that no other site can point its own name here; None: any.
+    hosts: names that the page answers to, see allowed_hosts, so that no other site can point its own name here.
 
     GET / is the page; POST /detect takes the form's file `image` and answers {"id", "name", "predictions", ...}, or
-    {"error"} with status 400, 413 or 503; GET /picture/ID?score=S is a JPEG; GET /json/ID?score=S the detections.
+    {"error"} with status 400, 403, 408, 413 or 503; GET /picture/ID?score=S is a JPEG; GET /json/ID?score=S the
+    detections. extensions["line"] is the Line of its uploads.
     """
     from flask import Flask, Response, jsonify, request
     from werkzeug.exceptions import HTTPException
+    from werkzeug.formparser import parse_form_data
+
+    from src.serve_http import CROWDED, REFUSED, STOPPING, BusyError, Line, StoppingError
 
     app = Flask("serve", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_UPLOAD + 64 * 1024  # the form around the file
-    app.config["TRUSTED_HOSTS"] = list(hosts) if hosts else None
-    shelf, places = Shelf(KEPT), threading.BoundedSemaphore(WAITING)
+    hosts, shelf = frozenset(hosts), Shelf(KEPT)
+    line = app.extensions["line"] = Line(WAITING)
+    drawings, pen = threading.BoundedSemaphore(DRAWINGS), threading.Lock()
 
     def refuse(message: str, status: int) -> tuple:
-        return jsonify(error=message), status
+        return jsonify(error=message), status, {"Retry-After": RETRY} if status == 503 else {}
 
     @app.errorhandler(HTTPException)
     def http_error(e: HTTPException) -> tuple:
-        if e.code == 413:
-            return refuse(f"larger than {MAX_UPLOAD >> 20} MB; make it smaller", 413)
         return refuse(e.description or e.name, e.code or 500)
+
+    @app.before_request
+    def known() -> tuple | None:
+        given = request.headers.get("Host", "")
+        if host_name(given) not in hosts:
+            return refuse(f"no page of the name {quoted(given)}; --allow_host NAME adds a name", 403)
+        # a form of another site may post here, but a browser says whose it is
+        origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
+        foreign = (origin and origin.split("://")[-1] != given) or site not in ("same-origin", "none")
+        return refuse("a request of another site", 403) if request.method == "POST" and foreign else None
 
     @app.after_request
     def harden(response: Response) -> Response:
-        response.headers.setdefault("Content-Security-Policy", "default-src 'none'")
+        response.headers.setdefault("Content-Security-Policy", NOTHING)
+        response.headers["X-Frame-Options"] = "DENY"
         response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         response.headers["Referrer-Policy"] = "no-referrer"
         response.headers["Cache-Control"] = "no-store"
         return response
@@ -104,43 +131,82 @@ def create_app(predictor, hosts: tuple[str, ...] | None = LOCAL):
 
     @app.post("/detect")
     def detect() -> Response | tuple:
-        # a form of another site may post here, but a browser says whose it is
-        origin = request.headers.get("Origin")
-        if origin and origin.split("://")[-1] != request.host:
-            return refuse("a request of another site", 403)
-        if not places.acquire(blocking=False):
-            return refuse("busy with other images; try again in a moment", 503)
+        if refusal := request.environ.get(REFUSED):
+            return refuse(*refusal)
+        if (request.content_length or 0) > MAX_BODY:
+            return refuse(*TOO_LARGE)
+        name = "image"
         try:
-            file = request.files.get("image")
-            if file is None:
-                return refuse("no image in the form", 400)
-            name = clean_name(file.filename)
-            try:
-                # a browser shows photographs turned as their EXIF orientation says
-                image = safe_decode(file.read(), name, exif="upright", max_pixels=MAX_PIXELS)
-                found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
-            except UserError as e:
-                return refuse(str(e), 400)
-            token = shelf.put(Kept(name, shown(image), found))
-        finally:
-            places.release()
+            with line.place():
+                file = uploaded()
+                if file is None:
+                    return refuse("no image in the form", 400)
+                name, gone = clean_name(file.filename), request.environ.get("waitress.client_disconnected")
+                token, found = line.run(lambda: look_at(file.stream.getvalue(), name, gone))
+        except BusyError:
+            return refuse(*CROWDED)
+        except StoppingError:
+            return refuse(*STOPPING)
+        except MemoryError:
+            return refuse(f"{name}: too large for the memory that is free; make it smaller", 503)
+        except UserError as e:
+            return refuse(str(e), 400)
         scores = [round(float(s), 4) for s in found.scores]
         return jsonify(id=token, name=name, height=found.height, width=found.width, scores=scores, names=found.names)
 
-    @app.get("/picture/<token>")
-    def picture(token: str) -> Response | tuple:
+    def uploaded():
+        """The form's file; None where there is none. Raises UserError for what is no form."""
+        if request.mimetype != "multipart/form-data":
+            return None
+        try:
+            return parse_form_data(
+                request.environ,
+                stream_factory=lambda *_, **__: BytesIO(),  # Werkzeug's own writes to the disk
+                max_form_memory_size=MAX_TEXT,
+                max_form_parts=MAX_PARTS,
+                silent=False,
+            )[2].get("image")
+        except (HTTPException, KeyError, ValueError):
+            raise UserError("not a form as the page sends it") from None
+
+    def look_at(data: bytes, name: str, gone: Callable[[], bool] | None) -> tuple[str, object]:
+        """The token of an upload and its Detections. Raises UserError, MemoryError."""
+        if gone and gone():
+            raise StoppingError
+        # a browser shows photographs turned as their EXIF orientation says
+        image = safe_decode(data, name, exif="upright", max_pixels=MAX_PIXELS)
+        picture = shown(image)
+        image = np.ascontiguousarray(image[:, :, ::-1])
+        found = predictor(image)
+        return shelf.put(Kept(name, picture, found)), found
+
+    def made(token: str, make: Callable[[Kept, float], Response]) -> Response | tuple:
         if (kept := shelf.get(token)) is None:
             return refuse("no longer kept; drop the image again", 404)
-        _, data = cv2.imencode(".jpg", draw(kept, score_of(request)), [cv2.IMWRITE_JPEG_QUALITY, 92])
-        return Response(data.tobytes(), mimetype="image/jpeg")
+        if not drawings.acquire(blocking=False):
+            return refuse("busy drawing; try again in a moment", 503)
+        try:
+            with pen:
+                return make(kept, score_of(request))
+        finally:
+            drawings.release()
+
+    @app.get("/picture/<token>")
+    def picture(token: str) -> Response | tuple:
+        def make(kept: Kept, score: float) -> Response:
+            _, data = cv2.imencode(".jpg", draw(kept, score), [cv2.IMWRITE_JPEG_QUALITY, 92])
+            return Response(data.tobytes(), mimetype="image/jpeg")
+
+        return made(token, make)
 
     @app.get("/json/<token>")
     def download(token: str) -> Response | tuple:
-        if (kept := shelf.get(token)) is None:
-            return refuse("no longer kept; drop the image again", 404)
-        text = json.dumps({kept.name: kept.detections.above(score_of(request)).to_entry()}, indent=1)
-        disposition = {"Content-Disposition": "attachment; filename=predictions.json"}
-        return Response(text, mimetype="application/json", headers=disposition)
+        def make(kept: Kept, score: float) -> Response:
+            text = json.dumps({kept.name: kept.detections.above(score).to_entry()}, indent=1)
+            disposition = {"Content-Disposition": "attachment; filename=predictions.json"}
+            return Response(text, mimetype="application/json", headers=disposition)
+
+        return made(token, make)
 
     return app
 
@@ -175,7 +241,54 @@ def draw(kept: Kept, score: float) -> np.ndarray:
     height, width = kept.picture.shape[:2]
     boxes = d.boxes * np.array([width / d.width, height / d.height] * 2, np.float32)
     names = dict(zip(d.labels.tolist(), d.names, strict=True))
-    return draw_detections(kept.picture, boxes, d.scores, d.labels, d.masks, names, score)
+    masks = d.masks
+    if masks is not None and d.height > height:
+        # a mask as large as the upload takes long to decode, so once
+        for i in np.flatnonzero(d.scores >= score):
+            if i not in kept.small:
+                kept.small[i] = reduced(masks[i], height, width)
+        masks = [kept.small.get(i) for i in range(len(masks))]
+    return draw_detections(kept.picture, boxes, d.scores, d.labels, masks, names, score)
+
+
+def reduced(mask: dict, height: int, width: int) -> dict:
+    """A mask (RLE) at a smaller size."""
+    # pycocotools' bitmaps lie in memory by columns
+    small = cv2.resize(rle.decode(mask).T, (height, width), interpolation=cv2.INTER_NEAREST)
+    return rle.encode(np.asfortranarray(small.T))
+
+
+def one_form(name: str) -> str:
+    """A host's name in small letters, or its address as ipaddress writes it; empty for what is neither."""
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        name = name.lower().rstrip(".")
+        return name if re.fullmatch(r"[\w.-]+", name, re.ASCII) else ""
+
+
+def host_name(header: str) -> str:
+    """The name or address of a Host header, in one form; empty for what is none."""
+    match = re.fullmatch(r"(\[[^][]*\]|[^][:]*)(:\d{1,5})?", header)
+    return one_form(match[1].strip("[]")) if match else ""
+
+
+def allowed_hosts(host: str, bound: str, names: Iterable[str] = ()) -> frozenset[str]:
+    """Names by which a browser may ask for the page, in one form: this machine's own; the one address that is `bound`
+    and the `host` that stands for it; and `names`, given as A or A,B. Raises UserError for one that can't be a name.
+    """
+    bound = bound.partition("%")[0]  # browsers leave an address's zone out
+    out = set(LOCAL)
+    if not ipaddress.ip_address(bound).is_unspecified:
+        out |= {one_form(bound), one_form(host)}
+    for given in (part.strip() for word in names for part in word.split(",")):
+        name = one_form(given.strip("[]"))
+        if not name:
+            raise UserError(
+                f"--allow_host {quoted(given)}: no name or address; write it as example.org, without http:// and port"
+            )
+        out.add(name)
+    return frozenset(out - {""})
 
 
 def check_packages() -> None:
@@ -188,22 +301,43 @@ def check_packages() -> None:
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises UserError."""
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
+        # of a port that is too large getaddrinfo gives another
+        bound.bind((address[0], port, *address[2:]))
         bound.listen(64)
         return bound
-    except (OSError, OverflowError) as e:
+    except (OSError, OverflowError, UnicodeError) as e:
         reason = getattr(e, "strerror", None) or e
         raise UserError(f"can't serve at {host} port {port}: {reason}; name another --host or --port") from None
 
 
-def serve(config: Config, checkpoint: str, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serves the page until Ctrl-C. Raises UserError."""
+def create_server(app, listening: socket.socket):
+    """The Server of an app that create_app made, at a listening socket."""
+    from src.serve_http import CROWDED, Server
+
+    line = app.extensions["line"]
+
+    def admit(method: str, path: str) -> tuple[str, int] | None:
+        if (method, path) != ("POST", "/detect"):
+            return "nothing to send here", 404
+        return CROWDED if line.full else None
+
+    return Server(app, listening, line, WAITING + DRAWINGS, admit, MAX_BODY, TOO_LARGE)
+
+
+def serve(
+    config: Config, checkpoint: str, host: str = "127.0.0.1", port: int = 7860, allow_host: Iterable[str] = ()
+) -> None:
+    """Serves the page until SIGTERM or Ctrl-C, which have their effect then. Raises UserError.
+
+    allow_host: further names that the page answers to, see allowed_hosts.
+    """
     check_packages()
     listening = bind(host, port)
-    import waitress
+    address, port = listening.getsockname()[:2]
+    hosts = allowed_hosts(host, address, allow_host)
 
     from src.predictor import Predictor
 
@@ -211,18 +345,9 @@ def serve(config: Config, checkpoint: str, host: str = "127.0.0.1", port: int = 
     print("compiling the network ...", flush=True)
     blank = np.zeros((config.img_height, config.img_width, 3), np.uint8)
     predictor([blank, blank.transpose(1, 0, 2).copy()] if config.turns_canvas else [blank])
-    # an address that is open to others has names that we can't know
-    app = create_app(predictor, LOCAL if host in LOCAL else None)
-    server = waitress.create_server(
-        app, sockets=[listening], threads=WAITING, max_request_body_size=4 * MAX_UPLOAD, ident="", channel_timeout=60
-    )
-    print(
-        f"serving at http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]} (Ctrl-C ends)",
-        flush=True,
-    )
-    if host not in LOCAL:
+    server = create_server(create_app(predictor, hosts), listening)
+    print(f"serving at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends)", flush=True)
+    if not ipaddress.ip_address(address).is_loopback:
         print(f"note: whoever reaches {host} can use it; there are no passwords", flush=True)
-    try:
-        server.run()
-    finally:
-        server.close()
+        print(f"note: it answers to {', '.join(sorted(hosts))}; --allow_host NAME adds a name", flush=True)
+    server.run()

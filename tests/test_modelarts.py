@@ -190,6 +190,28 @@ def test_storage_that_lacks_it_or_fails(storage, config, refusal):
         pass
 
 
+def test_a_token_in_an_address_is_used_and_not_told(storage, config, refusal, monkeypatch, capsys):
+    secret = dataclasses.replace(
+        config, data_url="obs://bucket/coco?token=hidden", train_url="obs://me:hidden@bucket/x"
+    )
+    with refusal(ModelArtsError, "obs://bucket/coco?token=*** -> "), on_modelarts(secret):
+        pass
+    assert storage.calls[0][0] == secret.data_url
+    secret = dataclasses.replace(config, train_url="obs://me:hidden@bucket/x")
+
+    def fail(source, target):
+        raise OSError(f"{target}: no entry with hidden")
+
+    with refusal(ModelArtsError, "-> obs://me:***@bucket/x: the transfer failed"), on_modelarts(secret) as local:
+        write_outputs(local)
+        monkeypatch.setattr(storage, "copy_parallel", fail)
+    kept = dataclasses.replace(config, data_url="obs://bucket/coco?token=***")
+    with refusal(ModelArtsError, "data_url", "give --data_url"), on_modelarts(kept):
+        pass
+    told = capsys.readouterr()
+    assert "hidden" not in told.out + told.err
+
+
 def test_zip_files_that_cant_be_used(storage, config, refusal):
     zipped = dataclasses.replace(config, data_url="obs://bucket/zipped", need_modelarts_dataset_unzip=True)
     wrong = dataclasses.replace(zipped, modelarts_dataset_unzip_name="voc")

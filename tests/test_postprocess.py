@@ -1,6 +1,7 @@
 """postprocess.py on results and annotations that a user may hand it."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -156,6 +157,38 @@ FAULTS = {
     "unknown image": (
         lambda f, s: (f / "summary.json").write_text(json.dumps(s | {"images": ["other.jpg"]})),
         "other.jpg",
+    ),
+    "nested without end": (lambda f, s: (f / "summary.json").write_text("[" * 20_000), "not whole JSON"),
+    "summary of a gigabyte": (lambda f, s: os.truncate(f / "summary.json", 2**30), "summary.json"),
+    "a result elsewhere": (
+        lambda f, s: (f / "summary.json").write_text(json.dumps(s | {"images": ["../000000000001.jpg"]})),
+        "images isn't what",
+    ),
+    "images of no names": (
+        lambda f, s: (f / "summary.json").write_text(json.dumps(s | {"images": [["a"], 3]})),
+        "images isn't what",
+    ),
+    "classes of no names": (
+        lambda f, s: (f / "summary.json").write_text(json.dumps(s | {"classes": {"circle": 1}})),
+        "classes isn't what",
+    ),
+    "masks pasted by no convention": (
+        lambda f, s: (f / "summary.json").write_text(json.dumps(s | {"mask_paste": {"convention": "x"}})),
+        "mask_paste isn't what",
+    ),
+    "no masks to paste": (
+        lambda f, s: (f / f"{s['images'][0]}.det").write_bytes(result(40, 60, masks=False)),
+        "has no masks",
+    ),
+    "a result that is a pipe": (
+        lambda f, s: ((f / f"{s['images'][0]}.det").unlink(), os.mkfifo(f / f"{s['images'][0]}.det")),
+        "a pipe",
+    ),
+    "more detections than there can be": (
+        lambda f, s: (f / f"{s['images'][0]}.det").write_bytes(
+            struct.pack("<8s4I", b"RCNNDET1", 40, 60, 2**20, 0) + bytes(24 << 20)
+        ),
+        "not a whole result",
     ),
     "unknown class": (
         lambda f, s: (f / "summary.json").write_text(json.dumps(s | {"classes": ["background", "cat"]})),

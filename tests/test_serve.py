@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from src.config import load_config
 from src.runtime.errors import UserError
 
 flask = pytest.importorskip("flask", reason="Flask isn't installed (requirements-serve.txt): no page to test")
-waitress = pytest.importorskip("waitress", reason="waitress isn't installed (requirements-serve.txt)")
+pytest.importorskip("waitress", reason="waitress isn't installed (requirements-serve.txt)")
 
 LOCAL = "http://127.0.0.1:7860"
 
@@ -131,7 +132,7 @@ def test_requests_that_are_not_the_pages(client, photograph, predictor):
     assert client.post("/detect", base_url=LOCAL).get_json()["error"] == "no image in the form"
     # a page of another site, by its own name or by one that it pointed here
     assert post(client, photograph, headers={"Origin": "http://evil.example"}).status_code == 403
-    assert client.get("/", base_url="http://evil.example:7860").status_code == 400
+    assert client.get("/", base_url="http://evil.example:7860").status_code == 403
     for path in ("/picture/guess", "/json/guess", "/../infer.py", "/static/x"):
         assert client.get(path, base_url=LOCAL).status_code == 404
     assert not predictor.images
@@ -203,13 +204,12 @@ def test_an_address_that_is_taken(refusal):
 def address(predictor):
     """The page served on a free port of this machine."""
     listening = serve.bind("127.0.0.1", 0)
-    server = waitress.create_server(serve.create_app(predictor), sockets=[listening], threads=4)
+    server = serve.create_server(serve.create_app(predictor), listening)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.task_dispatcher.shutdown()
-    server.trigger.pull_trigger(server.close)
-    thread.join(5)
+    server.stop()
+    thread.join(10)
 
 
 @pytest.fixture
@@ -285,3 +285,27 @@ def test_two_users_in_a_browser(address, browser, shapes_root, tmp_path, predict
     assert not pages[0].is_visible("#result")
     assert pages[1].is_visible("#result")
     assert not errors
+
+
+def test_another_site_can_neither_frame_nor_post(address, browser, predictor):
+    form = f"<form method=post enctype=multipart/form-data action={address}/detect><input type=submit></form>"
+
+    class Foreign(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802 - the library's name
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(f"<iframe src={address}></iframe>{form}".encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        page, told = browser.new_context().new_page(), []
+        page.on("console", lambda message: told.append(message.text))
+        page.goto(f"http://localhost:{other.server_address[1]}/")
+        assert any("frame-ancestors" in text for text in told)
+        assert "Try the detector" not in page.frames[-1].content()
+        page.click("input")
+        page.wait_for_url(f"{address}/detect")
+        assert "a request of another site" in page.content()
+        other.shutdown()
+    assert not predictor.images

@@ -65,16 +65,40 @@ struct Handle {
 
 }  // namespace
 
+std::string OneLine(const std::string &text) {
+  constexpr size_t kLongest = 2000;
+  std::string out;
+  for (const char c : text) {
+    if (static_cast<unsigned char>(c) >= 0x20 && c != 0x7F) {
+      out.push_back(c);
+      continue;
+    }
+    char code[8];
+    std::snprintf(code, sizeof(code), "\\x%02x", static_cast<unsigned>(static_cast<unsigned char>(c)));
+    out += c == '\n' ? "\\n" : code;
+  }
+  // a message begins with what is wrong and ends with the remedy
+  if (out.size() > kLongest) {
+    out = out.substr(0, kLongest * 3 / 4) + " ... " + out.substr(out.size() - kLongest / 4);
+  }
+  return out;
+}
+
 std::string SystemReason() { return std::strerror(errno); }
 
-std::vector<uint8_t> ReadFile(const std::string &path, const std::string &what) {
-  // O_NONBLOCK: a pipe that nobody writes to is an empty file, not a wait for ever
+std::vector<uint8_t> ReadFile(const std::string &path, const std::string &what, uint64_t most) {
+  // O_NONBLOCK: a pipe that nobody writes to is told, not waited for
   const Handle file{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   struct stat status {};
   if (file.number < 0 || fstat(file.number, &status) != 0) {
     throw UserError(path + ": can't read the " + what + ": " + SystemReason());
   }
   if (S_ISDIR(status.st_mode)) throw UserError(path + ": can't read the " + what + ": it is a folder");
+  if (!S_ISREG(status.st_mode)) throw UserError(path + ": can't read the " + what + ": it is no file");
+  if (static_cast<uint64_t>(status.st_size) > most) {
+    throw UserError(path + ": can't read the " + what + ": " + std::to_string(status.st_size) + " bytes, more than the " +
+                    std::to_string(most) + " that one can have");
+  }
   std::vector<uint8_t> data(static_cast<size_t>(status.st_size));
   size_t done = 0;
   while (done < data.size()) {

@@ -9,17 +9,20 @@
 
 namespace rcnn {
 
+// The text in one line that a terminal shows as it is: control characters as escapes, the middle cut out if long.
+std::string OneLine(const std::string &text);
+
 // Its message is one line that names the file or option, and the remedy. The program prints it and exits with status 2.
 class UserError : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit UserError(const std::string &message) : std::runtime_error(OneLine(message)) {}
 };
 
 // The text of errno.
 std::string SystemReason();
 
-// Throws UserError: "PATH: can't read the WHAT: reason".
-std::vector<uint8_t> ReadFile(const std::string &path, const std::string &what);
+// Throws UserError: "PATH: can't read the WHAT: reason", also for what is no file, and for one of more than `most` bytes.
+std::vector<uint8_t> ReadFile(const std::string &path, const std::string &what, uint64_t most = UINT64_MAX);
 
 // Beside, then renamed: the file is whole or not there. Throws UserError.
 void WriteFile(const std::string &path, const void *data, size_t bytes);

@@ -153,7 +153,9 @@ void Graph::Run() {
   CaughtLog log;
   outputs_.clear();
   if (model_.Predict(inputs_, &outputs_) != mindspore::kSuccess) {
-    throw UserError(path_ + ": MindSpore Lite can't run it" + Because(log.Reason()));
+    const std::string input = inputs_.empty() ? "" : " on an input " + ShapeText(inputs_[0].Shape());
+    throw UserError(path_ + ": MindSpore Lite can't run it" + input + Because(log.Reason()) +
+                    "; a smaller canvas takes less memory");
   }
 }
 

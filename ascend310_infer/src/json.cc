@@ -10,6 +10,34 @@
 
 namespace rcnn {
 
+namespace {
+
+constexpr int kDeepest = 64;
+constexpr size_t kMostValues = 1 << 20;  // of a document that is kept whole: some 200 MiB
+
+// Bytes of the UTF-8 character at `i`; 0: there is none.
+size_t Utf8Length(const std::string &text, size_t i) {
+  const auto lead = static_cast<unsigned char>(text[i]);
+  const size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3
+                        : lead >= 0xF0 && lead < 0xF5                 ? 4
+                                                                      : 0;
+  if (length == 0 || i + length > text.size()) return 0;
+  for (size_t k = 1; k < length; ++k) {
+    if ((static_cast<unsigned char>(text[i + k]) & 0xC0) != 0x80) return 0;
+  }
+  return length;
+}
+
+std::string Short(double number) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", number);
+  return text;
+}
+
+std::string Between(double low, double high) { return "from " + Short(low) + " to " + Short(high); }
+
+}  // namespace
+
 class JsonReader {
  public:
   JsonReader(const std::string &text, const std::string &name, const std::string &remedy = "export the model again")
@@ -32,8 +60,10 @@ class JsonReader {
 
  private:
   [[noreturn]] void Fail() const {
-    throw UserError(name_ + ": not whole JSON (byte " + std::to_string(at_) + "); " + remedy_);
+    Fail("not whole JSON (byte " + std::to_string(at_) + ")");
   }
+  [[noreturn]] void Fail(const std::string &what) const { throw UserError(name_ + ": " + what + "; " + remedy_); }
+  [[noreturn]] void FailDeep() const { Fail("nested deeper than " + std::to_string(kDeepest) + " levels"); }
 
   void SkipSpace() {
     while (at_ < text_.size() && std::strchr(" \t\r\n", text_[at_]) != nullptr && text_[at_] != '\0') ++at_;
@@ -58,7 +88,8 @@ class JsonReader {
   }
 
   Json Value(const std::string &where, int depth) {
-    if (depth > 64) Fail();
+    if (depth > kDeepest) FailDeep();
+    if (list_ == nullptr && ++values_ > kMostValues) Fail("more than a million values");
     Json value;
     value.where_ = where;
     const char c = Next();
@@ -73,6 +104,7 @@ class JsonReader {
         Next();
         const std::string key = String();
         Expect(':');
+        if (list_ == nullptr && value.object_.count(key) > 0) Fail("\"" + key + "\" comes twice in an object");
         if (IsWanted(key, depth)) {
           value.object_[key] = Value(where + (depth == 0 ? " " : ".") + key, depth + 1);
         } else {
@@ -105,7 +137,9 @@ class JsonReader {
       value.kind_ = Json::Kind::kBool;
     } else if (!Take("null")) {
       value.kind_ = Json::Kind::kNumber;
+      const size_t begin = at_;
       value.number_ = Number();
+      value.is_integer_ = text_.substr(begin, at_ - begin).find_first_of(".eE") == std::string::npos;
     }
     return value;
   }
@@ -117,7 +151,7 @@ class JsonReader {
   }
 
   void SkipValue(int depth) {
-    if (depth > 64) Fail();
+    if (depth > kDeepest) FailDeep();
     const char c = Next();
     if (c == '{' || c == '[') {
       const char end = c == '{' ? '}' : ']';
@@ -145,6 +179,10 @@ class JsonReader {
     const size_t begin = at_;
     while (at_ < text_.size() && std::strchr("+-.0123456789eE", text_[at_]) != nullptr && text_[at_] != '\0') ++at_;
     const std::string digits = text_.substr(begin, at_ - begin);
+    // what strtod would take besides: +1, .5, 01
+    const size_t first = digits[0] == '-' ? 1 : 0;
+    if (first >= digits.size() || std::strchr("+-.eE", digits[first]) != nullptr) Fail();
+    if (digits[first] == '0' && first + 1 < digits.size() && std::strchr(".eE", digits[first + 1]) == nullptr) Fail();
     char *end = nullptr;
     const double number = std::strtod(digits.c_str(), &end);
     if (digits.empty() || *end != '\0' || !std::isfinite(number)) Fail();
@@ -197,13 +235,15 @@ class JsonReader {
         uint32_t code = Hex();
         if (code >= 0xD800 && code < 0xDC00) {
           if (!Take("\\u")) Fail();
-          code = 0x10000 + ((code - 0xD800) << 10) + (Hex() - 0xDC00);
-          if (code > 0x10FFFF) Fail();
+          const uint32_t low = Hex();
+          if (low < 0xDC00 || low > 0xDFFF) Fail();
+          code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
         }
         if (code >= 0xDC80 && code < 0xDD00) {
           // a byte that is no UTF-8, as Quoted writes it
           out.push_back(static_cast<char>(code & 0xFF));
         } else {
+          if (code >= 0xDC00 && code <= 0xDFFF) Fail();
           AppendUtf8(code, &out);
         }
       } else {
@@ -216,7 +256,7 @@ class JsonReader {
   const std::string remedy_;
   const std::string *list_ = nullptr;
   const std::vector<std::string> *keys_ = nullptr;
-  size_t at_ = 0;
+  size_t at_ = 0, values_ = 0;
 };
 
 Json Json::Parse(const std::string &text, const std::string &name) { return JsonReader(text, name).Document(); }
@@ -235,7 +275,16 @@ bool Json::Has(const std::string &key) const { return object_.count(key) > 0; }
 const Json &Json::At(const std::string &key) const {
   const auto found = object_.find(key);
   if (found == object_.end()) throw UserError(where_ + " has no \"" + key + "\"; export the model again");
+  found->second.read_ = true;
   return found->second;
+}
+
+void Json::DemandAllRead() const {
+  for (const auto &[key, value] : object_) {
+    if (!value.read_) throw UserError(value.where_ + ": no key of a sidecar; export the model again");
+    value.DemandAllRead();
+  }
+  for (const Json &item : list_) item.DemandAllRead();
 }
 
 const std::string &Json::AsText() const {
@@ -248,22 +297,38 @@ double Json::AsNumber() const {
   return number_;
 }
 
+double Json::AsNumber(double low, double high) const {
+  const double number = AsNumber();
+  if (!(number >= low && number <= high)) Wrong("a number " + Between(low, high));
+  return number;
+}
+
 const std::vector<Json> &Json::AsList() const {
   if (kind_ != Kind::kList) Wrong("a list");
   return list_;
 }
 
+std::vector<double> Json::AsNumbers(size_t size, double low, double high) const {
+  std::vector<double> out;
+  for (const Json &item : AsList()) out.push_back(item.AsNumber(low, high));
+  if (size > 0 && out.size() != size) Wrong("a list of " + std::to_string(size) + " numbers");
+  if (out.empty()) Wrong("a list with anything in it");
+  return out;
+}
+
 const std::string &Json::Text(const std::string &key) const { return At(key).AsText(); }
 
-double Json::Number(const std::string &key) const { return At(key).AsNumber(); }
+double Json::Number(const std::string &key, double low, double high) const { return At(key).AsNumber(low, high); }
 
-int64_t Json::Integer(const std::string &key, int64_t low, int64_t high) const {
-  const double number = Number(key);
-  if (number != std::floor(number) || number < static_cast<double>(low) || number > static_cast<double>(high)) {
-    At(key).Wrong("an integer from " + std::to_string(low) + " to " + std::to_string(high));
+int64_t Json::AsInteger(int64_t low, int64_t high) const {
+  const double number = AsNumber();
+  if (!is_integer_ || number < static_cast<double>(low) || number > static_cast<double>(high)) {
+    Wrong("an integer from " + std::to_string(low) + " to " + std::to_string(high));
   }
   return static_cast<int64_t>(number);
 }
+
+int64_t Json::Integer(const std::string &key, int64_t low, int64_t high) const { return At(key).AsInteger(low, high); }
 
 bool Json::Bool(const std::string &key) const {
   const Json &value = At(key);
@@ -273,37 +338,15 @@ bool Json::Bool(const std::string &key) const {
 
 const std::vector<Json> &Json::List(const std::string &key) const { return At(key).AsList(); }
 
-std::vector<float> Json::Floats(const std::string &key, size_t size) const {
-  std::vector<float> out;
-  for (const Json &item : List(key)) out.push_back(static_cast<float>(item.AsNumber()));
-  if (out.empty() || (size > 0 && out.size() != size)) At(key).Wrong("a list of the right length");
-  return out;
+std::vector<double> Json::Numbers(const std::string &key, size_t size, double low, double high) const {
+  return At(key).AsNumbers(size, low, high);
 }
 
 std::vector<int64_t> Json::Integers(const std::string &key, int64_t low, int64_t high) const {
   std::vector<int64_t> out;
-  for (const Json &item : List(key)) {
-    const double number = item.AsNumber();
-    if (number != std::floor(number) || number < static_cast<double>(low) || number > static_cast<double>(high)) {
-      item.Wrong("an integer from " + std::to_string(low) + " to " + std::to_string(high));
-    }
-    out.push_back(static_cast<int64_t>(number));
-  }
+  for (const Json &item : List(key)) out.push_back(item.AsInteger(low, high));
   if (out.empty()) At(key).Wrong("a list with anything in it");
   return out;
-}
-
-// Bytes of the UTF-8 character at `i`; 0: there is none.
-size_t Utf8Length(const std::string &text, size_t i) {
-  const auto lead = static_cast<unsigned char>(text[i]);
-  const size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3
-                        : lead >= 0xF0 && lead < 0xF5                 ? 4
-                                                                      : 0;
-  if (length == 0 || i + length > text.size()) return 0;
-  for (size_t k = 1; k < length; ++k) {
-    if ((static_cast<unsigned char>(text[i + k]) & 0xC0) != 0x80) return 0;
-  }
-  return length;
 }
 
 std::string Quoted(const std::string &text) {

@@ -1,5 +1,6 @@
 // Detects objects in a folder of images with an exported model.
 #include <dirent.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -153,6 +154,12 @@ Options ParseOptions(int argc, char **argv) {
   return out;
 }
 
+std::string SizeText(int64_t height, int64_t width) { return std::to_string(width) + " x " + std::to_string(height); }
+
+std::string CanvasText(const Sidecar &sidecar) {
+  return "the model's canvas, " + SizeText(sidecar.height, sidecar.width) + ",";
+}
+
 // What the command line changes of the model's own settings.
 void Apply(const Options &options, Sidecar *sidecar) {
   // of two models, one for each orientation, the options mean the lying one's
@@ -181,6 +188,22 @@ void Apply(const Options &options, Sidecar *sidecar) {
   if (width == height) sidecar->turned = {};
   sidecar->batch_size = batch;
   if (options.keep_ratio >= 0) sidecar->keep_ratio = options.keep_ratio == 1;
+}
+
+// Refuses a canvas whose image and finest maps alone, some 100 bytes a pixel, are more than there is memory.
+void CheckCanvas(const Options &options, const Sidecar &sidecar) {
+  const double bytes = 100.0 * static_cast<double>(sidecar.width) * static_cast<double>(sidecar.height);
+  double most = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  struct rlimit limit {};
+  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+    most = std::min(most, static_cast<double>(limit.rlim_cur));
+  }
+  if (bytes <= most) return;
+  const bool given = options.width > 0 || options.height > 0;
+  throw UserError(sidecar.path + ": " + CanvasText(sidecar) + " takes at least " +
+                  std::to_string(static_cast<int64_t>(bytes / 1e9)) + " GB, more than this machine's memory; " +
+                  (given ? "lower --width and --height"
+                         : "give a smaller --width and --height (split form), or export it for a smaller canvas"));
 }
 
 bool HasImageName(std::string name) {
@@ -256,8 +279,6 @@ Frames FindFrames(const Options &options, const std::vector<std::string> &names)
   return out;
 }
 
-std::string SizeText(int64_t height, int64_t width) { return std::to_string(width) + " x " + std::to_string(height); }
-
 // The picture, turned as `frames` wants image `i`. Throws UserError where it isn't of the annotated size.
 Picture DecodeTurned(const std::vector<uint8_t> &bytes, const Frames &frames, size_t i) {
   Picture picture = DecodeImage(bytes);
@@ -281,6 +302,7 @@ double Milliseconds(std::chrono::steady_clock::time_point since) {
 struct Read {
   Prepared image;
   std::string fault;  // why it can't be read, or empty
+  bool canvas_too_large = false;
 };
 
 Read ReadImage(const std::string &folder, const std::string &name, const Sidecar &sidecar, const Frames &frames,
@@ -297,7 +319,9 @@ Read ReadImage(const std::string &folder, const std::string &name, const Sidecar
     out.image.height = whole.height;
     out.image.width = whole.width;
     out.image.canvas = canvas;
+    out.canvas_too_large = canvas.height * canvas.width > whole.height * whole.width;
     out.image.picture = Resize(whole, size[0], size[1], sidecar.resize.antialias);
+    out.canvas_too_large = false;
     if (!sidecar.to_rgb) SwapRedAndBlue(&out.image.picture);
   } catch (const UserError &e) {
     out.fault = e.what();
@@ -413,6 +437,10 @@ void RunFolder(const Options &options, const Sidecar &sidecar, const std::vector
   for (size_t i = 0; i < names.size(); ++i) {
     const auto take_begin = std::chrono::steady_clock::now();
     Read read = reader.Take();
+    if (read.canvas_too_large) {
+      throw UserError(sidecar.path + ": " + CanvasText(sidecar) +
+                      " is larger than this machine's memory; lower --width and --height, or export a smaller one");
+    }
     std::vector<Prepared> &batch = waiting[read.image.canvas.IsUpright() ? 1 : 0];
     if (batch.empty()) table.Add("waiting", Milliseconds(take_begin));
     if (read.fault.empty()) {
@@ -444,7 +472,12 @@ int Run(int argc, char **argv) {
   // one rule for the runtime's threads and for ours
   setenv("RCNN_NUM_THREADS", std::to_string(options.device.threads).c_str(), 1);
   Sidecar sidecar = ReadSidecar(options.model);
+  if (!sidecar.has_checksum) {
+    std::fprintf(stderr, "%s: of an older export, without a checksum of its own: not checked for damage\n",
+                 OneLine(sidecar.path).c_str());
+  }
   Apply(options, &sidecar);
+  CheckCanvas(options, sidecar);
   Summary summary;
   summary.threads = options.device.threads;
   summary.device = options.device.ascend ? "Ascend" : "CPU";
@@ -495,7 +528,7 @@ int main(int argc, char **argv) {
   } catch (const std::bad_alloc &) {
     std::fprintf(stderr, "error: not enough memory; lower --batch_size or the canvas\n");
   } catch (const std::exception &e) {
-    std::fprintf(stderr, "error: %s\n", e.what());
+    std::fprintf(stderr, "error: %s\n", rcnn::OneLine(e.what()).c_str());
   }
   return 2;
 }

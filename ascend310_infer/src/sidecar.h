@@ -40,7 +40,8 @@ struct RoiSettings {
 
 struct Sidecar {
   std::string path, file_format;
-  bool whole = false;  // one graph; else the split form
+  bool has_checksum = true;  // older exports have none, and aren't checked for damage
+  bool whole = false;        // one graph; else the split form
   int64_t width = 0, height = 0, batch_size = 0;
   int64_t canvas_step = 0;  // what other canvases of the split form are multiples of
   ResizeRule resize;
@@ -78,7 +79,8 @@ struct Sidecar {
   Canvas CanvasOf(int64_t picture_height, int64_t picture_width) const;
 };
 
-// `path`: the sidecar, or the model file that it lies beside. Throws UserError.
+// `path`: the sidecar, or the model file that it lies beside. Throws UserError for one that is missing, damaged or
+// changed, or whose parts don't fit each other.
 Sidecar ReadSidecar(const std::string &path);
 
 // The file's content, if it is the one that the sidecar describes. Throws UserError.

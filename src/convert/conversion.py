@@ -11,8 +11,20 @@ from src.config import COCO_CLASSES, Backbone, Config, backbone_channels
 from src.convert import detectron2, maskrcnn_benchmark, mindspore_zoo, mmdetection, native, torchvision
 from src.convert.pickles import ConversionError
 from src.convert.rules import Traits
+from src.convert.unused import AVERAGES, left_out
 
-__all__ = ["LAYOUTS", "Conversion", "backbone_keys", "config_name", "convert", "recognise", "target_shapes"]
+__all__ = [
+    "LAYOUTS",
+    "Conversion",
+    "backbone_keys",
+    "config_name",
+    "convert",
+    "find_prefix",
+    "fits_a_layout",
+    "recognise",
+    "target_shapes",
+    "unwrapped",
+]
 
 LAYOUTS = {
     "torchvision": torchvision,
@@ -24,6 +36,9 @@ LAYOUTS = {
 }
 # wrappers that leave their name in front: DistributedDataParallel, torch.compile, MindSpore's training cells
 WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "_backbone.", "net.")
+# of names in front of a model's: parts, names behind one, those that are tried
+DEEPEST_PREFIX, FEWEST, MOST_PREFIXES, MOST_NAMES = 3, 20, 50, 20_000
+NOTHING = np.zeros(0, np.float32)
 # COCO's category ids run to 90; these ten were never given an object
 UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 CLASS_LOGITS = re.compile(r"bbox_heads?\.(\d\.)?cls\.weight")
@@ -35,6 +50,7 @@ class Conversion:
     """What became of a state dict.
 
     params: our parameters by name, float32.  used: their names in the source, by ours.  unused: the source's others.
+    extra: those of the unused that the model computes with, and the target hasn't.
     unfilled: parameters of the target without a value.  mismatched: "name (source shape) for (target shape)".
     broken: parameters that hold NaN or infinity.  notes: what was changed besides names, line by line.
     """
@@ -42,6 +58,7 @@ class Conversion:
     params: dict[str, np.ndarray] = field(default_factory=dict)
     used: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
     unfilled: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -65,10 +82,52 @@ def unwrapped(name: str) -> str:
     return name
 
 
+def layouts_of(names: Collection[str]) -> list[str]:
+    """The layouts that recognise these names, wrappers left out."""
+    plain = {unwrapped(n) for n in names}
+    return [name for name, layout in LAYOUTS.items() if layout.recognises(plain)]
+
+
+def fits_a_layout(names: Collection[str]) -> bool:
+    """Whether a state dict with these names holds a model of a layout, at the top or under a prefix."""
+    try:
+        return bool(layouts_of(names) or find_prefix(names))
+    except ConversionError:
+        return True
+
+
+def find_prefix(names: Collection[str]) -> str:
+    """What is in front of the names of the one model of a known layout ("detector."), "" where nothing is.
+
+    Averages (ema.) don't count beside the model itself; the backbone of a detector that isn't known does only where
+    nothing but a classifier is beside it. ConversionError where there are several models.
+    """
+    if layouts_of(names) or len(names) > MOST_NAMES:
+        return ""
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for depth in range(1, min(len(parts), DEEPEST_PREFIX + 1)):
+            groups.setdefault(".".join(parts[:depth]) + ".", set()).add(".".join(parts[depth:]))
+    large = sorted((p for p, group in groups.items() if len(group) >= FEWEST), key=len)[:MOST_PREFIXES]
+    found: list[str] = []
+    for prefix in large:
+        if prefix.startswith(tuple(found)) or not (layouts := layouts_of(groups[prefix])):
+            continue
+        model = renamed(dict.fromkeys(groups[prefix], NOTHING), layouts[0])
+        outside = [unwrapped(n) for n in names if not n.startswith(prefix)]
+        if not model.backbone_only or not left_out(outside, (), True, True):
+            found.append(prefix)
+    first = [p for p in found if not AVERAGES.match(unwrapped(p))] or found
+    if len(first) > 1:
+        some = ", ".join(first[:5])
+        raise ConversionError(f"it holds {len(first)} models, {some}; pass the one to convert as --prefix {first[0]}")
+    return first[0] if first else ""
+
+
 def recognise(names: Collection[str]) -> str:
     """The layout of a state dict with these names. ConversionError where there is none, or more than one."""
-    plain = {unwrapped(n) for n in names}
-    found = [name for name, layout in LAYOUTS.items() if layout.recognises(plain)]
+    found = layouts_of(names)
     if len(found) == 1:
         return found[0]
     problem = f"could be {' or '.join(found)}" if found else f"is none of {', '.join(LAYOUTS)}"
@@ -120,12 +179,17 @@ def convert(
     for name, value in out.params.items():
         if value.dtype.kind != "f":
             raise ConversionError(f"{out.used[name]} is of type {value.dtype}, not floating point")
-    arrange_norms(out, config, traits.norm_eps if norm_eps is None else norm_eps)
+    arrange_norms(out, config, traits, norm_eps)
     if layout == "mindspore_zoo":
         transpose_dense(out, mindspore_zoo.TRANSPOSED)
     arrange_anchors(out, config, traits)
     arrange_classes(out, config, traits)
+    copies = {n for n in out.unused if LAYOUTS[layout].rename(unwrapped(n)) in out.used}
     fit(out, targets)
+    plain = {n: unwrapped(n) for n in out.unused if n not in copies}
+    used = {unwrapped(n) for n in out.used.values()}
+    extra = set(left_out(plain.values(), used, any(n.startswith("mask_head") for n in targets), out.backbone_only))
+    out.extra = [n for n, name in plain.items() if name in extra]
     return out
 
 
@@ -150,24 +214,43 @@ def fit(out: Conversion, targets: Mapping[str, tuple[int, ...]]) -> None:
 # what differs besides names
 
 
-def arrange_norms(out: Conversion, config: Config, norm_eps: float) -> None:
-    """Statistics that give with our epsilon what the source's gave with its own; a folded norm gets some."""
+def arrange_norms(out: Conversion, config: Config, traits: Traits, norm_eps: float | None) -> None:
+    """Scales that give with our epsilon what the source's gave with its own; a folded norm gets statistics.
+
+    norm_eps: the source's, None for its layout's. Raises ConversionError for norms that aren't batch norms.
+    """
     ours = config.backbone.norm_eps
+    theirs = traits.norm_eps if norm_eps is None else norm_eps
     folded = [n.removesuffix("gamma") for n in out.params if n.endswith(".gamma")]
     folded = [n for n in folded if n + "moving_mean" not in out.params and n + "moving_variance" not in out.params]
+    if folded and not traits.folded_norms:
+        raise ConversionError(
+            f"{len(folded)} norms have a scale and a shift, but no mean and variance ({out.used[folded[0] + 'gamma']},"
+            " ...): group norm, which isn't here, or a file without its statistics"
+        )
     for norm in folded:
         gamma = out.params[norm + "gamma"]
         out.params[norm + "moving_mean"] = np.zeros(gamma.shape, np.float32)
         out.params[norm + "moving_variance"] = np.full(gamma.shape, 1 - ours, np.float32)
     if folded:
         out.notes.append(f"{len(folded)} batch norms are scale and shift alone: mean 0, variance 1 - {ours:g} added")
-    if norm_eps == ours:
+    if theirs == ours:
         return
-    changed = [n for n in out.params if n.endswith(".moving_variance") and n in out.used]
-    for name in changed:
-        out.params[name] = (out.params[name].astype(np.float64) + (norm_eps - ours)).astype(np.float32)
+    changed = [n.removesuffix("moving_variance") for n in out.used if n.endswith(".moving_variance")]
+    changed = [n for n in changed if n + "gamma" in out.params]
+    for norm in changed:
+        # not the variance: one that is smaller than the epsilons' difference would become negative
+        gamma, variance = (out.params[norm + part].astype(np.float64) for part in ("gamma", "moving_variance"))
+        if gamma.shape != variance.shape:
+            continue
+        if (variance + theirs <= 0).any():
+            raise ConversionError(
+                f"{out.used[norm + 'moving_variance']} has a variance of {variance.min():g}, and epsilon is {theirs:g}:"
+                " its norm divides by nothing; pass --norm_eps if it had another"
+            )
+        out.params[norm + "gamma"] = (gamma * np.sqrt((variance + ours) / (variance + theirs))).astype(np.float32)
     if changed:
-        out.notes.append(f"{len(changed)} variances changed by {norm_eps - ours:g}: epsilon was {norm_eps:g}")
+        out.notes.append(f"{len(changed)} batch norms scaled for an epsilon of {ours:g}: it was {theirs:g}")
 
 
 def transpose_dense(out: Conversion, pattern: str) -> None:

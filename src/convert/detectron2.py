@@ -70,9 +70,10 @@ def rename(name: str) -> str | None:
 def traits(names: Collection[str]) -> Traits:
     """Of a state dict with these names."""
     notes = ()
-    if any(re.fullmatch(r"(res_)?conv1_bn_s", n) for n in names):
+    caffe2 = any(re.fullmatch(r"(res_)?conv1_bn_s", n) for n in names)
+    if caffe2:
         notes = (
             "trained on BGR, mean 103.53, 116.28, 123.675, deviation 1 (X-101-32x8d: 57.375, 57.12, 58.395), stride in"
             " the 1x1 convolutions (X-101-32x8d: in the 3x3): set to_rgb, img_mean, img_std, backbone.stride_in_1x1",
         )
-    return Traits(background_last=True, scales_first=True, notes=notes)
+    return Traits(background_last=True, scales_first=True, folded_norms=caffe2, notes=notes)

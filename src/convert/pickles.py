@@ -1,12 +1,15 @@
-"""Pickles, read without running anything: tensors, arrays and plain containers, or a refusal that names the rest.
+"""Pickles, read without running anything: tensors, arrays and plain containers; of the rest, the names.
 
 A pickle is a program for a small stack machine (the opcodes are documented in `pickletools`), and Python's own machine
 calls whatever the program names. This one knows the calls that checkpoints need, each with its own few lines in CALLS,
-and calls nothing else; what it makes are records of its own, that become NumPy arrays when they are asked to.
+and calls nothing else; what it makes are records of its own, that become NumPy arrays when they are asked to. An object
+of any other class is a Foreign, its name alone. Steps and memory are bounded, by the size of the pickle.
 """
 
+import builtins
 import math
 import pickletools
+import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -19,6 +22,7 @@ from src.runtime.errors import UserError
 
 __all__ = [
     "ConversionError",
+    "Foreign",
     "Global",
     "LazyArray",
     "LazyTensor",
@@ -41,6 +45,12 @@ STORAGES = {
     "CharStorage": "i1",
     "ByteStorage": "u1",
     "BoolStorage": "?",
+    "ComplexFloatStorage": "c8",
+    "ComplexDoubleStorage": "c16",
+    # of quantised tensors, which aren't read themselves
+    "QInt8Storage": "i1",
+    "QUInt8Storage": "u1",
+    "QInt32Storage": "i4",
 }
 DTYPES = {
     "float32": "f4",
@@ -59,8 +69,14 @@ DTYPES = {
     "uint32": "u4",
     "uint64": "u8",
     "bool": "?",
+    "complex64": "c8",
+    "complex128": "c16",
 }
 SMALL = 1 << 20  # elements that a tensor may have whatever its storage holds (expanded scalars and vectors)
+STEPS = 3_000_000  # of a pickle; published checkpoints have some ten thousand
+MEMORY, TIMES = 1 << 27, 4  # bytes that calls may make, beside TIMES the pickle's size: roughly, by Python's own sizes
+OBJECT, ENTRY = 256, 128  # bytes of an object; of an entry of a container
+KEY_PARTS, KEY_BITS = 16, 1024  # elements of a tuple that is a key, nested ones counted; bits of a number that is one
 
 
 class ConversionError(UserError):
@@ -78,6 +94,15 @@ class Global:
     name: str
 
 
+class Foreign:
+    """What stands for an object of a class that isn't known: its name. Nothing was imported, made or run for it."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+
 class Storage:
     """A tensor's memory: `numel` elements of `dtype` (a NumPy code or "bfloat16"), read when `load` is called."""
 
@@ -91,8 +116,12 @@ class Storage:
     @property
     def code(self) -> np.dtype:
         """NumPy's type of the stored elements."""
-        dtype = np.dtype("u2" if self.dtype == "bfloat16" else self.dtype)
-        return dtype if self.little_endian else dtype.newbyteorder(">")
+        return self.code_of(self.dtype)
+
+    def code_of(self, dtype: str) -> np.dtype:
+        """NumPy's type of elements of `dtype` in this storage's byte order."""
+        code = np.dtype("u2" if dtype == "bfloat16" else dtype)
+        return code if self.little_endian else code.newbyteorder(">")
 
     @property
     def nbytes(self) -> int:
@@ -112,29 +141,41 @@ class Storage:
 
 @dataclass
 class LazyTensor:
-    """A strided view of a storage."""
+    """A strided view of a storage. dtype: what torch.float32 and the like are named, where it isn't the storage's own.
 
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: str = ""
+    strange: what else the tensor says of itself and isn't imitated (a negative bit), "" for nothing.
+    """
+
+    storage: Any
+    offset: Any
+    shape: Any
+    stride: Any
+    dtype: Any = None
+    strange: str = ""
 
     def array(self) -> np.ndarray:
-        """The values, a view of the storage where its type allows; ValueError if they don't lie in it."""
+        """The values, a view of the storage where its type allows.
+
+        Raises ValueError if they don't lie in it, RefusedError for a tensor that isn't stored plainly.
+        """
+        if self.strange:
+            raise RefusedError(f"a tensor with {self.strange}")
         if not (natural(self.shape) and natural(self.stride) and natural((self.offset,))):
             raise ValueError("a tensor's shape, strides or offset aren't natural numbers")
         if len(self.shape) != len(self.stride):
             raise ValueError("a tensor's strides don't fit its shape")
+        if isinstance(self.storage, Foreign):
+            raise RefusedError(f"a tensor in a {self.storage.name}")
         if type(self.storage) is not Storage:
             raise ValueError("a tensor without a storage")
-        flat, dtype = self.storage.array(), self.dtype or self.storage.dtype
-        if self.dtype:
-            flat = flat.view(np.dtype("u2" if dtype == "bfloat16" else dtype))
+        flat, dtype = self.storage.array(), self.storage.dtype
+        if self.dtype is not None:
+            dtype = torch_dtype(self.dtype)
+            flat = flat.view(self.storage.code_of(dtype))
         count = math.prod(self.shape)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
         if count and (last >= len(flat) or count > max(len(flat), SMALL)):
-            raise ValueError(f"a tensor of shape {self.shape} in a storage of {len(flat)} elements")
+            raise ValueError(f"a tensor of shape {tuple(self.shape)} in a storage of {len(flat)} elements")
         if not count:
             return np.zeros(self.shape, flat.dtype)
         strides = [s * flat.itemsize for s in self.stride]
@@ -147,6 +188,7 @@ class LazyArray:
 
     def __init__(self):
         self.value: np.ndarray | None = None
+        self.refused = ""
 
     def build(self, state: Any) -> None:
         """State of numpy.ndarray: (version, shape, dtype, is_fortran, bytes)."""
@@ -154,17 +196,25 @@ class LazyArray:
         self.fill(raw, dtype, shape, "F" if fortran else "C")
 
     def fill(self, raw: Any, dtype: Any, shape: Any, order: str) -> None:
+        """Takes the contents. An array of another kind than numbers and texts is refused when it is asked for."""
         if not isinstance(dtype, LazyDtype):
             raise ValueError("an array without a type")
         raw = raw.encode("latin-1") if isinstance(raw, str) else raw
-        if not isinstance(raw, (bytes, bytearray)):
-            raise RefusedError("numpy arrays of objects")
-        code = dtype.code()
+        try:
+            code = dtype.code()
+            if not isinstance(raw, (bytes, bytearray)):
+                raise RefusedError("numpy arrays of objects")
+        except RefusedError as e:
+            self.refused = str(e)
+            return
         if not natural(shape) or math.prod(shape) * code.itemsize != len(raw):
-            raise ValueError(f"an array of shape {shape} with {len(raw)} bytes")
+            raise ValueError("an array's shape doesn't fit its bytes")
         self.value = from_bytes(raw, code, math.prod(shape)).reshape(shape, order=order)
 
     def array(self) -> np.ndarray:
+        """The values. Raises RefusedError for an array of objects, ValueError for one without contents."""
+        if self.refused:
+            raise RefusedError(self.refused)
         if self.value is None:
             raise ValueError("an array without contents")
         return self.value
@@ -173,24 +223,27 @@ class LazyArray:
 class LazyDtype:
     """numpy.dtype, of numbers and texts."""
 
-    def __init__(self, name: str, *_: Any):
+    def __init__(self, name: Any, *_: Any):
         self.name, self.order = name, "="
 
     def build(self, state: Any) -> None:
         """State of numpy.dtype: (version, byte order, subdtype, names, fields, ...)."""
         if any(part is not None for part in state[2:5]):
-            raise RefusedError("structured numpy types")
+            self.name = None
         self.order = state[1] if state[1] in ("<", ">") else "="
 
     def code(self) -> np.dtype:
-        if not isinstance(self.name, str) or self.name.lstrip("<>=|")[:1] not in tuple("fiubcSU"):
-            raise RefusedError(f"numpy type {self.name!r}")
+        """NumPy's type. Raises RefusedError for another than a number's or a text's."""
+        if not isinstance(self.name, str) or not re.fullmatch(r"[<>=|]?([fiubc]\d{1,2}|[SU]\d{1,4})", self.name):
+            raise RefusedError(f"numpy arrays of objects (type {described(self.name)})")
         return np.dtype(self.name).newbyteorder(self.order)
 
 
 def natural(numbers: Any) -> bool:
     """Whether these are a few whole numbers from 0."""
-    return isinstance(numbers, (tuple, list)) and len(numbers) <= 32 and all(type(n) is int and n >= 0 for n in numbers)
+    if not isinstance(numbers, (tuple, list)) or len(numbers) > 32:
+        return False
+    return all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
 
 
 def from_bytes(raw: bytes, code: np.dtype, count: int) -> np.ndarray:
@@ -207,18 +260,33 @@ def widened(bits: np.ndarray) -> np.ndarray:
 # the calls that there are
 
 
-def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> LazyTensor:
-    return LazyTensor(storage, offset, tuple(shape), tuple(stride))
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, grad: Any = None, hooks: Any = None, *rest: Any):
+    return LazyTensor(storage, offset, shape, stride, None, _strange(*rest))
 
 
-def _typed_tensor(storage: Any, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any):
-    return LazyTensor(storage, offset, tuple(shape), tuple(stride), torch_dtype(dtype))
+def _typed_tensor(storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any):
+    return LazyTensor(storage, offset, shape, stride, dtype, _strange(*rest))
 
 
-def _scalar(dtype: LazyDtype, raw: Any) -> Any:
+def _strange(metadata: Any = None, *rest: Any) -> str:
+    """What a tensor's metadata ({"neg": True, "conj": True}) say that isn't so of every tensor."""
+    if rest or not isinstance(metadata, (dict, type(None))):
+        return "metadata that aren't known"
+    said = [described(k) for k, v in (metadata or {}).items() if v is not False and v is not None]
+    return f"metadata that aren't imitated ({', '.join(said[:3])})" if said else ""
+
+
+def _subclass(function: Any, kind: Any, arguments: Any, *state: Any) -> Any:
+    """A tensor of a subclass, or with attributes: what it is a view of."""
+    if not isinstance(function, Global) or function.name not in TENSORS:
+        return Foreign(described(kind))
+    return CALLS[function.name](*expect(arguments, tuple))
+
+
+def _scalar(dtype: Any, raw: Any) -> Any:
     array = LazyArray()
     array.fill(raw, dtype, (), "C")
-    return array.array()[()]
+    return Foreign("numpy.generic") if array.refused else array.array()[()]
 
 
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: str = "C") -> LazyArray:
@@ -227,10 +295,10 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: str = "C") -> LazyArra
     return array
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise RefusedError(f"_codecs.encode to {encoding}")
-    return text.encode("latin-1")
+        raise RefusedError(f"_codecs.encode to {described(encoding)}")
+    return expect(text, str).encode("latin-1")
 
 
 def _no_bytes() -> bytes:
@@ -249,16 +317,20 @@ def _container(kind: type) -> Callable:
     return make
 
 
-CALLS: dict[str, Callable] = {
+TENSORS = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _typed_tensor,
+}
+CALLS: dict[str, Callable] = TENSORS | {
+    "torch._tensor._rebuild_from_type_v2": _subclass,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch.Size": _container(tuple),
-    "torch.device": lambda *parts: ":".join(map(str, parts)),
     "collections.OrderedDict": _container(OrderedDict),
     "collections.Counter": _container(dict),
+    "collections.deque": lambda items=(), *_: _container(list)(items),
+    "mmengine.config.config.ConfigDict": _container(dict),
     "collections.defaultdict": lambda factory=None, items=(): _container(dict)(items),
     "numpy.dtype": LazyDtype,
     "_codecs.encode": _encode,
@@ -271,9 +343,17 @@ for _builtins in ("builtins", "__builtin__"):
     CALLS[f"{_builtins}.bytes"] = _no_bytes
     for _kind in (set, frozenset, list, tuple, dict):
         CALLS[f"{_builtins}.{_kind.__name__}"] = _container(_kind)
-# named, but never called: arguments of the calls above
-VALUES = {"numpy.ndarray", "torch.storage.UntypedStorage", "torch.storage._UntypedStorage"}
-VALUES |= {f"torch.{name}" for name in (*STORAGES, *DTYPES)}
+# whose first argument is the class of what they make
+MAKERS = {"copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__", "copy_reg._reconstructor"}
+# Nothing that a pickle names is ever run. But one that names these is no checkpoint, and that is told
+PROGRAMS = set(
+    "os posix nt sys subprocess shutil socket importlib imp runpy pty pdb bdb code codeop commands ctypes _ctypes cffi"
+    " pickle cPickle _pickle marshal shelve webbrowser timeit cProfile urllib urllib2 requests ftplib smtplib telnetlib"
+    " atexit pkgutil builtins __builtin__ numpy.load numpy.fromfile numpy.testing torch.load torch.hub".split()
+)
+# of the builtins: types that make values
+BUILTINS = set("object complex range xrange slice type int long float str unicode bool bytearray getattr".split())
+BUILTINS |= {n for n in dir(builtins) if n.endswith(("Error", "Exception", "Warning"))}
 
 
 def torch_dtype(value: Any) -> str:
@@ -298,21 +378,36 @@ GROUPED = {"LIST": list, "TUPLE": tuple}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-class Machine:
-    """The stack machine. `persistent` turns the tuple of a persistent id into an object."""
+OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 
-    def __init__(self, persistent: Callable[[tuple], Any] | None = None):
+
+class Machine:
+    """The stack machine. `persistent` turns the tuple of a persistent id into an object; size: of the pickle, bytes."""
+
+    def __init__(self, persistent: Callable[[tuple], Any] | None = None, size: int = 0):
         self.persistent, self.stack, self.marks, self.memo = persistent, [], [], {}
+        self.left = MEMORY + TIMES * size
 
     def run(self, stream: BinaryIO) -> Any:
-        for op, argument, _ in pickletools.genops(stream):
+        """The object at the stream's position. Raises RefusedError, and what damaged pickles lead to."""
+        for _ in range(STEPS):
+            op = OPCODES.get(code := stream.read(1))
+            if op is None:
+                raise ValueError(f"no opcode of a pickle: {code!r}" if code else "no end")
+            argument = op.arg.reader(stream) if op.arg else None
             if op.name in PUSHED:
                 self.stack.append(argument)
             elif op.name == "STOP":
                 return self.stack.pop()
             else:
                 self.step(op.name, argument)
-        raise ValueError("no end")
+        raise RefusedError(f"more than {STEPS} steps")
+
+    def charge(self, size: int) -> None:
+        """Counts `size` bytes that are made."""
+        self.left -= size
+        if self.left < 0:
+            raise RefusedError("more memory than a checkpoint of its size needs")
 
     def step(self, name: str, argument: Any) -> None:
         stack = self.stack
@@ -321,6 +416,7 @@ class Machine:
         elif name in CONSTANTS:
             stack.append(CONSTANTS[name])
         elif name in EMPTY:
+            self.charge(OBJECT)
             stack.append(EMPTY[name]())
         elif name in TUPLES:
             n = TUPLES[name]
@@ -361,35 +457,76 @@ class Machine:
         stack = self.stack
         if name in ("APPEND", "APPENDS"):
             items = [stack.pop()] if name == "APPEND" else self.since_mark()
-            expect(stack[-1], list).extend(items)
+            if not isinstance(stack[-1], Foreign):
+                expect(stack[-1], list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self.since_mark()
-            expect(stack[-1], dict).update(pairs(items))
+            if not isinstance(stack[-1], Foreign):
+                expect(stack[-1], dict).update(pairs(items))
         elif name == "ADDITEMS":
             items = self.since_mark()
-            expect(stack[-1], set).update(map(key, items))
+            if not isinstance(stack[-1], Foreign):
+                expect(stack[-1], set).update(map(key, items))
         elif name == "GLOBAL":
             stack.append(named(argument.replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
-            attribute, module = stack.pop(), stack.pop()
+            attribute, module = expect(stack.pop(), str), expect(stack.pop(), str)
             stack.append(named(f"{module}.{attribute}"))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = expect(stack.pop(), tuple), stack.pop()
-            stack.append(call(function, arguments))
+            stack.append(self.call(function, arguments))
+        elif name == "NEWOBJ_EX":
+            expect(stack.pop(), dict)
+            arguments, function = expect(stack.pop(), tuple), stack.pop()
+            stack.append(Foreign(called(function)))
+        elif name == "INST":
+            arguments = self.since_mark()
+            stack.append(self.call(named(argument.replace(" ", ".", 1)), tuple(arguments)))
+        elif name == "OBJ":
+            function, *arguments = self.since_mark()
+            stack.append(self.call(function, tuple(arguments)))
         elif name == "BUILD":
             state = stack.pop()
             if isinstance(stack[-1], (LazyArray, LazyDtype)):
-                stack[-1].build(expect(state, tuple))
-            elif not isinstance(stack[-1], (OrderedDict, LazyTensor)):  # whose attributes (_metadata) aren't needed
-                raise RefusedError(f"to set attributes of {described(stack[-1])}")
+                self.charge(sum(map(cost, expect(state, tuple))))
+                stack[-1].build(state)
+            elif isinstance(stack[-1], Global):
+                raise RefusedError(f"to set attributes of {stack[-1].name}")
+            # else attributes of what is read without them (OrderedDict's _metadata), or of a Foreign
         elif name == "BINPERSID" and self.persistent:
+            self.charge(2 * OBJECT)
             stack.append(self.persistent(stack.pop()))
         elif name in ("BINPERSID", "PERSID"):
             raise RefusedError(f"persistent id {argument if name == 'PERSID' else described(stack[-1])}")
-        elif name == "INST":
-            raise RefusedError(argument.replace(" ", ".", 1))
         else:
-            raise RefusedError(f"opcode {name}" + (f" {argument}" if argument is not None else ""))
+            raise RefusedError(f"opcode {name}" + (f" {described(argument)}" if argument is not None else ""))
+
+    def call(self, function: Any, arguments: tuple) -> Any:
+        """What a call gives: of those that are known its own object, of others a Foreign."""
+        self.charge(OBJECT + sum(map(cost, arguments)))
+        name = called(function)
+        if name in CALLS and isinstance(function, Global):
+            return CALLS[name](*arguments)
+        first = arguments[0] if arguments else None
+        if name in MAKERS and isinstance(first, (Global, Foreign)):
+            return Foreign(first.name)
+        if name in ("builtins.getattr", "__builtin__.getattr") and not isinstance(first, (Global, Foreign)):
+            # members of an enumeration and methods of an object are pickled so; other things aren't
+            raise RefusedError(f"to call {name}")
+        return Foreign(name)
+
+
+def cost(value: Any) -> int:
+    """Bytes that a copy of `value` takes, not counting what it holds; 0 for a number."""
+    if isinstance(value, (str, bytes, bytearray)):
+        return len(value)
+    return ENTRY * len(value) if isinstance(value, (list, tuple, set, frozenset, Mapping)) else 0
+
+
+HASHED = (str, bytes, int, float, complex, type(None), Global, Foreign, np.number, np.bool_)
+PLAIN = (str, bytes, int, float)
+# what a damaged pickle leads to: the calls get arguments of any type
+FAULTS = (ValueError, TypeError, LookupError, AttributeError, struct.error, ArithmeticError, MemoryError, EOFError)
 
 
 def expect(value: Any, kind: type) -> Any:
@@ -405,53 +542,74 @@ def pairs(items: list) -> dict:
 
 
 def key(value: Any) -> Any:
-    """`value` where it may be a key. Nested tuples may not: to hash them can take forever."""
-    parts = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(part, (str, bytes, int, float, complex, type(None), Global)) for part in parts):
-        raise TypeError(f"a {type(value).__name__} as a key")
+    """`value` where it may be a key: not where to hash it takes long, as of tuples in tuples in tuples."""
+    parts, count = [value], 0
+    while parts:
+        part, count = parts.pop(), count + 1
+        if isinstance(part, tuple) and count + len(part) <= KEY_PARTS:
+            parts.extend(part)
+        elif count > KEY_PARTS or not isinstance(part, HASHED) or (type(part) is int and part.bit_length() > KEY_BITS):
+            raise TypeError(f"a {type(value).__name__} as a key")
     return value
 
 
 def named(name: str) -> Global:
-    if name not in CALLS and name not in VALUES:
-        raise RefusedError(name)
+    """The thing of that name, which is never imported. Raises RefusedError for one that only programs need."""
+    if name not in CALLS:
+        module, attribute = name.split(".")[0], name.partition(".")[2]
+        within = {".".join(name.split(".")[:n]) for n in (1, 2)}
+        if module in ("builtins", "__builtin__") and attribute in BUILTINS:
+            return Global(name)
+        if within & PROGRAMS:
+            raise RefusedError(name)
     return Global(name)
 
 
-def described(value: Any) -> str:
-    if isinstance(value, Global):
-        return value.name
-    # containers can be larger on paper than the file that holds them
-    return repr(value)[:60] if isinstance(value, (str, bytes, int, float)) else f"a {type(value).__name__}"
-
-
-def call(function: Any, arguments: tuple) -> Any:
-    if not isinstance(function, Global) or function.name not in CALLS:
+def called(function: Any) -> str:
+    """The name of what is called. Raises RefusedError for what isn't a class or a function."""
+    if not isinstance(function, (Global, Foreign)):
         raise RefusedError(f"to call {described(function)}")
-    return CALLS[function.name](*arguments)
+    return function.name
 
 
-def load_pickle(stream: BinaryIO, path: Any, persistent: Callable[[tuple], Any] | None = None) -> Any:
+def described(value: Any) -> str:
+    """A value in a few words, whatever its size on paper."""
+    if isinstance(value, (Global, Foreign)):
+        return shown(value.name)
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    # containers can be larger on paper than the file that holds them
+    return (
+        repr(value[:60] if isinstance(value, (str, bytes)) else value)
+        if isinstance(value, PLAIN)
+        else (f"a {type(value).__name__}")
+    )
+
+
+def load_pickle(
+    stream: BinaryIO, path: Any, persistent: Callable[[tuple], Any] | None = None, size: int | None = None
+) -> Any:
     """The object of the pickle at `stream`'s position, which is left behind its end.
 
-    Containers are Python's; tensors and arrays are LazyTensor and LazyArray, whose `array()` gives the values.
-    Raises ConversionError, naming `path`, for a pickle that wants anything else or that is damaged.
+    Containers are Python's; tensors and arrays are LazyTensor and LazyArray, whose `array()` gives the values; objects
+    of other classes are Foreign.  size: bytes of the pickle, by default of the file `path`. Raises ConversionError,
+    naming `path`, for a pickle that is damaged, that is a program, or that is larger on paper than its size allows.
     """
     try:
-        return Machine(persistent).run(stream)
+        return Machine(persistent, path.stat().st_size if size is None else size).run(stream)
     except RefusedError as e:
         raise ConversionError(
             f"{path}: refused: its pickle wants {shown(str(e))}; only tensors, arrays and plain containers are read,"
             " and nothing in it is run. Save the state dict alone"
         ) from None
-    except (ValueError, TypeError, LookupError, struct.error, ArithmeticError, MemoryError, EOFError) as e:
+    except FAULTS as e:
         raise ConversionError(f"{path}: damaged, truncated or not a checkpoint: {reason(e)}") from None
 
 
 def reason(error: Exception) -> str:
     """The first line of an error, shortened."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return shown(lines[0][:120])
+    return shown(lines[0].partition("; use sys.")[0][:120])
 
 
 def shown(text: str) -> str:

@@ -17,13 +17,15 @@ class Traits:
 
     norm_eps: batch norm's epsilon there.  background_last: the background is the classifier's last row, and has none
     in class-wise box regression and masks.  scales_first: a cell's anchors go through the ratios within each scale.
-    foreground_row: of the two rows an anchor has in an RPN of two classes.  notes: lines for the report.
+    foreground_row: of the two rows an anchor has in an RPN of two classes.  folded_norms: batch norms may be a scale
+    and a shift alone; elsewhere those are other norms.  notes: lines for the report.
     """
 
     norm_eps: float = 1e-5
     background_last: bool = False
     scales_first: bool = False
     foreground_row: int = 1
+    folded_norms: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -50,4 +50,7 @@ def traits(names: Collection[str]) -> Traits:
     """Of a state dict with these names."""
     if "backbone.fpn.inner_blocks.0.weight" in names:
         return Traits(norm_eps=0.0, notes=("names of the published checkpoints of 2019: batch norm without epsilon",))
+    if "backbone.body.bn1.running_var" in names and not any(n.endswith(".num_batches_tracked") for n in names):
+        note = "batch norms that were frozen: if it was fine-tuned from torchvision's published detectors, they have no"
+        return Traits(notes=(note + " epsilon (--norm_eps 0)",))
     return Traits()

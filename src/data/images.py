@@ -4,9 +4,9 @@ Pixels are taken as stored, or turned as the file's EXIF orientation says; `orie
 libtiff never turn them by themselves.
 """
 
-import errno
 import io
 import os
+import re
 import struct
 import warnings
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from src.data.records import DataError
+from src.runtime.files import open_regular, read_regular
 
 __all__ = [
     "EXIF_POLICIES",
@@ -48,6 +49,10 @@ MAX_PIXELS = 100_000_000  # decoded, that is 300 MB
 MAX_BYTES = 512 * 1024 * 1024
 EXIF_POLICIES = ("auto", "upright", "stored")
 WIDTH, HEIGHT, ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of EXIF and TIFF
+PNG = b"\x89PNG\r\n\x1a\n"
+# bytes that are read for the size of a JPEG or TIFF file, where cameras and editors put metadata; others have 1 MiB
+MOST_HEAD = dict.fromkeys((b"\xff\xd8", b"II", b"MM"), 16 << 20)
+MOST_EXIF = 1 << 20  # bytes; the orientation is among the first
 MOST_CHUNKS = 100_000  # of a PNG that are looked through; the largest written by any tool have some 10,000
 SWAPPED = (5, 6, 7, 8)  # orientations that exchange height and width
 
@@ -167,10 +172,7 @@ def file_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     """image_header of a file, of which no more than the head is read. Raises DataError."""
     path = Path(path)
     try:
-        # a pipe would be waited for without end
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "not a file")
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             return read_header(f, str(path), max_pixels)
     except FileNotFoundError:
         raise DataError(f"{path}: no such image") from None
@@ -187,31 +189,74 @@ def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Header
     return read_header(io.BytesIO(data), name, max_pixels)
 
 
+class Head(io.RawIOBase):
+    """A stream that ends after `most` bytes were read, wherever: metadata can go on for hundreds of megabytes."""
+
+    def __init__(self, stream: BinaryIO, most: int):
+        self.stream, self.left = stream, most
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(self.left if size < 0 else min(size, self.left))
+        self.left -= len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def told_size(stream: BinaryIO) -> tuple[str, int, int, object]:
+    """(kind of KINDS, height, width, orientation) as a seekable stream tells them, unchecked.
+
+    Raises whatever Pillow does; nothing is decoded.
+    """
+    stream.seek(0)
+    begin = stream.read(32)
+    if begin[:8] == PNG and begin[12:16] == b"IHDR":
+        # Pillow would read, and unpack, what comes before the pixels
+        width, height = struct.unpack_from(">II", begin, 16)
+        entry = orientation_entry(png_exif(stream))
+        return "PNG", height, width, entry[0] if entry else 1
+    stream.seek(0)
+    # a WebP file Pillow reads whole, at once
+    part = stream if begin[8:12] == b"WEBP" else Head(stream, MOST_HEAD.get(begin[:2], 1 << 20))
+    with Image.open(part, formats=KINDS) as image:
+        if image.format == "TIFF":
+            # Pillow exchanges the sides of a turned one
+            tags = image.tag_v2
+            return "TIFF", int(tags[HEIGHT]), int(tags[WIDTH]), tags.get(ORIENTATION, 1)
+        width, height = image.size
+        entry = orientation_entry(image.info.get("exif") or b"")
+        # pictures of phones with a second one behind the first are JPEG files all the same
+        kind = "JPEG" if image.format == "MPO" else image.format
+        return kind, height, width, entry[0] if entry else 1
+
+
 def read_header(stream: BinaryIO, name: str, max_pixels: int) -> Header:
     """image_header of a seekable stream. Raises DataError, and the stream's OSError."""
-    begin = stream.read(32)
-    stream.seek(0)
+    if stream.seek(0, os.SEEK_END) > MAX_BYTES:
+        raise DataError(f"{name}: larger than {MAX_BYTES >> 20} MiB")
     try:
-        with Image.open(stream, formats=KINDS) as image:
-            kind, (width, height) = image.format, image.size
-            if kind == "TIFF":
-                # Pillow exchanges the sides of a turned one
-                height, width = int(image.tag_v2[HEIGHT]), int(image.tag_v2[WIDTH])
-                orientation = image.tag_v2.get(ORIENTATION, 1)
-            else:
-                # Image.getexif decodes a PNG whole, to find what comes after its pixels
-                entry = orientation_entry(image.info.get("exif") or (late_exif(stream) if kind == "PNG" else b""))
-                orientation = entry[0] if entry else 1
+        kind, height, width, orientation = told_size(stream)
+        if height < 1 or width < 1:
+            raise ValueError("a side without pixels")
     except Image.DecompressionBombError:
         raise DataError(f"{name}: more than {max_pixels:,} pixels; make it smaller") from None
     except UnidentifiedImageError:
-        raise DataError(f"{name}: {unknown_kind(begin)}") from None
+        stream.seek(0)
+        raise DataError(f"{name}: {unknown_kind(stream.read(32))}") from None
     except Exception:  # a damaged header raises any of a dozen kinds
         raise DataError(f"{name}: a damaged image; fetch it again") from None
     if height * width > max_pixels:
         raise DataError(f"{name}: {width} x {height}, more than {max_pixels:,} pixels; make it smaller")
-    # pictures of phones with a second one behind the first are JPEG files all the same
-    kind = "JPEG" if kind == "MPO" else kind
     return Header(kind, height, width, orientation if orientation in range(1, 9) else 1)
 
 
@@ -232,8 +277,8 @@ def orientation_entry(data: bytes) -> tuple[int, int, str] | None:
     `data` may begin with EXIF's own six bytes; the place counts from the beginning of the rest. None where the
     directory has no orientation, or can't be read.
     """
-    while data[:6] == b"Exif\0\0":
-        data = data[6:]
+    marks = re.match(rb"(?:Exif\0\0)*", data)[0]
+    data = data[len(marks) :]
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         return None
@@ -257,8 +302,8 @@ def orientation_entry(data: bytes) -> tuple[int, int, str] | None:
     return None
 
 
-def late_exif(stream: BinaryIO) -> bytes:
-    """The eXIf chunk of a PNG, which may come after its pixels; empty without one."""
+def png_exif(stream: BinaryIO) -> bytes:
+    """The beginning of the eXIf chunk of a PNG, which may come after its pixels; empty without one."""
     at = 8
     for _ in range(MOST_CHUNKS):
         stream.seek(at)
@@ -267,17 +312,16 @@ def late_exif(stream: BinaryIO) -> bytes:
             return b""
         (length,) = struct.unpack(">I", head[:4])
         if head[4:] == b"eXIf":
-            return stream.read(length)
+            return stream.read(min(length, MOST_EXIF))
         at += 12 + length
     return b""
 
 
 def is_image(path: Path) -> bool:
     """Whether the file begins as an image of KINDS; it may be damaged further on."""
-    if not path.is_file():
-        return False
     try:
-        with Image.open(path, formats=KINDS):
+        with open_regular(path) as f:
+            told_size(f)
             return True
     except Image.DecompressionBombError:
         return True
@@ -386,20 +430,10 @@ def dark_16bit(data: bytes, name: str, header: Header) -> int:
 
 def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
     """The bytes of a file of at most `max_bytes`. Raises DataError."""
-    path = Path(path)
     try:
-        # a pipe would be waited for without end
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "not a file")
-        with path.open("rb") as f:
-            data = f.read(max_bytes + 1)
+        return read_regular(path, max_bytes)
     except OSError as e:
         raise DataError(f"{path}: can't read: {e.strerror}") from None
-    except ValueError:
-        raise DataError(f"{path}: not a file name") from None
-    if len(data) > max_bytes:
-        raise DataError(f"{path}: larger than {max_bytes >> 20} MiB")
-    return data
 
 
 def read_image(

@@ -18,6 +18,7 @@ from src.data.formats.base import Masks
 from src.data.formats.coco import Coco, category_names, folder_beside, read_json
 from src.data.records import DataError, ImageRecord, Records, Split, report_notes
 from src.data.segmentations import segmentation_json
+from src.runtime.files import open_regular, read_regular
 
 __all__ = ["is_truth", "read_truth", "truth_dict", "truth_of", "truth_of_split", "write_truth"]
 
@@ -90,7 +91,7 @@ def write_truth(path: Path, records: Records) -> None:
 def is_truth(path: Path) -> bool:
     """Whether the file begins as write_truth begins it. Raises DataError where it can't be read."""
     try:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             return MAGIC.encode() in f.read(HEAD_SIZE)
     except OSError as e:
         raise DataError(f"{path}: can't read the annotations: {e.strerror}") from None
@@ -99,7 +100,7 @@ def is_truth(path: Path) -> bool:
 def read_truth(path: Path) -> dict:
     """A truth file, its checksum compared. Raises DataError."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as e:
         raise DataError(f"{path}: can't read the annotations: {e.strerror}") from None
     if data[:HEAD_SIZE] != HEAD.format(MAGIC, zlib.crc32(data[HEAD_SIZE:])).encode():

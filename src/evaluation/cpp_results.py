@@ -5,15 +5,19 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from src.data.finding import name_parts
 from src.evaluation.truth import EvaluationError
+from src.runtime.files import read_regular
 
 __all__ = ["ImageResult", "annotated_images", "class_categories", "read_result", "read_summary"]
 
 HEADER = struct.Struct("<8s4I")
+MOST_DETECTIONS, MOST_SIDE = 10**5, 256  # as a model can be told to give
+MOST_BYTES = 256 << 20  # of a summary: a million images
 
 
 @dataclass
@@ -33,11 +37,12 @@ class ImageResult:
 def read_result(path: str | Path, image: dict | None = None) -> ImageResult:
     """Reads NAME.det; `image`: its entry in the annotations, whose size it must have. Raises EvaluationError."""
     try:
-        data = Path(path).read_bytes()
+        data = read_regular(path)
     except OSError as e:
         raise EvaluationError(f"{path}: can't read the result: {e.strerror}; run the inference again") from None
     magic, height, width, count, side = HEADER.unpack_from(data) if len(data) >= HEADER.size else (b"", 0, 0, 0, 0)
-    if magic != b"RCNNDET1" or len(data) != HEADER.size + count * (24 + side * side):
+    bounded = count <= MOST_DETECTIONS and side <= MOST_SIDE and height > 0 and width > 0
+    if magic != b"RCNNDET1" or not bounded or len(data) != HEADER.size + count * (24 + side * side):
         raise EvaluationError(f"{path}: not a whole result of this version; run the inference again")
     if image is not None and (height, width) != (image["height"], image["width"]):
         raise EvaluationError(
@@ -57,15 +62,38 @@ def read_summary(folder: str | Path) -> dict:
     """summary.json of a folder of results. Raises EvaluationError where a run didn't come to its end."""
     path = Path(folder) / "summary.json"
     try:
-        summary = json.loads(path.read_bytes())
+        summary = json.loads(read_regular(path, MOST_BYTES))
     except OSError:
         raise EvaluationError(f"{path}: no summary: not a folder of results, or a run that didn't end") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise EvaluationError(f"{path}: not whole JSON; run the inference again") from None
     whole = isinstance(summary, dict) and {"images", "classes"} <= summary.keys()
     if not whole or summary.get("format") != "rcnn-mindspore results":
         raise EvaluationError(f"{path}: not the summary of an inference")
+    images, classes, paste = summary["images"], summary["classes"], summary.get("mask_paste", {})
+    for name, fits in (
+        ("images", _are_texts(images) and all(_is_below(i) for i in images) and len(set(images)) == len(images)),
+        ("classes", _are_texts(classes) and len(classes) > 1),
+        ("mask_paste", "mask_paste" not in summary or _is_paste(paste)),
+    ):
+        if not fits:
+            raise EvaluationError(f"{path}: {name} isn't what an inference writes; run the inference again")
     return summary
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _is_below(name: str) -> bool:
+    """Whether a result's name stays in its folder."""
+    return not name.startswith("/") and "\0" not in name and ".." not in name.split("/") and bool(name)
+
+
+def _is_paste(value: Any) -> bool:
+    threshold = value.get("threshold") if isinstance(value, dict) else None
+    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and 0 <= threshold <= 1
+    return number and value.get("convention") in ("torchvision", "grid")
 
 
 def annotated_images(summary: dict, images: Sequence[dict], annotations: str | Path) -> dict[str, dict]:

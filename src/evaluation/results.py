@@ -9,9 +9,11 @@ from pathlib import Path
 from pycocotools import mask as rle
 
 from src.config import RcnnTest
+from src.data.formats.base import json_reason
+from src.data.records import without_collector
 from src.data.segmentations import as_rle, normal_segmentation, run_totals
 from src.evaluation.truth import EvaluationError, Truth
-from src.runtime.files import whole
+from src.runtime.files import read_regular, whole
 
 __all__ = ["apply_options", "checked_results", "load_results", "save_results", "saved_results", "write_json"]
 
@@ -44,8 +46,8 @@ def save_results(path: str | Path, results: Sequence[dict], truth: Truth | None 
 def load_results(path: str | Path, truth: Truth | None = None) -> list[dict]:
     """Reads a results file; with `truth` also checks it, as checked_results does. Raises EvaluationError."""
     try:
-        data = Path(path).read_bytes()
-        results = json.loads(data)
+        with without_collector():
+            results = json.loads(read_regular(path))
     except OSError as e:
         raise EvaluationError(f"{path}: can't read the results: {e.strerror}") from None
     except json.JSONDecodeError as e:
@@ -53,8 +55,8 @@ def load_results(path: str | Path, truth: Truth | None = None) -> list[dict]:
             (DamagedResultsError, "remove it and evaluate again") if _is_cut(e.doc) else (EvaluationError, "mend it")
         )
         raise kind(f"{path}: not whole JSON (line {e.lineno} column {e.colno}); {remedy}") from None
-    except (ValueError, RecursionError):
-        raise EvaluationError(f"{path}: not JSON that can be read; mend it") from None
+    except (ValueError, RecursionError) as e:
+        raise EvaluationError(f"{path}: not JSON that can be read{json_reason(e)}; mend it") from None
     if not isinstance(results, list):
         raise EvaluationError(f"{path}: not a list of COCO results")
     if truth is not None:

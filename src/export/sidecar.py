@@ -7,14 +7,16 @@ are called) and, so that the split form's host code and its Python agree, everyt
 import hashlib
 import importlib.metadata
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from src.config import Backbone, BoxCoder, Config, Proposals, Roi
-from src.runtime.errors import UserError
-from src.runtime.files import whole
+from src.export.sidecar_schema import ExportError, check, parse
+from src.runtime.errors import shown
+from src.runtime.files import open_regular, whole
 
 __all__ = [
     "ExportError",
@@ -25,23 +27,27 @@ __all__ = [
     "file_entry",
     "is_upright",
     "read",
+    "signed",
     "text",
     "upright_path",
     "write",
 ]
 
-FORMAT, VERSION = "rcnn-mindspore", 1
-NEEDED = ("form", "file_format", "detector", "files", "canvas", "batch_size", "classes", "mean", "std", "to_rgb")
+FORMAT, VERSION = "rcnn-mindspore", 2
+OLDEST = 1  # which has no checksum, and lacks some keys
 # what of a sidecar an evaluation's config must say too
 AGREED = ("detector", "backbone", "resize", "canvas", "short_side", "long_side", "resize_rounding", "resize_filter")
 AGREED += ("keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste")
 AGREED += ("rpn", "roi", "mask_roi", "rcnn", "cascade", "box_plus_one")
 # what older exports, which don't say so, did
-UNSAID_AT_ALL = {"resize": "canvas", "resize_rounding": "nearest", "resize_filter": "bilinear"}
+UNSAID_AT_ALL = {"resize": "canvas", "resize_rounding": "nearest", "resize_filter": "bilinear", "box_plus_one": False}
 UNSAID = {
-    "rpn": {"grid_strides": False, "rank_by": "logits_first", "delta_clamp": "upper"},
+    "rpn": {"legacy": "", "grid_strides": False, "rank_by": "logits_first", "delta_clamp": "upper"},
     "rcnn": {"delta_clamp": "upper", "agnostic_nms": False},
+    "roi": {"last_pixel_end": False},
+    "mask_roi": {"last_pixel_end": False},
 }
+UNSIGNED = "0" * 64  # what stands for the checksum's own digits where it is made
 KEYS = {
     "canvas": "img_width, img_height",
     "mean": "img_mean",
@@ -54,15 +60,11 @@ KEYS = {
 }
 
 
-class ExportError(UserError):
-    """An exported model or its sidecar that can't be written, read or used; the message names file and remedy."""
-
-
 def checksum(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal. Raises ExportError."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             while block := f.read(1 << 20):
                 digest.update(block)
     except OSError as e:
@@ -261,8 +263,27 @@ def is_upright(sidecar: dict[str, Any]) -> bool:
 
 
 def text(sidecar: dict[str, Any]) -> str:
-    """The file's content."""
-    return json.dumps(sidecar, indent=1) + "\n"
+    """The file's content, as the current version, signed."""
+    return signed(sidecar | {"version": VERSION})
+
+
+def signed(content: dict[str, Any]) -> str:
+    """`content` as JSON, with its checksum: the SHA-256 of the file with zeros for that."""
+    unsigned = json.dumps(content | {"checksum": UNSIGNED}, indent=1, allow_nan=False) + "\n"
+    digits = hashlib.sha256(unsigned.encode()).hexdigest()
+    return unsigned.replace(_mark(UNSIGNED), _mark(digits), 1)
+
+
+def _mark(digits: str) -> str:
+    return f'"checksum": "{digits}"'
+
+
+def _is_whole(data: bytes, digits: Any) -> bool:
+    """Whether a file's bytes are those that its checksum was made of."""
+    if not isinstance(digits, str) or len(digits) != len(UNSIGNED) or not digits.isascii():
+        return False
+    unsigned = data.replace(_mark(digits).encode(), _mark(UNSIGNED).encode(), 1)
+    return hashlib.sha256(unsigned).hexdigest() == digits
 
 
 def write(path: str | Path, sidecar: dict[str, Any]) -> None:
@@ -272,30 +293,46 @@ def write(path: str | Path, sidecar: dict[str, Any]) -> None:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The sidecar in file `path`. Raises ExportError for one that is missing, damaged, foreign or too old or new."""
-    try:
-        sidecar = json.loads(Path(path).read_bytes())
-    except OSError as e:
-        raise ExportError(f"{path}: can't read the model's sidecar: {e.strerror}; export.py writes both") from None
-    except ValueError:
-        raise ExportError(f"{path}: not whole JSON; export the model again") from None
+    """The sidecar in file `path`, without its checksum.
+
+    Raises ExportError for one that is missing, damaged, changed, foreign or too old or new, or whose parts don't fit.
+    One of the oldest version has no checksum, which is told on standard error, and gets the keys that it lacks.
+    """
+    sidecar, data = parse(path)
     if not isinstance(sidecar, dict) or sidecar.get("format") != FORMAT:
         raise ExportError(f"{path}: not the sidecar of an exported model")
-    if sidecar.get("version") != VERSION:
+    version = sidecar.pop("version", None)
+    if type(version) is not int or version not in (OLDEST, VERSION):
         raise ExportError(
-            f"{path}: version {sidecar.get('version')}, this code reads {VERSION}; export the model again"
+            f"{path}: version {shown(version)}, this code reads {OLDEST} and {VERSION}; export the model again"
         )
-    missing = [k for k in NEEDED if k not in sidecar]
-    if missing:
-        raise ExportError(f"{path}: has no {missing[0]!r}; export the model again")
-    sidecar = UNSAID_AT_ALL | sidecar
-    canvas = sidecar["canvas"]
-    if sidecar["resize"] == "short_side" and canvas.get("width") != canvas.get("height") and "pair" not in sidecar:
-        raise ExportError(f"{path}: names no model for pictures of the other orientation (pair); export both again")
+    if version == OLDEST:
+        print(f"{path}: of an older export, without a checksum of its own: not checked for damage", file=sys.stderr)
+        _complete(sidecar)
+        check(path, sidecar, older=True)
+        return sidecar | {"version": VERSION}
+    if "checksum" not in sidecar:
+        raise ExportError(f'{path}: has no "checksum"; export the model again')
+    digits = sidecar.pop("checksum")
+    check(path, sidecar)
+    if not _is_whole(data, digits):
+        raise ExportError(
+            f"{path}: changed or damaged since its export (checksum); export the model again, with the options that it"
+            " is to have"
+        )
+    return sidecar | {"version": version}
+
+
+def _complete(sidecar: dict[str, Any]) -> None:
+    """Adds what older exports don't say."""
+    for name, value in UNSAID_AT_ALL.items():
+        sidecar.setdefault(name, value)
     for part, keys in UNSAID.items():
-        if part in sidecar:
+        if isinstance(sidecar.get(part), dict):
             sidecar[part] = keys | sidecar[part]
-    return sidecar
+    strides = sidecar["rpn"].get("strides") if isinstance(sidecar.get("rpn"), dict) else None
+    if isinstance(strides, list) and strides:
+        sidecar.setdefault("canvas_step", strides[-1])
 
 
 def check_config(path: str | Path, sidecar: dict[str, Any], config: Config) -> None:

@@ -14,16 +14,27 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from src.runtime.masking import masked_text
+
 __all__ = ["InternalError", "UserError", "one_line", "quiet_logging", "run_command", "shown"]
 
 LONGEST = 2000  # characters of a message
 
-_short = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(masked_text(x), level)
+
+
+_short = _Short()
 _short.maxstring = _short.maxother = 80
 
 
 def one_line(text: str) -> str:
-    """`text` in one line that a terminal shows as it is: control characters as escapes, the middle cut out if long."""
+    """`text` in one line that a terminal shows as it is: control characters as escapes, the middle cut out if long,
+    passwords in addresses as ***.
+    """
+    text = masked_text(text)
     if len(text) > LONGEST:
         # a message begins with what is wrong and ends with the remedy
         text = f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 4 :]}"
@@ -31,7 +42,7 @@ def one_line(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a message names it: its repr, shortened."""
+    """A value as a message names it: its repr, shortened, without passwords in addresses."""
     return _short.repr(value)
 
 
@@ -84,7 +95,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         print("error: too little memory; lower batch_size, num_parallel_workers or the canvas", file=sys.stderr)
         status = 2
     except Exception as e:
-        traceback.print_exception(e)
+        print(masked_text("".join(traceback.format_exception(e))), end="", file=sys.stderr)
         told = one_line(str(e) if isinstance(e, InternalError) else f"{type(e).__name__}: {e}")
         print(f"error: a fault of this program, not of your data: {told}; please report it", file=sys.stderr)
         status = 1

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process holds at a time."""
+"""Files that are read within bounds, that are whole or not there, and folders that one process holds at a time."""
 
 import contextlib
 import errno
@@ -7,13 +7,35 @@ import glob
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from src.runtime.errors import UserError
 
-__all__ = ["InUseError", "beside", "cure", "flush", "hold", "remove_leftovers", "whole"]
+__all__ = [
+    "InUseError",
+    "MOST_BYTES",
+    "beside",
+    "cure",
+    "flush",
+    "hold",
+    "open_regular",
+    "read_regular",
+    "remove_leftovers",
+    "whole",
+]
+
+MOST_BYTES = 4 << 30  # of a file that is read whole: the largest sets of annotations have one or two
+IRREGULAR = {
+    stat.S_IFDIR: "not a file but a folder",
+    stat.S_IFIFO: "not a file but a pipe; write what it gives to a file and name that",
+    stat.S_IFSOCK: "not a file but a socket",
+    stat.S_IFCHR: "not a file but a device",
+    stat.S_IFBLK: "not a file but a device",
+}
 
 # what helps where it isn't space that lacks
 CURES = {
@@ -28,6 +50,43 @@ CURES = {
 
 class InUseError(UserError):
     """What another process holds; the message names it."""
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file to read its bytes. Every file that a user names is opened here.
+
+    Raises OSError, whose strerror says why: also for what would be waited for, or has no end, which isn't opened at
+    all: pipes (so what a shell's <(...) makes), devices, sockets, folders; and for what can be no name.
+    """
+    try:
+        _demand_regular(os.stat(path), path)
+        # what lies there may have become a pipe meanwhile
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:
+        raise OSError(errno.EINVAL, "no name of a file", str(path)) from None
+    try:
+        _demand_regular(os.fstat(handle), path)
+        return os.fdopen(handle, "rb")
+    except OSError:
+        os.close(handle)
+        raise
+
+
+def _demand_regular(found: os.stat_result, path: str | os.PathLike) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, IRREGULAR.get(stat.S_IFMT(found.st_mode), "not a file"), str(path))
+
+
+def read_regular(path: str | os.PathLike, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a regular file of at most `most`. Raises OSError as open_regular, and for a larger one."""
+    with open_regular(path) as f:
+        size = os.fstat(f.fileno()).st_size
+        # before anything is read: a file may be nothing but a length; /proc's have none
+        data = f.read(min(max(size, 1 << 16), most) + 1) if size <= most else b""
+    if size > most or len(data) > most:
+        told = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
+        raise OSError(errno.EFBIG, f"it is larger than {told}", str(path))
+    return data
 
 
 def cure(e: OSError, remedy: str) -> str:

@@ -1,20 +1,23 @@
 """YAML as users write it (https://yaml.org/spec/1.1), read in bounded time and memory, and nothing read otherwise than
 it looks: a key that comes twice, an alias of a list or mapping, 1:30 for 90, 010 for 8, .inf are refused."""
 
+import codecs
+import errno
 import math
-import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from src.runtime.errors import UserError
+from src.runtime.files import read_regular
 
 __all__ = ["Word", "number", "parse_yaml", "read_yaml"]
 
 LARGEST, DEEPEST = 2**18, 20  # bytes of a file, levels of lists and mappings: a few seconds of PyYAML's time
+TOO_LONG = f"longer than {LARGEST // 1024} KiB, which no YAML file here needs to be"
+MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
@@ -81,14 +84,14 @@ def _word(loader: _Loader, node: yaml.Node) -> Word:
     return word
 
 
-for _kind in ("int", "float", "bool", "null", "timestamp"):
+for _kind in ("int", "float", "bool", "null", "timestamp", "merge", "value"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _word)
 
 
 def parse_yaml(text: str, source: str, error: type[UserError] = UserError) -> Any:
     """What YAML text says: mappings, lists, text, and Words. Raises `error`, which names `source` and the line."""
     if len(text) > LARGEST:
-        raise error(f"{source}: longer than {LARGEST // 1024} KiB, which no config is")
+        raise error(f"{source}: {TOO_LONG}")
     try:
         value = yaml.load(text, _Loader)
         return Word() if value is None else value
@@ -101,21 +104,14 @@ def parse_yaml(text: str, source: str, error: type[UserError] = UserError) -> An
 
 
 def read_yaml(path: Path, error: type[UserError] = UserError) -> Any:
-    """The same of a file, in UTF-8. Raises `error` also for what can't be read, or is no file: a device, a pipe."""
-    if "\0" in str(path):
-        raise error(f"{path}: no name of a file")
+    """The same of a file, in UTF-8, or UTF-16 with its mark. Raises `error` also for what can't be read."""
     try:
-        with open(path, "rb", opener=_without_waiting) as f:
-            if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
-                raise error(f"{path}: not a file; name a YAML file")
-            text = f.read(LARGEST + 1).decode("utf-8-sig")
+        data = read_regular(path, LARGEST)
+        text = data.decode("utf-16" if data[:2] in MARKS else "utf-8-sig")
     except OSError as e:
+        if e.errno == errno.EFBIG:
+            raise error(f"{path}: {TOO_LONG}") from None
         raise error(f"{path}: can't read: {e.strerror}") from None
     except UnicodeDecodeError:
         raise error(f"{path}: can't read: it isn't text in UTF-8") from None
     return parse_yaml(text, str(path), error)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opens a file, or a pipe whatever its writer does."""
-    return os.open(path, flags | os.O_NONBLOCK)

@@ -1,16 +1,21 @@
 """Checkpoints: written whole or not at all, read whole or refused."""
 
 import contextlib
+import json
+import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import safetensors
 import safetensors.numpy
+from google.protobuf.message import DecodeError
 from mindspore import Parameter, Tensor, nn
+from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from src.runtime.errors import UserError, quiet_logging
 from src.runtime.files import beside, flush, remove_leftovers
@@ -24,13 +29,22 @@ __all__ = [
     "load_detector",
     "not_finite",
     "position_of",
+    "read_ckpt",
+    "read_safetensors",
     "save_checkpoint",
+    "summed",
 ]
 
 
 # bfloat16 is read as its bits: the upper half of a float32
 SAFETENSORS_TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I32": "i4", "I16": "i2"}
 SAFETENSORS_TYPES |= {"I8": "i1", "U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "BOOL": "?"}
+CKPT_TYPES = {"Float64": "f8", "Float32": "f4", "Float16": "f2", "BFloat16": "u2", "Bool": "?"}
+CKPT_TYPES |= {f"{kind}{bits}": f"{kind[0].lower()}{bits // 8}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)}
+RECORD_TAG = 0x0A  # each parameter of a .ckpt is a field of number 1 with a length: mindspore/train/checkpoint_pb2
+SUM_MARK, SUM_SIZE = b"crc_num", 10  # then its checksum ends a .ckpt
+# in a safetensors file's metadata, beside what else MindSpore writes there
+VALUES_SUM, SHAPES_SUM, METADATA = "crc_num", "crc_shapes", {"format", "remove_redundancy"}
 
 
 class CheckpointError(UserError):
@@ -51,7 +65,8 @@ def save_checkpoint(
         remove_leftovers(path)
         if path.suffix == ".safetensors":
             arrays = net if isinstance(net, Mapping) else {p.name: p.asnumpy() for p in net.get_parameters()}
-            safetensors.numpy.save_file({n: np.ascontiguousarray(v) for n, v in arrays.items()}, written)
+            arrays = {n: np.ascontiguousarray(v) for n, v in arrays.items()}
+            safetensors.numpy.save_file(arrays, written, {"format": "ms"} | checksums(arrays))
         else:
             params = net if isinstance(net, nn.Cell) else [{"name": n, "data": ms.Tensor(v)} for n, v in net.items()]
             with quiet_logging():
@@ -77,39 +92,146 @@ def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
+        return read_safetensors(path)
     if path.suffix != ".ckpt":
         raise CheckpointError(
             f"{path}: not a .ckpt file (or .safetensors); convert it with python -m src.convert_checkpoint"
         )
+    return read_ckpt(path)
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        with quiet_logging():
-            loaded = ms.load_checkpoint(str(path), crc_check=True)
-        return {name: _values(p) for name, p in loaded.items() if isinstance(p, Parameter)}
-    except Exception:  # MindSpore raises several kinds, some of them protobuf's own
-        raise CheckpointError(f"{path}: damaged, truncated or not a MindSpore checkpoint") from None
+        return path.read_bytes()
+    except OSError as e:
+        raise CheckpointError(f"{path}: can't read it: {e.strerror}") from None
 
 
-def _values(p: Parameter) -> np.ndarray:
-    # NumPy has no bfloat16
-    return (p.astype(ms.float32) if p.dtype == ms.bfloat16 else p).asnumpy()
+def _widened(bits: np.ndarray) -> np.ndarray:
+    """float32 values of bfloat16's bits (uint16): NumPy has no bfloat16."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
+def summed(path: Path) -> bool:
+    """Whether a .ckpt ends in a checksum, as ours do. MindSpore's own may have none: then nothing tells one that was
+    cut after a parameter from a smaller one."""
+    with open(path, "rb") as f:
+        size = f.seek(0, os.SEEK_END)
+        f.seek(max(size - SUM_SIZE - len(SUM_MARK), 0))
+        return f.read(len(SUM_MARK)) == SUM_MARK
+
+
+def read_ckpt(path: Path) -> dict[str, np.ndarray]:
+    """Parameters by name of a .ckpt file, whatever it is called; bfloat16 as float32, texts left out.
+
+    Raises CheckpointError for a damaged or foreign file.
+    """
+    data = _bytes(path)
+    end = len(data)
+    if data[-SUM_SIZE - len(SUM_MARK) : -SUM_SIZE] == SUM_MARK:
+        end -= SUM_SIZE + len(SUM_MARK)
+        if zlib.crc32(memoryview(data)[:end]) != int.from_bytes(data[-SUM_SIZE:], "big"):
+            raise CheckpointError(f"{path}: damaged: its checksum is another")
+    damaged = f"{path}: damaged, truncated or not a MindSpore checkpoint"
+    arrays: dict[str, np.ndarray] = {}
+    parts: dict[str, tuple[list[int], str, list[bytes]]] = {}
     try:
-        records = safetensors.deserialize(path.read_bytes())
-    except (OSError, safetensors.SafetensorError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise CheckpointError(f"{path}: damaged, truncated or not a safetensors file: {reason}") from None
-    arrays = {}
-    for name, record in records:
-        if record["dtype"] not in SAFETENSORS_TYPES:
-            raise CheckpointError(f"{path}: {name} is of type {record['dtype']}, which isn't read")
-        flat = np.frombuffer(record["data"], SAFETENSORS_TYPES[record["dtype"]]) if record["data"] else np.zeros(0)
-        if record["dtype"] == "BF16":
-            flat = (flat.astype(np.uint32) << 16).view(np.float32)
-        arrays[name] = flat.reshape(record["shape"])
+        for record in _records(memoryview(data)[:end]):
+            value = Checkpoint.Value.FromString(record)
+            name, tensor = value.tag, value.tensor
+            # large parameters come in slices
+            before = parts.setdefault(name, (list(tensor.dims), tensor.tensor_type, []))
+            if not name or value.HasField("maptensor") or before[:2] != (list(tensor.dims), tensor.tensor_type):
+                raise ValueError(f"a parameter {name!r} that isn't a tensor, or that comes twice")
+            before[2].append(tensor.tensor_content)
+        for name, (dims, kind, slices) in parts.items():
+            if kind != "str":
+                arrays[name] = _tensor_values(name, dims, kind, slices)
+    except (ValueError, DecodeError) as e:
+        reason = f": {e}" if str(e) and not isinstance(e, DecodeError) else ""
+        raise CheckpointError(damaged + reason) from None
+    if not arrays:
+        raise CheckpointError(f"{damaged}: it holds no parameter")
     return arrays
+
+
+def _records(data: memoryview) -> Iterator[memoryview]:
+    """The records of a .ckpt, each in place. Raises ValueError where they don't follow one another to the end."""
+    place, last = 0, len(data)
+    while place < last:
+        length, shift, start = 0, 0, place
+        if data[place] != RECORD_TAG:
+            raise ValueError(f"no parameter begins at byte {start}")
+        while True:
+            place += 1
+            if place >= last or shift > 56:
+                raise ValueError(f"cut short at byte {start}")
+            length |= (data[place] & 0x7F) << shift
+            shift += 7
+            if data[place] < 0x80:
+                break
+        place += 1
+        if length > last - place:
+            raise ValueError(f"cut short: the parameter at byte {start} has {length} bytes, {last - place} are there")
+        yield data[place : place + length]
+        place += length
+
+
+def _tensor_values(name: str, dims: list[int], kind: str, slices: list[bytes]) -> np.ndarray:
+    """The array of a parameter's slices. Raises ValueError where they aren't as many bytes as its shape says."""
+    if kind not in CKPT_TYPES:
+        raise ValueError(f"{name} is of type {kind[:30]!r}, which isn't read")
+    # MindSpore writes a number without dimensions so
+    shape = [] if dims == [0] else dims
+    code, content = np.dtype(CKPT_TYPES[kind]), slices[0] if len(slices) == 1 else b"".join(slices)
+    if any(n < 0 for n in shape) or len(shape) > 32 or math.prod(shape) * code.itemsize != len(content):
+        raise ValueError(f"cut short or damaged: {name} of shape {shape[:32]} in {len(content)} bytes")
+    flat = np.frombuffer(content, code) if content else np.zeros(0, code)
+    return (_widened(flat) if kind == "BFloat16" else flat).reshape(shape)
+
+
+def checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Of the values as MindSpore's own (crc_check) in a safetensors file, and of names, types and shapes."""
+    values, shapes = 0, 0
+    for name in sorted(arrays):
+        array = arrays[name]
+        values = zlib.crc32(array.reshape(-1).view(np.uint8), zlib.crc32(name.encode(), values))
+        shapes = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), shapes)
+    return {VALUES_SUM: str(values), SHAPES_SUM: str(shapes)}
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by name of a .safetensors file, whatever it is called; bfloat16 as float32.
+
+    Raises CheckpointError for a damaged or foreign file; one that we or MindSpore wrote has checksums.
+    """
+    data = _bytes(path)
+    try:
+        records = safetensors.deserialize(data)
+        size = int.from_bytes(data[:8], "little")
+        said = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        arrays, widened = {}, {}
+        for name, record in records:
+            kind, content = record["dtype"], record["data"]
+            if kind not in SAFETENSORS_TYPES:
+                raise CheckpointError(f"{path}: {name} is of type {kind}, which isn't read")
+            code = np.dtype(SAFETENSORS_TYPES[kind])
+            flat = np.frombuffer(content, code) if content else np.zeros(0, code)
+            arrays[name] = flat.reshape(record["shape"])
+            if kind == "BF16":
+                widened[name] = _widened(arrays[name])
+    except (safetensors.SafetensorError, ValueError, RecursionError) as e:
+        if isinstance(e, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: damaged, truncated or not a safetensors file: {e}") from None
+    sums = checksums(arrays)
+    strange = said.keys() - arrays.keys() - METADATA - sums.keys()
+    if said.keys() & sums.keys() and (strange or SHAPES_SUM in said and VALUES_SUM not in said):
+        raise CheckpointError(f"{path}: damaged: its checksums are, or what is beside them: {_some(list(said))}")
+    for key, value in sums.items():
+        if said.get(key, value) != value:
+            raise CheckpointError(f"{path}: damaged: its checksum {key} is another")
+    return arrays | widened
 
 
 def _compare(net: nn.Cell, params: dict[str, np.ndarray], path: Path) -> tuple[list[str], list[str], list[str]]:
@@ -179,6 +301,9 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
             print(f"{path}: {len(left)} parameters of the mask head left out, as this detector has none")
             params = {n: v for n, v in params.items() if n not in set(left)}
     missing, extra, differ = _compare(detector, params, path)
+    unsummed = path.suffix == ".ckpt" and not summed(path)
+    if finetune and missing and unsummed:
+        print(f"{path}: has no checksum and lacks {_some(missing)}: if it should have them, it is cut short")
     if finetune:
         own = {p.name: tuple(p.shape) for p in detector.get_parameters()}
         usable = {n: v for n, v in params.items() if own.get(n) == v.shape and not _is_of_classes(n, v.shape)}
@@ -199,6 +324,12 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
         problems.append(f"not in the file: {_some(missing)}")
     if extra:
         problems.append(f"not in the model: {_some(extra)}")
+    if missing and not differ and not extra and unsummed:
+        raise CheckpointError(
+            f"{path}: cut short, or of a smaller model: it ends after {list(params)[-1]}, without a checksum, and holds"
+            f" {len(params)} parameters, not {len(params) + len(missing)} (not in the file: {_some(missing)}); copy it"
+            " again, or check --config_path"
+        )
     if problems:
         raise CheckpointError(f"{path}: a checkpoint of another model ({'; '.join(problems)}); check --config_path")
     _assign(detector, params)
@@ -225,9 +356,10 @@ def load_backbone(detector: nn.Cell, path: str | Path) -> None:
         if p.name in found and found[p.name].shape != tuple(p.shape)
     ]
     if missing or differ:
+        cut = "; without a checksum, it may be cut short" if path.suffix == ".ckpt" and not summed(path) else ""
         raise CheckpointError(
             f"{path}: doesn't hold this backbone (missing or of another shape: "
-            f"{_some(differ + missing)}); check backbone.type, depth and width"
+            f"{_some(differ + missing)}{cut}); check backbone.type, depth and width"
         )
     _assign(detector, found)
 

@@ -16,6 +16,7 @@ from src.data.workers import WorkerDied
 from src.evaluation.coco import Summary
 from src.models.rcnn import RCNNLoss
 from src.runtime.errors import UserError
+from src.runtime.masking import masked_keys
 from src.training.checkpoints import CheckpointError, assign_parameters, not_finite, position_of
 from src.training.distributed import Group
 from src.training.lr_schedule import learning_rates
@@ -63,7 +64,9 @@ class Trainer:
         self.folder = ResumeFolder(checkpoints, config.detector, config.keep_checkpoint_max)
         self.best = BestCheckpoints(checkpoints / "best", config.keep_best_checkpoints_max)
         own = loader.transform.fingerprint if loader.transform else ""
-        self.state = TrainingState(steps_per_epoch=len(loader), config=dataclasses.asdict(config), transform=own)
+        self.state = TrainingState(
+            steps_per_epoch=len(loader), config=masked_keys(dataclasses.asdict(config)), transform=own
+        )
         self.saved, self.skipped_in_a_row, self.checked_first = None, 0, False
         self.go_on = f"python train.py --resume {shlex.quote(str(config.output_dir))}"
         self.stop = StopRequest(self.go_on)

@@ -20,6 +20,7 @@ from mindspore import Parameter, nn
 from src.config import Config
 from src.runtime.errors import UserError
 from src.runtime.files import beside, hold, whole
+from src.runtime.masking import masked_keys
 from src.training.checkpoints import (
     CheckpointError,
     CheckpointFolder,
@@ -104,8 +105,10 @@ class TrainingState:
                 f"{source}: had {self.steps_per_epoch} steps an epoch, here are {steps_per_epoch}; resume with the same"
                 " data set, batch_size, accumulate and number of devices, or start anew with --pre_trained"
             )
-        now = flat(dataclasses.asdict(config))
-        changed = [f"{k} {v!r} -> {now[k]!r}" for k, v in flat(self.config).items() if k in now and now[k] != v]
+        now = flat(masked_keys(dataclasses.asdict(config)))
+        changed = [
+            f"{k} {v!r} -> {now[k]!r}" for k, v in flat(masked_keys(self.config)).items() if k in now and now[k] != v
+        ]
         changed = [c for c in changed if c.split(" ")[0] not in FREE_KEYS]
         if transform and self.transform and transform != self.transform:
             changed.append(f"content of transform {config.transform} {self.transform} -> {transform}")
@@ -253,7 +256,7 @@ def own_config(folder: Path) -> Path | None:
     for state in sorted(states, key=position_of, reverse=True):
         with contextlib.suppress(CheckpointError):
             record = json.loads(load_checkpoint(state)[RECORD].tobytes())
-            write_whole(path, yaml.safe_dump(record["config"] | {"overwrite": False}, sort_keys=False))
+            write_whole(path, yaml.safe_dump(masked_keys(record["config"]) | {"overwrite": False}, sort_keys=False))
             print(f"{path}: wasn't there; written again from {state}")
             return path
     return None

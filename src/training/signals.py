@@ -14,8 +14,8 @@ from types import FrameType
 __all__ = ["Stopped", "StopRequest"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-TICK = 0.02  # seconds between looks at the handlers
-ECHO = 12  # ticks between signals to a main thread that MindSpore keeps from answering
+TICK = 0.005  # seconds between looks at the handlers
+ECHO = 48  # ticks between signals to a main thread that MindSpore keeps from answering
 
 
 class Stopped(BaseException):  # noqa: N818 - no error, and not to be caught as one

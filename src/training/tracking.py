@@ -16,6 +16,7 @@ import numpy as np
 
 from src.config import Config
 from src.runtime.errors import UserError
+from src.runtime.masking import MASK, login_of, masked, masked_keys, without_secrets
 from src.training.resume import flat, write_whole
 
 __all__ = [
@@ -275,7 +276,8 @@ class MLflow(Tracker):
         # a server that doesn't answer is told of in seconds, not in minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        uri = config.mlflow_tracking_uri or (Path(config.train_outputs) / "mlruns").absolute().as_uri()
+        self.given = given = config.mlflow_tracking_uri
+        uri = with_login_aside(given) or (Path(config.train_outputs) / "mlruns").absolute().as_uri()
         try:
             mlflow.set_tracking_uri(uri)
             mlflow.set_experiment(config.detector)
@@ -283,13 +285,18 @@ class MLflow(Tracker):
             mlflow.start_run(run_id=run, run_name=config.brief)
             if run is None:
                 write_whole(record, mlflow.active_run().info.run_id + "\n")
-                rows = {k: str(v)[:250] for k, v in flat(dataclasses.asdict(config)).items()}
+                rows = {k: str(v)[:250] for k, v in flat(masked_keys(dataclasses.asdict(config))).items()}
                 mlflow.log_params(rows)
         except (OSError, mlflow.exceptions.MlflowException) as e:
-            reason = str(e).splitlines()[0][:200]
             raise UserError(
-                f"mlflow_tracking_uri {uri}: can't log there ({reason}); start the server or mend the URI"
+                f"mlflow_tracking_uri {masked(given or uri)}: can't log there ({self.reason(e)}); start the"
+                " server or mend the URI"
             ) from None
+
+    def reason(self, error: Exception) -> str:
+        """What MLflow says, in a line, without passwords."""
+        told = without_secrets(str(error), self.given, os.environ.get("MLFLOW_TRACKING_URI", ""))
+        return (told.splitlines() or [type(error).__name__])[0][:200]
 
     def log(self, epoch: int, step: int, values: dict[str, float]) -> None:
         names = {re.sub(r"[^\w\-. /]", "_", k): v for k, v in values.items()}
@@ -297,7 +304,7 @@ class MLflow(Tracker):
             self.mlflow.log_metrics(names, step=(epoch - 1) * self.steps + step)
         except (OSError, self.mlflow.exceptions.MlflowException) as e:
             # a server that is away for a while is no reason to lose a training
-            print(f"MLflow: epoch {epoch} step {step} not logged: {str(e).splitlines()[0][:200]}")
+            print(f"MLflow: epoch {epoch} step {step} not logged: {self.reason(e)}")
 
     def losses(self, epoch: int, step: int, losses: dict[str, float], other: dict[str, float]) -> None:
         self.log(epoch, step, losses | other)
@@ -312,6 +319,28 @@ class MLflow(Tracker):
 
     def close(self) -> None:
         self.mlflow.end_run()
+
+
+def with_login_aside(uri: str) -> str:
+    """An MLflow server's address without user and password, which go where MLflow looks for them, into the environment:
+    it tells and keeps the address as it is.
+
+    Raises UserError for *** in place of them, as a run's config.yaml has it, where the environment doesn't say them.
+    """
+    plain, user, password = login_of(uri)
+    if MASK in (user, password) and any(os.environ.get(f"MLFLOW_TRACKING_{k}") for k in ("PASSWORD", "TOKEN")):
+        if password:
+            os.environ.setdefault("MLFLOW_TRACKING_USERNAME", user)
+        uri, user, password = plain, "", ""
+    if f"={MASK}" in uri or MASK in (user, password):
+        raise UserError(
+            f"mlflow_tracking_uri {masked(uri)}: a run's config.yaml keeps no passwords; give --mlflow_tracking_uri"
+            " with it, or MLFLOW_TRACKING_PASSWORD in the environment"
+        )
+    if not (user and password and uri.startswith(("http://", "https://"))):
+        return uri
+    os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+    return plain
 
 
 def demand_packages(config: Config) -> None:

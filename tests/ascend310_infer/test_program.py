@@ -487,7 +487,8 @@ def test_what_other_projects_do_otherwise(project, program, infer, pictures, agr
 
     assert detected(tmp_path / "out") >= 0.99
     # and it matters: as an older export, which didn't say so
-    content = json.loads(model.read_text())
+    content = json.loads(model.read_text()) | {"version": 1}
+    del content["checksum"]
     for part, key in (("rpn", "rank_by"), ("rpn", "delta_clamp"), ("rpn", "grid_strides"), ("rcnn", "delta_clamp")):
         del content[part][key]
     model.write_text(json.dumps(content))
@@ -509,7 +510,7 @@ def test_suppression_across_classes(spoilt, infer, pictures, tmp_path):
     assert overlaps() > 0
     content = json.loads(spoilt.read_text())
     content["rcnn"]["agnostic_nms"] = True
-    spoilt.write_text(json.dumps(content))
+    spoilt.write_text(sidecar.signed(content))
     assert overlaps() == 0
 
 
@@ -576,7 +577,7 @@ def change(path, **values):
         for key in outer:
             place = place[key]
         place[last] = value
-    path.write_text(json.dumps(content))
+    path.write_text(sidecar.signed(content))
 
 
 def sign(path):
@@ -586,7 +587,7 @@ def sign(path):
     heads = [*files["box"], *files["mask"], *files["mask_weights"]]
     for entry in [files["features"], *heads, content["reference"]["file"]]:
         entry.update(sidecar.file_entry(path.with_name(entry["name"])))
-    path.write_text(json.dumps(content))
+    path.write_text(sidecar.signed(content))
 
 
 def cut(path, name="shapes_features.mindir"):
@@ -640,12 +641,34 @@ SPOILT = {
     "sidecar is text": (lambda p: p.write_text("hello"), "not whole JSON"),
     "sidecar is a list": (lambda p: p.write_text("[]"), "not the sidecar"),
     "another format": (lambda p: change(p, format="coco"), "not the sidecar"),
-    "later version": (lambda p: change(p, version=2), "another version"),
+    "later version": (lambda p: change(p, version=3), "another version"),
+    "no deviation": (lambda p: change(p, std=[58.4, 0, 57.4]), "std[1]"),
+    "a threshold below zero": (lambda p: change(p, rcnn__iou_threshold=-0.5), "rcnn.iou_threshold"),
+    "levels without anchors": (lambda p: change(p, base_anchors=[[]] * 5), "base_anchors"),
+    "changed by hand": (
+        lambda p: p.write_text(p.read_text().replace('"score_thr": 0.1', '"score_thr": 0.2')),
+        "changed or damaged since its export (checksum)",
+    ),
+    "nested without end": (lambda p: p.write_text('{"format": ' + "[" * 20_000), "nested deeper than 64 levels"),
+    "a number of 5000 digits": (
+        lambda p: p.write_text(p.read_text().replace('"batch_size": ', '"batch_size": ' + "9" * 5000)),
+        "not whole JSON",
+    ),
+    "no number": (lambda p: p.write_text(p.read_text().replace('"batch_size": ', '"batch_size": NaN')), "not whole"),
+    "a key twice": (
+        lambda p: p.write_text(p.read_text().replace('"batch_size": ', '"batch_size": 1, "batch_size": ')),
+        '"batch_size" comes twice',
+    ),
+    "a sidecar of a gigabyte": (lambda p: os.truncate(p, 2**30), "more than the 8388608"),
+    "a sidecar that is a pipe": (lambda p: (p.unlink(), os.mkfifo(p)), "it is no file"),
     "no canvas": (lambda p: change(p, canvas={}), "canvas"),
     "canvas of text": (lambda p: change(p, canvas__width="wide"), "canvas.width"),
     "canvas between strides": (lambda p: change(p, canvas__width=200), "200"),
     "other classes": (lambda p: change(p, classes=["background", "cat"]), "disagree"),
-    "other anchors": (lambda p: change(p, base_anchors=[[[0, 0, 1, 1]]] * 5), "disagree"),
+    "other anchors": (
+        lambda p: change(p, base_anchors=[[[0, 0, 1, 1]]] * 5, rpn__scales=[1], rpn__ratios=[1]),
+        "disagree",
+    ),
     "other RoI size": (lambda p: change(p, roi__out_size=9), "shapes_box0.mindir"),
     "files elsewhere": (lambda p: change(p, files__features__name="../shapes_features.mindir"), "own folder"),
     "a stage too many": (lambda p: change(p, files__box=[]), "fit together"),
@@ -659,6 +682,18 @@ def test_a_spoilt_model_is_refused(fault, spoilt, infer, pictures, tmp_path):
     words = ("--model", spoilt, "--input", pictures / "val2017", "--output", tmp_path / "out")
     refused(infer(*words), part)
     assert not (tmp_path / "out/summary.json").exists()
+
+
+def test_a_canvas_for_which_there_is_no_memory(spoilt, infer, pictures, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+
+    words = ("--model", spoilt, "--input", pictures / "val2017", "--output", tmp_path / "out")
+    # of the model, not of the pictures
+    refused(infer(*words, "--width", 2**14, "--height", 2**14, preexec_fn=limit), "16384 x 16384", "lower --width")
+    change(spoilt, canvas={"width": 2**14, "height": 2**14})
+    refused(infer(*words, preexec_fn=limit), spoilt, "the model's canvas, 16384 x 16384", "a smaller canvas")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_graph_fails_the_self_check(spoilt, infer):
@@ -733,15 +768,14 @@ def test_devices(exported, spoilt, infer, pictures, tmp_path):
     words = ("--input", pictures / "val2017", "--output", tmp_path / "out", "--model")
     refused(infer(*words, exported.sidecar, "--device_type", "Ascend"), "Ascend", "CANN")
     # the whole graph needs operators that Lite has on Ascend alone: what MindSpore 2.8 writes isn't built
-    content = json.loads(spoilt.read_text())
     spoilt.with_name("whole.mindir").write_bytes(b"not a MINDIR" * 100)
-    content |= {"form": "whole", "files": {"model": sidecar.file_entry(spoilt.with_name("whole.mindir"))}}
-    spoilt.write_text(json.dumps(content))
+    files = {"model": sidecar.file_entry(spoilt.with_name("whole.mindir"))}
+    content = sidecar.describe(exported.config, "whole", "MINDIR", files, exported.config.test_batch_size)
+    sidecar.write(spoilt, content)
     refused(infer(*words, spoilt), "whole.mindir", "--split", "Ascend")
     refused(infer(*words, spoilt, "--device_type", "Ascend"), "Ascend")
     refused(infer(*words, spoilt, "--device_type", "Ascend", "--batch_size", 2), "--batch_size")
-    content["file_format"] = "ONNX"
-    spoilt.write_text(json.dumps(content))
+    sidecar.write(spoilt, content | {"file_format": "ONNX"})
     refused(infer(*words, spoilt), "ONNX Runtime")
 
 

@@ -187,6 +187,21 @@ def maskrcnn_benchmark(classes: int = 81) -> dict:
     return shapes
 
 
+def mmdetection(classes: int = 80) -> dict:
+    """mask_rcnn_r50_fpn with 8 channels and fully connected layers of 16."""
+    shapes = torchvision_backbone("backbone.")
+    rpn, roi = "rpn_head.rpn_", "roi_head."
+    fpn_rpn(shapes, "neck.lateral_convs.{}.conv", "neck.fpn_convs.{}.conv", rpn + "conv", rpn + "cls", rpn + "reg")
+    heads(shapes, roi + "bbox_head.shared_fcs.0", roi + "bbox_head.shared_fcs.1", classes)
+    layer(shapes, roi + "bbox_head.fc_cls", classes + 1, 16)
+    layer(shapes, roi + "bbox_head.fc_reg", 4 * classes, 16)
+    for i in range(4):
+        layer(shapes, roi + f"mask_head.convs.{i}.conv", 8, 8, 3, 3)
+    layer(shapes, roi + "mask_head.upsample", 8, 8, 2, 2)
+    layer(shapes, roi + "mask_head.conv_logits", classes, 8, 1, 1)
+    return shapes
+
+
 def heads(shapes: dict, fc1: str, fc2: str, classes: int) -> None:
     layer(shapes, fc1, 16, 8 * 49)
     layer(shapes, fc2, 16, 16)

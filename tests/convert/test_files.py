@@ -1,18 +1,30 @@
 """Files: read as they were written, or refused in one line with nothing run and nothing written."""
 
+import argparse
+import collections
+import datetime
+import enum
+import io
+import json
 import os
 import pickle
+import pty
+import resource
+import struct
 import subprocess
 import sys
+import tarfile
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import yaml
 
 from src.config import ConfigError, load_config
-from src.convert.conversion import renamed
+from src.convert.conversion import find_prefix, fits_a_layout, recognise, renamed
 from src.convert.pickles import ConversionError
 from src.convert.readers import read_state
 from src.convert_checkpoint import choose_config, run
@@ -24,6 +36,12 @@ from tests.convert.foreign import Raw, call, dump, name, op, tensor, write_legac
 
 ROOT = Path(__file__).parents[2]
 R = np.random.default_rng(0)
+NARROW = {
+    "neck": {"fpn": {"out_channels": 8}},
+    "rpn": {"in_channels": 8, "feat_channels": 8},
+    "bbox_head": {"in_channels": 8, "fc_out_channels": 16},
+    "mask_head": {"in_channels": 8, "conv_out_channels": 8},
+}
 STATE = {
     "conv.weight": R.standard_normal((4, 3, 2, 2), np.float32),
     "conv.bias": R.standard_normal(4),
@@ -118,6 +136,199 @@ def test_mindspore_without_a_checksum(tmp_path):
     np.testing.assert_array_equal(read_state(tmp_path / "a.ckpt").arrays["w"], STATE["conv.weight"])
 
 
+def spoil_sums(file: Path, number: int) -> Path:
+    """Sets the CRC-32 of every entry of a zip file to `number`."""
+    data = bytearray(file.read_bytes())
+    for mark, place in ((b"PK\3\4", 14), (b"PK\1\2", 16)):
+        at = data.find(mark)
+        while at >= 0:
+            data[at + place : at + place + 4] = number.to_bytes(4, "little")
+            at = data.find(mark, at + 4)
+    file.write_bytes(data)
+    return file
+
+
+def test_zip_without_checksums(tmp_path, refusal):
+    """As torch.save writes after set_crc32_options(False): 0 isn't compared; a wrong one is."""
+    same(read_state(spoil_sums(write_zip(tmp_path / "a.pth", STATE), 0)).arrays, STATE)
+    with refusal(ConversionError, "a.pth", "CRC-32"):
+        read_state(spoil_sums(tmp_path / "a.pth", 1))
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class Settings(dict):
+    """A dict of a class of its own, as configs are."""
+
+
+OBJECTS = {
+    "namespace": argparse.Namespace(lr=0.1, path=Path("x")),
+    "path": Path("/data"),
+    "enum": Color.RED,
+    "time": datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
+    "scalars": [np.float64(2), np.int32(3), np.bool_(True), np.datetime64("2020-01-01")],
+    "settings": Settings(a=Settings(b=[1])),
+    "objects": np.array([None, {}], object),
+    "table": np.zeros(2, [("a", "f4"), ("b", "i8")]),
+    "random": np.random.RandomState(0),
+    "set": {Color.RED, 2},
+    Color.RED: frozenset([1]),
+    ("a", (1, Path("k"))): collections.deque([1], 3),
+}
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_objects_beside_the_weights(protocol, tmp_path):
+    """They aren't made, and nothing is asked of them."""
+    content = {"model": STATE, "args": OBJECTS["namespace"], "rest": OBJECTS, Color.RED: 3}
+    state = read_state(write_pkl(tmp_path / "a.pkl", content, protocol))
+    same(state.arrays, STATE)
+    assert state.others[:2] == ["args", "rest"]
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_what_a_tensor_says_of_itself(write, tmp_path, refusal):
+    """A bit that turns its values' signs isn't passed over; one that is off is."""
+    whole = np.arange(4, dtype=np.float32)
+
+    def with_metadata(metadata):
+        def wrap(state):
+            return {n: Raw(bytes(v)[:-2] + op(metadata) + b"tR") for n, v in state.items()}
+
+        return write(tmp_path / "a.pth", {"w": whole}, wrap)
+
+    for metadata in (None, {}, {"neg": False}):
+        np.testing.assert_array_equal(read_state(with_metadata(metadata)).arrays["w"], whole)
+    for metadata in ({"neg": True}, {"conj": True}, {"later": 3}, "text"):
+        with refusal(ConversionError, "a.pth", "w: refused", "metadata"):
+            read_state(with_metadata(metadata))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"detector." + n: v for n, v in foreign.maskrcnn_benchmark().items()}},
+        {"ema_state_dict": foreign.maskrcnn_benchmark(), "optimizer": {"state": {0: {"exp_avg": (3,)}}}},
+        {"generator": {"conv.weight": (3,)}, "detector": {"weights": foreign.maskrcnn_benchmark()}},
+        {
+            "model": {
+                f"{p}.{n}": s for p in ("ema.module", "student.net") for n, s in foreign.maskrcnn_benchmark().items()
+            }
+        },
+    ],
+    ids=["prefix", "copy alone", "two models", "copy beside"],
+)
+def test_the_model_is_found_by_its_names(content, tmp_path):
+    """Whatever key or prefix it lies under."""
+
+    def filled(value, mark=0.0):
+        if isinstance(value, dict):
+            return {k: filled(v, 2.0 if str(k).startswith("ema.") else 1.0) for k, v in value.items()}
+        return np.full(value, mark, np.float32)
+
+    state = read_state(write_pkl(tmp_path / "a.pkl", filled(content)), fits_a_layout)
+    prefix = find_prefix(state.arrays)
+    found = {n.removeprefix(prefix): v for n, v in state.arrays.items() if n.startswith(prefix)}
+    assert recognise(found) == "maskrcnn_benchmark"
+    assert found["rpn.head.conv.weight" if "student" not in prefix else "net.rpn.head.conv.weight"].flat[0] == 1
+
+
+def test_two_models_under_prefixes(refusal):
+    names = [f"{p}.{n}" for p in ("teacher", "student") for n in foreign.maskrcnn_benchmark()]
+    with refusal(ConversionError, "2 models", "teacher., student.", "--prefix teacher."):
+        find_prefix(names)
+    # DETR's: the backbone of something else isn't taken for a model
+    backbone = [f"backbone.0.body.{n}" for n in foreign.torchvision_backbone()]
+    assert find_prefix([*backbone, "transformer.encoder.norm.weight", "class_embed.bias"]) == ""
+    assert find_prefix([*backbone, "head.fc.weight"]) == "backbone.0.body."
+
+
+RENAMED = {
+    "a.safetensors": ("b.pth", "safetensors"),
+    "new.pth": ("b.safetensors", "PyTorch"),
+    "a.pkl": ("b.ckpt", "pickle"),
+    "old.pth": ("b.bin", "PyTorch, before 1.6"),
+    "a.ckpt": ("b.pth", "MindSpore"),
+}
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_files_of_another_suffix(name, tmp_path):
+    renamed_to, kind = RENAMED[name]
+    (tmp_path / "there").mkdir()
+    source = next(f for f in files(tmp_path / "there") if f.name == name)
+    state = read_state(source.rename(tmp_path / renamed_to))
+    assert state.kind == kind
+    np.testing.assert_array_equal(state.arrays["conv.weight"], STATE["conv.weight"])
+
+
+def tar_bytes() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as t:
+        t.addfile(tarfile.TarInfo("a.pth"))
+    return out.getvalue()
+
+
+NOT_CHECKPOINTS = {
+    "web page": b"\n<!DOCTYPE html><html>",
+    "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+    "tar archive": tar_bytes(),
+    "gzip": b"\x1f\x8b\x08" + bytes(20),
+    "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(20),
+    "NumPy": b"\x93NUMPY\1\0v\0{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }",
+    "weight_map": b'{"a": 1}',
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt"])
+@pytest.mark.parametrize("what", NOT_CHECKPOINTS)
+def test_what_is_taken_for_a_checkpoint(what, suffix, tmp_path, refusal):
+    (tmp_path / f"a{suffix}").write_bytes(NOT_CHECKPOINTS[what])
+    with refusal(ConversionError, tmp_path / f"a{suffix}", what):
+        read_state(tmp_path / f"a{suffix}")
+
+
+def test_shards(tmp_path, refusal):
+    """The index's names, in files that lie beside it and nowhere else."""
+    names, index = list(STATE), tmp_path / "model.safetensors.index.json"
+    plain = {n: np.ascontiguousarray(v) for n, v in STATE.items()}
+    save_checkpoint({n: plain[n] for n in names[:3]}, tmp_path / "1.safetensors")
+    write_zip(tmp_path / "2.bin", {n: plain[n] for n in names[3:]})
+    places = {n: "1.safetensors" if i < 3 else "2.bin" for i, n in enumerate(names)}
+
+    def write(places):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        return index
+
+    arrays = read_state(write(places)).arrays
+    for n, v in STATE.items():
+        np.testing.assert_array_equal(arrays[n].reshape(v.shape), v)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "1.safetensors").rename(tmp_path / "sub/1.safetensors")
+    for place in (
+        "../1.safetensors",
+        "sub/1.safetensors",
+        str(tmp_path / "sub/1.safetensors"),
+        "..",
+        "a\\b",
+        "a\0",
+        "x" * 999,
+    ):
+        with refusal(ConversionError, index, "file beside it"):
+            read_state(write(dict.fromkeys(places, place)))
+    with refusal(ConversionError, index, "1.safetensors isn't there"):
+        read_state(write(places))
+    (tmp_path / "sub/1.safetensors").rename(tmp_path / "1.safetensors")
+    with refusal(ConversionError, "2.bin", "missing is missing"):
+        read_state(write(places | {"missing": "2.bin"}))
+    with refusal(ConversionError, "2.bin", f"{names[-1]} is more"):
+        read_state(write({n: p for n, p in places.items() if n != names[-1]}))
+    with refusal(ConversionError, index, "itself"):
+        read_state(write(dict.fromkeys(places, index.name)))
+
+
 # What is refused
 
 MARK = "ran.txt"
@@ -146,8 +357,8 @@ MALICIOUS = {
     "eval": (lambda p: dumps(Runs(eval, f"open('{MARK}', 'w')"), p), ".eval"),
     "exec, nested": (lambda p: dumps({"model": {"a": [Runs(exec, "1")]}}, p), ".exec"),
     "subprocess": (lambda p: dumps(Runs(subprocess.call, ["touch", MARK]), p), "subprocess.call"),
-    "a class": (lambda p: dumps({"model": STATE, "net": Plain()}, p), ""),
-    "a path": (lambda p: dumps({"meta": Path("x"), "state_dict": STATE}, p), "Path"),
+    "nothing but an object": (lambda p: dumps(Plain(), p), "tests.convert.test_files.Plain; objects aren't made"),
+    "a program's object": (lambda p: dumps({"model": STATE, "net": pty.spawn}, p), "pty.spawn"),
     "objects in an array": (lambda p: dumps({"model": {"a": np.array([{}, None])}}, p), "object"),
     "getattr": (lambda p: dumps(Runs(getattr, "x", "join"), p), ".getattr"),
 }
@@ -159,8 +370,6 @@ def test_malicious_pickles(what, protocol, tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)
     make, named = MALICIOUS[what]
     (tmp_path / "a.pth").write_bytes(make(protocol))
-    if what == "a class":  # protocol 0 makes it by a function of its own
-        named = "Plain" if protocol else "copyreg._reconstructor"
     with refusal(ConversionError, tmp_path / "a.pth", named):
         read_state(tmp_path / "a.pth")
     assert os.listdir(tmp_path) == ["a.pth"]
@@ -198,9 +407,9 @@ def test_malicious_among_tensors(write, tmp_path, monkeypatch, refusal):
     file = write(tmp_path / "a.pth", STATE, lambda state: {"state_dict": state, "meta": {"hook": [bad]}})
     with refusal(ConversionError, file, "os.system"):
         read_state(file)
-    module = Raw(b"(" + op("module") + name("mmengine.logging.history_buffer", "HistoryBuffer") + b"t" + b"Q")
+    module = Raw(b"(" + op("module") + name("subprocess", "Popen") + b"t" + b"Q")
     file = write(tmp_path / "a.pth", STATE, lambda state: {"state_dict": state, "hub": module})
-    with refusal(ConversionError, file, "mmengine.logging.history_buffer.HistoryBuffer"):
+    with refusal(ConversionError, file, "subprocess.Popen"):
         read_state(file)
     other = Raw(op(("module", "x", "y", "cpu", 1)) + b"Q")
     file = write(tmp_path / "a.pth", STATE, lambda state: {"state_dict": state, "hub": other})
@@ -259,6 +468,99 @@ def test_pickle_bombs(tmp_path, refusal):
         (tmp_path / "a.pkl").write_bytes(data)
         with refusal(ConversionError, tmp_path / "a.pkl"):
             read_state(tmp_path / "a.pkl")
+
+
+def nested(kind: bytes, depth: int = 60) -> bytes:
+    """Opcodes of a list or tuple of ten of a list of ten ..., which is 10**depth texts on paper."""
+    out = b"X\1\0\0\0aq\x000"
+    for i in range(depth):
+        out += b"(" + bytes([0x68, i]) * 10 + kind + b"q" + bytes([i + 1]) + b"0"
+    return out + bytes([0x68, depth])
+
+
+def many(value: bytes, times: bytes, count: int = 10_000) -> bytes:
+    """A pickle that makes `value` once and then `times`, which takes it from place 0, often."""
+    return b"\x80\x02" + value + b"q\x000(" + times * count + b"l."
+
+
+LEGACY = dump(0x1950A86A20F9469CFC6C)
+LONG = b"\x8b" + struct.pack("<i", 20_000) + b"\1" * 20_000  # a number of 48,000 digits
+ITEMS = b"(" + b"".join(b"J" + struct.pack("<i", i) for i in range(20_000))
+DEEP = 20_000
+LARGE = {
+    **{
+        f"text of a {k}.pkl": b"\x80\x02ctorch\ndevice\n" + nested(c) + b"\x85R."
+        for k, c in (("list", b"l"), ("tuple", b"t"))
+    },
+    "nested version.pth": LEGACY + b"\x80\x02" + nested(b"t") + b"." + dump({}),
+    "nested name.pkl": b"\x80\x02}" + nested(b"t") + b"Ns.",
+    "nested id.pkl": b"\x80\x02" + nested(b"t") + b"Q.",
+    "nested encoding.pkl": b"\x80\x02c_codecs\nencode\nX\1\0\0\0a" + nested(b"t") + b"\x86R.",
+    "lists copied.pkl": many(ITEMS + b"l", b"c__builtin__\nlist\nh\0\x85R"),
+    "sets copied.pkl": many(ITEMS + b"l", b"c__builtin__\nset\nh\0\x85R"),
+    "texts encoded.pkl": many(
+        b"X" + struct.pack("<I", 10**5) + b"a" * 10**5, b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R"
+    ),
+    "long keys.pkl": b"\x80\x02" + ITEMS + b"tq\x000}" + b"h\0Ns" * 10_000 + b".",
+    "large keys.pkl": b"\x80\x02" + LONG + b"q\x000}" + b"h\0Ns" * 10_000 + b".",
+    "large version.pth": LEGACY + b"\x80\x02" + LONG + b"." + dump({}),
+    "5000 digits.pkl": b"I" + b"1" * 5000 + b"\n.",
+    "deep tuple.pkl": b"\x80\x02ctorch\ndevice\n)" + b"\x85" * DEEP + b"R.",
+    "deep list.pkl": b"\x80\x02" + b"]" * DEEP + b"a" * (DEEP - 1) + b".",
+    "deep calls.pkl": b"\x80\x02ccollections\nOrderedDict\nq\0" + b"h\0" * DEEP + b")R" + b"\x85R" * (DEEP - 1) + b".",
+    "steps.pkl": b"\x80\x02(" + b"N" * 4_000_000 + b"l.",
+    "sets.pkl": b"\x80\x04(" + b"\x8f" * 2_000_000 + b"l.",
+    "wrong arguments.pkl": b"\x80\x02c_codecs\nencode\nK\5\x85R.",
+    "header.safetensors": struct.pack("<Q", 1 << 40) + b"{}",
+    "deep.safetensors": struct.pack("<Q", 6 * DEEP + 1) + b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+    "large type.pkl": b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x0b\0\0\0S2000000000\x85R)\x86R.",
+    "lengths.ckpt": b"\x0a" + b"\xff" * 8 + b"\x7f" + b"\x0a" * 20,
+    "empty records.ckpt": b"\x0a\0" * 10**6,
+    "deep.safetensors.index.json": b'{"weight_map":' + b"[" * DEEP + b"]" * DEEP + b"}",
+}
+
+
+def bounded(file: Path) -> str:
+    """The line in which `file` is refused, without much time or memory."""
+    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError) as error:
+        read_state(file)
+    assert time.monotonic() - begin < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000  # KiB
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_small_files_that_ask_for_much(what, tmp_path):
+    (tmp_path / what).write_bytes(LARGE[what])
+    bounded(tmp_path / what)
+
+
+def test_much_in_sum(tmp_path):
+    """What is harmless once, many times: tensors that share a storage, entries that are compressed."""
+    half = np.zeros(2**18, np.float16)
+    pid = Raw(op(("storage", name("torch", "BFloat16Storage"), "0", "cpu", half.size)) + b"Q")
+    rebuild = name("torch._utils", "_rebuild_tensor_v2")
+    shared = {f"w{i}": call(rebuild, pid, 0, (half.size,), (1,), False, None) for i in range(1000)}
+    assert "times the bytes" in bounded(write_zip(tmp_path / "a.pth", {"x": half}, lambda state: shared))
+    one = np.zeros(4, np.float32)
+    expanded = {f"w{i}": tensor("0", one, (2**20,), (0,)) for i in range(1000)}
+    assert "times the bytes" in bounded(write_zip(tmp_path / "a.pth", {"x": one}, lambda state: expanded))
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr(
+            "archive/data.pkl", dump({f"w{i}": tensor(str(i), np.zeros(15_000, np.float32)) for i in range(3000)})
+        )
+        for i in range(3000):
+            z.writestr(f"archive/data/{i}", bytes(60_000))
+    assert "unpack to" in bounded(tmp_path / "a.pth")
+    for kind in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(tmp_path / "a.pth", "w", kind) as z:
+            z.writestr("archive/data.pkl", dump({"w": 1}))
+        assert "compressed in a way" in bounded(tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("x.npy", bytes(2**26))
+    bounded(tmp_path / "a.npz")
 
 
 # Damaged files
@@ -463,8 +765,14 @@ def test_source_epsilon(tmp_path, refusal):
     state = foreign.values(foreign.mindcv_mobilenet(0.25))
     save_checkpoint(state, tmp_path / "source.ckpt")
     run(tmp_path / "source.ckpt", tmp_path / "out.ckpt", "auto", None, 0.0, {})
-    variance = load_checkpoint(tmp_path / "out.ckpt")["backbone.bn1.moving_variance"]
-    np.testing.assert_allclose(variance + 1e-5, state["features.1.moving_variance"], rtol=1e-6)
+    done, there = (
+        load_checkpoint(tmp_path / "out.ckpt"),
+        {n: state[f"features.1.{n}"] for n in ("gamma", "moving_variance")},
+    )
+    variance, gamma = (done[f"backbone.bn1.{n}"].astype(np.float64) for n in ("moving_variance", "gamma"))
+    np.testing.assert_allclose(
+        gamma / np.sqrt(variance + 1e-5), there["gamma"] / np.sqrt(there["moving_variance"]), rtol=1e-6
+    )
     with refusal(ConversionError, "--norm_eps"):
         run(tmp_path / "source.ckpt", tmp_path / "out.ckpt", "auto", None, -1.0, {})
 
@@ -477,6 +785,79 @@ def test_no_config_for_it(refusal):
         ConversionError, "torchvision_mask_rcnn_r101_fpn.yaml", "--config_path", "torchvision_mask_rcnn_r50_fpn"
     ):
         choose_config("torchvision", named, None, {})
+
+
+def test_variances_below_the_difference_of_the_epsilons(tmp_path, refusal):
+    """As a few channels of torchvision's published ResNets have them: what was the scale is the scale."""
+    state = foreign.values(foreign.mindcv_mobilenet(0.25))
+    variance = np.float32([1e-14, 1e-13, 3e-13, 1e-12, 1e-8, 1e-5, 1, 1e4])
+    state["features.1.moving_variance"], state["features.1.gamma"] = variance, np.full(8, 1.1246e-8, np.float32)
+    save_checkpoint(state, tmp_path / "source.ckpt")
+    run(tmp_path / "source.ckpt", tmp_path / "out.ckpt", "auto", None, 0.0, {})
+    done = load_checkpoint(tmp_path / "out.ckpt")
+    # in float32, as the network computes it
+    here = done["backbone.bn1.gamma"] / np.sqrt(done["backbone.bn1.moving_variance"] + np.float32(1e-5))
+    np.testing.assert_allclose(here, 1.1246e-8 / np.sqrt(variance.astype(np.float64)), rtol=1e-6)
+    state["features.1.moving_variance"] = np.zeros(8, np.float32)
+    save_checkpoint(state, tmp_path / "source.ckpt")
+    with refusal(ConversionError, "features.1.moving_variance", "divides by nothing", "--norm_eps"):
+        run(tmp_path / "source.ckpt", tmp_path / "no.ckpt", "auto", None, 0.0, {})
+    assert not (tmp_path / "no.ckpt").exists()
+
+
+def test_layers_that_the_config_lacks(mobile_config, tmp_path, capsys, refusal):
+    """Refused with their names, unless the user leaves them out; what takes no part in a detection isn't in the way."""
+    params = {p.name: p.asnumpy() for p in build_detector(load_config(mobile_config)).get_parameters()}
+    idle = {"ema.backbone.conv1.weight": np.zeros(3, np.float32), "learning_rate": np.zeros(1, np.float32)}
+    target = tmp_path / "out.ckpt"
+    more = {"backbone.layer2.0.conv2.conv_offset.weight": np.zeros((18, 4, 3, 3), np.float32)}
+    more |= {"neck.fpn_convs.4.weight": np.zeros(3, np.float32), "neck.strange.w": np.zeros(3, np.float32)}
+    save_checkpoint(params | idle | more, tmp_path / "source.ckpt")
+    with refusal(
+        ConversionError,
+        tmp_path / "source.ckpt",
+        *more,
+        "deformable convolution",
+        "nothing is written",
+        "--allow_unused",
+    ):
+        convert(tmp_path / "source.ckpt", target, config=mobile_config)
+    assert not target.exists()
+    run(tmp_path / "source.ckpt", target, "auto", str(mobile_config), None, {}, allow_unused=True)
+    assert load_checkpoint(target).keys() == params.keys()
+    assert "3 arrays of its model have no place here (deformable convolution" in capsys.readouterr().out
+    save_checkpoint(params | idle, tmp_path / "source.ckpt")
+    convert(tmp_path / "source.ckpt", target, config=mobile_config)
+
+
+CAFFE = """
+model = dict(type='MaskRCNN', backbone=dict(type='ResNet', depth=50, style='caffe', norm_cfg=dict(type='BN')))
+img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)
+"""
+
+
+def test_what_a_file_says_of_itself(tmp_path, capsys):
+    """It is told where the config has it otherwise, and a config that has it so lies beside the result."""
+    small = tmp_path / "small.yaml"
+    small.write_text(f"base: {ROOT / 'configs/mmdet_mask_rcnn_r50_fpn.yaml'}\n" + yaml.safe_dump(NARROW))
+    names = tuple(f"thing {i}" for i in range(80))
+    meta = {"config": CAFFE, "CLASSES": names, "epoch": 12}
+    content = {"meta": meta, "state_dict": foreign.values(foreign.mmdetection())}
+    source = write_pkl(tmp_path / "a.pkl", content)
+    run(source, tmp_path / "out.ckpt", "auto", str(small), None, {})
+    told = capsys.readouterr().out
+    for text in ("to_rgb: false", "backbone.stride_in_1x1: true", "img_std: [1.0, 1.0, 1.0]", "background, thing 0"):
+        assert text in told
+    own = load_config(tmp_path / "out.config.yaml")
+    assert (own.to_rgb, own.img_mean, own.img_std) == (False, [103.53, 116.28, 123.675], [1.0] * 3)
+    assert own.backbone.stride_in_1x1
+    assert own.coco_classes == ["background", *names]
+    assert own.rpn.feat_channels == 8
+    # with that config there is nothing to tell, but for what the command line says, which counts
+    run(source, tmp_path / "b.ckpt", "auto", str(tmp_path / "out.config.yaml"), None, {"to_rgb": "true"})
+    told = [line for line in capsys.readouterr().out.splitlines() if "says of itself" in line]
+    assert told == ["note: the file says of itself to_rgb: false; otherwise than the command line, which counts"]
+    assert not (tmp_path / "b.config.yaml").exists()
 
 
 def test_other_blocks(tmp_path, refusal):

@@ -53,7 +53,7 @@ def converted(state, layout, config_file, overrides=None):
     else:
         targets = target_shapes(build_detector(config))
     out = convert(state, layout, config, targets)
-    assert out.unfilled == out.mismatched == out.broken == []
+    assert out.unfilled == out.mismatched == out.broken == out.extra == []
     assert len(out.params) + len(out.unused) >= len(state)
     return out, config
 
@@ -369,7 +369,7 @@ def test_resnets(what):
     keys = backbone_keys({n: v.shape for n, v in first.params.items()})
     config = load_config(ROOT / "configs/mask_rcnn_r50_fpn.yaml", keys)
     out = convert(state, layout, config, target_shapes(build_backbone(config), "backbone."))
-    assert out.unfilled == out.mismatched == []
+    assert out.unfilled == out.mismatched == out.extra == []
     assert sorted(out.unused) == sorted(classifier)
     bn = "layer3.2.bn2"
     norm = foreign.TORCH_NORM if layout == "torchvision" else foreign.MS_NORM
@@ -383,7 +383,7 @@ def test_caffe2_backbone():
     assert recognise(state) == "detectron2"
     config = load_config(ROOT / "configs/detectron2_mask_rcnn_r50_fpn.yaml")
     out = convert(state, "detectron2", config, target_shapes(build_backbone(config), "backbone."))
-    assert out.unfilled == out.mismatched == []
+    assert out.unfilled == out.mismatched == out.extra == []
     assert sorted(out.unused) == ["fc1000_b", "fc1000_w"]
     for ours, theirs in (("bn1", "res_conv1_bn"), ("layer3.5.bn2", "res4_5_branch2b_bn")):
         gamma, beta, mean, variance = (out.params[f"backbone.{ours}{n}"] for n in foreign.MS_NORM)
@@ -391,6 +391,15 @@ def test_caffe2_backbone():
         np.testing.assert_allclose(scale, state[theirs + "_s"], rtol=1e-6)
         np.testing.assert_allclose(beta - mean * scale, state[theirs + "_b"], rtol=1e-6)
     assert any("BGR" in n for n in out.notes)
+
+
+def test_group_norm_is_no_folded_batch_norm():
+    """A scale and a shift without statistics are Caffe2's batch norms under Caffe2's names alone."""
+    state = golden_state("d2_mask_rcnn_r50_fpn.npz")
+    state = {n: v for n, v in state.items() if not n.endswith(("running_mean", "running_var"))}
+    config = load_config(ROOT / "configs/detectron2_mask_rcnn_r50_fpn.yaml")
+    with pytest.raises(ConversionError, match=r"53 norms.*stem.conv1.norm.weight.*group norm"):
+        convert(state, "detectron2", config, {})
 
 
 def test_backbone_renamed_from_torchvision():
@@ -414,7 +423,7 @@ def test_mobilenets(make, width):
     config = load_config(ROOT / "configs/mask_rcnn_mobilenetv1_fpn.yaml", keys)
     assert config.backbone.width_multiplier == width
     out = convert(state, "mindspore_zoo", config, target_shapes(build_backbone(config), "backbone."))
-    assert out.unfilled == out.mismatched == []
+    assert out.unfilled == out.mismatched == out.extra == []
     # the 7th block: layer 13 of the zoo's pairs, features.9 of mindcv's
     name = "network.13.0.weight" if make is foreign.zoo_mobilenet else "features.9.0.weight"
     np.testing.assert_array_equal(out.params["backbone.layer3.1.depthwise.weight"], state[name])

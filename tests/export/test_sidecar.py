@@ -31,12 +31,20 @@ def test_says_what_a_consumer_needs(shapes_config, written):
     sidecar.check_config(written, about, config)
 
 
-def test_an_older_sidecar_means_what_older_exports_did(shapes_config, written, refusal):
-    about = json.loads(written.read_text())
-    for part, name in (("rpn", "grid_strides"), ("rpn", "rank_by"), ("rpn", "delta_clamp"), ("rcnn", "delta_clamp")):
-        del about[part][name]
-    written.write_text(json.dumps(about))
+def make_older(path, **parts):
+    """Writes a sidecar as the oldest exports did: without a checksum, and without these keys, of `top` or its parts."""
+    about = json.loads(path.read_text()) | {"version": 1}
+    del about["checksum"]
+    for part, names in parts.items():
+        for name in names:
+            del (about if part == "top" else about[part])[name]
+    path.write_text(json.dumps(about))
+
+
+def test_an_older_sidecar_means_what_older_exports_did(shapes_config, written, refusal, capsys):
+    make_older(written, rpn=["grid_strides", "rank_by", "delta_clamp", "legacy"], rcnn=["delta_clamp", "agnostic_nms"])
     sidecar.check_config(written, sidecar.read(written), shapes_config())
+    assert f"{written}: of an older export, without a checksum" in capsys.readouterr().err
     with refusal(ExportError, written, "rpn.delta_clamp upper, not both"):
         sidecar.check_config(written, sidecar.read(written), shapes_config(rpn__bbox_coder__delta_clamp="both"))
 
@@ -84,7 +92,7 @@ def test_a_config_of_another_detector_is_refused(shapes_config, written, refusal
 @pytest.mark.parametrize("upright", [False, True])
 def test_of_a_model_for_one_orientation(shapes_config, written, refusal, upright):
     config = shapes_config(resize="short_side", short_side=180, long_side=250)
-    pair = {"name": "other.onnx", "sha256": "", "bytes": 0}
+    pair = {"name": "other.onnx", "sha256": "0" * 64, "bytes": 1}
     entry = sidecar.read(written)["files"]["model"]
     sidecar.write(written, sidecar.describe(config, "whole", "ONNX", {"model": entry}, upright=upright, pair=pair))
     about = sidecar.read(written)
@@ -106,10 +114,7 @@ def test_of_a_model_for_one_orientation(shapes_config, written, refusal, upright
 
 
 def test_older_sidecars_know_one_way_to_resize(shapes_config, written):
-    about = sidecar.read(written)
-    for name in ("resize", "resize_rounding", "resize_filter", "canvas_step"):
-        del about[name]
-    sidecar.write(written, about)
+    make_older(written, top=["resize", "resize_rounding", "resize_filter", "canvas_step"])
     sidecar.check_config(written, sidecar.read(written), shapes_config())
 
 
@@ -130,7 +135,20 @@ def test_a_changed_model_is_refused(written, refusal):
 
 def test_damaged_and_foreign_sidecars(written, refusal):
     text = written.read_text()
+    about = sidecar.read(written)
     for content, told in (
+        ("[" * 20_000, "nested too deep"),
+        ('{"a": ' * 20_000, "nested too deep"),
+        (text.replace('"batch_size": 2', '"batch_size": ' + "9" * 5000), "not whole JSON"),
+        (text.replace('"batch_size": 2', '"batch_size": NaN'), "NaN"),
+        (text.replace('"batch_size": 2', '"batch_size": -Infinity'), "-Infinity"),
+        (text.replace('"batch_size": 2', '"batch_size": 2, "batch_size": 2'), "'batch_size' comes twice"),
+        (text.replace('"batch_size": 2', '"batch_size": 3'), "inputs, which are not of the shapes"),
+        (text.replace('"score_thr": 0.05', '"score_thr": 0.06'), "changed or damaged since its export (checksum)"),
+        (text + " ", "(checksum)"),
+        (json.dumps(about), 'has no "checksum"'),
+        (json.dumps(about | {"checksum": 5}), "(checksum)"),
+        (json.dumps(json.loads(text) | {"version": 1}), "checksum: no key of a sidecar"),
         (text[: len(text) // 2], "not whole JSON"),
         ("[1, 2]", "not the sidecar"),
         ('{"format": "other"}', "not the sidecar"),
@@ -140,9 +158,24 @@ def test_damaged_and_foreign_sidecars(written, refusal):
         written.write_text(content)
         with refusal(ExportError, written, told):
             sidecar.read(written)
+    with open(written, "wb") as f:
+        f.truncate(1 << 30)
+    with refusal(ExportError, written, "larger than 8 MiB"):
+        sidecar.read(written)
     written.unlink()
     with refusal(ExportError, written, "can't read"):
         sidecar.read(written)
+    os.mkfifo(written)
+    with refusal(ExportError, written, "not a file but a pipe"):
+        sidecar.read(written)
+
+
+@pytest.mark.parametrize("detector", ["mask_rcnn", "faster_rcnn", "cascade_rcnn", "cascade_mask_rcnn"])
+def test_whatever_is_described_is_read_again(shapes_config, written, detector):
+    config = shapes_config(detector=detector)
+    about = sidecar.describe(config, "whole", "ONNX", sidecar.read(written)["files"])
+    sidecar.write(written, about)
+    assert sidecar.read(written) == json.loads(json.dumps(about))
 
 
 def test_a_full_disk_leaves_the_old_sidecar(written, monkeypatch, refusal):

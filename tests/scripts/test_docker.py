@@ -1,5 +1,6 @@
 """The container's start, and what the image is made of."""
 
+import csv
 import os
 import re
 import shlex
@@ -34,10 +35,47 @@ def test_folders_keep_their_names(folders):
     command = shlex.split(line)
     assert command[:2] == ["docker", "run"]
     data, models = folders / "my data", folders / "models"
-    end = ["--volume", f"{data}:{data}", "--volume", f"{models}:{models}", "rcnn:cpu", "/bin/bash"]
+    mounts = [f"type=bind,source={data},target={data},readonly", f"type=bind,source={models},target={models}"]
+    end = ["--mount", mounts[0], "--mount", mounts[1], "rcnn:cpu", "/bin/bash"]
     assert command[-len(end) :] == end
     assert "--tty" not in command  # standard input isn't a terminal
     assert not any(word.startswith(("--device", "--gpus")) for word in command)
+
+
+def test_the_container_gets_no_more_than_it_needs(folders):
+    command = shlex.split(start(folders, "rcnn:cpu", "my data", "models").stdout)
+    assert command[command.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
+    assert {"--cap-drop=ALL", "--security-opt=no-new-privileges"} <= set(command)
+    # nothing of the host's but the two folders; --volume would make one that went meanwhile, as root's
+    assert command.count("--mount") == 2
+    assert not {"--privileged", "-v", "--volume", "--network=host", "--ipc=host", "--pid=host"} & set(command)
+    command = shlex.split(start(folders, "rcnn:cpu", "my data", "models", NETWORK="host", SHM_SIZE="1g").stdout)
+    assert {"--network=host", "--shm-size=1g"} <= set(command)
+
+
+def test_one_folder_for_both_is_mounted_once(folders):
+    command = shlex.split(start(folders, "rcnn:cpu", "models", "models/").stdout)
+    assert [command[i + 1] for i, word in enumerate(command) if word == "--mount"] == [
+        f"type=bind,source={folders / 'models'},target={folders / 'models'}"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a,readonly", 'qu"ote', "$(touch x)", "it's", "*"])
+def test_folders_of_any_name(folders, name):
+    (folders / name).mkdir()
+    done = start(folders, "rcnn:cpu", name, "models")
+    assert done.returncode == 0, done.stderr
+    command = shlex.split(done.stdout)
+    # as docker reads it
+    [fields] = csv.reader([command[command.index("--mount") + 1]])
+    assert fields == ["type=bind", f"source={folders / name}", f"target={folders / name}", "readonly"]
+    assert not (folders / "x").exists()
+
+
+def test_a_folder_that_no_option_can_name(folders):
+    (folders / "a\nb").mkdir()
+    done = start(folders, "rcnn:cpu", "a\nb", "models")
+    assert done.returncode == 2 and "line break" in done.stderr and done.stdout == ""
 
 
 def test_the_hosts_devices_come_along(folders):
@@ -46,6 +84,8 @@ def test_the_hosts_devices_come_along(folders):
     command = shlex.split(start(folders, "rcnn:ascend", "my data", "models").stdout)
     devices = [word.rpartition("/")[2] for word in command if word.startswith("--device=")]
     assert devices == ["davinci0", "davinci7", "davinci_manager", "devmm_svm", "hisi_hdc"]
+    group = (folders / "dev/davinci0").stat().st_gid
+    assert [word for word in command if word.startswith("--group-add")] == [f"--group-add={group}"]
     for name in ("davinci0", "davinci7", "davinci_manager"):
         (folders / "dev" / name).unlink()
     command = shlex.split(start(folders, "rcnn:gpu", "my data", "models", DOCKER="podman").stdout)
@@ -98,4 +138,43 @@ def test_the_image_copies_what_there_is():
     assert scripts
     for path in [*named, *scripts]:
         assert (ROOT / path).is_file()
-    assert re.search(r"^ARG FROM_IMAGE_NAME=\S+\nFROM \$\{FROM_IMAGE_NAME\}$", text, re.M)
+    # one image, whenever it is built
+    assert re.search(r"^ARG FROM_IMAGE_NAME=\S+:\d+\.\d+\.\d+-\S+\nFROM \$\{FROM_IMAGE_NAME\}$", text, re.M)
+
+
+def test_the_image_runs_as_no_root():
+    users = re.findall(r"^USER (\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert users and users[-1] not in ("root", "0")
+
+
+def ignored(path):
+    """Whether .dockerignore leaves a path of the checkout out; ** is any number of folders."""
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = line.rstrip("/")
+        if not pattern or pattern.startswith("#"):
+            continue
+        parts = [re.escape(p).replace(r"\*", "[^/]*") for p in pattern.split("/")]
+        expression = "/".join(parts).replace("[^/]*[^/]*/", "(?:.*/)?")
+        if re.match(f"{expression}(?:/|$)", path):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "path",
+    [".git/config", ".venv/bin/python", "build/x.so", "ascend310_infer/build-sanitize/x", "train_outputs/a/b.log"]
+    + ["a/__pycache__/b.pyc", "models/x.ckpt", "x.mindir", "data/a.jpg", "mindrecord/a", "deep/mlruns/1/meta.yaml"]
+    + [".pytest_cache/x", "demo_outputs/x", ".env", "keys/host.pem", "ascend310_infer/third_party/x", "rank_0/x"],
+)
+def test_what_isnt_code_stays_out_of_the_image(path):
+    assert ignored(path)
+
+
+def test_all_code_goes_into_the_image():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    left = [
+        p for p in listed.stdout.splitlines() if ignored(p) and not p.startswith((".git", ".ci", ".docker", "Docker"))
+    ]
+    assert left == []

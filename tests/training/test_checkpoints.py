@@ -6,6 +6,7 @@ import subprocess
 import mindspore as ms
 import numpy as np
 import pytest
+import safetensors.numpy
 from mindspore import Parameter, Tensor, nn
 
 from src.training.checkpoints import (
@@ -154,6 +155,53 @@ def test_damaged(saved, refusal, spoil):
         load_detector(net, saved)
     # nothing of it was loaded
     equal(values(net), values(Detector(fill=0)))
+
+
+def test_cut_after_a_parameter_is_told_as_cut(tmp_path, refusal):
+    """With a checksum nothing of such a file is read; without one, as MindSpore writes it, what it lacks tells."""
+    path = tmp_path / "net.ckpt"
+    ms.save_checkpoint(Detector(), str(path))
+    path.chmod(0o644)
+    path.write_bytes(one_record_short(path.read_bytes()))
+    with refusal(CheckpointError, path, "cut short", "head.weight", "not in the file: head.bias", "copy it again"):
+        load_detector(Detector(fill=0), path)
+    save_checkpoint(Detector(), path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with refusal(CheckpointError, path, "cut short"):
+        load_detector(Detector(fill=0), path)
+
+
+@pytest.fixture
+def safetensors_file(tmp_path):
+    save_checkpoint(Detector(), tmp_path / "net.safetensors")
+    return tmp_path / "net.safetensors"
+
+
+def test_safetensors_with_checksums(safetensors_file):
+    """MindSpore reads and compares them too."""
+    equal(load_checkpoint(safetensors_file), values(Detector()))
+    loaded = ms.load_checkpoint(str(safetensors_file), format="safetensors", crc_check=True)
+    np.testing.assert_array_equal(loaded["head.bias"].asnumpy(), values(Detector())["head.bias"])
+
+
+def test_damaged_safetensors_are_never_read_wrong(safetensors_file):
+    """Each byte of the header and some of the values, by one bit."""
+    data, whole = safetensors_file.read_bytes(), values(Detector())
+    header = 8 + int.from_bytes(data[:8], "little")
+    for place in [*range(header), *range(header, len(data), 37)]:
+        safetensors_file.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :])
+        try:
+            equal(load_checkpoint(safetensors_file), whole)
+        except CheckpointError as e:
+            assert str(safetensors_file) in str(e)
+
+
+def test_safetensors_without_a_checksum(tmp_path):
+    """Of other programs, and of ours before they had one."""
+    safetensors.numpy.save_file(values(Detector()), tmp_path / "a.safetensors")
+    equal(load_checkpoint(tmp_path / "a.safetensors"), values(Detector()))
+    safetensors.numpy.save_file(values(Detector()), tmp_path / "a.safetensors", {"format": "pt", "note": "mine"})
+    equal(load_checkpoint(tmp_path / "a.safetensors"), values(Detector()))
 
 
 # Another model's

@@ -124,8 +124,10 @@ def trained(config, steps=2):
     ("path", "options"),
     [
         ("configs/shapes.yaml", {"grad_clip": 1.0}),
-        pytest.param("configs/shapes_cascade.yaml", {"loss_scale_type": "dynamic"}, marks=pytest.mark.full),
-        pytest.param("configs/shapes.yaml", {"rpn.loss_normaliser": "mmdet"}, marks=pytest.mark.full),
+        pytest.param(
+            "configs/shapes_cascade.yaml", {"grad_clip": 1.0, "loss_scale_type": "dynamic"}, marks=pytest.mark.full
+        ),
+        pytest.param("configs/shapes.yaml", {"grad_clip": 1.0, "rpn.loss_normaliser": "mmdet"}, marks=pytest.mark.full),
     ],
 )
 def test_parts_make_the_step_of_their_whole_batch(operator_by_operator, path, options):

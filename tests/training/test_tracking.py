@@ -1,12 +1,16 @@
 """What is logged where: each line once, numbers that can be read back, and one line where a package isn't there."""
 
+import base64
+import http.server
 import importlib.util
 import json
 import math
+import threading
 
 import cv2
 import pytest
 
+from src.config import load_config, save_config
 from src.runtime.errors import UserError
 from src.training.tracking import (
     Interval,
@@ -106,7 +110,7 @@ def test_mlflow_keeps_one_run_over_a_resume(shapes_config, monkeypatch):
     import mlflow
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    config = shapes_config(mlflow=True)
+    config = shapes_config(mlflow=True, data_url="obs://me:hidden@bucket/data")
     follow(config, [1])
     follow(config, [2], resumed=(1, 2))
     client = mlflow.MlflowClient()
@@ -121,12 +125,84 @@ def test_mlflow_keeps_one_run_over_a_resume(shapes_config, monkeypatch):
     ]
     assert run.data.metrics["segm AP"] == 0.125
     assert run.data.params["backbone.type"] == config.backbone.type
+    assert run.data.params["data_url"] == "obs://me:***@bucket/data"
 
 
 def test_mlflow_server_that_is_not_there(shapes_config, refusal):
     config = shapes_config(mlflow=True, mlflow_tracking_uri="http://127.0.0.1:9")
     with refusal(UserError, "mlflow_tracking_uri http://127.0.0.1:9", "start the server"):
         make_trackers(config, 2, None)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """An MLflow server that lets nobody in: its address without the scheme, and the logins that it was given."""
+    logins = []
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            logins.append(base64.b64decode(self.headers.get("Authorization", "").removeprefix("Basic ")).decode())
+            body = f"no entry to {self.headers.get('Host')}{self.path} for {logins[-1]}".encode()
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815 - the name that http.server looks for
+
+        def log_message(self, *_):
+            pass
+
+    for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{running.server_port}", logins
+        running.shutdown()
+
+
+def test_a_password_reaches_the_server_and_no_message(shapes_config, server, refusal, monkeypatch, tmp_path):
+    place, logins = server
+    config = shapes_config(mlflow=True, mlflow_tracking_uri=f"http://me:hidden%40word@{place}")
+    with refusal(UserError, f"mlflow_tracking_uri http://me:***@{place}", "can't log there"):
+        make_trackers(config, 2, None)
+    assert set(logins) == {"me:hidden@word"}
+    with pytest.raises(UserError) as error:
+        make_trackers(config, 2, None)
+    assert "hidden" not in str(error.value)
+    # a resumed run's own config has no password: the environment says it
+    save_config(config, tmp_path / "config.yaml")
+    assert "hidden" not in (tmp_path / "config.yaml").read_text()
+    own = load_config(tmp_path / "config.yaml")
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
+    logins.clear()
+    with refusal(UserError, "keeps no passwords", "MLFLOW_TRACKING_PASSWORD"):
+        make_trackers(own, 2, (1, 2))
+    assert not logins
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "other word")
+    with refusal(UserError, "can't log there"):
+        make_trackers(own, 2, (1, 2))
+    assert set(logins) == {"me:other word"}
+
+
+def test_nothing_that_a_training_writes_holds_a_password(stub_trainer, capsys):
+    keys = {
+        "mlflow_tracking_uri": "http://me:hidden1@127.0.0.1:9/?token=hidden2",
+        "data_url": "obs://bucket/data?Signature=hidden3",
+        "train_url": "https://hidden4@host/out",
+    }
+    stub_trainer(**keys).run()
+    # whatever was masked before doesn't count as changed
+    stub_trainer(resume=True, **keys, epoch_size=3).run()
+    folder = stub_trainer(**keys).config.output_dir
+    written = [p for p in folder.rglob("*") if p.is_file()]
+    assert {"config.yaml", "loss_0.log"} <= {p.name for p in written} and any(p.suffix == ".ckpt" for p in written)
+    assert not [p for p in written if b"hidden" in p.read_bytes()]
+    told = capsys.readouterr()
+    assert "hidden" not in told.out + told.err
+    assert "data_url" not in told.out
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])

@@ -7,8 +7,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from src.config import Config, ConfigError
 from src.data.formats.base import Format, Masks, split_source
 from src.data.formats.coco import Coco
@@ -17,6 +15,8 @@ from src.data.formats.txt import Txt
 from src.data.formats.voc import Voc
 from src.data.formats.yolo import Yolo
 from src.data.records import DataError, Records, Split, without_collector
+from src.runtime.files import open_regular
+from src.runtime.strict_yaml import Word, read_yaml
 
 __all__ = [
     "FORMATS",
@@ -135,7 +135,7 @@ def source_digest(config: Config, where: Split) -> str:
     try:
         for path in form.annotation_files(where):
             digest.update(f"{path.name}/{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-            with open(path, "rb") as f:
+            with open_regular(path) as f:
                 while block := f.read(1 << 22):
                     digest.update(block)
     except OSError as e:
@@ -178,9 +178,11 @@ def trained_classes(checkpoint: Path) -> list[str] | None:
     if path is None:
         return None
     try:
-        names = yaml.safe_load(path.read_text())["coco_classes"]
-        if len(names) >= 2 and all(isinstance(n, str) for n in names):
-            return list(names)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        pass
+        values = read_yaml(path, DataError)
+    except DataError as e:
+        raise DataError(f"{e}; its coco_classes are those of the checkpoint beside it: mend it, or set them") from None
+    names = values.get("coco_classes") if isinstance(values, dict) else None
+    # a Word isn't quoted, and wasn't written by save_config
+    if isinstance(names, list) and len(names) >= 2 and all(isinstance(n, str) and type(n) is not Word for n in names):
+        return names
     raise DataError(f"{path}: holds no list of coco_classes, which the checkpoint beside it was trained on; set it")

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from src.config import Config
-from src.data.records import DataError, Records, Split
+from src.data.records import DataError, Records, Split, without_collector
+from src.runtime.files import read_regular
 
 __all__ = [
     "FOLDER_NAMES",
@@ -18,6 +19,7 @@ __all__ = [
     "Masks",
     "NoSplitError",
     "class_labels",
+    "json_reason",
     "load_json",
     "passed_over",
     "read_lines",
@@ -86,10 +88,11 @@ def truth_categories(config: Config) -> list[dict]:
     return [{"id": label, "name": name} for name, label in class_labels(config).items()]
 
 
+@without_collector()
 def load_json(path: Path) -> object:
     """What a JSON file holds; UTF-8, with or without its mark, or UTF-16. Raises DataError."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         # of a large file's three forms, bytes, text and objects, two at a time
         text = data.decode(json.detect_encoding(data), "surrogatepass")
         del data
@@ -98,14 +101,21 @@ def load_json(path: Path) -> object:
         raise DataError(f"{path}: can't read the annotations: {e.strerror}") from None
     except json.JSONDecodeError as e:
         raise DataError(f"{path}, line {e.lineno}: not valid JSON ({e.msg}); fetch or write the file again") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{path}: not valid JSON; fetch or write the file again") from None
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path}: not valid JSON{json_reason(e)}; fetch or write the file again") from None
+
+
+def json_reason(e: Exception) -> str:
+    """What json raises ValueError and RecursionError for, in brackets."""
+    if isinstance(e, UnicodeDecodeError):
+        return " (not text)"
+    return " (nested too deeply)" if isinstance(e, RecursionError) else " (a number of thousands of digits)"
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, UTF-8 with or without its mark, or UTF-16. Raises DataError."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff") and len(data) % 2 == 0
         return data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except OSError as e:

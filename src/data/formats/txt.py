@@ -46,10 +46,13 @@ class Txt(Format):
     def classes(self, where: Split) -> list[str]:
         """class_1, class_2, ... up to the largest number that a well-formed column holds."""
         numbers = [c.split(",")[4] for _, _, columns in read_rows(where) for c in columns if c.count(",") in (4, 5)]
-        highest = max((int(n) for n in numbers if n.isdecimal()), default=0)
+        numbers = {n.lstrip("0") for n in numbers if n.isdecimal()}
+        # a number of thousands of digits can't be read
+        highest = max((int(n[:9]) for n in numbers if n), default=0)
         if highest > MOST_CLASSES:
+            told = next(n for n in numbers if n and int(n[:9]) == highest)
             raise DataError(
-                f"{where.annotations}: a box of class {highest}; number the classes from 1, or set coco_classes"
+                f"{where.annotations}: a box of class {told[:40]}; number the classes from 1, or set coco_classes"
             )
         if not highest:
             raise DataError(

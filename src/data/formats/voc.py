@@ -25,21 +25,28 @@ from src.data.formats.base import (
 )
 from src.data.images import frame_of, sorted_files
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box, number
+from src.runtime.files import read_regular
 
 __all__ = ["Voc", "read_xml"]
 
 XML_FOLDERS = ("Annotations", "annotations", "")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "")
+# bytes and elements of an image's file, and how many elements each other hold
+LARGEST, MOST_ELEMENTS, DEEPEST = 64 << 20, 500_000, 100
 
 
-@dataclass
+@dataclass(slots=True)
 class Element:
-    """One XML element, with the line that it begins on."""
+    """One XML element, with the line that it begins on. parts: its own text, as the parser gave it."""
 
     tag: str
     line: int
-    text: str = ""
+    parts: list[str] = field(default_factory=list)
     children: list["Element"] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
 
     def find(self, tag: str) -> "Element | None":
         """The first child of that tag."""
@@ -49,9 +56,18 @@ class Element:
 def read_xml(path: Path) -> Element:
     """The root of an XML file. Raises DataError, with the line."""
     stack = [Element("", 0)]
+    count = 0
     parser = expat.ParserCreate()
+    parser.buffer_text = True
+
+    def refuse(what: str) -> None:
+        raise DataError(f"{path}, line {parser.CurrentLineNumber}: {what}")
 
     def start(tag: str, _: dict) -> None:
+        nonlocal count
+        count += 1
+        if len(stack) > DEEPEST or count > MOST_ELEMENTS:
+            refuse(f"more than {MOST_ELEMENTS:,} elements, or {DEEPEST} in each other; not an image's annotations")
         stack[-1].children.append(Element(tag, parser.CurrentLineNumber))
         stack.append(stack[-1].children[-1])
 
@@ -59,11 +75,16 @@ def read_xml(path: Path) -> Element:
         stack.pop()
 
     def text(data: str) -> None:
-        stack[-1].text += data
+        stack[-1].parts.append(data)
+
+    def doctype(*_: object) -> None:
+        # its entities can stand for each other, and for other files
+        refuse("has a DOCTYPE, which isn't read; remove it")
 
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
+    parser.StartDoctypeDeclHandler = doctype
     try:
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(read_regular(path, LARGEST), True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such annotation file") from None
     except OSError as e:
@@ -71,6 +92,8 @@ def read_xml(path: Path) -> Element:
     except expat.ExpatError as e:
         reason = expat.errors.messages[e.code]
         raise DataError(f"{path}, line {e.lineno}: not valid XML ({reason}); mend or write it again") from None
+    except DataError:
+        raise
     except (ValueError, LookupError):
         raise DataError(f"{path}, line 1: not valid XML (unknown encoding); write it again as UTF-8") from None
     root = stack[0].children[0]

@@ -5,13 +5,13 @@ A row an object, in shares of the image's sides: `class cx cy width height`, or 
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 from tqdm import tqdm
 
 from src.config import Config
@@ -33,13 +33,14 @@ from src.data.images import file_header, orientation_for, sorted_files
 from src.data.polygons import clip_polygon
 from src.data.records import LEAST_SIDE, DataError, ImageRecord, Instance, Records, Split, clipped_box
 from src.data.segmentations import mask_area
+from src.runtime.strict_yaml import read_yaml
 
 __all__ = ["LabelFinder", "Yolo"]
 
 TOLERANCE = 0.01  # of a side: what Ultralytics lets coordinates pass 0 and 1 by
 # of a pixel: places become what they were before the division, as COCO's rasteriser tells hundredths from nearly so
 DIGITS = 4
-MOST_CLASSES = 100_000
+MOST_CLASSES, COUNT = 100_000, re.compile("[0-9]{1,9}")
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "labels/train/classes.txt", "train/labels/classes.txt")
 KEYS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
@@ -130,23 +131,14 @@ def names_file(source: Path) -> Path:
 def describes(path: Path) -> bool:
     """Whether a YAML file is a data set's."""
     try:
-        return bool({"names", "nc"} & read_yaml(path).keys())
+        return bool({"names", "nc"} & read_data(path).keys())
     except DataError:
         return False
 
 
-def read_yaml(path: Path) -> dict:
+def read_data(path: Path) -> dict:
     """data.yaml, all of its values as text: a class may be called no, or 1e3. Raises DataError."""
-    try:
-        data = yaml.load(path.read_bytes(), yaml.BaseLoader)
-    except OSError as e:
-        raise DataError(f"{path}: can't read: {e.strerror}") from None
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise DataError(f"{path}{line}: not valid YAML: {getattr(e, 'problem', None) or 'not UTF-8 text'}") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{path}: not valid YAML") from None
+    data = read_yaml(path, DataError)
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected train:, val: and names:")
     return data
@@ -159,7 +151,7 @@ def class_names(path: Path) -> list[str]:
         while names and not names[-1]:
             names.pop()
     else:
-        names = yaml_names(read_yaml(path), path)
+        names = yaml_names(read_data(path), path)
     if not names or "" in names:
         raise DataError(f"{path}: " + (f"class {names.index('')} has no name" if names else "names no class"))
     twice = next((n for n, count in Counter(names).items() if count > 1), None)
@@ -172,7 +164,7 @@ def class_names(path: Path) -> list[str]:
 def yaml_names(data: dict, path: Path) -> list[str]:
     """`names`, a list or a mapping of numbers, or of `nc` alone class_0, class_1, ... Raises DataError."""
     names, count = data.get("names"), data.get("nc")
-    if count is not None and not (isinstance(count, str) and count.isdecimal() and int(count[:9]) <= MOST_CLASSES):
+    if count is not None and not (isinstance(count, str) and COUNT.fullmatch(count) and int(count) <= MOST_CLASSES):
         raise DataError(f"{path}: nc is {str(count)[:40]!r}, not a number of classes")
     if names is None and count is None:
         raise DataError(f"{path}: neither names: nor nc:, so the classes are unknown; add names: [...]")
@@ -193,7 +185,7 @@ def yaml_names(data: dict, path: Path) -> list[str]:
 
 def yaml_places(path: Path, split: str) -> list[Path]:
     """The folders and lists of images that data.yaml names for a split. Raises DataError."""
-    data = read_yaml(path)
+    data = read_data(path)
     key = next((k for k in KEYS[split] if data.get(k)), None)
     if key is None:
         raise NoSplitError(f"{path}: no {split}: that names its images; add it")

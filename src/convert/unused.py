@@ -1,0 +1,97 @@
+"""Arrays that a conversion has no use for: which of them belong to the model itself, and what they are.
+
+A file whose other layers all fit converts to a detector that computes something else than its own project's, if layers
+that take part there are left out.
+"""
+
+import re
+from collections.abc import Collection
+
+__all__ = ["AVERAGES", "kinds_of", "left_out"]
+
+# what takes no part in a detection, wherever it is
+IDLE = re.compile(
+    r"(.*[._])?(num_batches_tracked|n_averaged|pixel_mean|pixel_std|cell_anchors\.\d+|base_anchors(\.\d+)?|freq_weight)"
+    r"|(.*\.)?(anchor_generator|prior_generator|data_preprocessor|loss_\w+|loss|criterion)\..*"
+)
+# copies of the model, and what its training kept: in front of a name
+AVERAGES = re.compile(r"(\w*ema|ema_\w+|momentum_encoder|encoder_k|swa\w*|shadow|avg_model|averaged)\.")
+TWINS = re.compile(r"(teacher|student|target)\.")
+FLAT_COPIES = re.compile(r"ema_\w+")  # mmcv's EMAHook: buffers named ema_backbone_conv1_weight
+TRAINING = re.compile(
+    r"(optimi[sz]er|optim|moments?|moment[12]|accum|accumulation|velocity|adam_[mv]|stat|momentum|learning_rate|lr"
+    r"|loss_scale|global_step|current_iterator\w*|last_overflow\w*|scale_sense|weight_decay|beta[12]_power|epoch_num|step_num|epoch"
+    r"|step|iteration|queue\w*)([._].*)?"
+)
+# a backbone's classifier, and what is trained on top of one
+CLASSIFIER = re.compile(
+    r"(backbone\.)?(bottom_up\.|body\.)?(fc|fc1000|classifier|head|linear|logits?|end_point|dense|last_linear|predictor"
+    r"|projector|projection\w*|pred)([._].*)?"
+)
+# heads beside the ones of boxes and masks, that take from them or from the features and give nothing back
+OTHER_HEADS = re.compile(
+    r"(roi_heads?\.)?(keypoint|densepose|kp|track|reid|attribute)\w*\..*|(sem_seg_head|auxiliary_head|aux_head|da_heads"
+    r"|discriminator\w*|panoptic\w*|depth_head)\..*|semantic_head\.(conv_stages|conv_upsample\w*|conv_logits|loss)\w*\..*"
+)
+MASKS = re.compile(
+    r"(roi_heads?\.)?(mask|mask_\w+|maskiou\w*|point_head)\..*|mask_heads?\..*|rcnn_mask\..*|roi_heads\.mask\w*\..*"
+)
+# tops of names that are parts of an R-CNN, also where no other array of theirs is used
+PARTS = re.compile(
+    r"backbone|body|neck|fpn|bifpn|rpn|proposal|roi|bbox|box|mask|rcnn|shared_head|grid_head|semantic|glbctx|feat|rfp|dcn"
+)
+
+KINDS = (
+    (r"conv\d*_offset|conv_offset|offset_conv|\.offset\.|\.dcn|deform", "deformable convolution"),
+    (r"weight_diff|weight_gamma|\.switch\.|pre_context|post_context|rfp|\.aspp\.", "DetectoRS"),
+    (r"conv_res\.|semantic_head|semantic_roi", "Hybrid Task Cascade"),
+    (r"glbctx_head|feat_relay", "SCNet"),
+    (r"context_block|channel_add_conv|channel_mul_conv", "GCNet"),
+    (r"pafpn|downsample_convs", "PAFPN"),
+    (r"pre_module|post_module", "GRoIE"),
+    (r"channel_compressor|content_encoder|carafe", "CARAFE"),
+    (r"mask_?iou", "Mask Scoring R-CNN"),
+    (r"point_head|coarse_head", "PointRend"),
+    (r"gen_attention|attention", "attention blocks"),
+    (r"non_?local|\.(theta|phi)\.", "non-local blocks"),
+    (r"\.se\.|\.se_|se_layer|se_module|squeeze", "squeeze and excitation"),
+    (r"lora_|adapter", "adapters"),
+    (r"fake_quant|activation_post_process|\.zero_point|_quantizer", "quantisation"),
+    (r"rpn[._]head\.(conv|rpn_conv)\.(conv)?\d", "an RPN of two or more convolutions"),
+    (r"shared_head", "a head of ResNet's last stage"),
+    (r"grid_head", "Grid R-CNN"),
+    (r"box_heads?\.(\d\.)?(conv\d|(shared|cls|reg)_(conv|fc)s|\d+\.\d)", "other layers in the box head"),
+    (r"fpn_convs\.[4-9]|fpn_layer[5-9]|fpn_output[6-9]|top_block|extra_blocks", "further levels of the FPN"),
+    (r"\.gn\d*\.|group_?norm|\.gn_", "group norm"),
+    (
+        r"(head|fpn|neck|rpn|roi)\w*\..*(norm|bn\d*|ln)\.|(fpn|mask_head).*\.1\.(weight|bias|running)",
+        "norms in the FPN or in heads",
+    ),
+)
+
+
+def left_out(names: Collection[str], used: Collection[str], with_mask: bool, backbone_only: bool) -> list[str]:
+    """Those of the `names` of unused arrays that the model computes with, as far as names tell.
+
+    used: names of the source's arrays that are used; both without wrappers in front. Of a detector those count that lie
+    in a module of which others are used, or in one that is called like a part of an R-CNN; of a backbone alone all but
+    its classifier. with_mask: whether the target has masks; a mask head is left out of one that hasn't.
+    """
+    tops = {n.partition(".")[0] for n in used}
+    return [n for n in names if not harmless(n, with_mask) and (backbone_only or inside(n, tops))]
+
+
+def harmless(name: str, with_mask: bool) -> bool:
+    """Whether an array of that name takes no part in boxes, classes and masks."""
+    patterns = [IDLE, FLAT_COPIES, TRAINING, CLASSIFIER, OTHER_HEADS] + ([] if with_mask else [MASKS])
+    return any(p.match(name) for p in (AVERAGES, TWINS)) or any(p.fullmatch(name) for p in patterns)
+
+
+def inside(name: str, tops: Collection[str]) -> bool:
+    top = name.partition(".")[0]
+    return top in tops or PARTS.match(top) is not None
+
+
+def kinds_of(names: Collection[str]) -> list[str]:
+    """What layers of these names are known as, each once; [] where they aren't known."""
+    return list(dict.fromkeys(what for n in names for p, what in KINDS if re.search(p, n)))

@@ -1,0 +1,95 @@
+"""Which left-over arrays keep a file from being converted: those that its own model computes with."""
+
+import pytest
+
+from src.convert.unused import kinds_of, left_out
+
+BACKBONE, D2 = "backbone.layer3.0.", "backbone.bottom_up.res3.0."
+MMDET = [
+    "backbone.conv1.weight",
+    "neck.fpn_convs.0.conv.weight",
+    "rpn_head.rpn_conv.weight",
+    "roi_head.bbox_head.fc_cls.bias",
+]
+TORCHVISION = ["backbone.body.conv1.weight", "rpn.head.conv.0.0.weight", "roi_heads.box_head.fc6.weight"]
+
+TAKES_PART = {
+    BACKBONE + "conv2.conv_offset.weight": "deformable convolution",
+    BACKBONE + "conv2_offset.bias": "deformable convolution",
+    D2 + "conv2_offset.weight": "deformable convolution",
+    BACKBONE + "conv2.weight_diff": "DetectoRS",
+    BACKBONE + "conv2.switch.weight": "DetectoRS",
+    "neck.rfp_modules.0.conv1.weight": "DetectoRS",
+    BACKBONE + "context_block1.channel_add_conv.0.weight": "GCNet",
+    BACKBONE + "gen_attention_block.query_conv.weight": "attention blocks",
+    BACKBONE + "se_layer.conv1.conv.weight": "squeeze and excitation",
+    "neck.pafpn_convs.0.conv.weight": "PAFPN",
+    "neck.downsample_convs.1.conv.bias": "PAFPN",
+    "neck.lateral_convs.0.upsample.content_encoder.weight": "CARAFE",
+    "neck.lateral_convs.0.gn.weight": "group norm",
+    "neck.fpn_convs.4.conv.weight": "further levels of the FPN",
+    "roi_head.bbox_roi_extractor.pre_module.conv.weight": "GRoIE",
+    "roi_head.mask_head.1.conv_res.conv.weight": "Hybrid Task Cascade",
+    "roi_head.semantic_head.conv_logits.weight": "Hybrid Task Cascade",
+    "semantic_head.conv_embedding.conv.weight": "Hybrid Task Cascade",
+    "roi_head.mask_iou_head.fc_mask_iou.weight": "Mask Scoring R-CNN",
+    "mask_iou_head.fc_mask_iou.weight": "Mask Scoring R-CNN",
+    "roi_head.bbox_head.shared_convs.0.conv.weight": "other layers in the box head",
+    "rpn.head.conv.1.0.weight": "an RPN of two or more convolutions",
+    "proposal_generator.rpn_head.conv.conv1.weight": "an RPN of two or more convolutions",
+    "roi_heads.mask_head.mask_fcn1.norm.weight": "norms in the FPN or in heads",
+    "roi_heads.box_head.0.1.running_mean": "other layers in the box head",
+    "shared_head.layer4.0.conv1.weight": "a head of ResNet's last stage",
+    BACKBONE + "never_heard_of.weight": None,
+    "neck.never_heard_of": None,
+}
+TAKES_NO_PART = [
+    "backbone.bn1.num_batches_tracked",
+    "pixel_mean",
+    "model.pixel_std",
+    "proposal_generator.anchor_generator.cell_anchors.3",
+    "rpn.anchor_generator.cell_anchors.0",
+    "backbone.fc.weight",
+    "backbone.bottom_up.linear.bias",
+    "fc.weight",
+    "roi_heads.keypoint_head.0.weight",
+    "roi_heads.keypoint_predictor.kps_score_lowres.bias",
+    "sem_seg_head.p2.0.weight",
+    "semantic_head.conv_upsample_layers.0.conv.weight",
+    "ema_backbone_conv1_weight",
+    "ema.backbone.layer1.0.conv1.weight",
+    "teacher.backbone.conv1.weight",
+    "model_ema.module.neck.lateral_convs.0.conv.weight",
+    "optimizer.state.0",
+    "moments.backbone.conv1.weight",
+    "roi_head.bbox_head.loss_cls.cum_samples",
+    "something.of.another.kind",
+]
+
+
+@pytest.mark.parametrize("name", TAKES_PART)
+def test_part_of_the_model(name):
+    assert left_out([name], MMDET + TORCHVISION, True, False) == [name]
+    assert kinds_of([name]) == ([TAKES_PART[name]] if TAKES_PART[name] else [])
+
+
+@pytest.mark.parametrize("name", TAKES_NO_PART)
+def test_no_part_of_the_model(name):
+    assert left_out([name], MMDET + TORCHVISION, True, False) == []
+
+
+def test_masks_where_there_are_none():
+    """A mask head is left out of a detector of boxes, whatever is in it."""
+    names = [
+        "roi_heads.mask_head.mask_fcn1.norm.weight",
+        "roi_head.mask_iou_head.fcs.0.weight",
+        "mask_head.convs.0.conv.bias",
+    ]
+    assert left_out(names, MMDET, False, False) == []
+    assert left_out(names, MMDET, True, False) == names
+
+
+def test_of_a_backbone_all_but_its_classifier():
+    names = ["fc.weight", "fc1000_w", "classifier.bias", "head.fc.bias", "end_point.weight", "bn1.num_batches_tracked"]
+    more = ["conv2.weight", "layer1.0.se.fc1.weight", "attnpool.k_proj.weight", "transformer.x.weight"]
+    assert left_out(names + more, ["conv1.weight", "layer1.0.conv1.weight"], True, True) == more
