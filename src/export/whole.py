@@ -27,6 +27,7 @@ from src.models.roi_extractor import RoIExtractor
 from src.models.two_stage import TwoStageDetector
 from src.runtime.errors import quiet_logging
 from src.runtime.files import cure
+from src.runtime.interrupts import own_interrupts
 
 __all__ = ["WholeGraph", "canvases", "export_whole", "import_onnx_runtime", "model_path"]
 
@@ -262,7 +263,8 @@ def removed_at_signals(folder: Path) -> Iterator[None]:
         return
     before = {s: signal.signal(s, end) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        with own_interrupts():
+            yield
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
