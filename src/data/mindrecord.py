@@ -30,7 +30,15 @@ from tqdm import tqdm
 
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.formats import find_split, read_split, source_digest
-from src.data.images import check_decodes, dark_16bit, image_header, orientation_for, sorted_files, turned_size
+from src.data.images import (
+    check_decodes,
+    dark_16bit,
+    image_header,
+    orientation_for,
+    read_bytes,
+    sorted_files,
+    turned_size,
+)
 from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split, report_notes, without_collector
 from src.data.segmentations import segmentation_json
 from src.data.truth import write_truth
@@ -505,10 +513,7 @@ def read_checked(record: ImageRecord, config: Config) -> dict | None:
 
 def make_row(record: ImageRecord, config: Config) -> dict:
     """The image's bytes as they are, checked to decode whole and to have the annotated size. Raises DataError."""
-    try:
-        image = record.path.read_bytes()
-    except OSError as e:
-        raise DataError(f"{record.path}: can't read: {e.strerror}") from None
+    image = read_bytes(record.path)
     set_orientation(record, image, config)
     objects = [i for i in record.instances if not i.crowd]
     annotation = {

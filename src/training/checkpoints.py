@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import safetensors.numpy
 from mindspore import Parameter, Tensor, nn
 
 from src.runtime.errors import UserError, quiet_logging
-from src.runtime.files import beside, flush, remove_leftovers
+from src.runtime.files import beside, flush, open_regular, read_regular, remove_leftovers
 
 __all__ = [
     "CheckpointError",
@@ -74,8 +75,13 @@ def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     Raises CheckpointError for a missing, damaged or foreign file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        # what isn't a file is told before MindSpore waits for it
+        open_regular(path).close()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as e:
+        raise CheckpointError(f"{path}: can't read: {e.strerror}") from None
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     if path.suffix != ".ckpt":
@@ -97,7 +103,7 @@ def _values(p: Parameter) -> np.ndarray:
 
 def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        records = safetensors.deserialize(path.read_bytes())
+        records = safetensors.deserialize(read_regular(path, sys.maxsize))
     except (OSError, safetensors.SafetensorError) as e:
         reason = getattr(e, "strerror", None) or str(e)
         raise CheckpointError(f"{path}: damaged, truncated or not a safetensors file: {reason}") from None

@@ -32,7 +32,7 @@ from src.data.formats.base import (
 from src.data.images import file_header, orientation_for, sorted_files
 from src.data.polygons import clip_polygon
 from src.data.records import LEAST_SIDE, DataError, ImageRecord, Instance, Records, Split, clipped_box
-from src.data.segmentations import mask_area
+from src.data.segmentations import demand_room, demand_short, mask_area
 from src.runtime.strict_yaml import read_yaml
 
 __all__ = ["LabelFinder", "Yolo"]
@@ -470,6 +470,13 @@ class YoloReader:
                 "pictures with an EXIF orientation, taken as they are stored; where the labels were drawn on them"
                 " upright, as Ultralytics has them, set exif: upright"
             ] += 1
+        try:
+            sides = np.array([record.width, record.height])
+            drawn = [(np.reshape(r.shares, (-1, 2)) * sides).ravel() for r in rows if r.is_polygon]
+            demand_room(drawn, record.height, record.width, str(labels))
+        except DataError as e:
+            record.faults.append(str(e))
+            return
         for row in rows:
             record.add(self.instance, row, record, needed, f"{labels}, line {row.line}")
         record.told = str(labels)
@@ -487,6 +494,7 @@ class YoloReader:
             if min(x2 - x1, y2 - y1) < LEAST_SIDE:
                 raise DataError(f"{where}: a polygon without area; remove the row")
             polygons = [points.ravel()]
+            demand_short(polygons, where)
             area = mask_area(polygons, height, width)
             if not area:
                 self.notes["masks that cover no pixel's centre, which no detection can match"] += 1
