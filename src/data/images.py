@@ -45,7 +45,9 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
-MAX_PIXELS = 100_000_000  # decoded, that is 300 MB
+MAX_PIXELS = 100_000_000  # decoded, that is 300 MB; kMostPixels of ascend310_infer/src/image.cc
+# pixels of all scans of a JPEG: one takes time by its picture's size, and a few bytes; some 10 s, kMostScanned there
+MOST_SCANNED = 10_000_000_000
 MAX_BYTES = 512 * 1024 * 1024
 EXIF_POLICIES = ("auto", "upright", "stored")
 WIDTH, HEIGHT, ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of EXIF and TIFF
@@ -186,7 +188,10 @@ def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Header
     Raises DataError, one line that begins with `name`, for bytes that aren't an image of KINDS, or for one of more than
     `max_pixels`: a few kilobytes can hold an image that fills the memory.
     """
-    return read_header(io.BytesIO(data), name, max_pixels)
+    header = read_header(io.BytesIO(data), name, max_pixels)
+    if header.kind == "JPEG" and data.count(b"\xff\xda") * header.height * header.width > MOST_SCANNED:
+        raise DataError(f"{name}: a JPEG of too many scans; save it anew")
+    return header
 
 
 class Head(io.RawIOBase):
