@@ -167,10 +167,15 @@ def read_labels(labels: Path, images: Path | None, source: str, options: dict, s
             records = form.records(where, config, "unneeded")
         take(records, split, out)
     if source == "coco":
-        # which of the folders beside a file has its images is a rule of the layout, not the file's word
-        out.roots += [where.images for where in splits.values()]
+        out.roots += [where.images for where in splits.values() if is_beside(where.images, labels)]
     out.roots += [home_of(labels), embedded]
     return out
+
+
+def is_beside(images: Path, labels: Path) -> bool:
+    """Whether a folder of images, found beside labels by the rules of the layout, is no link that leads elsewhere."""
+    place = images.resolve()
+    return place == images.parent.resolve() / images.name or place.is_relative_to(home_of(labels).resolve())
 
 
 def take(records: Records, split: str, out: Read) -> None:
@@ -210,7 +215,8 @@ def read_results(results: Path, annotations: Path, images: Path | None, score_th
     records = Coco().parse(data, Split(results, where.images), config, "unneeded")
     out = Read({}, [], [f"{len(kept)} of {len(rows)} detections have a score of {score_thr:g} or more"])
     take(records, "", out)
-    out.roots = [where.images, home_of(annotations)]
+    own = images or is_beside(where.images, annotations)
+    out.roots = [*([where.images] if own else []), home_of(annotations)]
     return out
 
 
