@@ -346,9 +346,20 @@ def decode_image(data: bytes, name: str, orientation: int = 1) -> np.ndarray:
     return image if orientation == 1 else turn(image, orientation)
 
 
+def chunks_fit(data: bytes) -> bool:
+    """Whether a PNG's chunks end within it: OpenCV sets aside the memory that one claims, gigabytes or not."""
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        at += 12 + length
+        if kind == b"IEND":
+            break
+    return at <= len(data)
+
+
 def imdecode(data: bytes, flags: int) -> np.ndarray | None:
     """cv2.imdecode of the stored pixels; None also where OpenCV raises."""
-    if not data:
+    if not data or (data[:8] == PNG and not chunks_fit(data)):
         return None
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and (entry := orientation_entry(data)):
         # OpenCV turns a TIFF whatever it is told

@@ -31,7 +31,7 @@ from src.data.formats.base import (
     split_source,
     truth_categories,
 )
-from src.data.images import file_header, image_header, imdecode, sorted_files
+from src.data.images import check_decodes, file_header, image_header, imdecode, sorted_files
 from src.data.polygons import clip_polygon
 from src.data.records import LEAST_SIDE, DataError, ImageRecord, Instance, Records, Split, number
 from src.data.segmentations import (
@@ -304,8 +304,9 @@ class LabelmeReader:
                     f"{path}: its image {source} is missing, and only the file itself holds it; write it out:"
                     " python -m src.data.import_labels"
                 ) from None
-        kind, *_ = image_header(content, f"{path}: imageData")
-        below = path.relative_to(self.where.annotations).with_suffix(".png" if kind == "PNG" else ".jpg")
+        header = image_header(content, f"{path}: imageData")
+        check_decodes(content, f"{path}: imageData", header)
+        below = path.relative_to(self.where.annotations).with_suffix(".png" if header.kind == "PNG" else ".jpg")
         target = self.embedded / below
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
