@@ -347,14 +347,15 @@ def decode_image(data: bytes, name: str, orientation: int = 1) -> np.ndarray:
 
 
 def chunks_fit(data: bytes) -> bool:
-    """Whether a PNG's chunks end within it: OpenCV sets aside the memory that one claims, gigabytes or not."""
+    """Whether a PNG's chunks, to the last, lie within it: OpenCV sets aside the memory that one claims, or that the
+    bytes of none do, gigabytes or not."""
     at = 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         at += 12 + length
         if kind == b"IEND":
-            break
-    return at <= len(data)
+            return at <= len(data)
+    return False
 
 
 def imdecode(data: bytes, flags: int) -> np.ndarray | None:

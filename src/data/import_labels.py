@@ -25,7 +25,7 @@ from src.data.formats.labelme import LabelmeReader, name_below
 from src.data.images import file_header, orientation_for
 from src.data.records import DataError, ImageRecord, Records, Split, number
 from src.runtime.errors import run_command
-from src.runtime.files import beside
+from src.runtime.files import beside, why_unread
 
 __all__ = ["import_labels"]
 
@@ -105,6 +105,8 @@ def import_labels(
 
 def told_format(labels: Path) -> str:
     """The name of the format that lies at `labels`. Raises DataError where none does, or several do."""
+    if not labels.is_dir() and (why := why_unread(labels)):
+        raise DataError(f"{labels}: {why}")
     found = formats_at(labels)
     if len(found) > 1:
         raise DataError(f"{labels}: holds labels in the formats {' and '.join(found)}; say which by --from")

@@ -14,7 +14,7 @@ import numpy as np
 
 from src.config import Backbone, BoxCoder, Config, Proposals, Roi
 from src.runtime.errors import UserError
-from src.runtime.files import open_regular, read_regular, whole
+from src.runtime.files import open_regular, read_regular, whole, why_unread
 
 __all__ = [
     "ExportError",
@@ -79,8 +79,8 @@ def file_entry(path: str | Path) -> dict[str, Any]:
 def check_file(path: str | Path, entry: dict[str, Any]) -> None:
     """Raises ExportError unless the file is, byte for byte, the one that `entry` describes."""
     path = Path(path)
-    if not path.is_file():
-        raise ExportError(f"{path}: no such model")
+    if why := why_unread(path, "no such model"):
+        raise ExportError(f"{path}: {why}")
     if path.stat().st_size != entry["bytes"]:
         raise ExportError(f"{path}: {path.stat().st_size} bytes, its sidecar says {entry['bytes']}; export it again")
     if checksum(path) != entry["sha256"]:

@@ -18,7 +18,7 @@ from src.data.formats import read_split, resolve_classes
 from src.data.formats.base import load_json, read_lines
 from src.data.formats.voc import read_xml
 from src.data.formats.yolo import class_names
-from src.data.images import file_header, is_image, read_bytes, read_image
+from src.data.images import file_header, is_image, read_bytes, read_image, safe_decode
 from src.data.import_labels import import_labels
 from src.data.truth import is_truth, read_truth, truth_of
 from src.evaluation.cpp_results import read_result, read_summary
@@ -98,6 +98,24 @@ def test_what_is_no_file_is_told_at_once(kind, tmp_path, monkeypatch, refusal):
         assert not is_image(path)
     make_irregular(Path("a.mp4"), kind)
     assert "a.mp4: can't read: not a file but a" in predict_video(None, Path("a.mp4"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_a_split_that_is_no_file(kind, tmp_path, monkeypatch, shapes_config, refusal):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "a.yaml", "a.txt"):
+        make_irregular(Path(name), kind)
+        with refusal(UserError, f"{name}: not a file but a"):
+            import_labels(Path(name), Path("out"), Path("."))
+    asked = {
+        "coco": {"train_dataset": "a.json"},
+        "yolo": {"train_dataset": "a.yaml"},
+        "other": {"anno_path": "a.txt", "image_dir": "."},
+    }
+    for form, keys in asked.items():
+        config = shapes_config(dataset=form, coco_classes="auto", detector="faster_rcnn", **keys)
+        with refusal(UserError, next(iter(keys.values())), "not a file but a"):
+            resolve_classes(config, training=True)
 
 
 def test_a_pipe_of_the_shell_says_what_helps(tmp_path, refusal):
@@ -449,6 +467,18 @@ def test_pictures_that_are_refused_by_their_head(make, tmp_path, monkeypatch, re
     for read in (file_header, read_image):
         with refusal(UserError, f"{tmp_path / 'a'}: "):
             read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("claimed", [7, 1 << 16, (1 << 31) - 1, (1 << 32) - 1])
+@pytest.mark.parametrize("kind", [b"tEXt", b"PLTE", b"IDAT", b"abCd", b"fdAT"])
+def test_a_chunk_that_claims_more_than_there_is(claimed, kind, monkeypatch, refusal):
+    """OpenCV would set that memory aside."""
+    monkeypatch.setattr("src.data.images.cv2.imdecode", lambda *_: pytest.fail("decoded"))
+    data = png(64, 64)
+    for at in (33, len(data) - 12):
+        spoilt = data[:at] + struct.pack(">I", claimed) + kind + bytes(4)
+        with refusal(UserError, "a: ", "damaged"):
+            safe_decode(spoilt, "a")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from src.data.formats.base import Format, Masks, NoSplitError, read_lines, truth
 from src.data.images import IMAGE_SUFFIXES, frame_of
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box
 from src.runtime.errors import shown
+from src.runtime.files import why_unread
 
 __all__ = ["Txt"]
 
@@ -38,8 +39,8 @@ class Txt(Format):
         for name, value in (("anno_path", annotations), ("image_dir", images)):
             if not value:
                 raise DataError(f"dataset: other needs {name}: set it (or --{name} PATH)")
-        if not Path(annotations).is_file():
-            raise DataError(f"{annotations}: no such file; anno_path names the TXT file of the boxes")
+        if why := why_unread(annotations):
+            raise DataError(f"{annotations}: {why}; anno_path names the TXT file of the boxes")
         if not Path(images).is_dir():
             raise DataError(f"{images}: no such folder; image_dir names the one that the images' paths start from")
         return Split(Path(annotations), Path(images))

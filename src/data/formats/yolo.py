@@ -33,6 +33,7 @@ from src.data.images import file_header, orientation_for, sorted_files
 from src.data.polygons import clip_polygon
 from src.data.records import LEAST_SIDE, DataError, ImageRecord, Instance, Records, Split, clipped_box
 from src.data.segmentations import demand_room, demand_short, mask_area
+from src.runtime.files import why_unread
 from src.runtime.strict_yaml import read_yaml
 
 __all__ = ["LabelFinder", "Yolo"]
@@ -63,8 +64,8 @@ class Yolo(Format):
         names = names_file(source)
         if split == "val" and config.val_annotations:
             listing = Path(config.val_annotations)
-            if not listing.is_file():
-                raise DataError(f"{listing}: no such file; val_annotations names a list of images, a path a line")
+            if why := why_unread(listing):
+                raise DataError(f"{listing}: {why}; val_annotations names a list of images, a path a line")
             return Split(names, Path(config.image_dir or names.parent), "", listing)
         if is_yaml(names):
             places = yaml_places(names, split)
@@ -114,7 +115,8 @@ def names_file(source: Path) -> Path:
             return source
         raise DataError(f"{source}: dataset: yolo takes data.yaml, or the folder that it lies in")
     if not source.is_dir():
-        raise DataError(f"{source}: no such folder or file; dataset: yolo takes data.yaml, or its folder")
+        why = "no such folder or file" if not source.exists() else why_unread(source)
+        raise DataError(f"{source}: {why}; dataset: yolo takes data.yaml, or its folder")
     found = [p for p in sorted(source.iterdir()) if is_yaml(p) and p.is_file()]
     named = [p for p in found if p.stem == "data"] or [p for p in found if describes(p)]
     if len(named) > 1:
