@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 __all__ = ["own_interrupts"]
 
-PERIODS = 0.001, 0.05  # seconds between looks, before and after MindSpore's handler was seen: it comes once a run
+PERIODS = 0.001, 0.005  # seconds between looks, before and after MindSpore's handler was first seen
 LATE = 2.0  # seconds after a run in which another one of its, of the first run, may come
 ACTION = 1024  # bytes, more than a struct sigaction takes anywhere; the handler's address comes first
 DL_INFO = ("file", "base", "name", "address")

@@ -27,6 +27,11 @@ with whole.folder_beside(path) as folder:
         whole.put_in_place([folder / path.name], path.parent)
     if sys.argv[2] == "compiling":
         exec(compile("print('there', flush=True); time.sleep(60)", "mindspore/api.py", "exec"))
+    if sys.argv[2] == "computed":
+        import mindspore as ms
+        net = ms.nn.ReLU()
+        net(ms.Tensor([1.0]))
+        time.sleep(0.2)
     print("there", flush=True)
     time.sleep(60)
 """
@@ -44,6 +49,16 @@ def test_a_signal_leaves_what_was_there_alone(tmp_path, moment):
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"] and path.read_text() == "old"
+
+
+def test_ctrl_c_after_a_network_has_run_is_no_sigterm(tmp_path):
+    """MindSpore leaves a handler behind that makes a SIGTERM of it."""
+    path = tmp_path / "m.onnx"
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, path, "computed"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("moment", ["moving", pytest.param("writing", marks=pytest.mark.full)])
