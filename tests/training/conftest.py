@@ -67,7 +67,7 @@ def stub_trainer(shapes_config, monkeypatch):
         config = shapes_config(**keys)
         detector = Detector()
         monkeypatch.setattr(loop, "build_step", lambda c, n, rates, r: Step(detector, rates, losses or {}))
-        loss = types.SimpleNamespace(detector=detector)
+        loss = types.SimpleNamespace(detector=detector, names=LOSS_NAMES)
         return loop.Trainer(config, loss, Loader(steps), evaluate, resume=resume, position=position, validate=validate)
 
     return make

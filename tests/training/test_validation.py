@@ -21,7 +21,7 @@ class Probe(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.seen, self.norm = [], nn.BatchNorm2d(3)
+        self.names, self.seen, self.norm = LOSSES, [], nn.BatchNorm2d(3)
 
     def construct(self, image, size, boxes, labels, valid, masks, ignore, rpn_keys, rcnn_keys):
         self.seen.append((image.asnumpy(), boxes.asnumpy(), rpn_keys.asnumpy(), self.training))
