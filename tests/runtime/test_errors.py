@@ -90,7 +90,10 @@ def test_a_command_broken_off_while_it_loads_says_nothing(words, tmp_path):
     (tmp_path / "yaml.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT, "env": environment}
-    with subprocess.Popen([sys.executable, *words], **pipes) as process:
+    # what was started in the background ignores it, and so would what that starts
+    with subprocess.Popen(
+        [sys.executable, *words], **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ) as process:
         assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
