@@ -38,10 +38,9 @@ __all__ = ["BACKBONES", "DETECTORS", "run"]
 
 DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 RESNET = {"backbone.type": "resnet", "backbone.width_multiplier": 1.0, "backbone.norm_eval": True}
-RESNET |= {"neck.fpn.in_channels": [256, 512, 1024, 2048]}
 RESNEXT = RESNET | {"backbone.type": "resnext", "backbone.depth": 101}
 BACKBONES = {
-    "mobilenet_v1": {"backbone.width_multiplier": 0.25, "neck.fpn.in_channels": [32, 64, 128, 256]},
+    "mobilenet_v1": {"backbone.width_multiplier": 0.25},
     "resnet_v1_50": RESNET | {"backbone.depth": 50, "backbone.stride_in_1x1": True},
     "resnet_v1.5_50": RESNET | {"backbone.depth": 50, "backbone.stride_in_1x1": False},
     "resnet_v1_101": RESNET | {"backbone.depth": 101, "backbone.stride_in_1x1": False},

@@ -53,7 +53,6 @@ CANVAS = {"img_width": 96, "img_height": 64, "batch_size": 2, "test_batch_size":
 CANVAS |= {"test_cfg.rcnn.max_per_img": 8}  # so that a film is larger than what is detected in it
 NETWORK = {
     "backbone.width_multiplier": 0.25,
-    "neck.fpn.in_channels": "[32,64,128,256]",
     "train_cfg.rcnn.mask_buckets": 1,
 }
 TRAINING = {"run_eval": True, "epoch_size": 2, "save_every": 3, "log_every": 2, "keep_checkpoint_max": 3}

@@ -57,7 +57,6 @@ TINY = {
     "train_empty_images": True,
     "max_instance_count": 32,
     "backbone.width_multiplier": 0.25,
-    "neck.fpn.in_channels": [32, 64, 128, 256],
     "train_cfg.rpn_proposal.nms_pre": 200,
     "train_cfg.rpn_proposal.max_per_img": 100,
     "train_cfg.rcnn.sampler.num": 64,

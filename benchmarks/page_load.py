@@ -37,7 +37,6 @@ TINY = {
     "img_width": 192,
     "img_height": 128,
     "backbone.width_multiplier": 0.25,
-    "neck.fpn.in_channels": [32, 64, 128, 256],
 }
 PATIENCE = 180.0  # seconds for an answer to come
 EVERY = 0.1  # seconds between requests for the page

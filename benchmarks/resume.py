@@ -31,7 +31,6 @@ TINY = {
     "batch_size": 2,
     "epoch_size": 2,
     "backbone.width_multiplier": 0.25,
-    "neck.fpn.in_channels": "[32,64,128,256]",
     "train_cfg.rcnn.mask_buckets": 1,
     "run_eval": True,
     "save_every": 3,

@@ -117,7 +117,6 @@ TINY = {
     "img_width": 192,
     "img_height": 128,
     "backbone.width_multiplier": 0.25,
-    "neck.fpn.in_channels": [32, 64, 128, 256],
     "test_batch_size": 2,
     "test_cfg.rcnn.max_per_img": 20,
 }

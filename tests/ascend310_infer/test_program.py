@@ -164,7 +164,7 @@ def test_the_whole_form_of_both_orientations(whole_pair, infer, tmp_path):
 def turning(tmp_path_factory, program):
     """A small model for pictures of both orientations, resized as maskrcnn-benchmark does; not to be changed."""
     config, detector = random_detector(
-        **{"backbone.width_multiplier": 0.25, "neck.fpn.in_channels": [32, 64, 128, 256]},
+        **{"backbone.width_multiplier": 0.25},
         **{"img_width": 160, "img_height": 96, "resize": "short_side", "short_side": 90, "long_side": 150},
         **{"resize_rounding": "short_first", "resize_filter": "antialias", "rpn.anchor_generator.grid_strides": True},
     )
@@ -515,7 +515,7 @@ def test_suppression_across_classes(spoilt, infer, pictures, tmp_path):
 
 
 RESNEXT = {"backbone.type": "resnext", "backbone.depth": 50, "backbone.groups": 32, "backbone.base_width": 4}
-RESNEXT |= {"backbone.width_multiplier": 1.0, "neck.fpn.in_channels": [256, 512, 1024, 2048]}
+RESNEXT |= {"backbone.width_multiplier": 1.0}
 ZOO = {"backbone.same_padding": True, "backbone.relu6": True, "neck.fpn.upsample": "bilinear"}
 
 

@@ -20,7 +20,7 @@ KINDS = {
     "cascade": {"detector": "cascade_mask_rcnn"},
     "both orientations": {"detector": "faster_rcnn", "resize": "short_side", "short_side": 180, "long_side": 250},
     "resnext": {"backbone.type": "resnext", "backbone.depth": 50, "backbone.groups": 32, "backbone.base_width": 4}
-    | {"backbone.width_multiplier": 1.0, "neck.fpn.in_channels": [256, 512, 1024, 2048]},
+    | {"backbone.width_multiplier": 1.0},
 }
 
 

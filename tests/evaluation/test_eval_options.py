@@ -162,7 +162,7 @@ def test_a_format_without_masks_stops_training_alone(changes, told, refusal):
 
 
 def test_weights_that_diverged_are_told_before_detecting(shapes_config, tmp_path, refusal):
-    config = shapes_config(backbone__width_multiplier=0.25, neck__fpn__in_channels=[32, 64, 128, 256])
+    config = shapes_config(backbone__width_multiplier=0.25)
     detector = build_detector(config)
     parameter = next(p for p in detector.get_parameters() if p.name == "rpn.cls.weight")
     parameter.set_data(parameter * np.nan)

@@ -24,7 +24,6 @@ from tests.conftest import CocoFolder
 ROOT = Path(eval_onnx.__file__).parent
 CONFIG = """base: {root}/configs/shapes.yaml
 backbone: {{width_multiplier: 0.25}}
-neck: {{fpn: {{in_channels: [32, 64, 128, 256]}}}}
 test_cfg: {{rcnn: {{score_thr: 0.0, max_per_img: 20}}}}
 """
 

@@ -122,8 +122,7 @@ def test_a_detector_whose_norms_are_not_folded_is_refused(small_config, make_det
     ids=["resnext", "resnet"],
 )
 def test_backbones(small_config, backbone, groups):
-    channels = [256, 512, 1024, 2048]
-    options = {"backbone__type": backbone, "backbone__stride_in_1x1": True, "neck__fpn__in_channels": channels}
+    options = {"backbone__type": backbone, "backbone__stride_in_1x1": True}
     config = small_config(**options, **groups, backbone__width_multiplier=1.0)
     net = build_backbone(config).set_train(False)
     image = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)

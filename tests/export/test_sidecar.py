@@ -76,7 +76,7 @@ def test_stages_of_a_cascade(shapes_config):
         ({"img_mean": [0, 0, 0]}, "mean [123.675, 116.28, 103.53]"),
         ({"roi__roi_layer__sampling_ratio": 0}, "roi.trained_sampling_ratio 2, not 0"),
         (
-            {"backbone__width_multiplier": 1.0, "neck__fpn__in_channels": [128, 256, 512, 1024]},
+            {"backbone__width_multiplier": 1.0},
             "backbone.width_multiplier 0.5, not 1.0",
         ),
         ({"resize": "short_side"}, "resize canvas, not short_side"),

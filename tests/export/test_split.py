@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def tiny():
     """Config and detector of the smallest kind: what is tested here doesn't depend on the network."""
     small = {"img_width": 128, "img_height": 128, "test_cfg.rpn.max_per_img": 8, "test_cfg.rcnn.max_per_img": 4}
-    small |= {"backbone.width_multiplier": 0.25, "neck.fpn.in_channels": [32, 64, 128, 256]}
+    small |= {"backbone.width_multiplier": 0.25}
     config = load_config(ROOT / "configs/shapes.yaml", small)
     set_device(config)
     return config, build_detector(config)

@@ -195,7 +195,7 @@ def command(small_config, make_detector, tmp_path, monkeypatch):
     checkpoint = tmp_path / "small.ckpt"
     save_checkpoint(make_detector(config), checkpoint)
     options = ["--config_path", "configs/shapes.yaml", "--backbone.width_multiplier", "0.25"]
-    options += ["--neck.fpn.in_channels", "[32, 64, 128, 256]", "--ckpt_file", str(checkpoint)]
+    options += ["--ckpt_file", str(checkpoint)]
     monkeypatch.chdir(Path(export.__file__).parent)
 
     def run(*arguments):

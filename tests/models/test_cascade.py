@@ -19,7 +19,6 @@ SMALL = {
     "batch_size": 2,
     "backbone.norm_eval": True,
     "backbone.width_multiplier": 0.25,
-    "neck.fpn.in_channels": [32, 64, 128, 256],
     "max_instance_count": 8,
     "test_cfg.rpn.max_per_img": 50,
     "train_cfg.rpn_proposal.max_per_img": 50,

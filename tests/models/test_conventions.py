@@ -118,7 +118,6 @@ def test_the_last_level_trains_at_its_own_anchors():
         "img_width": 160,
         "rpn.anchor_generator.grid_strides": True,
         "backbone.width_multiplier": 0.25,
-        "neck.fpn.in_channels": [32, 64, 128, 256],
     }
     config = load_config("configs/shapes.yaml", overrides)
     detector = build_detector(config)
@@ -198,7 +197,7 @@ def test_each_projects_config_says_what_it_does(name):
 
 
 def test_conventions_reach_the_detector_and_its_losses():
-    overrides = {"backbone.width_multiplier": 0.25, "neck.fpn.in_channels": [32, 64, 128, 256]}
+    overrides = {"backbone.width_multiplier": 0.25}
     for part in ("rpn", "bbox_head"):
         overrides[f"{part}.bbox_coder.delta_clamp"] = "both"
     overrides |= {"rpn.rank_by": "logits", "rpn.loss_normaliser": "num", "detector": "cascade_mask_rcnn"}

@@ -8,7 +8,7 @@ from src.models.build import build_detector, build_loss
 from src.runtime.errors import UserError
 
 PARTS = ["backbone", "neck", "rpn", "bbox_head", "mask_head"]
-SMALL = {"backbone__width_multiplier": 0.25, "neck__fpn__in_channels": [32, 64, 128, 256]}
+SMALL = {"backbone__width_multiplier": 0.25}
 
 
 @pytest.mark.parametrize("detector", ["mask_rcnn", "cascade_mask_rcnn"])

@@ -21,7 +21,6 @@ def small_config(**overrides):
         "test_cfg.rcnn.score_thr": 0.0,
         "max_instance_count": 8,
         "backbone.width_multiplier": 0.25,
-        "neck.fpn.in_channels": [32, 64, 128, 256],
     }
     return load_config("configs/shapes.yaml", base | overrides)
 

@@ -18,7 +18,6 @@ TINY = {
     "img_height": 96,
     "img_width": 160,
     "backbone.width_multiplier": 0.25,
-    "neck.fpn.in_channels": [32, 64, 128, 256],
     "batch_size": 1,
     "rpn.anchor_generator.grid_strides": True,
 }

@@ -33,7 +33,6 @@ SMALL = {
     "epoch_size": 1,
     "save_every_epochs": 1,
     "backbone.width_multiplier": 0.25,
-    "neck.fpn.in_channels": [32, 64, 128, 256],
     "train_cfg.rpn_proposal.max_per_img": 100,
     "test_cfg.rpn.max_per_img": 50,
     "test_cfg.rcnn.max_per_img": 20,

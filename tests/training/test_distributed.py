@@ -28,7 +28,6 @@ KEYS = {
     "epoch_size": 1,
     "backbone.width_multiplier": 0.25,
     "backbone.norm_eval": True,
-    "neck.fpn.in_channels": "[32,64,128,256]",
     "train_cfg.rcnn.mask_buckets": 1,
     "train_cfg.rpn.sampler.num": 8192,
     "train_cfg.rcnn.sampler.num": 512,

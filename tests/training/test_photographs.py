@@ -9,8 +9,7 @@ import pytest
 from benchmarks.overfit import make_subset
 
 SMALL = ["--img_width", "192", "--img_height", "128", "--backbone.norm_eval", "false", "--backbone.frozen_stages", "-1"]
-SMALL += ["--neck.fpn.out_channels", "32", "--rpn.in_channels", "32", "--bbox_head.in_channels", "32"]
-SMALL += ["--mask_head.in_channels", "32", "--mask_head.conv_out_channels", "32", "--bbox_head.fc_out_channels", "64"]
+SMALL += ["--neck.fpn.out_channels", "32", "--mask_head.conv_out_channels", "32", "--bbox_head.fc_out_channels", "64"]
 SMALL += ["--train_cfg.rpn_proposal.max_per_img", "100", "--train_cfg.rcnn.mask_buckets", "1", "--lr", "0.01"]
 
 

@@ -90,7 +90,6 @@ SMALL = {
     "batch_size": 1,
     "warmup_step": 0,
     "backbone.width_multiplier": 0.25,
-    "neck.fpn.in_channels": [32, 64, 128, 256],
 }
 
 

@@ -27,7 +27,6 @@ SMALL = {
     "batch_size": 2,
     "epoch_size": 2,
     "backbone.width_multiplier": 0.25,
-    "neck.fpn.in_channels": [32, 64, 128, 256],
     "train_cfg.rcnn.mask_buckets": 2,
     "warmup_step": 0,
     "run_eval": False,

@@ -13,13 +13,13 @@ from src.config import (
     config_from_arguments,
     describe_keys,
     load_config,
-    main,
     parse_overrides,
     save_config,
 )
+from src.config.__main__ import main
 from src.runtime.errors import run_command, shown
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -253,8 +253,11 @@ def test_base_missing_or_not_a_name(refused, tmp_path):
         ("img_width: 1000", "img_width"),
         ("train_cfg: {rcnn: {assigner: {neg_iou_thr: 0.9}}}", "train_cfg.rcnn.assigner"),
         # what would fail only when the network is built, compiled or run
-        ("backbone: {type: mobilenet_v1}", "neck.fpn.in_channels"),
-        ("backbone: {type: mobilenet_v1, width_multiplier: 0.5}", "[64, 128, 256, 512]"),
+        ("backbone: {type: mobilenet_v1}\nneck: {fpn: {in_channels: [256, 512, 1024, 2048]}}", "neck.fpn.in_channels"),
+        (
+            "backbone: {type: mobilenet_v1, width_multiplier: 0.5}\nneck: {fpn: {in_channels: [128, 256, 512, 1024]}}",
+            "[64, 128, 256, 512]",
+        ),
         ("backbone: {groups: 32}", "backbone.groups"),
         ("backbone: {base_width: 4}", "backbone.base_width"),
         ("backbone: {width_multiplier: 0.5}", "backbone.width_multiplier"),

@@ -1,42 +1,12 @@
-"""The configuration: one schema, checked key by key.
+"""The schema of a configuration: every key, its type, default, bounds and meaning, in groups."""
 
-`load_config(path, overrides)` reads a YAML file, follows its `base:` chain, applies command-line
-overrides and returns a `Config`. A key that the schema doesn't know, or a value of the wrong type, raises
-`ConfigError` with the file, the key and, for unknown keys, the nearest right name. A value that could only fail later
-is refused here.
-"""
-
-import argparse
-import contextlib
-import dataclasses
-import difflib
-import math
-import os
-import types
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from src.runtime.errors import UserError
 
-from src.runtime.errors import UserError, one_line, run_command, shown
-from src.runtime.files import whole
-from src.runtime.masking import masked_keys
-from src.runtime.strict_yaml import Word, number, parse_yaml, read_yaml
-
-__all__ = [
-    "Config",
-    "ConfigError",
-    "backbone_channels",
-    "load_config",
-    "load_nameless_config",
-    "save_config",
-    "add_config_arguments",
-    "config_from_arguments",
-    "describe_keys",
-]
+__all__ = ["BACKBONES", "COCO_CLASSES", "Config", "ConfigError", "backbone_channels"]
 
 
 class ConfigError(UserError):
@@ -108,7 +78,9 @@ def backbone_channels(backbone: Backbone) -> list[int]:
 
 @dataclass
 class Fpn:
-    in_channels: list[int] = key([256, 512, 1024, 2048], "channels of each backbone output", low=1, high=WIDEST)
+    in_channels: list[int] = key(
+        [256, 512, 1024, 2048], "channels of each backbone output; follows from the backbone", low=1, high=WIDEST
+    )
     out_channels: int = key(256, "channels of each FPN output", low=1, high=WIDEST)
     num_outs: int = key(
         5, "number of FPN outputs; those past the backbone's come by stride-2 subsampling", low=1, high=5
@@ -148,7 +120,9 @@ class BoxLoss:
 class AnchorGenerator:
     scales: list[float] = key([8], "anchor side in strides", low=1e-3, high=1e3)
     ratios: list[float] = key([0.5, 1.0, 2.0], "anchor height / width", low=1e-3, high=1e3)
-    strides: list[int] = key([4, 8, 16, 32, 64], "pixels between anchors, one per FPN level", low=1, high=2**13)
+    strides: list[int] = key(
+        [4, 8, 16, 32, 64], "pixels between anchors, one per FPN level; follow from the neck", low=1, high=2**13
+    )
     rounded: bool = key(False, "base anchors rounded to whole pixels, as torchvision's")
     legacy: str = key(
         "",
@@ -162,7 +136,7 @@ class AnchorGenerator:
 
 @dataclass
 class Rpn:
-    in_channels: int = key(256, "input channels", low=1, high=WIDEST)
+    in_channels: int = key(256, "input channels; follows from neck.fpn.out_channels", low=1, high=WIDEST)
     feat_channels: int = key(256, "channels of the hidden convolution", low=1, high=WIDEST)
     bbox_coder: BoxCoder = group(BoxCoder, "box coder of the RPN")
     loss_cls: ClassLoss = group(ClassLoss, "objectness loss (binary cross entropy)")
@@ -185,9 +159,9 @@ class Rpn:
 
 @dataclass
 class BboxHead:
-    in_channels: int = key(256, "input channels", low=1, high=WIDEST)
+    in_channels: int = key(256, "input channels; follows from neck.fpn.out_channels", low=1, high=WIDEST)
     fc_out_channels: int = key(1024, "width of the two fully connected layers", low=1, high=2**14)
-    roi_feat_size: int = key(7, "side of the RoI features", low=1, high=128)
+    roi_feat_size: int = key(7, "side of the RoI features; follows from roi.roi_layer", low=1, high=128)
     reg_class_agnostic: bool = key(False, "one box regression for all classes")
     bbox_coder: BoxCoder = group(BoxCoder, "box coder of the second stage", target_stds=[0.1, 0.1, 0.2, 0.2])
     loss_cls: ClassLoss = group(ClassLoss, "classification loss (cross entropy)")
@@ -216,7 +190,7 @@ class Cascade:
 @dataclass
 class MaskHead:
     num_convs: int = key(4, "number of 3x3 convolutions", low=0, high=64)
-    in_channels: int = key(256, "input channels", low=1, high=WIDEST)
+    in_channels: int = key(256, "input channels; follows from neck.fpn.out_channels", low=1, high=WIDEST)
     conv_out_channels: int = key(256, "channels of the convolutions", low=1, high=WIDEST)
     loss_mask: ClassLoss = group(ClassLoss, "mask loss (binary cross entropy)")
 
@@ -233,7 +207,9 @@ class RoiLayer:
 @dataclass
 class Roi:
     roi_layer: RoiLayer = group(RoiLayer, "RoI pooling")
-    featmap_strides: list[int] = key([4, 8, 16, 32], "strides of the FPN levels that RoIs are taken from", low=1)
+    featmap_strides: list[int] = key(
+        [4, 8, 16, 32], "strides of the FPN levels that RoIs are taken from (default: the backbone's)", low=1
+    )
     finest_scale: float = key(56.0, "RoIs of up to twice this size (square root of area) go to the finest level", low=1)
 
 
@@ -290,7 +266,9 @@ class RcnnTrain:
     mask_buckets: int = key(
         4, "sizes that the mask head is compiled for: all positives, half, a quarter, ...", low=1, high=16
     )
-    mask_size: int = key(28, "side of the mask targets and of the mask head's output", low=2, high=256)
+    mask_size: int = key(
+        28, "side of the mask targets and of the mask head's output; follows from mask_roi.roi_layer", low=2, high=256
+    )
     mask_targets: str = key(
         "soft",
         "a target's cell is the share of it that the object covers, or 1 from one half on, else 0 (Detectron2,"
@@ -371,6 +349,12 @@ class Config:
     seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0, high=2**32 - 1)
     detector: str = key(
         "mask_rcnn", "which detector", choices=("mask_rcnn", "faster_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+    )
+    conventions: str = key(
+        "",
+        "the project whose checkpoints this is for: stands for the keys in which it has a way of its own"
+        " (python -m src.config --conventions lists them), of which any may follow and differ",
+        choices=("", "torchvision", "detectron2", "mmdetection", "maskrcnn_benchmark", "mindspore_zoo"),
     )
     box_plus_one: bool = key(
         False, "boxes were kept by their last pixel (width = x2 - x1 + 1) where the weights come from"
@@ -649,364 +633,3 @@ class Config:
     def record_dir(self) -> Path:
         """Folder of the MindRecord files."""
         return Path(self.mindrecord_dir) if self.mindrecord_dir else Path(self.train_outputs) / "mindrecord"
-
-
-# ---------------------------------------------------------------------------------------------------------
-# reading and checking
-
-
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is list:
-        return f"list of {_type_name(typing.get_args(hint)[0])}"
-    return {int: "integer", float: "number", bool: "true/false", str: "text"}.get(hint, str(hint))
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as `hint`, or ConfigError; YAML's `1e-4` (a string) is taken for a number."""
-    if typing.get_origin(hint) is list:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where}: expected a {_type_name(hint)}, got {shown(value)}")
-        return [_convert(v, typing.get_args(hint)[0], where) for v in value]
-    meant = value.value if isinstance(value, Word) else value
-    if hint is float:
-        meant = number(meant) if isinstance(meant, str) else meant
-        if isinstance(meant, (int, float)) and not isinstance(meant, bool) and math.isfinite(meant):
-            return float(meant)
-    if hint is bool and isinstance(meant, (int, bool)) and meant in (0, 1):
-        return bool(meant)
-    if hint is int and isinstance(meant, int) and not isinstance(meant, bool):
-        return meant
-    if hint is str and isinstance(meant, str) and "\0" not in meant:
-        return meant
-    remedy = ""
-    if isinstance(value, Word) and value.value is None and hint in (int, float) and value:
-        remedy = "; write numbers plainly: 90, 0.5, 1e-4"
-    elif isinstance(value, Word) and hint is str and value:
-        remedy = "; put text like this in quotes"
-    raise ConfigError(f"{where}: expected {_type_name(hint)}, got {shown(value)}{remedy}")
-
-
-def _check_bounds(value: Any, meta: types.MappingProxyType, where: str) -> None:
-    if isinstance(value, list):
-        for v in value:
-            _check_bounds(v, meta, where)
-        return
-    if meta.get("choices") and value not in meta["choices"]:
-        raise ConfigError(f"{where}: {shown(value)} is not one of {', '.join(map(str, filter(None, meta['choices'])))}")
-    if type(value) not in LARGEST:
-        return
-    low, high = meta["low"], meta["high"]
-    low = -LARGEST[type(value)] if low is None else low
-    high = LARGEST[type(value)] if high is None else high
-    if not low <= value <= high:
-        passed = f"below {low}" if value < low else f"above {high}"
-        raise ConfigError(f"{where}: {shown(value)} is {passed}")
-
-
-def _apply(obj: Any, values: Any, source: str, prefix: str = "") -> None:
-    """Write the mapping `values` into the dataclass `obj`, checking each key."""
-    if not isinstance(values, dict):
-        where = prefix.rstrip(".") or "the file"
-        raise ConfigError(f"{source}: {where}: expected a mapping of keys, got {shown(values)}")
-    hints = typing.get_type_hints(type(obj))
-    fields = {f.name: f for f in dataclasses.fields(obj)}
-    for name, value in values.items():
-        where = f"{source}: {prefix}{name}"
-        if name in ALIASES and not prefix:
-            name = ALIASES[name]
-            if name in values:
-                raise ConfigError(f"{where}: an older name of {name}, which is given too; leave one")
-        if name == "coco_classes":
-            value = _class_names(value)
-        if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
-            there = f"keys here: {', '.join(fields)}" if prefix else "python -m src.config lists all keys"
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; {there}"
-            raise ConfigError(f"{where}: unknown key{hint}")
-        if hints[name] is Backbone and isinstance(value, str):
-            _apply_backbone(obj, value, where, source)
-        elif dataclasses.is_dataclass(hints[name]):
-            _apply(getattr(obj, name), value, source, f"{prefix}{name}.")
-        else:
-            converted = _convert(value, hints[name], where)
-            _check_bounds(converted, fields[name].metadata, where)
-            setattr(obj, name, converted)
-
-
-def _class_names(value: Any) -> Any:
-    """Names of classes as they're written, though YAML takes some for numbers; auto is an empty list."""
-    if value == "auto":
-        return []
-    if isinstance(value, list):
-        return [
-            str(v) if isinstance(v, (Word, int, float)) and not isinstance(v, bool) and str(v) else v for v in value
-        ]
-    return value
-
-
-def _apply_backbone(config: Any, name: str, where: str, source: str) -> None:
-    """`backbone: NAME`: one of BACKBONES, and the neck that fits it."""
-    if name not in BACKBONES:
-        raise ConfigError(f"{where}: {shown(name)} is not one of {', '.join(BACKBONES)}")
-    values = BACKBONES[name]
-    _apply(config.backbone, PLAIN | values, source, "backbone.")
-    config.neck.fpn.in_channels = list(BACKBONE_CHANNELS[values["type"]])
-
-
-def _load_file(config: Config, path: Path, above: tuple[Path, ...] = ()) -> None:
-    if len(above) > 20 or path in above:
-        raise ConfigError(f"{path}: base: files name each other in a circle, or more than 20 in a row")
-    try:
-        values = read_yaml(path, ConfigError)
-    except ConfigError as e:
-        raise ConfigError(f"{above[-1]}: base: {e}" if above else str(e)) from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, got {shown(values)}")
-    base = values.pop("base", None)
-    if base is not None:
-        _load_file(config, path.parent / _convert(base, str, f"{path}: base"), (*above, path))
-    _apply(config, values, str(path))
-
-
-def _check_together(c: Config, source: str) -> None:
-    """Checks that concern more than one key."""
-
-    def demand(ok: bool, message: str) -> None:
-        if not ok:
-            raise ConfigError(f"{source}: {message}")
-
-    for check in (_check_classes, _check_backbone, _check_network, _check_images, _check_samplers, _check_places):
-        check(c, demand)
-
-
-def _check_classes(c: Config, demand: Callable[[bool, str], None]) -> None:
-    # an empty list is filled from the data, and num_classes with it
-    demand(
-        not c.coco_classes or c.num_classes == len(c.coco_classes),
-        f"num_classes is {c.num_classes} but coco_classes names {len(c.coco_classes)} (the background included); give"
-        " both, or coco_classes: auto, which reads them from the data",
-    )
-    demand(len(set(c.coco_classes)) == len(c.coco_classes), "coco_classes names a class twice")
-
-
-def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
-    """The backbone, and that the neck and the anchors are of its outputs."""
-    fpn, bb = c.neck.fpn, c.backbone
-    demand(
-        len(fpn.in_channels) == len(bb.out_indices),
-        f"neck.fpn.in_channels has {len(fpn.in_channels)} entries, backbone.out_indices {len(bb.out_indices)}",
-    )
-    demand(len(bb.out_indices) > 0, "backbone.out_indices is empty")
-    first, outs = bb.out_indices[0], len(bb.out_indices)
-    demand(bb.out_indices == list(range(first, first + outs)), "backbone.out_indices must rise one by one")
-    demand(bb.out_indices[-1] < bb.num_stages, "backbone.out_indices names a stage past backbone.num_stages")
-    for names, kind in ((("groups", "base_width"), "resnext"), (("width_multiplier", "relu6"), "mobilenet_v1")):
-        for name in names if bb.type != kind else ():
-            demand(
-                getattr(bb, name) == PLAIN[name],
-                f"backbone.{name} is {kind}'s, backbone.type {bb.type}; leave it at {PLAIN[name]} or set the type",
-            )
-    demand(
-        fpn.in_channels == backbone_channels(bb),
-        f"neck.fpn.in_channels is {fpn.in_channels}, but the backbone's outputs have {backbone_channels(bb)} channels",
-    )
-    demand(fpn.num_outs >= outs, "neck.fpn.num_outs is less than the number of its inputs")
-    strides = c.rpn.anchor_generator.strides
-    given = [2 ** (2 + first + i) for i in range(fpn.num_outs)]
-    demand(strides == given, f"rpn.anchor_generator.strides is {strides}, but the neck's outputs have strides {given}")
-    # levels past the backbone's subsample, and round up
-    last = given[outs - 1]
-    demand(
-        c.img_width % last == 0 and c.img_height % last == 0,
-        f"img_width and img_height must be multiples of the backbone's last stride, {last}",
-    )
-
-
-def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
-    """What comes after the neck; parts that the detector lacks aren't looked at."""
-    for name in ("scales", "ratios"):
-        demand(len(getattr(c.rpn.anchor_generator, name)) > 0, f"rpn.anchor_generator.{name} is empty")
-    mask = (("mask_roi", c.mask_roi),) if c.with_mask else ()
-    for name, roi in (("roi", c.roi), *mask):
-        levels = len(roi.featmap_strides)
-        demand(
-            levels > 0 and roi.featmap_strides == c.rpn.anchor_generator.strides[:levels],
-            f"{name}.featmap_strides must be the first of rpn.anchor_generator.strides, one or more",
-        )
-    demand(
-        c.bbox_head.roi_feat_size == c.roi.roi_layer.out_size,
-        "bbox_head.roi_feat_size isn't roi.roi_layer.out_size",
-    )
-    demand(
-        not c.with_mask or c.train_cfg.rcnn.mask_size == 2 * c.mask_roi.roi_layer.out_size,
-        "train_cfg.rcnn.mask_size must be twice mask_roi.roi_layer.out_size",
-    )
-    mask = (("mask_head", c.mask_head),) if c.with_mask else ()
-    for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *mask):
-        demand(got.in_channels == c.neck.fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")
-    for name, coder in (("rpn", c.rpn.bbox_coder), ("bbox_head", c.bbox_head.bbox_coder)):
-        for part in ("target_means", "target_stds"):
-            demand(len(getattr(coder, part)) == 4, f"{name}.bbox_coder.{part} needs 4 values")
-    if c.is_cascade:
-        stages = len(c.cascade.pos_iou_thr)
-        for name in ("target_stds", "loss_weights"):
-            got = len(getattr(c.cascade, name))
-            demand(got == stages, f"cascade.{name} has {got} entries, cascade.pos_iou_thr {stages}")
-        demand(stages > 0, "cascade.pos_iou_thr is empty")
-        demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
-
-
-def _check_places(c: Config, demand: Callable[[bool, str], None]) -> None:
-    place = os.path.normpath(c.brief)
-    demand(
-        not os.path.isabs(c.brief) and place.split(os.sep)[0] not in (".", ".."),
-        f"brief: {shown(c.brief)} is no folder in train_outputs; name one, and set train_outputs for another place",
-    )
-    for name in ("train_outputs", "brief", "mindrecord_dir"):
-        demand(
-            not any("\ud800" <= x <= "\udfff" for x in getattr(c, name)),
-            f"{name} {shown(getattr(c, name))} isn't UTF-8, and MindSpore can't write there; name another folder",
-        )
-
-
-def _check_images(c: Config, demand: Callable[[bool, str], None]) -> None:
-    for name, v in (("img_mean", c.img_mean), ("img_std", c.img_std)):
-        demand(len(v) == 3, f"{name} needs 3 values")
-    demand(
-        c.resize == "canvas" or c.img_width >= c.img_height,
-        f"resize: {c.resize} turns the canvas for upright pictures; give it lying: img_width at least img_height",
-    )
-    for name in ("ratio_range", "expand_range", "crop_range", "scale", "theta"):
-        v = getattr(c, name)
-        demand(len(v) == 2 and v[0] <= v[1], f"{name} needs 2 values, least and largest; got {v}")
-    demand(
-        len(c.action_prob) == len(c.action_candidate) > 0,
-        f"action_prob has {len(c.action_prob)} entries, action_candidate {len(c.action_candidate)}",
-    )
-    demand(abs(sum(c.action_prob) - 1) < 1e-6, f"action_prob adds up to {sum(c.action_prob):g}, not 1")
-    demand(c.run_eval or not c.early_stop_epochs, "early_stop_epochs goes by evaluations: set run_eval: true")
-
-
-def _check_samplers(c: Config, demand: Callable[[bool, str], None]) -> None:
-    for name in ("rpn", "rcnn"):
-        a = getattr(c.train_cfg, name).assigner
-        demand(a.neg_iou_thr <= a.pos_iou_thr, f"train_cfg.{name}.assigner: neg_iou_thr is above pos_iou_thr")
-        sampler = getattr(c.train_cfg, name).sampler
-        demand(
-            int(sampler.num * sampler.pos_fraction) > 0,
-            f"train_cfg.{name}.sampler.pos_fraction {sampler.pos_fraction:g} of num {sampler.num} is no positive",
-        )
-    boxes = min(sampler.num, c.train_cfg.rpn_proposal.max_per_img + c.max_instance_count * sampler.add_gt_as_proposals)
-    rows, buckets = c.batch_size * min(boxes, int(sampler.num * sampler.pos_fraction)), c.train_cfg.rcnn.mask_buckets
-    demand(
-        not c.with_mask or rows >> (buckets - 1) > 0,
-        f"train_cfg.rcnn.mask_buckets {buckets} halves {rows} positives a step to none; {rows.bit_length()} at most",
-    )
-
-
-def parse_overrides(arguments: list[str]) -> dict[str, str]:
-    """`--a.b=V`, `--a.b V` or `a.b=V` words as {"a.b": "V"}; ConfigError for words that are neither."""
-    out, i = {}, 0
-    while i < len(arguments):
-        word = arguments[i]
-        name, eq, value = word.lstrip("-").partition("=")
-        if not eq:
-            if not word.startswith("--") or i + 1 >= len(arguments):
-                raise ConfigError(f"argument {shown(word)}: expected --KEY VALUE or --KEY=VALUE")
-            value, i = arguments[i + 1], i + 1
-        out.pop(name, None)
-        out[name] = value
-        i += 1
-    return out
-
-
-def _nested(name: str, value: Any) -> dict:
-    for part in reversed(name.split(".")):
-        value = {part: value}
-    return value
-
-
-def _hint(name: str) -> Any:
-    """The type of a key by its dotted name; None for an unknown one."""
-    hint: Any = Config
-    for part in ALIASES.get(name, name).split("."):
-        hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
-    return hint
-
-
-def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
-    """Read `path` and its `base:` chain, then `overrides` ({"train_cfg.rpn.sampler.num": "128"}).
-
-    An override of a text key is taken as it is; text for any other key is read as YAML. Raises ConfigError.
-    """
-    config = Config()
-    _load_file(config, Path(path))
-    source = str(path)
-    for name, value in (overrides or {}).items():
-        source = "command line"
-        if isinstance(value, str) and _hint(name) is not str:
-            # what isn't YAML is refused below, as not of the key's type
-            with contextlib.suppress(ConfigError):
-                value = parse_yaml(value, source, ConfigError)
-        _apply(config, _nested(name, value), source)
-    _check_together(config, source if not overrides else f"{path} and command line")
-    return config
-
-
-def load_nameless_config(path: str | Path, overrides: dict[str, Any]) -> Config:
-    """load_config for a network alone: num_classes needs no names, class_1, class_2, ... stand for those not given."""
-    count = str(overrides.get("num_classes", ""))
-    nameless = count.isdecimal() and "coco_classes" not in overrides and int(count) <= MOST_CLASSES
-    if nameless and int(count) != len(load_config(path).coco_classes):
-        overrides = overrides | {"coco_classes": ["background", *(f"class_{i}" for i in range(1, int(count)))]}
-    return load_config(path, overrides)
-
-
-def save_config(config: Config, path: str | Path) -> None:
-    """Writes every key as YAML that load_config reads; beside, then renamed; passwords in addresses as ***.
-
-    Raises ConfigError.
-    """
-    with whole(Path(path), ConfigError, "set train_outputs to a folder that can") as beside:
-        beside.write_text(yaml.safe_dump(masked_keys(dataclasses.asdict(config)), sort_keys=False), encoding="utf-8")
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds --config_path; every other `--key value` of the command line overrides that key."""
-    parser.add_argument("--config_path", default=default, help="YAML config file (default: %(default)s)")
-    parser.epilog = "Any key of the config can follow as --KEY VALUE, e.g. --lr 0.01 --train_cfg.rpn.sampler.num 128"
-
-
-def config_from_arguments(
-    parser: argparse.ArgumentParser, arguments: list[str] | None = None
-) -> tuple[Config, argparse.Namespace]:
-    """Parses the command line into the config and the parser's own options. Raises ConfigError."""
-    known, rest = parser.parse_known_args(arguments)
-    return load_config(known.config_path, parse_overrides(rest)), known
-
-
-def describe_keys(obj: Any = None, prefix: str = "") -> list[tuple[str, str, Any, str]]:
-    """(key, type, default, meaning) of every key, in order: the README's table."""
-    obj = Config() if obj is None else obj
-    hints, rows = typing.get_type_hints(type(obj)), []
-    for f in dataclasses.fields(obj):
-        value = getattr(obj, f.name)
-        if dataclasses.is_dataclass(value):
-            rows += describe_keys(value, f"{prefix}{f.name}.")
-        else:
-            rows.append((prefix + f.name, _type_name(hints[f.name]), value, f.metadata["doc"]))
-    return rows
-
-
-def main() -> None:
-    """Prints every key: python -m src.config [CONFIG]; with a file, that file's values instead of the defaults."""
-    parser = argparse.ArgumentParser(prog="python -m src.config", description="Lists every key of the config.")
-    parser.add_argument("config", nargs="?", help="YAML config file, whose values are listed (default: the defaults)")
-    config = parser.parse_args().config
-    for name, kind, value, doc in describe_keys(load_config(config) if config else None):
-        text = one_line(str(masked_keys({name: value})[name]))
-        print(f"{name} ({kind}) = {text if len(text) <= 60 else f'{text[:57]}...'}\n    {doc}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,0 +1,145 @@
+"""What of a configuration concerns more than one key: contradictions that could only fail later."""
+
+import os
+from collections.abc import Callable
+
+from src.config.keys import PLAIN, Config, ConfigError, backbone_channels
+from src.runtime.errors import shown
+
+__all__ = ["check_together"]
+
+
+def check_together(c: Config, source: str) -> None:
+    """Checks that concern more than one key."""
+
+    def demand(ok: bool, message: str) -> None:
+        if not ok:
+            raise ConfigError(f"{source}: {message}")
+
+    for check in (_check_classes, _check_backbone, _check_network, _check_images, _check_samplers, _check_places):
+        check(c, demand)
+
+
+def _check_classes(c: Config, demand: Callable[[bool, str], None]) -> None:
+    # an empty list is filled from the data, and num_classes with it
+    demand(
+        not c.coco_classes or c.num_classes == len(c.coco_classes),
+        f"num_classes is {c.num_classes} but coco_classes names {len(c.coco_classes)} (the background included); give"
+        " both, or coco_classes: auto, which reads them from the data",
+    )
+    demand(len(set(c.coco_classes)) == len(c.coco_classes), "coco_classes names a class twice")
+
+
+def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
+    """The backbone, and that the neck and the anchors are of its outputs."""
+    fpn, bb = c.neck.fpn, c.backbone
+    demand(
+        len(fpn.in_channels) == len(bb.out_indices),
+        f"neck.fpn.in_channels has {len(fpn.in_channels)} entries, backbone.out_indices {len(bb.out_indices)}",
+    )
+    demand(len(bb.out_indices) > 0, "backbone.out_indices is empty")
+    first, outs = bb.out_indices[0], len(bb.out_indices)
+    demand(bb.out_indices == list(range(first, first + outs)), "backbone.out_indices must rise one by one")
+    demand(bb.out_indices[-1] < bb.num_stages, "backbone.out_indices names a stage past backbone.num_stages")
+    for names, kind in ((("groups", "base_width"), "resnext"), (("width_multiplier", "relu6"), "mobilenet_v1")):
+        for name in names if bb.type != kind else ():
+            demand(
+                getattr(bb, name) == PLAIN[name],
+                f"backbone.{name} is {kind}'s, backbone.type {bb.type}; leave it at {PLAIN[name]} or set the type",
+            )
+    demand(
+        fpn.in_channels == backbone_channels(bb),
+        f"neck.fpn.in_channels is {fpn.in_channels}, but the backbone's outputs have {backbone_channels(bb)} channels",
+    )
+    demand(fpn.num_outs >= outs, "neck.fpn.num_outs is less than the number of its inputs")
+    strides = c.rpn.anchor_generator.strides
+    given = [2 ** (2 + first + i) for i in range(fpn.num_outs)]
+    demand(strides == given, f"rpn.anchor_generator.strides is {strides}, but the neck's outputs have strides {given}")
+    # levels past the backbone's subsample, and round up
+    last = given[outs - 1]
+    demand(
+        c.img_width % last == 0 and c.img_height % last == 0,
+        f"img_width and img_height must be multiples of the backbone's last stride, {last}",
+    )
+
+
+def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
+    """What comes after the neck; parts that the detector lacks aren't looked at."""
+    for name in ("scales", "ratios"):
+        demand(len(getattr(c.rpn.anchor_generator, name)) > 0, f"rpn.anchor_generator.{name} is empty")
+    mask = (("mask_roi", c.mask_roi),) if c.with_mask else ()
+    for name, roi in (("roi", c.roi), *mask):
+        levels = len(roi.featmap_strides)
+        demand(
+            levels > 0 and roi.featmap_strides == c.rpn.anchor_generator.strides[:levels],
+            f"{name}.featmap_strides must be the first of rpn.anchor_generator.strides, one or more",
+        )
+    demand(
+        c.bbox_head.roi_feat_size == c.roi.roi_layer.out_size,
+        "bbox_head.roi_feat_size isn't roi.roi_layer.out_size",
+    )
+    demand(
+        not c.with_mask or c.train_cfg.rcnn.mask_size == 2 * c.mask_roi.roi_layer.out_size,
+        "train_cfg.rcnn.mask_size must be twice mask_roi.roi_layer.out_size",
+    )
+    mask = (("mask_head", c.mask_head),) if c.with_mask else ()
+    for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *mask):
+        demand(got.in_channels == c.neck.fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")
+    for name, coder in (("rpn", c.rpn.bbox_coder), ("bbox_head", c.bbox_head.bbox_coder)):
+        for part in ("target_means", "target_stds"):
+            demand(len(getattr(coder, part)) == 4, f"{name}.bbox_coder.{part} needs 4 values")
+    if c.is_cascade:
+        stages = len(c.cascade.pos_iou_thr)
+        for name in ("target_stds", "loss_weights"):
+            got = len(getattr(c.cascade, name))
+            demand(got == stages, f"cascade.{name} has {got} entries, cascade.pos_iou_thr {stages}")
+        demand(stages > 0, "cascade.pos_iou_thr is empty")
+        demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
+
+
+def _check_places(c: Config, demand: Callable[[bool, str], None]) -> None:
+    place = os.path.normpath(c.brief)
+    demand(
+        not os.path.isabs(c.brief) and place.split(os.sep)[0] not in (".", ".."),
+        f"brief: {shown(c.brief)} is no folder in train_outputs; name one, and set train_outputs for another place",
+    )
+    for name in ("train_outputs", "brief", "mindrecord_dir"):
+        demand(
+            not any("\ud800" <= x <= "\udfff" for x in getattr(c, name)),
+            f"{name} {shown(getattr(c, name))} isn't UTF-8, and MindSpore can't write there; name another folder",
+        )
+
+
+def _check_images(c: Config, demand: Callable[[bool, str], None]) -> None:
+    for name, v in (("img_mean", c.img_mean), ("img_std", c.img_std)):
+        demand(len(v) == 3, f"{name} needs 3 values")
+    demand(
+        c.resize == "canvas" or c.img_width >= c.img_height,
+        f"resize: {c.resize} turns the canvas for upright pictures; give it lying: img_width at least img_height",
+    )
+    for name in ("ratio_range", "expand_range", "crop_range", "scale", "theta"):
+        v = getattr(c, name)
+        demand(len(v) == 2 and v[0] <= v[1], f"{name} needs 2 values, least and largest; got {v}")
+    demand(
+        len(c.action_prob) == len(c.action_candidate) > 0,
+        f"action_prob has {len(c.action_prob)} entries, action_candidate {len(c.action_candidate)}",
+    )
+    demand(abs(sum(c.action_prob) - 1) < 1e-6, f"action_prob adds up to {sum(c.action_prob):g}, not 1")
+    demand(c.run_eval or not c.early_stop_epochs, "early_stop_epochs goes by evaluations: set run_eval: true")
+
+
+def _check_samplers(c: Config, demand: Callable[[bool, str], None]) -> None:
+    for name in ("rpn", "rcnn"):
+        a = getattr(c.train_cfg, name).assigner
+        demand(a.neg_iou_thr <= a.pos_iou_thr, f"train_cfg.{name}.assigner: neg_iou_thr is above pos_iou_thr")
+        sampler = getattr(c.train_cfg, name).sampler
+        demand(
+            int(sampler.num * sampler.pos_fraction) > 0,
+            f"train_cfg.{name}.sampler.pos_fraction {sampler.pos_fraction:g} of num {sampler.num} is no positive",
+        )
+    boxes = min(sampler.num, c.train_cfg.rpn_proposal.max_per_img + c.max_instance_count * sampler.add_gt_as_proposals)
+    rows, buckets = c.batch_size * min(boxes, int(sampler.num * sampler.pos_fraction)), c.train_cfg.rcnn.mask_buckets
+    demand(
+        not c.with_mask or rows >> (buckets - 1) > 0,
+        f"train_cfg.rcnn.mask_buckets {buckets} halves {rows} positives a step to none; {rows.bit_length()} at most",
+    )
