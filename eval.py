@@ -4,20 +4,20 @@ import argparse
 import contextlib
 from pathlib import Path
 
+from src.checkpoints.files import load_detector
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.formats import resolve_classes
 from src.data.truth import truth_of_split
-from src.device import set_device
 from src.evaluation.coco import Summary, choose_kinds, evaluate
 from src.evaluation.inference import Evaluator, records_of
 from src.evaluation.results import apply_options, saved_results, write_json
 from src.evaluation.truth import Truth
-from src.modelarts import local_checkpoint, on_modelarts
 from src.models.build import build_detector
+from src.ops.device import set_device, use_local_device
 from src.ops.library import describe_operators
 from src.runtime.errors import UserError, run_command
-from src.training.checkpoints import load_detector
-from src.training.distributed import join_group, use_local_device
+from src.runtime.ranks import join_group
+from src.training.modelarts import local_checkpoint, on_modelarts
 from src.training.signals import Stopped, StopRequest
 
 
@@ -93,7 +93,7 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
         return
     config = use_local_device(config)
     set_device(config)
-    group = join_group(config)
+    group = join_group(config.run_distribute)
     if group.is_first:
         print(describe_operators(config.device_target))
     detector = build_detector(config)

@@ -2,14 +2,14 @@
 
 import argparse
 
+from src.checkpoints.files import load_detector
 from src.config import add_config_arguments, load_config, parse_overrides
 from src.data.formats import resolve_classes
-from src.device import set_device
 from src.export.sidecar import upright_path
 from src.export.whole import SUFFIX, canvases, export_whole, model_path
 from src.models.build import build_detector
+from src.ops.device import set_device
 from src.runtime.errors import UserError, run_command
-from src.training.checkpoints import load_detector
 
 
 def main() -> int:

@@ -74,7 +74,7 @@ def main() -> int:
             signal.signal(number, stop)
     try:
         if arguments.serve:
-            from src.serve import serve
+            from src.inference.page.serve import serve
 
             serve(config, arguments.ckpt_file, arguments.host, arguments.port, arguments.allow_host)
         else:
@@ -126,8 +126,8 @@ def predict(config: Config, a: argparse.Namespace) -> None:
     if a.split and (a.input or a.annotations):
         raise UserError("--split names images and annotations itself: leave --input and --annotations out")
     # MindSpore, seconds to load, isn't needed for --help and the mistakes above
-    from src.predict_files import PICTURE_SCORE, Annotations, find_inputs, predict_images, predict_video, split_inputs
-    from src.predictor import Predictor
+    from src.inference.files import PICTURE_SCORE, Annotations, find_inputs, predict_images, predict_video, split_inputs
+    from src.inference.predictor import Predictor
 
     if a.upright:
         config = dataclasses.replace(config, exif="upright")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from mindspore import nn
 
+from src.checkpoints.files import load_detector
 from src.config import load_nameless_config
 from src.data.formats import resolve_classes
 from src.models.build import build_detector
 from src.runtime.errors import UserError
-from src.training.checkpoints import load_detector
 
 __all__ = ["create_network"]
 

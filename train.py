@@ -6,21 +6,21 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from src.checkpoints.files import load_backbone, load_detector
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.augment.custom import load_transform
 from src.data.formats import check_training, resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
-from src.device import set_device
 from src.evaluation.inference import Evaluator
-from src.modelarts import on_modelarts
 from src.models.build import build_detector, build_loss
+from src.ops.device import set_device, use_local_device
 from src.ops.library import describe_operators
 from src.runtime.errors import run_command
-from src.training.checkpoints import load_backbone, load_detector
-from src.training.distributed import Group, join_group, use_local_device
+from src.runtime.ranks import Group, join_group
 from src.training.loop import Trainer
 from src.training.lr_schedule import describe_rates
+from src.training.modelarts import on_modelarts
 from src.training.resume import Resumed, find_run, has_checkpoint, hold_run, own_config
 from src.training.validation import ValidationLoss
 
@@ -73,7 +73,7 @@ def train(config: Config, resume: Resumed | None = None) -> int:
         load_transform(config.transform)  # before the data set is converted
     config = resolve_classes(use_local_device(config), training=True)
     set_device(config)
-    group = join_group(config)
+    group = join_group(config.run_distribute)
     with contextlib.ExitStack() as held:
         # one process's lock; all are refused
         group.from_first(lambda: held.enter_context(hold_run(config, resume is not None)))

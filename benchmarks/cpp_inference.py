@@ -27,9 +27,9 @@ PROGRAM = Path(__file__).resolve().parents[1] / "ascend310_infer/build/rcnn_infe
 
 def export(a: argparse.Namespace, rest: list[str], folder: Path) -> Path:
     """The detector with the golden weights in the split form."""
-    from src.device import set_device
     from src.export.split import export_split
     from src.models.build import build_detector
+    from src.ops.device import set_device
 
     config = read_config(a, rest)
     set_device(config)

@@ -43,7 +43,7 @@ def train(outputs: Path, words: list[str], ranks: int) -> float:
 
     command, script = [sys.executable], [str(Path(__file__).resolve()), "--child"]
     if ranks > 1:
-        command += ["-m", "src.training.launch", str(Path(sys.executable).with_name("msrun"))]
+        command += ["-m", "src.runtime.launch", str(Path(sys.executable).with_name("msrun"))]
         command += [f"--worker_num={ranks}", f"--local_worker_num={ranks}", f"--log_dir={outputs}/log", "--join=True"]
         words = [*words, "--run_distribute=true"]
     outputs.mkdir(parents=True)

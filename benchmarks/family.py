@@ -22,6 +22,7 @@ import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
+from src.checkpoints.files import load_detector, save_checkpoint
 from src.config import Config, load_config
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
@@ -30,7 +31,6 @@ from src.evaluation.inference import Evaluator
 from src.evaluation.results import load_results
 from src.models.build import build_detector, build_loss
 from src.runtime.errors import run_command
-from src.training.checkpoints import load_detector, save_checkpoint
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys, build_step
 

@@ -153,9 +153,9 @@ class Site:
         from mindspore import set_seed
 
         from benchmarks.stubbed import StubDetector
+        from src.checkpoints.files import save_checkpoint
         from src.config import load_config, parse_overrides
         from src.models.build import build_detector
-        from src.training.checkpoints import save_checkpoint
 
         set_seed(3)
         _, config, *keys = self.keys(detector, real)
@@ -395,7 +395,7 @@ def check_pair(out: Outcome, place: Path) -> None:
 
 def check_weights(out: Outcome, place: Path) -> None:
     """Every checkpoint of a final name reads whole."""
-    from src.training.checkpoints import load_checkpoint
+    from src.checkpoints.files import load_checkpoint
 
     for path in place.rglob("*.ckpt"):
         if not is_left_over(path):

@@ -40,7 +40,7 @@ from src.data.truth import read_truth, truth_of, truth_of_split
 from src.evaluation.coco import evaluate
 from src.evaluation.results import load_results, save_results
 from src.evaluation.truth import read_annotations
-from src.predict_files import split_inputs
+from src.inference.files import split_inputs
 from src.runtime.errors import UserError
 
 __all__ = ["Outcome", "make_case", "run_case"]
@@ -293,8 +293,8 @@ def isolated(form: str, seed: int, number: int, out: Path | None) -> Outcome:
 
 def train_steps(cases: list[tuple[str, int, int]]) -> list[str]:
     """Trains one step on each case, with one network for all; returns the faults."""
-    from src.device import set_device
     from src.models.build import build_detector, build_loss
+    from src.ops.device import set_device
     from src.training.loop import step_inputs
     from src.training.step import SamplerKeys, build_step
 

@@ -38,8 +38,8 @@ def main() -> None:
 
     from mindspore import Tensor
 
-    from src.device import set_device
     from src.models.build import build_detector
+    from src.ops.device import set_device
 
     config = read_config(a, rest)
     set_device(config)

@@ -32,7 +32,7 @@ def load_golden_weights(detector) -> bool:
     """Gives an R50 detector of 81 classes the weights that torchvision gets; False (random weights) for another."""
     import mindspore as ms
 
-    from src.convert.conversion import renamed
+    from src.checkpoints.convert.conversion import renamed
     from tests.reference.reference_weights import reference_state_dict
 
     shapes = {p.name: tuple(p.shape) for p in detector.get_parameters()}

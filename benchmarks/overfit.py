@@ -85,12 +85,12 @@ def main() -> int:
 
     from src.data.loader import TrainLoader
     from src.data.mindrecord import ensure_mindrecord
-    from src.device import set_device
+    from src.drawing.curves import plot_loss_curve
     from src.evaluation.inference import Evaluator
     from src.evaluation.pictures import draw_results
     from src.models.build import build_detector, build_loss
+    from src.ops.device import set_device
     from src.training.loop import Trainer
-    from src.visualize import plot_loss_curve
 
     set_device(config)
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True))

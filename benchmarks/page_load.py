@@ -98,7 +98,7 @@ def tiny(folder: Path) -> list[str]:
         import numpy as np
         from src.config import load_config
         from src.models.build import build_detector
-        from src.training.checkpoints import save_checkpoint
+        from src.checkpoints.files import save_checkpoint
         found = build_detector(load_config("configs/shapes.yaml", {TINY!r})).get_parameters()
         weights = {{p.name: p.asnumpy() for p in found}}
         logits = weights["bbox_head.cls.weight"]

@@ -19,9 +19,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from pycocotools import mask as rle
 
+from src.checkpoints.convert import torchvision
+from src.checkpoints.convert.conversion import config_name, convert, recognise, renamed, target_shapes
 from src.config import Config, load_config
-from src.convert import torchvision
-from src.convert.conversion import config_name, convert, recognise, renamed, target_shapes
 from src.evaluation.masks import paste_masks
 from src.models.build import build_detector, build_loss
 from src.models.rcnn import RCNN, RCNNLoss

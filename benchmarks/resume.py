@@ -171,7 +171,7 @@ def kill_at(run: Run, moment: str, rng: random.Random) -> str:
 
 def compare_runs(run: Run, reference: Run) -> list[str]:
     """In what `run`, resumed to its end, differs from `reference`; empty if in nothing."""
-    from src.training.checkpoints import load_checkpoint
+    from src.checkpoints.files import load_checkpoint
 
     faults = []
     if run.weights().name != reference.weights().name:

@@ -61,8 +61,8 @@ def main() -> None:
     threads = set_threads(a.threads)
 
     from benchmarks.synthetic import synthetic_batch
-    from src.device import set_device
     from src.models.build import build_detector, build_loss
+    from src.ops.device import set_device
     from src.training.loop import step_inputs
     from src.training.step import SamplerKeys, build_step
 

@@ -197,8 +197,8 @@ def write_det(path: Path, image: dict, rows: list[dict], labels: dict[int, int],
 
 def by_infer(truth: Truth, index: dict, annotations: Path, out: Path) -> Pair:
     """AP of what infer.py --annotations writes, with a stand-in that detects what the truth holds."""
-    from src.predict_files import Annotations, Inputs, common_folder, predict_images
-    from src.predictor import Detections, Prediction
+    from src.inference.files import Annotations, Inputs, common_folder, predict_images
+    from src.inference.predictor import Detections, Prediction
 
     names = {Path(path).resolve(): None for path, *_ in index["opened"]}
     known = Annotations.read(annotations)

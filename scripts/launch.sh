@@ -325,7 +325,7 @@ run_msrun() {
     if ((${#CORES[@]})); then bind=(--bind_core "$(core_map)"); fi
     # those of an earlier run with more workers would be taken for this one's
     if [ "${DRY_RUN:-}" != 1 ] && ((NODES == 1)); then rm -f "$OUTPUTS"/workers/worker_*.log; fi
-    run "$OUTPUTS/train.log" "$PYTHON" -m src.training.launch msrun --worker_num=$((NODES * DEVICE_NUM)) --local_worker_num="$DEVICE_NUM" \
+    run "$OUTPUTS/train.log" "$PYTHON" -m src.runtime.launch msrun --worker_num=$((NODES * DEVICE_NUM)) --local_worker_num="$DEVICE_NUM" \
         --master_addr="$address" --master_port="$port" --node_rank="$NODE_RANK" --log_dir="$OUTPUTS/workers" \
         --join=True "${bind[@]}" "${TRAIN[@]}"
 }
@@ -344,7 +344,7 @@ run_mpirun() {
     if [ "$(id -u)" = 0 ]; then hosts+=(--allow-run-as-root); fi
     choose_python GPU
     if [ "${DRY_RUN:-}" != 1 ] && ! command -v mpirun >/dev/null; then die "mpirun isn't there; install OpenMPI"; fi
-    run "$OUTPUTS/train.log" "$PYTHON" -m src.training.launch mpirun -n $((NODES * DEVICE_NUM)) "${hosts[@]}" \
+    run "$OUTPUTS/train.log" "$PYTHON" -m src.runtime.launch mpirun -n $((NODES * DEVICE_NUM)) "${hosts[@]}" \
         "$PYTHON" "${TRAIN[@]}"
 }
 

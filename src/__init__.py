@@ -22,7 +22,7 @@ if (
 def __getattr__(name: str) -> Any:
     """`from src import Predictor`, without making every import of a part of `src` load MindSpore."""
     if name in __all__:
-        from src import predictor
+        from src.inference import predictor
 
         return getattr(predictor, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,9 +10,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from src.config import Config, load_config, load_nameless_config, parse_overrides, save_config
-from src.convert.conventions import differing, said_of_itself
-from src.convert.conversion import (
+from src.checkpoints.convert.conventions import differing, said_of_itself
+from src.checkpoints.convert.conversion import (
     LAYOUTS,
     Conversion,
     backbone_keys,
@@ -25,13 +24,14 @@ from src.convert.conversion import (
     target_shapes,
     unwrapped,
 )
-from src.convert.pickles import ConversionError
-from src.convert.readers import State, read_state
-from src.convert.unused import kinds_of
+from src.checkpoints.convert.pickles import ConversionError
+from src.checkpoints.convert.readers import State, read_state
+from src.checkpoints.convert.unused import kinds_of
+from src.checkpoints.files import save_checkpoint
+from src.config import Config, load_config, load_nameless_config, parse_overrides, save_config
 from src.models.build import build_backbone, build_detector
 from src.runtime.errors import run_command
 from src.runtime.files import whole
-from src.training.checkpoints import save_checkpoint
 
 __all__ = ["main", "run"]
 

@@ -133,8 +133,8 @@ def tiny_model(tmp_path_factory):
     """Config and checkpoint of a small detector with random weights that detects much, of several scores."""
     import mindspore as ms
 
+    from src.checkpoints.files import save_checkpoint
     from src.models.build import build_detector
-    from src.training.checkpoints import save_checkpoint
 
     ms.set_seed(3)
     config = load_config(ROOT / "configs/shapes.yaml", TINY)

@@ -1,7 +1,7 @@
 """Where compiled graphs are kept: MindSpore would take another config's for ours."""
 
 from src.config import load_config
-from src.device import compile_cache_folder
+from src.ops.device import compile_cache_folder
 
 
 def folder(**overrides):

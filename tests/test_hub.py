@@ -9,9 +9,9 @@ import yaml
 from mindspore import Tensor
 
 from mindspore_hub_conf import create_network
+from src.checkpoints.files import load_checkpoint
 from src.config import load_config, save_config
 from src.runtime.errors import UserError
-from src.training.checkpoints import load_checkpoint
 from tests.conftest import TINY
 
 

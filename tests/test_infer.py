@@ -19,14 +19,14 @@ from PIL import Image
 from pycocotools import mask as rle
 
 import infer
-from src import predict_files
-from src import predictor as predictor_module
-from src.annotated import AnnotatedImage, Annotations
 from src.data import images
 from src.data.import_labels import import_labels
 from src.data.polygons import mask_polygons
-from src.predict_files import find_inputs, predict_images, predict_video, split_inputs
-from src.predictor import Predictor, coco_category_ids
+from src.inference import files as predict_files
+from src.inference import predictor as predictor_module
+from src.inference.annotated import AnnotatedImage, Annotations
+from src.inference.files import find_inputs, predict_images, predict_video, split_inputs
+from src.inference.predictor import Predictor, coco_category_ids
 from src.runtime.errors import UserError
 from src.runtime.files import beside
 from tests.conftest import TINY
@@ -249,7 +249,7 @@ import os, sys, time
 sys.argv = {["infer.py", *map(str, tiny_arguments), "--ckpt_file", str(tiny_model[1]), "--input", str(folder)]!r}
 sys.argv += ["--output", {str(tmp_path / "out")!r}]
 import infer
-from src import predictor
+from src.inference import predictor
 from src.runtime.errors import run_command
 
 def detect(self, views):
@@ -1087,7 +1087,7 @@ import resource
 import numpy as np
 from pathlib import Path
 from src.runtime.errors import UserError
-from src.predict_files import film_frames
+from src.inference.files import film_frames
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 random = np.random.default_rng(0)
 try:

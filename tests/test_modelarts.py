@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from src.config import Config
-from src.modelarts import FETCHED, ModelArtsError, local_checkpoint, on_modelarts
+from src.training.modelarts import FETCHED, ModelArtsError, local_checkpoint, on_modelarts
 
 
 class Moxing(types.ModuleType):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from src.predict_tiles import cut_off, merge, windows
-from src.predictor import Predictor
+from src.inference.predictor import Predictor
+from src.inference.tiles import cut_off, merge, windows
 from src.runtime.errors import UserError
 
 

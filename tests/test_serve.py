@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import serve
 from src.config import load_config
+from src.inference.page import serve
 from src.runtime.errors import UserError
 
 flask = pytest.importorskip("flask", reason="Flask isn't installed (requirements-serve.txt): no page to test")

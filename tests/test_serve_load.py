@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import serve
+from src.inference.page import serve
 from src.runtime.errors import UserError
 
 pytest.importorskip("flask", reason="Flask isn't installed (requirements-serve.txt): no page to test")
 pytest.importorskip("waitress", reason="waitress isn't installed (requirements-serve.txt)")
-serve_http = pytest.importorskip("src.serve_http")
+serve_http = pytest.importorskip("src.inference.page.server")
 
 ROOT = Path(__file__).parents[1]
 BOUNDARY = "XXpartXX"
@@ -652,9 +652,9 @@ class Stub:
         if isinstance(images, list): return
         print("at work", flush=True)
         threading.Event().wait(60)
-sys.modules["src.predictor"] = types.SimpleNamespace(Predictor=Stub)
-import infer, src.serve_http
-src.serve_http.GRACE = float(sys.argv[1])
+sys.modules["src.inference.predictor"] = types.SimpleNamespace(Predictor=Stub)
+import infer, src.inference.page.server
+src.inference.page.server.GRACE = float(sys.argv[1])
 sys.argv = ["infer.py", "--config_path", "configs/shapes.yaml", "--ckpt_file", "none.ckpt", "--serve", "--port", "0"]
 infer.run_command(infer.main)
 """

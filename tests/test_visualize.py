@@ -5,16 +5,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from src.visualize import (
-    VisualizeError,
-    draw_detections,
-    draw_ground_truth,
-    draw_records,
-    plot_loss_curve,
-    read_loss_log,
-    running_steps,
-    side_by_side,
-)
+from src.drawing.curves import CurveError, plot_loss_curve, read_loss_log, running_steps
+from src.drawing.objects import draw_detections, draw_ground_truth, draw_records, side_by_side
 
 HEIGHT, WIDTH = 240, 320
 BOX = [100, 80, 220, 180]
@@ -216,7 +208,7 @@ def test_a_damaged_line_is_named(log, refusal, damaged):
     lines = log_text().splitlines()
     lines[8] = damaged
     log.write_text("\n".join(lines) + "\n")
-    with refusal(VisualizeError, "loss_0.log, line 9"):
+    with refusal(CurveError, "loss_0.log, line 9"):
         read_loss_log(log)
 
 
@@ -252,15 +244,15 @@ def test_curve_of_one_step_and_of_losses_that_are_zero_or_not_finite(tmp_path):
 
 
 def test_logs_and_places_that_cannot_be_used(log, tmp_path, refusal):
-    with refusal(VisualizeError, tmp_path / "none.log", "can't read"):
+    with refusal(CurveError, tmp_path / "none.log", "can't read"):
         plot_loss_curve(tmp_path / "none.log", tmp_path / "a.png")
     (tmp_path / "empty.log").write_text("nothing here\n")
-    with refusal(VisualizeError, "empty.log", "no line of losses"):
+    with refusal(CurveError, "empty.log", "no line of losses"):
         plot_loss_curve(tmp_path / "empty.log", tmp_path / "a.png")
     (tmp_path / "binary.log").write_bytes(b"epoch: 1 step: 1, \xff\xfe\n")
-    with refusal(VisualizeError, "binary.log", "not text"):
+    with refusal(CurveError, "binary.log", "not text"):
         plot_loss_curve(tmp_path / "binary.log", tmp_path / "a.png")
-    with refusal(VisualizeError, "loss_0.log/a.png", "can't write"):
+    with refusal(CurveError, "loss_0.log/a.png", "can't write"):
         plot_loss_curve(log, log / "a.png")
-    with refusal(VisualizeError, "no losses"):
+    with refusal(CurveError, "no losses"):
         plot_loss_curve([], tmp_path / "a.png")

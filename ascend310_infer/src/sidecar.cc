@@ -14,7 +14,7 @@ namespace rcnn {
 namespace {
 
 constexpr int64_t kMostBytes = 8 << 20;  // of a sidecar; 65536 classes take a few MiB
-// Bounds as in src/config.py.
+// Bounds as in src/config/.
 constexpr int64_t kLeastSide = 64, kMostSide = 1 << 14, kMostClasses = 1 << 16, kMostBoxes = 100000;
 constexpr int64_t kMostStride = 1 << 13, kMostInteger = (int64_t{1} << 31) - 1;
 constexpr double kLargest = 3e38;

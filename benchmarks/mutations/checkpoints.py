@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.training.checkpoints import save_checkpoint
+from src.checkpoints.files import save_checkpoint
 from tests.convert.foreign import write_legacy, write_pkl, write_zip
 
 __all__ = ["Seed", "mutate", "seeds", "state"]

@@ -23,9 +23,9 @@ from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord, read_index, record_files
 from src.data.records import DataError
 from src.data.transforms import fit_size
+from src.drawing.objects import draw_ground_truth
 from src.runtime.errors import run_command
 from src.runtime.files import whole
-from src.visualize import draw_ground_truth
 
 __all__ = ["Figures", "contact_sheet", "count_records", "inspect_split"]
 

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
+from src.checkpoints.files import CheckpointError, not_finite
 from src.config import Config
 from src.data.loader import EvalLoader
 from src.data.mindrecord import ensure_mindrecord, read_index
@@ -19,8 +20,7 @@ from src.evaluation.results import save_results
 from src.evaluation.truth import Truth, read_annotations
 from src.models.rcnn import RCNN
 from src.runtime.errors import UserError
-from src.training.checkpoints import CheckpointError, not_finite
-from src.training.distributed import Group
+from src.runtime.ranks import Group
 
 __all__ = [
     "Evaluator",

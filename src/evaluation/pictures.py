@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from src.data.finding import ImageFinder, name_parts
 from src.data.images import EXIF_POLICIES, read_bytes, safe_decode
+from src.drawing.curves import plot_loss_curve
+from src.drawing.objects import draw_records, side_by_side
 from src.evaluation.results import load_results
 from src.evaluation.truth import read_annotations
 from src.runtime.errors import UserError, run_command
-from src.visualize import draw_records, plot_loss_curve, side_by_side
 
 __all__ = ["draw_results", "picture_of"]
 

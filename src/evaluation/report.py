@@ -18,6 +18,8 @@ from pycocotools import mask as rle
 
 from src.config import Config
 from src.data.mindrecord import read_index, record_files
+from src.drawing.curves import plot_loss_curve
+from src.drawing.objects import draw_records, side_by_side
 from src.evaluation.classes import OperatingPoint
 from src.evaluation.coco import Summary
 from src.evaluation.inference import Timing, open_truth
@@ -25,7 +27,6 @@ from src.evaluation.pictures import picture_of
 from src.evaluation.truth import EvaluationError, Truth
 from src.runtime.errors import UserError
 from src.runtime.files import whole
-from src.visualize import draw_records, plot_loss_curve, side_by_side
 
 __all__ = ["Matches", "match_image", "write_report"]
 

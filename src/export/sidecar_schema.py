@@ -18,7 +18,7 @@ __all__ = ["ExportError", "check", "parse"]
 Check = Callable[[Any, str], None]  # of a value, and what it is called; raises ExportError
 
 MOST_BYTES = 8 << 20  # of a sidecar; 65536 classes take a few MiB
-# bounds as in src/config.py
+# bounds as in src/config/
 SIDES, STRIDES, BOXES, INTEGERS, LARGEST = (64, 2**14), (1, 2**13), (1, 10**5), 2**31 - 1, 3e38
 MOST_CLASSES = 2**16
 MASKS, CASCADES = ("mask_rcnn", "cascade_mask_rcnn"), ("cascade_rcnn", "cascade_mask_rcnn")

@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 from tqdm import tqdm
 
+from src.checkpoints.files import CheckpointError, assign_parameters, not_finite, position_of
 from src.config import Config, save_config
 from src.data.loader import TrainLoader
 from src.data.workers import WorkerDied
@@ -17,8 +18,7 @@ from src.evaluation.coco import Summary
 from src.models.rcnn import RCNNLoss
 from src.runtime.errors import UserError
 from src.runtime.masking import masked_keys
-from src.training.checkpoints import CheckpointError, assign_parameters, not_finite, position_of
-from src.training.distributed import Group
+from src.runtime.ranks import Group
 from src.training.lr_schedule import learning_rates
 from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside, set_aside_after
 from src.training.signals import Stopped, StopRequest

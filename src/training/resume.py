@@ -17,17 +17,17 @@ import numpy as np
 import yaml
 from mindspore import Parameter, nn
 
-from src.config import Config
-from src.runtime.errors import UserError
-from src.runtime.files import beside, hold, whole
-from src.runtime.masking import masked_keys
-from src.training.checkpoints import (
+from src.checkpoints.files import (
     CheckpointError,
     CheckpointFolder,
     load_checkpoint,
     position_of,
     save_checkpoint,
 )
+from src.config import Config
+from src.runtime.errors import UserError
+from src.runtime.files import beside, hold, whole
+from src.runtime.masking import masked_keys
 
 __all__ = [
     "BestCheckpoints",

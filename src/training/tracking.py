@@ -198,7 +198,7 @@ class Curve(Tracker):
         self.folder = folder
 
     def epoch_end(self, epoch: int) -> None:
-        from src.visualize import plot_loss_curve
+        from src.drawing.curves import plot_loss_curve
 
         found = evaluations(self.folder / "metrics.jsonl")
         ap = {float(e): {k: v for k, v in m.items() if k.endswith(" AP") and v is not None} for e, m in found.items()}

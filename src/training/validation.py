@@ -7,7 +7,7 @@ from src.data.augment import without_augmentation
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.models.rcnn import RCNNLoss
-from src.training.distributed import Group
+from src.runtime.ranks import Group
 from src.training.step import SamplerKeys, step_inputs
 
 __all__ = ["ValidationLoss"]

@@ -15,11 +15,11 @@ from src.config import Config, load_config
 from src.data.images import safe_decode
 from src.data.shapes import make_shapes
 from src.data.transforms import prepare_image
-from src.device import set_device
 from src.evaluation.cpp_results import ImageResult, read_result
 from src.export.split import export_split
 from src.models.build import build_detector
 from src.models.rcnn import RCNN
+from src.ops.device import set_device
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from src.checkpoints.convert.conventions import differing, said_of_itself
+from src.checkpoints.convert.torchvision import traits
 from src.config import load_config
-from src.convert.conventions import differing, said_of_itself
-from src.convert.torchvision import traits
 from tests.convert import foreign
 from tests.convert.test_layouts import ROOT
 

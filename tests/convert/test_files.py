@@ -23,14 +23,14 @@ import pytest
 import safetensors.numpy
 import yaml
 
+from src.checkpoints.convert.conversion import find_prefix, fits_a_layout, recognise, renamed
+from src.checkpoints.convert.pickles import ConversionError
+from src.checkpoints.convert.readers import read_state
+from src.checkpoints.files import CheckpointError, load_backbone, load_checkpoint, load_detector, save_checkpoint
 from src.config import ConfigError, load_config
-from src.convert.conversion import find_prefix, fits_a_layout, recognise, renamed
-from src.convert.pickles import ConversionError
-from src.convert.readers import read_state
 from src.convert_checkpoint import choose_config, run
 from src.models.build import build_backbone, build_detector
 from src.runtime.errors import UserError
-from src.training.checkpoints import CheckpointError, load_backbone, load_checkpoint, load_detector, save_checkpoint
 from tests.convert import foreign
 from tests.convert.foreign import Raw, call, dump, name, op, tensor, write_legacy, write_pkl, write_zip
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks.mutations.checkpoints import mutate, seeds, state
-from src.convert.conventions import said_of_itself
-from src.convert.conversion import fits_a_layout
-from src.convert.readers import read_state
+from src.checkpoints.convert.conventions import said_of_itself
+from src.checkpoints.convert.conversion import fits_a_layout
+from src.checkpoints.convert.readers import read_state
 from src.runtime.errors import UserError
 
 CASES = 150  # of each kind

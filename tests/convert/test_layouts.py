@@ -6,9 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.checkpoints.convert.conversion import (
+    LAYOUTS,
+    backbone_keys,
+    config_name,
+    convert,
+    recognise,
+    renamed,
+    target_shapes,
+)
+from src.checkpoints.convert.pickles import ConversionError
 from src.config import load_config
-from src.convert.conversion import LAYOUTS, backbone_keys, config_name, convert, recognise, renamed, target_shapes
-from src.convert.pickles import ConversionError
 from src.models.anchors import base_anchors
 from src.models.build import build_backbone, build_detector
 from tests.convert import foreign

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.convert.unused import kinds_of, left_out
+from src.checkpoints.convert.unused import kinds_of, left_out
 
 BACKBONE, D2 = "backbone.layer3.0.", "backbone.bottom_up.res3.0."
 MMDET = [

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from src.checkpoints.files import load_checkpoint
 from src.config import load_config
 from src.data.formats import read_split, resolve_classes
 from src.data.formats.base import load_json, read_lines
@@ -21,14 +22,13 @@ from src.data.formats.yolo import class_names
 from src.data.images import file_header, is_image, read_bytes, read_image, safe_decode
 from src.data.import_labels import import_labels
 from src.data.truth import is_truth, read_truth, truth_of
+from src.drawing.curves import read_loss_log
 from src.evaluation.cpp_results import read_result, read_summary
 from src.evaluation.results import load_results
 from src.export import sidecar
-from src.predict_files import predict_video
+from src.inference.files import predict_video
 from src.runtime.errors import UserError
 from src.runtime.files import open_regular, read_regular
-from src.training.checkpoints import load_checkpoint
-from src.visualize import read_loss_log
 
 SECONDS = 60  # runaway work takes hours
 

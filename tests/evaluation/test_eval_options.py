@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
+from src.checkpoints.files import CheckpointError
 from src.config import ConfigError, load_config
 from src.data.formats import check_training
 from src.data.mindrecord import read_index
@@ -15,7 +16,6 @@ from src.evaluation.coco import EvaluationError
 from src.evaluation.inference import Evaluator, kinds_of
 from src.models.build import build_detector
 from src.runtime.errors import UserError
-from src.training.checkpoints import CheckpointError
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from src.config import load_config
-from src.device import set_device
 from src.export import sidecar, split
 from src.export.reference import uniform
 from src.export.split import export_split
 from src.models.build import build_detector
+from src.ops.device import set_device
 
 ROOT = Path(__file__).parents[2]
 

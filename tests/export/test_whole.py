@@ -12,6 +12,7 @@ from mindspore import Tensor, nn
 from mindspore.train.mind_ir_pb2 import ModelProto
 
 import export
+from src.checkpoints.files import save_checkpoint
 from src.export import sidecar, whole
 from src.export.compare import compare_detections, reference_input
 from src.export.onnx_runtime import OnnxModel
@@ -26,7 +27,6 @@ from src.export.whole import (
     with_sampling,
 )
 from src.runtime.errors import UserError
-from src.training.checkpoints import save_checkpoint
 
 
 @pytest.mark.full

@@ -81,7 +81,7 @@ def test_losses_and_gradients_are_those_of_the_canvas(detectors):
 def test_the_predictor_takes_pictures_of_both_orientations(tmp_path):
     """Mixed in one call and in batches, each as alone."""
     from src import Predictor
-    from src.training.checkpoints import save_checkpoint
+    from src.checkpoints.files import save_checkpoint
 
     config, detector, _ = built(resize="short_side", test_batch_size=2)
     save_checkpoint({p.name: p.asnumpy() for p in detector.get_parameters()}, tmp_path / "a.ckpt")

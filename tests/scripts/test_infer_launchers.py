@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from src.checkpoints.files import save_checkpoint
 from src.config import load_config
-from src.device import set_device
 from src.evaluation.inference import Evaluator
 from src.models.build import build_detector
-from src.training.checkpoints import save_checkpoint
+from src.ops.device import set_device
 
 ROOT = Path(__file__).parents[2]
 

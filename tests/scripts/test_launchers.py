@@ -364,7 +364,7 @@ def test_msrun_on_one_host(given):
     )
     assert variables["PATH"].startswith("/v:")
     assert command[: command.index("train.py")] == [
-        *("/v/python", "-m", "src.training.launch"),
+        *("/v/python", "-m", "src.runtime.launch"),
         "msrun",
         "--worker_num=2",
         "--local_worker_num=2",
@@ -408,7 +408,7 @@ def test_processors_are_shared_out_of_those_there_are(given):
 
 def test_mpirun_on_gpu_alone(given):
     _, [command] = dry("run_distribute_train_gpu.sh", 4, "none", "mobilenet_v1", given["COCO_ROOT"], LAUNCHER="mpirun")
-    assert command[1:6] == ["-m", "src.training.launch", "mpirun", "-n", "4"]
+    assert command[1:6] == ["-m", "src.runtime.launch", "mpirun", "-n", "4"]
     assert options(command)["run_distribute"] == "true"
     for launcher in ("mpirun", "torchrun"):
         done = launch("run_distribute_train_cpu.sh", 2, "none", "mobilenet_v1", given["COCO_ROOT"], LAUNCHER=launcher)

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from mindspore import Parameter, Tensor, nn
 
-from src.training.checkpoints import (
+from src.checkpoints.files import (
     CheckpointError,
     CheckpointFolder,
     load_backbone,

@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 import train
+from src.checkpoints.files import load_checkpoint
 from src.runtime.errors import UserError
-from src.training.checkpoints import load_checkpoint
 from src.training.resume import find_run, own_config
 
 

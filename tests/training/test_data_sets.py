@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
+from src.checkpoints.files import load_checkpoint, load_detector, save_checkpoint
 from src.config import load_config
 from src.data.formats import resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord, read_index
-from src.device import set_device
 from src.evaluation.coco import evaluate
 from src.evaluation.inference import Evaluator
 from src.models.build import build_detector, build_loss
-from src.training.checkpoints import load_checkpoint, load_detector, save_checkpoint
+from src.ops.device import set_device
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys, TrainStep
 from src.training.update import Update, build_optimizer

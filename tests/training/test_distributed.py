@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.checkpoints.files import load_checkpoint
 from src.data.loader import EvalLoader, TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.data.shapes import make_shapes
 from src.runtime.errors import UserError
-from src.training.checkpoints import load_checkpoint
-from src.training.distributed import Group, join_group
+from src.runtime.ranks import Group, join_group
 
 ROOT = Path(__file__).parents[2]
 # Frozen batch norms, for a rank's batch statistics are its own; samplers that take all there is. A small learning rate,
@@ -46,7 +46,7 @@ def free_port() -> int:
 
 def msrun(folder: Path, *words: str) -> subprocess.CompletedProcess:
     """Two workers under the supervisor."""
-    command = [sys.executable, "-m", "src.training.launch", str(Path(sys.executable).with_name("msrun"))]
+    command = [sys.executable, "-m", "src.runtime.launch", str(Path(sys.executable).with_name("msrun"))]
     command += ["--worker_num=2", "--local_worker_num=2", f"--master_port={free_port()}", f"--log_dir={folder}/log"]
     # msrun starts `python` of PATH
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -173,9 +173,9 @@ def test_rank_that_is_gone_is_named(refusal):
 def test_started_otherwise_than_configured(shapes_config, monkeypatch, refusal):
     for name in ("MS_ROLE", "MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE"):
         monkeypatch.delenv(name, raising=False)
-    assert join_group(shapes_config()).size == 1
+    assert join_group(False).size == 1
     with refusal(UserError, "run_distribute", "msrun"):
-        join_group(shapes_config(run_distribute=True))
+        join_group(True)
     monkeypatch.setenv("MS_WORKER_NUM", "2")
     with refusal(UserError, "--run_distribute true"):
-        join_group(shapes_config())
+        join_group(False)

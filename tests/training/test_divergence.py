@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from src.checkpoints.files import load_checkpoint
 from src.runtime.errors import UserError
-from src.training.checkpoints import load_checkpoint
 
 
 @pytest.mark.parametrize("bad", [2500.0, 1e36, np.inf, np.nan])

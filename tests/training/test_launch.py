@@ -28,7 +28,7 @@ class Job:
     def __init__(self, folder, worker):
         (folder / "starter.py").write_text(STARTER)
         (folder / "worker.py").write_text(worker)
-        command = [sys.executable, "-m", "src.training.launch", sys.executable]
+        command = [sys.executable, "-m", "src.runtime.launch", sys.executable]
         command += [str(folder / "starter.py"), str(folder / "worker.py"), str(folder)]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -89,7 +89,7 @@ def test_sigterm_reaches_workers_which_save(start, tmp_path):
 
 
 def test_command_that_is_not_there():
-    command = [sys.executable, "-m", "src.training.launch", "no-such-msrun", "--worker_num=2"]
+    command = [sys.executable, "-m", "src.runtime.launch", "no-such-msrun", "--worker_num=2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "no-such-msrun" in done.stderr

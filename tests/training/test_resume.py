@@ -13,8 +13,8 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 
 from benchmarks.resume import Run, compare_runs, kill_at
+from src.checkpoints.files import CheckpointError
 from src.runtime.errors import UserError
-from src.training.checkpoints import CheckpointError
 from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, find_run
 from src.training.tracking import LossLog, MetricsFile
 

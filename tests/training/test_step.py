@@ -8,8 +8,8 @@ from mindspore import Parameter, Tensor, context, nn, ops, set_seed
 
 from benchmarks.synthetic import synthetic_batch
 from src.config import load_config
-from src.device import set_device
 from src.models.build import build_detector, build_loss
+from src.ops.device import set_device
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys, TrainStep, build_step
 from src.training.update import LossScale, Update

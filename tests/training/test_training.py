@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from src.checkpoints.files import CheckpointError, load_detector
 from src.config import load_config
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
-from src.device import set_device
 from src.evaluation.inference import Evaluator
 from src.models.build import build_detector, build_loss
+from src.ops.device import set_device
 from src.runtime.errors import UserError
-from src.training.checkpoints import CheckpointError, load_detector
 from src.training.loop import Trainer
 from src.training.lr_schedule import learning_rates
 from src.training.step import build_step

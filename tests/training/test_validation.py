@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from mindspore import context, nn, ops
 
+from src.checkpoints.files import load_checkpoint
 from src.data.augment import without_augmentation
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
-from src.training.checkpoints import load_checkpoint
 from src.training.tracking import validations
 from src.training.validation import ValidationLoss
 

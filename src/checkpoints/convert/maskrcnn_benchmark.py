@@ -6,7 +6,7 @@ Names: maskrcnn_benchmark/modeling/{backbone/resnet.py,backbone/fpn.py,rpn/rpn.p
 
 from collections.abc import Collection
 
-from src.convert.rules import NORM, Traits, has_all, rename_by
+from src.checkpoints.convert.rules import NORM, Traits, has_all, rename_by
 
 __all__ = ["FAMILY", "recognises", "rename", "traits"]
 

@@ -1,7 +1,7 @@
 """Checkpoint files of any project as NumPy arrays: PyTorch's .pth, pickles, MindSpore's .ckpt and safetensors, also in
 shards. What a file is, its first bytes say, not its name.
 
-PyTorch isn't needed, and no pickle is run (src/convert/pickles.py).
+PyTorch isn't needed, and no pickle is run (src/checkpoints/convert/pickles.py).
 """
 
 import functools
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from src.convert.pickles import (
+from src.checkpoints.convert.pickles import (
     STORAGES,
     ConversionError,
     Foreign,
@@ -35,7 +35,7 @@ from src.convert.pickles import (
     reason,
     shown,
 )
-from src.training.checkpoints import read_ckpt, read_safetensors, summed
+from src.checkpoints.files import read_ckpt, read_safetensors, summed
 
 __all__ = ["State", "read_state"]
 

@@ -8,7 +8,7 @@ there) or renamed from torchvision's (`res2.0.conv1.weight`). Caffe2's batch nor
 import re
 from collections.abc import Collection
 
-from src.convert.rules import NORM, Traits, has_all, rename_by
+from src.checkpoints.convert.rules import NORM, Traits, has_all, rename_by
 
 __all__ = ["FAMILY", "recognises", "rename", "traits"]
 

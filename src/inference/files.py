@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from src.annotated import AnnotatedImage, Annotations
 from src.config import Config
 from src.data.formats import read_split
 from src.data.images import MAX_PIXELS, is_image
-from src.predict_labels import coco_labels, labelme_labels
-from src.predictor import Detections, Prediction, Predictor
+from src.inference.annotated import AnnotatedImage, Annotations
+from src.inference.labels import coco_labels, labelme_labels
+from src.inference.predictor import Detections, Prediction, Predictor
 from src.runtime.errors import UserError
 from src.runtime.files import open_regular, whole
 

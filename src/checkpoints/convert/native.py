@@ -5,7 +5,7 @@ before its names or, as its cell has them by itself, without.
 import re
 from collections.abc import Collection
 
-from src.convert.rules import Traits, has_all
+from src.checkpoints.convert.rules import Traits, has_all
 
 __all__ = ["FAMILY", "recognises", "rename", "traits"]
 

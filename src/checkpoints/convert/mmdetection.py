@@ -7,7 +7,7 @@ there).
 
 from collections.abc import Collection
 
-from src.convert.rules import NORM, Traits, has_all, rename_by
+from src.checkpoints.convert.rules import NORM, Traits, has_all, rename_by
 
 __all__ = ["FAMILY", "recognises", "rename", "traits"]
 

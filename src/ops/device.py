@@ -12,8 +12,9 @@ import mindspore as ms
 from src.config import Config
 from src.ops.library import find_library
 from src.runtime.errors import UserError, quiet_logging
+from src.runtime.ranks import local_device
 
-__all__ = ["compile_cache_folder", "set_device"]
+__all__ = ["compile_cache_folder", "set_device", "use_local_device"]
 
 REMEDY = {
     "GPU": "install CUDA 11.6 and cuDNN 8 and put them on LD_LIBRARY_PATH",
@@ -29,11 +30,21 @@ def compile_cache_folder(config: Config) -> Path:
     """
     digest = hashlib.sha256(importlib.metadata.version("mindspore").encode())
     digest.update(f"{Path(sys.argv[0]).name} {dataclasses.asdict(config)}".encode())
-    for source in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".cc", ".h")):
+    for source in sorted(p for p in Path(__file__).parents[1].rglob("*") if p.suffix in (".py", ".cc", ".h")):
         digest.update(source.read_bytes())
     # a kept graph names the library of operators
     digest.update(str(find_library()).encode())
     return (Path(config.train_outputs) / "compile_cache" / digest.hexdigest()[:16]).absolute()
+
+
+def use_local_device(config: Config) -> Config:
+    """With run_distribute: the config for the device that the launcher gave this process.
+
+    Without a compile cache, which several processes can't share.
+    """
+    if not config.run_distribute:
+        return config
+    return dataclasses.replace(config, device_id=local_device(config.device_id), compile_cache=False)
 
 
 def set_device(config: Config) -> None:

@@ -8,7 +8,7 @@ outputs); its RPN is a list of five heads that share one set of parameters, save
 import re
 from collections.abc import Collection
 
-from src.convert.rules import Traits, has_all, rename_by
+from src.checkpoints.convert.rules import Traits, has_all, rename_by
 
 __all__ = ["FAMILY", "TRANSPOSED", "recognises", "rename", "traits"]
 

@@ -40,7 +40,7 @@ DRAWINGS = 4  # pictures and detections that are being made for downloads, or in
 RETRY = "5"  # seconds after which to come again
 SIDES = 640, 1600  # pictures with a longer side outside this are enlarged or reduced
 LOCAL = frozenset(("127.0.0.1", "localhost", "::1"))
-PAGE = Path(__file__).with_name("serve.html")
+PAGE = Path(__file__).with_name("page.html")
 NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 POLICY = NOTHING + ("; img-src 'self' blob: data:; connect-src 'self'; script-src 'nonce-{0}'; style-src 'nonce-{0}'")
 TOO_LARGE = f"larger than {MAX_UPLOAD >> 20} MB; make it smaller", 413
@@ -88,7 +88,7 @@ def create_app(predictor, hosts: Iterable[str] = LOCAL):
     from werkzeug.exceptions import HTTPException
     from werkzeug.formparser import parse_form_data
 
-    from src.serve_http import CROWDED, REFUSED, STOPPING, BusyError, Line, StoppingError
+    from src.inference.page.server import CROWDED, REFUSED, STOPPING, BusyError, Line, StoppingError
 
     app = Flask("serve", static_folder=None)
     hosts, shelf = frozenset(hosts), Shelf(KEPT)
@@ -235,7 +235,7 @@ def shown(image: np.ndarray) -> np.ndarray:
 
 def draw(kept: Kept, score: float) -> np.ndarray:
     """The kept picture (H, W, 3) BGR with its detections of at least `score`."""
-    from src.visualize import draw_detections
+    from src.drawing.objects import draw_detections
 
     d = kept.detections
     height, width = kept.picture.shape[:2]
@@ -315,7 +315,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def create_server(app, listening: socket.socket):
     """The Server of an app that create_app made, at a listening socket."""
-    from src.serve_http import CROWDED, Server
+    from src.inference.page.server import CROWDED, Server
 
     line = app.extensions["line"]
 
@@ -339,7 +339,7 @@ def serve(
     address, port = listening.getsockname()[:2]
     hosts = allowed_hosts(host, address, allow_host)
 
-    from src.predictor import Predictor
+    from src.inference.predictor import Predictor
 
     predictor = Predictor(config, checkpoint, batch_size=1)
     print("compiling the network ...", flush=True)

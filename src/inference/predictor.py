@@ -17,20 +17,20 @@ from mindspore import Tensor
 from PIL import Image
 from pycocotools import mask as rle
 
+from src.checkpoints.files import load_detector
 from src.config import COCO_CLASSES, Config, load_config
 from src.data.formats import resolve_classes
 from src.data.images import orientation_for, read_frame, turn
 from src.data.records import DataError
 from src.data.transforms import prepare_image
-from src.device import set_device
+from src.drawing.objects import draw_detections
 from src.evaluation.coco import clip_to_picture, in_original, result_rows
 from src.evaluation.masks import paste_masks
+from src.inference.tiles import check_tile, cut_off, merge, windows
 from src.models.build import build_detector
-from src.predict_tiles import check_tile, cut_off, merge, windows
+from src.ops.device import set_device
 from src.runtime.errors import UserError
 from src.runtime.interrupts import own_interrupts
-from src.training.checkpoints import load_detector
-from src.visualize import draw_detections
 
 __all__ = ["Detections", "Prediction", "Predictor", "coco_category_ids"]
 

@@ -11,7 +11,7 @@ from pycocotools import mask as rle
 
 from src.data.images import turn_points, turned_size
 from src.data.polygons import mask_polygons
-from src.predictor import Detections
+from src.inference.predictor import Detections
 from src.runtime.errors import UserError
 from src.runtime.files import whole
 

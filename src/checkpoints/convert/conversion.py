@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from mindspore import nn
 
+from src.checkpoints.convert import detectron2, maskrcnn_benchmark, mindspore_zoo, mmdetection, native, torchvision
+from src.checkpoints.convert.pickles import ConversionError
+from src.checkpoints.convert.rules import Traits
+from src.checkpoints.convert.unused import AVERAGES, left_out
 from src.config import COCO_CLASSES, Backbone, Config, backbone_channels
-from src.convert import detectron2, maskrcnn_benchmark, mindspore_zoo, mmdetection, native, torchvision
-from src.convert.pickles import ConversionError
-from src.convert.rules import Traits
-from src.convert.unused import AVERAGES, left_out
 
 __all__ = [
     "LAYOUTS",

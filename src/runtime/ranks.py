@@ -5,7 +5,6 @@ evaluation results, a checkpoint to resume from) goes over a connection of rank 
 doesn't matter how long one waits: MindSpore's collectives on CPU give up after 30 seconds.
 """
 
-import dataclasses
 import os
 import signal
 import socket
@@ -19,11 +18,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.config import Config
 from src.runtime.errors import UserError
-from src.training.launch import RANK_VARIABLES, die_with_parent
+from src.runtime.launch import RANK_VARIABLES, die_with_parent
 
-__all__ = ["Group", "join_group", "use_local_device"]
+__all__ = ["Group", "join_group", "local_device"]
 
 STARTED_BY = ("MS_ROLE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE")
 KEY_BYTES = 16
@@ -117,26 +115,20 @@ class Group:
         return UserError(f"rank {self.rank}: rank {rank} has ended; its own log says why; go on with --resume")
 
 
-def use_local_device(config: Config) -> Config:
-    """With run_distribute: the config for the device that the launcher gave this process.
-
-    Without a compile cache, which several processes can't share.
-    """
-    if not config.run_distribute:
-        return config
+def local_device(device_id: int) -> int:
+    """The device that the launcher gave this process; `device_id` where it gave none."""
     given = (os.environ.get(name, "") for name in ("OMPI_COMM_WORLD_LOCAL_RANK", "DEVICE_ID"))
-    device = next((int(v) for v in given if v.isdigit()), config.device_id)
-    return dataclasses.replace(config, device_id=device, compile_cache=False)
+    return next((int(v) for v in given if v.isdigit()), device_id)
 
 
-def join_group(config: Config) -> Group:
-    """Takes part in the job that msrun, mpirun or a rank table's launcher started; alone without run_distribute.
+def join_group(distributed: bool) -> Group:
+    """Takes part in the job that msrun, mpirun or a rank table's launcher started; alone unless `distributed`.
 
     After set_device. msrun's scheduler, which runs the same script, stays here until the job's end. Raises UserError
-    where started otherwise than the config says.
+    where started otherwise than `distributed` says.
     """
     started = next((v for v in STARTED_BY if os.environ.get(v)), None)
-    if not config.run_distribute:
+    if not distributed:
         if any(int(os.environ.get(v) or 1) > 1 for v in ("MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE")):
             raise UserError(
                 "started as one of several processes, each of which would train alone; add --run_distribute true"

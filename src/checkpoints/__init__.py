@@ -1,0 +1,1 @@
+"""Checkpoints, our own and foreign ones."""

@@ -1,0 +1,1 @@
+"""What people look at: objects on pictures, and curves."""
