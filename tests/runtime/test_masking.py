@@ -2,7 +2,8 @@
 
 import pytest
 
-from src.config import ConfigError, load_config, main, parse_overrides
+from src.config import ConfigError, load_config, parse_overrides
+from src.config.__main__ import main
 from src.runtime.errors import UserError, shown
 from src.runtime.masking import login_of, masked, masked_text, without_secrets
 
