@@ -12,6 +12,7 @@ from src.evaluation.inference import collect_results, in_order, kinds_of, open_t
 from src.export import sidecar
 from src.export.whole import import_onnx_runtime
 from src.runtime.errors import UserError, run_command
+from src.runtime.files import why_unread
 
 
 def main() -> int:
@@ -63,8 +64,8 @@ def check(config: Config, path: Path) -> dict[tuple[int, int], Path]:
     with, and where it leaves its classes to the data, the classes.
     """
     about_path = path.with_name(path.name + ".json")
-    if not path.is_file():
-        raise UserError(f"{path}: no such model; export.py --file_format ONNX makes one")
+    if why := why_unread(path, "no such model"):
+        raise UserError(f"{path}: {why}; export.py --file_format ONNX makes one")
     about = sidecar.read(about_path)
     if about["file_format"] != "ONNX" or about["form"] != "whole":
         raise UserError(f"{about_path}: of {about['form']} {about['file_format']}, not of an ONNX model")

@@ -77,6 +77,8 @@ def by_rank(server: dict[str, Any]) -> list[dict[str, str]]:
 
 def read_table(path: str | Path) -> dict[str, Any]:
     """Reads a rank table and checks it. Raises RankTableError."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise RankTableError(f"{path}: not a file")
     try:
         table = json.loads(Path(path).read_bytes())
     except OSError as e:

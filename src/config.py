@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Callable
@@ -774,7 +775,7 @@ def _check_together(c: Config, source: str) -> None:
         if not ok:
             raise ConfigError(f"{source}: {message}")
 
-    for check in (_check_classes, _check_backbone, _check_network, _check_images, _check_samplers):
+    for check in (_check_classes, _check_backbone, _check_network, _check_images, _check_samplers, _check_places):
         check(c, demand)
 
 
@@ -855,6 +856,19 @@ def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
         demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
 
 
+def _check_places(c: Config, demand: Callable[[bool, str], None]) -> None:
+    place = os.path.normpath(c.brief)
+    demand(
+        not os.path.isabs(c.brief) and place.split(os.sep)[0] not in (".", ".."),
+        f"brief: {shown(c.brief)} is no folder in train_outputs; name one, and set train_outputs for another place",
+    )
+    for name in ("train_outputs", "brief", "mindrecord_dir"):
+        demand(
+            not any("\ud800" <= x <= "\udfff" for x in getattr(c, name)),
+            f"{name} {shown(getattr(c, name))} isn't UTF-8, and MindSpore can't write there; name another folder",
+        )
+
+
 def _check_images(c: Config, demand: Callable[[bool, str], None]) -> None:
     for name, v in (("img_mean", c.img_mean), ("img_std", c.img_std)):
         demand(len(v) == 3, f"{name} needs 3 values")
@@ -871,11 +885,6 @@ def _check_images(c: Config, demand: Callable[[bool, str], None]) -> None:
     )
     demand(abs(sum(c.action_prob) - 1) < 1e-6, f"action_prob adds up to {sum(c.action_prob):g}, not 1")
     demand(c.run_eval or not c.early_stop_epochs, "early_stop_epochs goes by evaluations: set run_eval: true")
-    for name in ("train_outputs", "brief", "mindrecord_dir"):
-        demand(
-            not any("\ud800" <= x <= "\udfff" for x in getattr(c, name)),
-            f"{name} {shown(getattr(c, name))} isn't UTF-8, and MindSpore can't write there; name another folder",
-        )
 
 
 def _check_samplers(c: Config, demand: Callable[[bool, str], None]) -> None:

@@ -22,7 +22,7 @@ from src.data.images import MAX_PIXELS, is_image
 from src.predict_labels import coco_labels, labelme_labels
 from src.predictor import Detections, Prediction, Predictor
 from src.runtime.errors import UserError
-from src.runtime.files import whole
+from src.runtime.files import open_regular, whole
 
 __all__ = [
     "Annotations",
@@ -304,6 +304,10 @@ def predict_video(
     Frames are upright, as players show them. Returns what is wrong with the video, "" for nothing: one that doesn't
     open, or ends early. Raises UserError for outputs that can't be written.
     """
+    try:
+        open_regular(video).close()
+    except OSError as e:
+        return f"{video}: can't read: {e.strerror}"
     capture = cv2.VideoCapture(os.fspath(video), cv2.CAP_FFMPEG)
     # phones store frames on their side, with a matrix that turns them; OpenCV heeds it only when told
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
 from src.runtime.errors import UserError
+from src.runtime.files import read_regular
 
 __all__ = [
     "VisualizeError",
@@ -230,7 +231,7 @@ def read_loss_log(path: str | Path) -> list[dict]:
     A last line that training is still writing, or was killed in, is left out.
     """
     try:
-        text = Path(path).read_text()
+        text = read_regular(path).decode()
     except OSError as e:
         raise VisualizeError(f"{path}: can't read the loss log: {e.strerror}") from None
     except UnicodeDecodeError:

@@ -17,7 +17,7 @@ from src.config import (
     parse_overrides,
     save_config,
 )
-from src.runtime.errors import run_command
+from src.runtime.errors import run_command, shown
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -329,7 +329,7 @@ def test_overrides_can_empty_a_text_and_be_negative(tmp_path):
     assert config.train_cfg.rcnn.sampler.neg_pos_ub == -1
 
 
-WORDS = ["", " lead", "trail ", "null", "~", "012", "2024-01-01", "on", "1:30", "run: 2", "run #2", "&a b", "*a", "[a"]
+WORDS = [" lead", "trail ", "null", "~", "012", "2024-01-01", "on", "1:30", "run: 2", "run #2", "&a b", "*a", "[a"]
 WORDS += [
     "two\nlines",
     "it's",
@@ -358,6 +358,18 @@ def test_text_is_taken_as_it_is_and_kept(tmp_path, word):
     save_config(config, tmp_path / "config.yaml")
     for c in (config, load_config(tmp_path / "config.yaml")):
         assert [c.train_dataset, c.brief, c.image_dir, c.backbone.pretrained] == [word] * 4
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/../../x", "a/..", "/x", "./../x", "//x", "..//"])
+def test_a_brief_that_leaves_train_outputs(name, refusal):
+    with refusal(ConfigError, "brief: ", shown(name), "train_outputs"):
+        load_config("configs/shapes.yaml", {"brief": name})
+
+
+@pytest.mark.parametrize("name", ["a/b", "a/../b", "..a", "./a", "a b/"])
+def test_a_brief_in_train_outputs(name):
+    config = load_config("configs/shapes.yaml", {"brief": name, "train_outputs": "out"})
+    assert Path(os.path.normpath(config.output_dir)).is_relative_to("out")
 
 
 def test_the_last_of_two_names_of_a_key_counts(tmp_path):

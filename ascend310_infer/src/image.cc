@@ -17,7 +17,16 @@ namespace rcnn {
 
 namespace {
 
-constexpr int64_t kMostPixels = int64_t{1} << 30;  // as OpenCV
+constexpr int64_t kMostPixels = 100000000;  // MAX_PIXELS of src/data/images.py
+// Pixels of all scans of a JPEG: one takes time by its picture's size, and a few bytes. MOST_SCANNED there.
+constexpr int64_t kMostScanned = 10000000000;
+
+// Before anything is decoded.
+void DemandFew(int64_t height, int64_t width) {
+  if (height <= kMostPixels / std::max<int64_t>(width, 1)) return;
+  throw UserError(std::to_string(width) + " x " + std::to_string(height) + ", more than " +
+                  std::to_string(kMostPixels) + " pixels; make it smaller");
+}
 
 bool IsJpeg(const std::vector<uint8_t> &bytes) {
   return bytes.size() >= 3 && bytes[0] == 0xFF && bytes[1] == 0xD8 && bytes[2] == 0xFF;
@@ -63,6 +72,13 @@ void JpegSkip(j_decompress_ptr reader, long bytes) {
   source->bytes_in_buffer -= taken;
 }
 
+// As often as a JPEG begins a scan; that of another picture in it, too.
+int64_t CountScans(const std::vector<uint8_t> &bytes) {
+  int64_t count = 0;
+  for (size_t i = 1; i < bytes.size(); ++i) count += bytes[i - 1] == 0xFF && bytes[i] == 0xDA;
+  return count;
+}
+
 // `pixels`: height x width x 3, or x 4 for CMYK. Empty on failure.
 bool RunJpeg(const std::vector<uint8_t> &bytes, JpegState *state, Picture *picture, std::vector<uint8_t> *cmyk) {
   if (setjmp(state->jump) != 0) return false;
@@ -79,13 +95,17 @@ bool RunJpeg(const std::vector<uint8_t> &bytes, JpegState *state, Picture *pictu
   state->source.bytes_in_buffer = bytes.size();
   reader->src = &state->source;
   if (jpeg_read_header(reader, TRUE) != JPEG_HEADER_OK) return false;
+  picture->height = reader->image_height;
+  picture->width = reader->image_width;
+  if (picture->height * picture->width > kMostPixels) return false;
+  if (picture->height * picture->width * CountScans(bytes) > kMostScanned) {
+    std::snprintf(state->reason, sizeof(state->reason), "too many scans");
+    return false;
+  }
   const bool is_cmyk = reader->num_components == 4;
   reader->out_color_space = is_cmyk ? JCS_CMYK : JCS_RGB;
   if (!jpeg_start_decompress(reader)) return false;
   const int64_t channels = is_cmyk ? 4 : 3;
-  picture->height = reader->output_height;
-  picture->width = reader->output_width;
-  if (picture->height * picture->width > kMostPixels) return false;
   std::vector<uint8_t> *to = is_cmyk ? cmyk : &picture->pixels;
   Reserve(picture->height, picture->width, channels, to);
   while (reader->output_scanline < reader->output_height) {
@@ -104,6 +124,7 @@ Picture DecodeJpeg(const std::vector<uint8_t> &bytes) {
   std::vector<uint8_t> cmyk;
   const bool done = RunJpeg(bytes, &state, &picture, &cmyk);
   jpeg_destroy_decompress(&state.reader);
+  DemandFew(picture.height, picture.width);
   if (!done) {
     throw UserError(std::string("damaged or truncated JPEG") + (state.reason[0] != '\0' ? ": " : "") + state.reason);
   }
@@ -185,6 +206,7 @@ Picture DecodePng(const std::vector<uint8_t> &bytes) {
   Picture picture;
   const bool done = state.info != nullptr && RunPng(&state, &picture);
   png_destroy_read_struct(&state.reader, &state.info, nullptr);
+  DemandFew(picture.height, picture.width);
   if (!done) {
     throw UserError(std::string("damaged or truncated PNG") + (state.reason[0] != '\0' ? ": " : "") + state.reason);
   }

@@ -5,7 +5,7 @@ object must still be there.
 """
 
 # the order in which they are registered is the order that a seed draws from
-from benchmarks.mutations import files, coco, voc, labelme, rows  # noqa: F401, I001
+from benchmarks.mutations import files, coco, voc, labelme, rows, raw  # noqa: F401, I001
 from benchmarks.mutations.sets import FORMATS, JSON_DIRT, DataSet, Mutation, applicable, make_set, pick
 
 __all__ = ["FORMATS", "JSON_DIRT", "DataSet", "Mutation", "applicable", "make_set", "pick"]

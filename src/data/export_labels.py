@@ -131,7 +131,8 @@ def save_image(record: ImageRecord, target: Path) -> None:
     except OSError as e:
         if e.strerror:
             raise
-        raise DataError(f"{record.path}: can't be decoded, to be turned upright: {e}") from None
+        where = record.told or str(record.path)
+        raise DataError(f"{where}: {record.path.name} can't be decoded, to be turned upright: {e}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -45,7 +45,9 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
-MAX_PIXELS = 100_000_000  # decoded, that is 300 MB
+MAX_PIXELS = 100_000_000  # decoded, that is 300 MB; kMostPixels of ascend310_infer/src/image.cc
+# pixels of all scans of a JPEG: one takes time by its picture's size, and a few bytes; some 10 s, kMostScanned there
+MOST_SCANNED = 10_000_000_000
 MAX_BYTES = 512 * 1024 * 1024
 EXIF_POLICIES = ("auto", "upright", "stored")
 WIDTH, HEIGHT, ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of EXIF and TIFF
@@ -186,7 +188,10 @@ def image_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Header
     Raises DataError, one line that begins with `name`, for bytes that aren't an image of KINDS, or for one of more than
     `max_pixels`: a few kilobytes can hold an image that fills the memory.
     """
-    return read_header(io.BytesIO(data), name, max_pixels)
+    header = read_header(io.BytesIO(data), name, max_pixels)
+    if header.kind == "JPEG" and data.count(b"\xff\xda") * header.height * header.width > MOST_SCANNED:
+        raise DataError(f"{name}: a JPEG of too many scans; save it anew")
+    return header
 
 
 class Head(io.RawIOBase):
@@ -341,9 +346,21 @@ def decode_image(data: bytes, name: str, orientation: int = 1) -> np.ndarray:
     return image if orientation == 1 else turn(image, orientation)
 
 
+def chunks_fit(data: bytes) -> bool:
+    """Whether a PNG's chunks, to the last, lie within it: OpenCV sets aside the memory that one claims, or that the
+    bytes of none do, gigabytes or not."""
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        at += 12 + length
+        if kind == b"IEND":
+            return at <= len(data)
+    return False
+
+
 def imdecode(data: bytes, flags: int) -> np.ndarray | None:
     """cv2.imdecode of the stored pixels; None also where OpenCV raises."""
-    if not data:
+    if not data or (data[:8] == PNG and not chunks_fit(data)):
         return None
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and (entry := orientation_entry(data)):
         # OpenCV turns a TIFF whatever it is told

@@ -25,7 +25,7 @@ from src.data.formats.labelme import LabelmeReader, name_below
 from src.data.images import file_header, orientation_for
 from src.data.records import DataError, ImageRecord, Records, Split, number
 from src.runtime.errors import run_command
-from src.runtime.files import beside
+from src.runtime.files import beside, why_unread
 
 __all__ = ["import_labels"]
 
@@ -105,6 +105,8 @@ def import_labels(
 
 def told_format(labels: Path) -> str:
     """The name of the format that lies at `labels`. Raises DataError where none does, or several do."""
+    if not labels.is_dir() and (why := why_unread(labels)):
+        raise DataError(f"{labels}: {why}")
     found = formats_at(labels)
     if len(found) > 1:
         raise DataError(f"{labels}: holds labels in the formats {' and '.join(found)}; say which by --from")
@@ -167,10 +169,15 @@ def read_labels(labels: Path, images: Path | None, source: str, options: dict, s
             records = form.records(where, config, "unneeded")
         take(records, split, out)
     if source == "coco":
-        # which of the folders beside a file has its images is a rule of the layout, not the file's word
-        out.roots += [where.images for where in splits.values()]
+        out.roots += [where.images for where in splits.values() if is_beside(where.images, labels)]
     out.roots += [home_of(labels), embedded]
     return out
+
+
+def is_beside(images: Path, labels: Path) -> bool:
+    """Whether a folder of images, found beside labels by the rules of the layout, is no link that leads elsewhere."""
+    place = images.resolve()
+    return place == images.parent.resolve() / images.name or place.is_relative_to(home_of(labels).resolve())
 
 
 def take(records: Records, split: str, out: Read) -> None:
@@ -210,7 +217,8 @@ def read_results(results: Path, annotations: Path, images: Path | None, score_th
     records = Coco().parse(data, Split(results, where.images), config, "unneeded")
     out = Read({}, [], [f"{len(kept)} of {len(rows)} detections have a score of {score_thr:g} or more"])
     take(records, "", out)
-    out.roots = [where.images, home_of(annotations)]
+    own = images or is_beside(where.images, annotations)
+    out.roots = [*([where.images] if own else []), home_of(annotations)]
     return out
 
 

@@ -7,11 +7,26 @@ from pycocotools import mask as rle
 
 from src.data.records import DataError
 
-__all__ = ["as_rle", "covers_nothing", "extent", "mask_area", "normal_segmentation", "run_totals", "segmentation_json"]
+__all__ = [
+    "as_rle",
+    "complement",
+    "covers_nothing",
+    "demand_room",
+    "demand_short",
+    "drawing_work",
+    "extent",
+    "mask_area",
+    "normal_segmentation",
+    "placed_rle",
+    "run_totals",
+    "segmentation_json",
+    "union",
+]
 
 BYTES_AT_ONCE = 1 << 16  # arrays that stay in the cache
 FAR = 10  # sides of its image that a polygon may reach beyond it
-LONGEST = 2_000_000  # pixels around the polygons of a mask: filling them takes time and memory by that
+LONGEST = 2_000_000  # pixels around the polygons of a mask: filling them takes time and memory by that, some 0.2 s
+UNCOUNTED = 10_000  # pixels around, which aren't worth being counted
 
 Segmentation = list[np.ndarray] | dict
 
@@ -57,9 +72,30 @@ def normal_polygons(segmentation: list, height: int, width: int, where: str) -> 
             around += len(points) / 2 * float(high - low)
     if not out:
         raise DataError(f"{where}: no polygon of three points or more")
-    if around > LONGEST and (around := sum(map(perimeter, out))) > LONGEST:
-        raise DataError(f"{where}: its polygons are {around:.0f} pixels around, more than {LONGEST:,}")
+    if around > LONGEST:
+        demand_short(out, where)
     return out
+
+
+def drawing_work(segmentation: Segmentation, height: int, width: int) -> float:
+    """Pixels around the polygons of a normal segmentation; 0 where that can't be much, and for run lengths."""
+    if isinstance(segmentation, dict) or sum(map(len, segmentation)) // 2 * max(height, width) < UNCOUNTED:
+        return 0.0
+    return sum(map(perimeter, segmentation))
+
+
+def demand_room(polygons: list[np.ndarray], height: int, width: int, where: str) -> None:
+    """Raises DataError, which begins with `where`, where all polygons of an image, (2 x points,), are longer around
+    than outlines in it can be."""
+    room = max(LONGEST, height * width / 2)
+    if sum(map(len, polygons)) // 2 * max(height, width) > room and (around := sum(map(perimeter, polygons))) > room:
+        raise DataError(f"{where}: its polygons are {around:.0f} pixels around, more than {room:.0f}; simplify them")
+
+
+def demand_short(polygons: list[np.ndarray], where: str) -> None:
+    """Raises DataError, which begins with `where`, for polygons (2 x points,) too long around to be filled."""
+    if (around := sum(map(perimeter, polygons))) > LONGEST:
+        raise DataError(f"{where}: its polygons are {around:.0f} pixels around, more than {LONGEST:,}")
 
 
 def perimeter(polygon: np.ndarray) -> float:
@@ -157,8 +193,49 @@ def as_rle(segmentation: Segmentation, height: int, width: int) -> dict:
     """A normal segmentation as one compressed RLE."""
     if isinstance(segmentation, dict):
         return segmentation
-    merged = rle.merge(rle.frPyObjects(segmentation, height, width))
-    return {"size": [height, width], "counts": merged["counts"].decode()}
+    return union(rle.frPyObjects(segmentation, height, width))
+
+
+def union(parts: Sequence[dict], intersect: bool = False) -> dict:
+    """Compressed RLE, one or more, as one of text: of what any of them covers, or all of them do."""
+    parts = list(parts)
+    # by and by, as each merge reads all runs so far
+    while len(parts) > 1:
+        parts = [rle.merge(parts[i : i + 16], intersect=intersect) for i in range(0, len(parts), 16)]
+    counts = parts[0]["counts"]
+    return {"size": list(parts[0]["size"]), "counts": counts if isinstance(counts, str) else counts.decode()}
+
+
+def complement(mask: dict) -> dict:
+    """Compressed RLE of the pixels that `mask`, such a one, doesn't cover."""
+    text = mask["counts"]
+    runs: list[int] = []
+    value = shift = 0
+    for character in text.encode() if isinstance(text, str) else text:
+        value |= (character - 48 & 31) << shift
+        shift += 5
+        if not character - 48 & 32:
+            value -= (1 << shift) if character - 48 & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    runs = runs[1:] if len(runs) > 1 and not runs[0] else [0, *runs]
+    return rle.frPyObjects({"size": mask["size"], "counts": runs}, *mask["size"])
+
+
+def placed_rle(bitmap: np.ndarray, top: int, left: int, height: int, width: int) -> dict:
+    """A bitmap (h, w) bool at a place of an image, in which it lies, as compressed RLE of that image."""
+    columns = np.zeros((bitmap.shape[1], bitmap.shape[0] + 2), bool)
+    columns[:, 1:-1] = bitmap.T
+    flat = columns.ravel()
+    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), columns.shape[1])
+    edges = (left + column) * height + top + row
+    # a run that ends where the next begins, in the column after it
+    ends, begins = edges[1:-1:2], edges[2::2]
+    split = np.flatnonzero(ends == begins) * 2 + 1
+    edges = np.delete(edges, np.concatenate([split, split + 1]))
+    edges = np.concatenate([[0], edges, [height * width]])
+    runs = np.diff(edges[:-1] if len(edges) > 2 and edges[-2] == edges[-1] else edges)
+    return rle.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
 
 
 def mask_area(segmentation: Segmentation, height: int, width: int) -> float:

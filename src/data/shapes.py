@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from src.data.records import DataError
 from src.runtime.errors import UserError, run_command
-from src.runtime.files import beside
+from src.runtime.files import beside, read_regular
 
 __all__ = ["CLASSES", "make_shapes"]
 
@@ -233,8 +233,8 @@ def describe(count: int, seed: int) -> str:
 def description(annotations: Path) -> str:
     """What a split there is made of, in `describe`'s words; empty if it isn't a shapes data set."""
     try:
-        return str(json.loads(annotations.read_bytes())["info"]["description"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(read_regular(annotations))["info"]["description"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return ""
 
 

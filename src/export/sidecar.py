@@ -16,7 +16,7 @@ import numpy as np
 from src.config import Backbone, BoxCoder, Config, Proposals, Roi
 from src.export.sidecar_schema import ExportError, check, parse
 from src.runtime.errors import shown
-from src.runtime.files import open_regular, whole
+from src.runtime.files import open_regular, whole, why_unread
 
 __all__ = [
     "ExportError",
@@ -81,8 +81,8 @@ def file_entry(path: str | Path) -> dict[str, Any]:
 def check_file(path: str | Path, entry: dict[str, Any]) -> None:
     """Raises ExportError unless the file is, byte for byte, the one that `entry` describes."""
     path = Path(path)
-    if not path.is_file():
-        raise ExportError(f"{path}: no such model")
+    if why := why_unread(path, "no such model"):
+        raise ExportError(f"{path}: {why}")
     if path.stat().st_size != entry["bytes"]:
         raise ExportError(f"{path}: {path.stat().st_size} bytes, its sidecar says {entry['bytes']}; export it again")
     if checksum(path) != entry["sha256"]:

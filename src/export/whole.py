@@ -191,9 +191,7 @@ def reference_of(agreement: Agreement) -> dict:
 
 def demand(agreement: Agreement, path: Path, runtime: str) -> Agreement:
     if not agreement.passed:
-        raise ExportError(
-            f"{path.name}: {runtime} gives other detections than the checkpoint ({agreement}); not written"
-        )
+        raise ExportError(f"{path}: {runtime} gives other detections than the checkpoint ({agreement}); not written")
     return agreement
 
 
@@ -226,6 +224,9 @@ def folder_beside(path: Path) -> Iterator[Path]:
     try:
         with removed_at_signals(folder):
             yield folder
+    except ExportError as e:
+        # by the names that the files would have had
+        raise ExportError(str(e).replace(f"{folder}/", f"{path.parent}/" if path.parent.name else "")) from e
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -313,10 +314,10 @@ def write_mindspore(
                 return None
             got = nn.GraphCell(ms.load(str(path)))(*tensors)
     except OSError as e:
-        raise cannot_write(path.name, e) from None
+        raise cannot_write(path, e) from None
     except (RuntimeError, ValueError) as e:
         reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
-        raise ExportError(f"{path.name}: MindSpore can't export the model: {reason}") from e
+        raise ExportError(f"{path}: MindSpore can't export the model: {reason}") from e
     got = [x.asnumpy() for x in got]
     return demand(compare_detections(got, above(wanted, config.test_cfg.rcnn.score_thr)), path, "MindSpore")
 
@@ -335,7 +336,7 @@ def write_onnx(
     try:
         path.write_bytes(data)
     except OSError as e:
-        raise cannot_write(path.name, e) from None
+        raise cannot_write(path, e) from None
     return agreement
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "read_regular",
     "remove_leftovers",
     "whole",
+    "why_unread",
 ]
 
 MOST_BYTES = 4 << 30  # of a file that is read whole: the largest sets of annotations have one or two
@@ -87,6 +88,17 @@ def read_regular(path: str | os.PathLike, most: int = MOST_BYTES) -> bytes:
         told = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
         raise OSError(errno.EFBIG, f"it is larger than {told}", str(path))
     return data
+
+
+def why_unread(path: str | os.PathLike, missing: str = "no such file") -> str:
+    """Why a file that has to be there can't be read, `missing` where there is none; "" if it can."""
+    try:
+        open_regular(path).close()
+    except FileNotFoundError:
+        return missing
+    except OSError as e:
+        return str(e.strerror)
+    return ""
 
 
 def cure(e: OSError, remedy: str) -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from src.runtime.errors import UserError, quiet_logging
-from src.runtime.files import beside, flush, remove_leftovers
+from src.runtime.files import beside, flush, open_regular, read_regular, remove_leftovers
 
 __all__ = [
     "CheckpointError",
@@ -89,8 +90,13 @@ def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     Raises CheckpointError for a missing, damaged or foreign file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        # what isn't a file is told before MindSpore waits for it
+        open_regular(path).close()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as e:
+        raise CheckpointError(f"{path}: can't read: {e.strerror}") from None
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix != ".ckpt":
@@ -102,7 +108,7 @@ def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, sys.maxsize)
     except OSError as e:
         raise CheckpointError(f"{path}: can't read it: {e.strerror}") from None
 

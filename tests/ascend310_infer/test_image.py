@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from src.config import Config
-from src.data.images import decode_image, image_header, safe_decode
+from src.data.images import MAX_PIXELS, MOST_SCANNED, decode_image, image_header, safe_decode
 from src.data.records import DataError
 from src.data.transforms import canvas_size, fit_size
 from src.export import sidecar
@@ -45,7 +46,7 @@ def compiled(sources, folder):
 @pytest.fixture(scope="module")
 def prepare(tmp_path_factory):
     """prepare(bytes, height, width, keep_ratio, exif, filter) -> (height and width before the resize, resized RGB
-    picture), or None: refused."""
+    picture), or None: refused, with prepare.told."""
     folder = tmp_path_factory.mktemp("prepare")
     program = compiled(SOURCES, folder)
 
@@ -57,6 +58,7 @@ def prepare(tmp_path_factory):
         if result.returncode != 0:
             message = result.stderr.decode()
             assert message.startswith("error: ") and message.count("\n") == 1, message
+            run.told = message
             return None
         sizes = np.frombuffer(result.stdout, np.int64, 4)
         picture = np.frombuffer(result.stdout, np.uint8, offset=32).reshape(*sizes[2:], 3)
@@ -302,6 +304,44 @@ def test_truncated_images_are_refused_as_training_does(name, prepare):
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a" + bytes(50)])
 def test_other_files_are_refused(data, prepare):
     assert prepare(data) is None
+
+
+def test_limits_are_those_of_training():
+    source = (ROOT / SOURCES[0]).read_text()
+    limits = dict(re.findall(r"constexpr int64_t (kMost\w+) = (\d+);", source))
+    assert {k: int(v) for k, v in limits.items()} == {"kMostPixels": MAX_PIXELS, "kMostScanned": MOST_SCANNED}
+
+
+def of_claimed_size(name, height, width):
+    """A picture whose header says that it is larger than it is."""
+    data = bytearray(IMAGES[name]())
+    if name == "png":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        frame = data.index(b"\xff\xc0" if name == "jpeg" else b"\xff\xc2")
+        data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "progressive jpeg", "png"])
+def test_a_picture_over_the_limit_is_told_before_it_is_decoded(name, prepare):
+    data = of_claimed_size(name, 20_000, 65_000)
+    told = "65000 x 20000, more than 100"
+    assert prepare(data) is None and told in prepare.told
+    with pytest.raises(DataError, match="more than 100,000,000 pixels"):
+        safe_decode(data, "a")
+
+
+def test_a_jpeg_of_too_many_scans(prepare):
+    """Each takes the time of a picture, of 9 million pixels here, and a few bytes."""
+    data = saved(np.full((3000, 3000), 77, np.uint8), kind="JPEG", progressive=True)
+    assert prepare(data) is not None
+    last = data[data.rindex(b"\xff\xda") : -2]
+    data = data[:-2] + last * 1500 + data[-2:]
+    assert prepare(data) is None and "too many scans" in prepare.told
+    with pytest.raises(DataError, match="a: a JPEG of too many scans"):
+        safe_decode(data, "a")
 
 
 def test_flipped_bytes_never_crash(prepare):

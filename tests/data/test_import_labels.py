@@ -276,6 +276,25 @@ def test_images_from_outside_are_not_copied(tmp_path, refusal, kind, lead):
     assert [p.name for p in (tmp_path / "out/train2017").rglob("*.png")]
 
 
+@pytest.mark.parametrize("layout", ["root", "file", "beside"])
+def test_a_folder_of_images_that_is_a_link(coco_folder, tmp_path, refusal, layout):
+    """It leads out of what was named; the named folder may itself be one."""
+    stray = tmp_path / "elsewhere"
+    if layout == "beside":
+        (coco_folder.root / "labels").mkdir()
+        place = coco_folder.json.rename(coco_folder.root / "labels/mine.json")
+        images, labels = coco_folder.images.rename(coco_folder.root / "images"), place
+    else:
+        images, labels = coco_folder.images, coco_folder.root if layout == "root" else coco_folder.json
+    (tmp_path / "named").symlink_to(coco_folder.root)
+    assert import_labels(tmp_path / "named" / labels.relative_to(coco_folder.root), tmp_path / "before") == []
+    images.rename(stray)
+    images.symlink_to(stray)
+    with refusal(DataError, stray / "000000000001.jpg", "--images"):
+        import_labels(labels, tmp_path / "out")
+    assert import_labels(labels, tmp_path / "out", images) == []
+
+
 def test_a_file_that_is_no_picture(coco_folder, tmp_path, refusal):
     (coco_folder.images / "000000000001.jpg").write_text("secret")
     with refusal(DataError, "000000000001.jpg", "not an image"):

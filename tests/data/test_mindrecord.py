@@ -198,9 +198,11 @@ def test_an_empty_file_is_converted_again(coco_config, capsys, name):
     assert f"{folder}: damaged (" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "place"), [("data.mindrecord", HEADER), ("data.mindrecord.db", 9000)])
+@pytest.mark.parametrize(
+    ("name", "place"), [("data.mindrecord", HEADER), ("data.mindrecord.db", 9000), ("truth.json", 300)]
+)
 def test_damage_that_changes_no_time(coco_config, capsys, name, place):
-    """As a disk does it: what MindRecord's reader believes unseen is compared at each start."""
+    """As a disk does it: what MindRecord's reader believes unseen, and the truth, is compared at each start."""
     config = coco_config()
     folder = convert(config)
     flip(folder / name, place)

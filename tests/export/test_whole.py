@@ -106,7 +106,7 @@ def test_an_orientation_that_differs_leaves_neither(small_config, make_detector,
         return given[-1]
 
     monkeypatch.setattr(whole, "every_detection", right_at_first)
-    with refusal(ExportError, "model-upright.onnx", "other detections"):
+    with refusal(ExportError, tmp_path / "out/model-upright.onnx: ", "other detections"):
         export_whole(config, make_detector(config), path, "ONNX")
     assert contents(path.parent) == {}
 
@@ -174,7 +174,7 @@ def test_onnx_file(small_config, make_detector, tmp_path, monkeypatch, refusal):
 
     moved = [given[0][0] + 1.0, *given[0][1:]]
     monkeypatch.setattr(whole, "every_detection", lambda *_: moved)
-    with refusal(ExportError, "model.onnx", "other detections", "not written"):
+    with refusal(ExportError, f"{path}: ", "other detections", "not written"):
         export_whole(config, detector, path, "ONNX")
     assert contents(tmp_path) == before
 
@@ -270,5 +270,5 @@ def test_why_mindspore_does_not_export(small_config, make_detector, tmp_path, mo
 
     monkeypatch.setattr(whole.ms, "export", fail)
     config = small_config()
-    with refusal(ExportError, "model.mindir", *parts):
+    with refusal(ExportError, f"{tmp_path}/model.mindir: ", *parts):
         whole.write_mindspore(config, make_detector(config), tmp_path / "model.mindir", "MINDIR", (), [])

@@ -30,6 +30,7 @@ from src.data.augment.instaboost import Scene
 from src.data.records import DataError
 from src.data.transforms import to_bitmap
 from src.runtime.errors import UserError
+from src.runtime.files import read_regular
 
 __all__ = ["Transform", "TransformError", "load_transform"]
 
@@ -211,7 +212,7 @@ def load_transform(name: str) -> Transform:
 def run_file(path: Path, name: str) -> tuple[types.ModuleType, str, bytes]:
     """A file's module, its name and its content. Raises ConfigError."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as e:
         raise ConfigError(f"transform: {path}: can't read: {e.strerror}") from None
     module = types.ModuleType(f"transform_{path.stem}")

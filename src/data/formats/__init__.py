@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,9 +125,31 @@ def read_split(
         masks = masks or ("if_any" if config.with_mask else "unneeded")
     with naming_format(config, split):
         records = form.records(where, config, masks, files)
+    records.notes += outside_notes(records, named_folders(config, where, split))
     if training:
         records.check_counts(config.max_instance_count)
     return records
+
+
+def named_folders(config: Config, where: Split, split: str) -> list[Path]:
+    """The folders that the config names for a split, the likeliest to hold its images first."""
+    listing = "" if split == "train" else split if split not in SPLITS else config.val_annotations
+    places = [config.image_dir, config.anno_path, listing]
+    if config.dataset != "other":
+        places.insert(0, split_source(config, split))
+    folders = [p if p.is_dir() else p.parent for p in map(Path, filter(None, places))]
+    # of COCO's layouts some have the images beside the folder of the annotations
+    return [*folders, where.images] if config.dataset == "coco" else folders
+
+
+def outside_notes(records: Records, folders: list[Path]) -> list[str]:
+    """A line, or none, on images that the annotations' own paths, whole or with "..", lead to out of the folders."""
+    below = tuple(os.path.join(os.path.abspath(f), "") for f in folders)
+    usable = (r.path for r in records.images if not r.faults)
+    outside = [p for p in usable if not os.path.abspath(p).startswith(below)]
+    if not outside:
+        return []
+    return [f"{folders[0]}: its annotations lead to {len(outside)} images outside of it, the first {outside[0]}"]
 
 
 def source_digest(config: Config, where: Split) -> str:

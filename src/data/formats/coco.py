@@ -12,11 +12,14 @@ from src.data.finding import ImageFinder, refuse_shared
 from src.data.formats.base import FOLDER_NAMES, Format, Masks, NoSplitError, class_labels, load_json, split_source
 from src.data.images import frame_of
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box, number
-from src.data.segmentations import covers_nothing, extent, mask_area, normal_segmentation
+from src.data.segmentations import covers_nothing, drawing_work, extent, mask_area, normal_segmentation
 
 __all__ = ["Coco", "category_names", "folder_beside", "read_json"]
 
 LARGEST = 1 << 31  # pixels: no decoder takes a longer side
+# pixels around all polygons of a file, which take 0.1 us each to fill: so many; more for each image, by its size, and
+# for each annotation
+WORK, WORK_OF_IMAGE, WORK_OF_ANNOTATION = 5e7, 1e5, 2e3
 Key = int | str
 
 
@@ -191,6 +194,7 @@ class CocoReader:
         self.notes: Counter = Counter()
         self.apart: list[str] = []
         self.boxes = BoxPattern()
+        self.work_left = WORK + WORK_OF_ANNOTATION * len(data["annotations"]) + sum(map(image_work, data["images"]))
         self.images = Ids(self.image_keys())
         entries = read_categories(data, self.path)
         self.categories = Ids([k for k, _ in entries])
@@ -324,7 +328,8 @@ class CocoReader:
             faults.append(str(e))
             return record
         for place, a in enumerate(rows, 1):
-            where = f"{self.path}: annotation {a.get('id', f'(the {place}. without id)')} of image {key}"
+            number_of = f"{a['id']}"[:60] if "id" in a else f"(the {place}. without id)"
+            where = f"{self.path}: annotation {number_of} of image {f'{key}'[:60]}"
             record.add(self.instance, a, record.height, record.width, masks, where)
         record.told = f"{self.path}: image {key} ({record.path.name})"
         return record
@@ -377,7 +382,13 @@ class CocoReader:
         if not needed and not value:
             return None
         try:
-            return normal_segmentation(value, height, width, where)
+            out = normal_segmentation(value, height, width, where)
+            self.work_left -= drawing_work(out, height, width)
+            if self.work_left < 0:
+                raise DataError(
+                    f"{where}: the file's polygons are longer than its pictures have room for; simplify them"
+                )
+            return out
         except DataError:
             if needed:
                 raise
@@ -396,6 +407,12 @@ class CocoReader:
         if None in (x, y, w, h):
             raise DataError(f"{where}: bbox {str(value)[:80]} isn't four finite numbers")
         return x, y, w, h
+
+
+def image_work(entry: dict) -> float:
+    """Pixels that outlines in an image may be long: a twentieth of its own."""
+    height, width = (number(entry.get(k)) or 0.0 for k in ("height", "width"))
+    return max(0.0, min(WORK_OF_IMAGE, height * width / 20))
 
 
 def is_crowd(value: object, where: str) -> bool:

@@ -31,16 +31,30 @@ from src.data.formats.base import (
     split_source,
     truth_categories,
 )
-from src.data.images import file_header, image_header, sorted_files
+from src.data.images import check_decodes, file_header, image_header, imdecode, sorted_files
 from src.data.polygons import clip_polygon
 from src.data.records import LEAST_SIDE, DataError, ImageRecord, Instance, Records, Split, number
-from src.data.segmentations import Segmentation, as_rle, extent, mask_area
+from src.data.segmentations import (
+    Segmentation,
+    as_rle,
+    complement,
+    demand_room,
+    demand_short,
+    extent,
+    mask_area,
+    placed_rle,
+    union,
+)
 
 __all__ = ["Labelme", "LabelmeReader", "is_labelme"]
 
 FARTHEST = 1e9  # pixels: no picture reaches there
 CIRCLE_CORNERS = 64
 LARGEST = 64 << 20  # bytes of a file, its picture included
+SMALL = 4096  # pixels of a bitmap that are never too many
+# pixels that all bitmaps of a picture may have, and times the picture's own, up to a few seconds' work
+BITMAPS, BITMAP_SHARE, MOST_BITMAPS = 2e8, 100, 1e9
+MOST_CUTS = 1_000_000  # pairs of an object and a shape called _background_
 QUADRILATERALS = ("rectangle", "rotation", "oriented_rectangle")
 BACKGROUND, IGNORE = "_background_", "__ignore__"  # labels that labelme gives a meaning
 
@@ -137,25 +151,24 @@ def label_of(shape: object) -> str:
 
 @dataclass
 class Parts:
-    """An object in the making: polygons (N, 2), and the pixels (H, W) bool of what is no polygon."""
+    """An object in the making: polygons (N, 2), and compressed RLE of each part that is no polygon."""
 
     name: str
     polygons: list[np.ndarray] = field(default_factory=list)
-    pixels: np.ndarray | None = None
+    pixels: list[dict] = field(default_factory=list)
 
-    def all_pixels(self, height: int, width: int) -> np.ndarray:
-        """The object as (H, W) bool."""
-        out = np.zeros((height, width), bool) if self.pixels is None else self.pixels
+    def all_pixels(self, height: int, width: int) -> dict:
+        """The object as one compressed RLE."""
+        parts = list(self.pixels)
         if self.polygons:
-            out = out | rle.decode(as_rle([p.ravel() for p in self.polygons], height, width)).astype(bool)
-        return out
+            parts.append(as_rle([p.ravel() for p in self.polygons], height, width))
+        return union(parts or [placed_rle(np.zeros((1, 1), bool), 0, 0, height, width)])
 
     def segmentation(self, height: int, width: int) -> Segmentation:
         """Polygons, or where they aren't all compressed RLE."""
-        if self.pixels is None:
+        if not self.pixels:
             return [np.round(p, 2).ravel() for p in self.polygons]
-        encoded = rle.encode(np.asfortranarray(self.all_pixels(height, width), np.uint8))
-        return {"size": [height, width], "counts": encoded["counts"].decode()}
+        return self.all_pixels(height, width)
 
 
 class LabelmeReader:
@@ -264,7 +277,14 @@ class LabelmeReader:
         except DataError as e:
             record.faults.append(str(e))
             return record
-        for name, parts, where in self.objects(data["shapes"], record, path):
+        objects = list(self.objects(data["shapes"], record, path))
+        try:
+            outlines = [p.ravel() for _, parts, _ in objects for p in parts.polygons]
+            demand_room(outlines, record.height, record.width, str(path))
+        except DataError as e:
+            record.faults.append(str(e))
+            return record
+        for name, parts, where in objects:
             record.add(self.instance, name, parts, record, where)
         record.told = str(path)
         return record
@@ -284,8 +304,9 @@ class LabelmeReader:
                     f"{path}: its image {source} is missing, and only the file itself holds it; write it out:"
                     " python -m src.data.import_labels"
                 ) from None
-        kind, *_ = image_header(content, f"{path}: imageData")
-        below = path.relative_to(self.where.annotations).with_suffix(".png" if kind == "PNG" else ".jpg")
+        header = image_header(content, f"{path}: imageData")
+        check_decodes(content, f"{path}: imageData", header)
+        below = path.relative_to(self.where.annotations).with_suffix(".png" if header.kind == "PNG" else ".jpg")
         target = self.embedded / below
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -321,6 +342,8 @@ class LabelmeReader:
         """(label, parts, where) of each object; faults go to the record."""
         size = record.height, record.width
         objects: dict[object, tuple[Parts, str]] = {}
+        bitmaps = max(BITMAPS, min(BITMAP_SHARE * record.height * record.width, MOST_BITMAPS))
+        cuts = 0
         for i, shape in enumerate(shapes, 1):
             where = f"{path}: shape {i}"
             name = label_of(shape)
@@ -334,12 +357,19 @@ class LabelmeReader:
                 if name == IGNORE and self.config.labelme_ignore == "skip":
                     self.notes[f"shapes called {IGNORE} are passed over (labelme_ignore: skip)"] += 1
                     continue
+                bitmaps -= bitmap_pixels(shape) if shape.get("shape_type") == "mask" else 0
+                if bitmaps < 0:
+                    raise DataError(f"{where}: the bitmaps of its file are too many for one picture")
                 part = shape_parts(shape, name, *size, where)
             except DataError as e:
                 record.faults.append(str(e))
                 continue
             if name == BACKGROUND:
                 self.notes[f"shapes called {BACKGROUND} are no objects; they are cut from those drawn before"] += 1
+                cuts += len(objects)
+                if cuts > MOST_CUTS:
+                    record.faults.append(f"{where}: too many shapes called {BACKGROUND}; merge them")
+                    return
                 cut(part, [p for p, _ in objects.values()], *size)
                 continue
             # shapes that share a label and a group are parts of one object
@@ -347,8 +377,7 @@ class LabelmeReader:
             key = i if group is None else (name, str(group))
             whole, _ = objects.setdefault(key, (Parts(name), where))
             whole.polygons += part.polygons
-            if part.pixels is not None:
-                whole.pixels = part.pixels if whole.pixels is None else whole.pixels | part.pixels
+            whole.pixels += part.pixels
         for parts, where in objects.values():
             yield parts.name, parts, where
 
@@ -393,7 +422,7 @@ def shape_parts(shape: dict, name: str, height: int, width: int, where: str) -> 
     kind = shape.get("shape_type") or "polygon"
     points = shape_points(shape.get("points"), where)
     if kind == "mask":
-        return Parts(name, [], shape_mask(shape.get("mask"), points, height, width, where))
+        return Parts(name, [], [shape_mask(shape.get("mask"), points, height, width, where)])
     if kind in QUADRILATERALS and len(points) == 2:
         turned = [k for k in ("rotation", "direction", "angle") if number(shape.get(k)) not in (None, 0.0)]
         if turned:
@@ -408,6 +437,7 @@ def shape_parts(shape: dict, name: str, height: int, width: int, where: str) -> 
         some = f"{len(points)} points of a circle have" if kind == "circle" else f"a {str(kind)[:40]} has"
         raise DataError(f"{where}: {some} no area; label polygons, rectangles, circles or masks")
     polygon = clip_polygon(points, height, width)
+    demand_short([polygon.ravel()], where)
     return Parts(name, [polygon] if len(polygon) >= 3 else [])
 
 
@@ -420,36 +450,47 @@ def shape_points(points: object, where: str) -> np.ndarray:
     return np.array(numbers, np.float64)
 
 
-def shape_mask(content: object, points: np.ndarray, height: int, width: int, where: str) -> np.ndarray:
-    """The pixels (H, W) bool of a mask: a PNG of what lies between two points, the last pixels included.
+def bitmap_pixels(shape: dict) -> int:
+    """Pixels that a mask's two points say its bitmap has."""
+    try:
+        (x1, y1), (x2, y2) = shape_points(shape.get("points"), "")
+    except (DataError, ValueError):
+        return 0
+    return int((abs(x2 - x1) + 1) * (abs(y2 - y1) + 1))
+
+
+def shape_mask(content: object, points: np.ndarray, height: int, width: int, where: str) -> dict:
+    """The pixels of a mask as compressed RLE: a PNG of what lies between two points, the last pixels included.
 
     Raises DataError.
     """
     data = embedded_image({"imageData": content})
     if not data or len(points) != 2:
         raise DataError(f"{where}: a mask without its bitmap, or without the two corners of its box")
-    image_header(data, f"{where}: its bitmap")
-    bitmap = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if bitmap is None:
-        raise DataError(f"{where}: a bitmap that doesn't decode")
-    bitmap = bitmap != 0 if bitmap.ndim == 2 else (bitmap[..., :3] != 0).any(2)
+    header = image_header(data, f"{where}: its bitmap")
     (x1, y1), (x2, y2) = np.round(points).astype(np.int64).tolist()
     wide, high = x2 - x1 + 1, y2 - y1 + 1
-    if abs(bitmap.shape[0] - high) > 1 or abs(bitmap.shape[1] - wide) > 1:
+    if abs(header.height - high) > 1 or abs(header.width - wide) > 1:
         raise DataError(
-            f"{where}: its bitmap is {bitmap.shape[1]} x {bitmap.shape[0]}, its box {wide} x {high}; draw it again"
+            f"{where}: its bitmap is {header.width} x {header.height}, its box {wide} x {high}; draw it again"
         )
-    out = np.zeros((height, width), bool)
+    # before anything is decoded: a few bytes can be millions of pixels
+    if header.height * header.width > 2 * height * width + SMALL:
+        raise DataError(f"{where}: its bitmap is {header.width} x {header.height}, its picture {width} x {height}")
+    bitmap = imdecode(data, cv2.IMREAD_UNCHANGED)
+    if bitmap is None or bitmap.shape[:2] != header.stored:
+        raise DataError(f"{where}: a bitmap that doesn't decode")
+    bitmap = bitmap != 0 if bitmap.ndim == 2 else (bitmap[..., :3] != 0).any(2)
     top, left = max(y1, 0), max(x1, 0)
     part = bitmap[top - y1 : height - y1 if height > y1 else 0, left - x1 : width - x1 if width > x1 else 0]
-    out[top : top + part.shape[0], left : left + part.shape[1]] = part
-    return out
+    return placed_rle(part, top, left, height, width)
 
 
 def cut(hole: Parts, objects: list[Parts], height: int, width: int) -> None:
     """Takes from the objects what `hole` covers."""
     pixels = hole.all_pixels(height, width)
+    rest = complement(pixels)
     for parts in objects:
         whole = parts.all_pixels(height, width)
-        if (whole & pixels).any():
-            parts.pixels, parts.polygons = whole & ~pixels, []
+        if rle.area(rle.merge([whole, pixels], intersect=True)):
+            parts.pixels, parts.polygons = [union([whole, rest], intersect=True)], []

@@ -14,6 +14,8 @@ from src.data.finding import ImageFinder, refuse_shared
 from src.data.formats.base import Format, Masks, NoSplitError, read_lines, truth_categories
 from src.data.images import IMAGE_SUFFIXES, frame_of
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box
+from src.runtime.errors import shown
+from src.runtime.files import why_unread
 
 __all__ = ["Txt"]
 
@@ -37,8 +39,8 @@ class Txt(Format):
         for name, value in (("anno_path", annotations), ("image_dir", images)):
             if not value:
                 raise DataError(f"dataset: other needs {name}: set it (or --{name} PATH)")
-        if not Path(annotations).is_file():
-            raise DataError(f"{annotations}: no such file; anno_path names the TXT file of the boxes")
+        if why := why_unread(annotations):
+            raise DataError(f"{annotations}: {why}; anno_path names the TXT file of the boxes")
         if not Path(images).is_dir():
             raise DataError(f"{images}: no such folder; image_dir names the one that the images' paths start from")
         return Split(Path(annotations), Path(images))
@@ -112,12 +114,12 @@ def instance(column: str, record: ImageRecord, where: str, config: Config) -> In
     except ValueError:
         whole = False
     if not whole:
-        raise DataError(f"{where}: {column!r} isn't x1,y1,x2,y2,class or x1,y1,x2,y2,class,iscrowd")
+        raise DataError(f"{where}: {shown(column)} isn't x1,y1,x2,y2,class or x1,y1,x2,y2,class,iscrowd")
     if not label.is_integer() or not 0 < label < config.num_classes:
         why = "0 is the background" if label == 0 else f"the config has 1 to {config.num_classes - 1}"
         raise DataError(
-            f"{where}: class {column.split(',')[4]} of {column!r}: {why}; mend it, or set coco_classes: auto"
+            f"{where}: class {column.split(',')[4][:20]} of {shown(column)}: {why}; mend it, or set coco_classes: auto"
         )
-    box = clipped_box((x1, y1, x2 - x1, y2 - y1), record.height, record.width, f"{where}: {column!r}")
+    box = clipped_box((x1, y1, x2 - x1, y2 - y1), record.height, record.width, f"{where}: {shown(column)}")
     bbox = (box[0], box[1], box[2] - box[0], box[3] - box[1])
     return Instance(int(label), bool(is_crowd), box, bbox, bbox[2] * bbox[3])

@@ -25,7 +25,7 @@ from src.data.formats.base import (
 )
 from src.data.images import frame_of, sorted_files
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box, number
-from src.runtime.files import read_regular
+from src.runtime.files import read_regular, why_unread
 
 __all__ = ["Voc", "read_xml"]
 
@@ -116,8 +116,8 @@ class Voc(Format):
     def locate(self, config: Config, split: str) -> Split:
         root = Path(split_source(config, split))
         listing = Path(config.val_annotations) if split == "val" and config.val_annotations else None
-        if listing is not None and not listing.is_file():
-            raise DataError(f"{listing}: no such file; val_annotations names a list of images, as in ImageSets/Main")
+        if listing is not None and (why := why_unread(listing)):
+            raise DataError(f"{listing}: {why}; val_annotations names a list of images, as in ImageSets/Main")
         for folder in (root, *(root / n for n in FOLDER_NAMES[split])):
             for name in XML_FOLDERS:
                 annotations = folder / name

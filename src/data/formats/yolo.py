@@ -32,7 +32,8 @@ from src.data.formats.base import (
 from src.data.images import file_header, orientation_for, sorted_files
 from src.data.polygons import clip_polygon
 from src.data.records import LEAST_SIDE, DataError, ImageRecord, Instance, Records, Split, clipped_box
-from src.data.segmentations import mask_area
+from src.data.segmentations import demand_room, demand_short, mask_area
+from src.runtime.files import why_unread
 from src.runtime.strict_yaml import read_yaml
 
 __all__ = ["LabelFinder", "Yolo"]
@@ -63,8 +64,8 @@ class Yolo(Format):
         names = names_file(source)
         if split == "val" and config.val_annotations:
             listing = Path(config.val_annotations)
-            if not listing.is_file():
-                raise DataError(f"{listing}: no such file; val_annotations names a list of images, a path a line")
+            if why := why_unread(listing):
+                raise DataError(f"{listing}: {why}; val_annotations names a list of images, a path a line")
             return Split(names, Path(config.image_dir or names.parent), "", listing)
         if is_yaml(names):
             places = yaml_places(names, split)
@@ -114,7 +115,8 @@ def names_file(source: Path) -> Path:
             return source
         raise DataError(f"{source}: dataset: yolo takes data.yaml, or the folder that it lies in")
     if not source.is_dir():
-        raise DataError(f"{source}: no such folder or file; dataset: yolo takes data.yaml, or its folder")
+        why = "no such folder or file" if not source.exists() else why_unread(source)
+        raise DataError(f"{source}: {why}; dataset: yolo takes data.yaml, or its folder")
     found = [p for p in sorted(source.iterdir()) if is_yaml(p) and p.is_file()]
     named = [p for p in found if p.stem == "data"] or [p for p in found if describes(p)]
     if len(named) > 1:
@@ -470,6 +472,13 @@ class YoloReader:
                 "pictures with an EXIF orientation, taken as they are stored; where the labels were drawn on them"
                 " upright, as Ultralytics has them, set exif: upright"
             ] += 1
+        try:
+            sides = np.array([record.width, record.height])
+            drawn = [(np.reshape(r.shares, (-1, 2)) * sides).ravel() for r in rows if r.is_polygon]
+            demand_room(drawn, record.height, record.width, str(labels))
+        except DataError as e:
+            record.faults.append(str(e))
+            return
         for row in rows:
             record.add(self.instance, row, record, needed, f"{labels}, line {row.line}")
         record.told = str(labels)
@@ -487,6 +496,7 @@ class YoloReader:
             if min(x2 - x1, y2 - y1) < LEAST_SIDE:
                 raise DataError(f"{where}: a polygon without area; remove the row")
             polygons = [points.ravel()]
+            demand_short(polygons, where)
             area = mask_area(polygons, height, width)
             if not area:
                 self.notes["masks that cover no pixel's centre, which no detection can match"] += 1
