@@ -77,11 +77,14 @@ def normal_polygons(segmentation: list, height: int, width: int, where: str) -> 
     return out
 
 
-def drawing_work(segmentation: Segmentation, height: int, width: int) -> float:
-    """Pixels around the polygons of a normal segmentation; 0 where that can't be much, and for run lengths."""
-    if isinstance(segmentation, dict) or sum(map(len, segmentation)) // 2 * max(height, width) < UNCOUNTED:
+def drawing_work(segmentation: Segmentation, bounds: np.ndarray) -> float:
+    """Pixels around the polygons of a normal segmentation of that extent; 0 where that can't be much, and for run
+    lengths."""
+    if isinstance(segmentation, dict):
         return 0.0
-    return sum(map(perimeter, segmentation))
+    left, top, right, bottom = bounds.tolist()
+    most = sum(map(len, segmentation)) / 2 * max(right - left, bottom - top)
+    return sum(map(perimeter, segmentation)) if most > UNCOUNTED else 0.0
 
 
 def demand_room(polygons: list[np.ndarray], height: int, width: int, where: str) -> None:

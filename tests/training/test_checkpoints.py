@@ -87,7 +87,7 @@ def test_others_may_read_and_replace_it(saved):
 def test_missing(tmp_path, refusal):
     with refusal(CheckpointError, tmp_path / "none.ckpt", "no such checkpoint"):
         load_checkpoint(tmp_path / "none.ckpt")
-    with refusal(CheckpointError, tmp_path, "no such checkpoint"):
+    with refusal(CheckpointError, tmp_path, "not a file but a folder"):
         load_checkpoint(tmp_path)
 
 

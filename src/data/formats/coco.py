@@ -362,6 +362,9 @@ class CocoReader:
         self.boxes.add(bbox, height, width)
         if segmentation is not None:
             bounds = extent(segmentation)
+            self.work_left -= drawing_work(segmentation, bounds)
+            if self.work_left < 0:
+                raise DataError(f"{where}: the file's polygons are longer than pictures have room for; simplify them")
             x1, y1, x2, y2 = bounds.tolist()
             if x2 <= box[0] or y2 <= box[1] or x1 >= box[2] or y1 >= box[3]:
                 self.apart.append(where)
@@ -382,13 +385,7 @@ class CocoReader:
         if not needed and not value:
             return None
         try:
-            out = normal_segmentation(value, height, width, where)
-            self.work_left -= drawing_work(out, height, width)
-            if self.work_left < 0:
-                raise DataError(
-                    f"{where}: the file's polygons are longer than its pictures have room for; simplify them"
-                )
-            return out
+            return normal_segmentation(value, height, width, where)
         except DataError:
             if needed:
                 raise
