@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from src.config import load_config
+from src.convert.readers import read_state
 from src.data.formats import read_split, resolve_classes
 from src.data.formats.base import load_json, read_lines
 from src.data.formats.voc import read_xml
@@ -69,6 +70,7 @@ READERS = {
     "model": ("a.mindir", sidecar.checksum),
     "checkpoint": ("a.ckpt", load_checkpoint),
     "safetensors": ("a.safetensors", load_checkpoint),
+    "converted checkpoint": ("a.pth", read_state),
     "losses": ("loss_0.log", read_loss_log),
 }
 
