@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from mindspore.train import mind_ir_pb2 as ir
 
@@ -165,7 +166,7 @@ def data_set(form: str, suffix: str, build=make_set) -> Callable[[Path], Callabl
             else:
                 for _ in range(int(random.integers(1, 4))):
                     # one may find what another has broken
-                    with contextlib.suppress(LookupError, AttributeError, TypeError, ValueError):
+                    with contextlib.suppress(LookupError, AttributeError, TypeError, ValueError, cv2.error):
                         pick(random, kinds).change(data, random)
             keys = data.write(root)
 
