@@ -483,6 +483,15 @@ def test_a_chunk_that_claims_more_than_there_is(claimed, kind, monkeypatch, refu
             safe_decode(spoilt, "a")
 
 
+@pytest.mark.parametrize("length", [0, 1 << 16, (1 << 32) - 1])
+def test_a_picture_whose_pixels_are_of_no_known_chunk(length, monkeypatch, refusal):
+    """OpenCV would look for them beyond the end, and set aside what the bytes there claim."""
+    monkeypatch.setattr("src.data.images.cv2.imdecode", lambda *_: pytest.fail("decoded"))
+    data = png(64, 64).replace(b"IDAT", b"IDA\0") + struct.pack(">I", length) + b"abCd"
+    with refusal(UserError, "a: ", "damaged"):
+        safe_decode(data, "a")
+
+
 # ---------------------------------------------------------------------------------------------------------
 # names that lead outside
 
