@@ -311,7 +311,7 @@ def main() -> int:
     parser.add_argument("--labelme_ignore", choices=("skip", "crowd"), default="skip", help="shapes called __ignore__")
     parser.add_argument("--voc_first_pixel", type=int, choices=(0, 1), default=1, help="as in the config")
     a = parser.parse_args()
-    if not a.labels.exists():
+    if not os.path.exists(a.labels):
         raise DataError(f"{a.labels}: no such file or folder")
     if not 0 <= a.val < 1:
         raise DataError(f"--val {a.val}: expected a share from 0 to 1")
