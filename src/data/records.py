@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.runtime.errors import UserError
+from src.runtime.errors import UserError, one_line
 
 __all__ = [
     "DataError",
@@ -177,8 +177,8 @@ class Records:
                 )
 
     def skipped(self) -> list[str]:
-        """The first fault of each image that has one."""
-        return [r.faults[0] for r in self.images if r.faults]
+        """The first fault of each image that has one, in one line whatever the names hold."""
+        return [one_line(r.faults[0]) for r in self.images if r.faults]
 
 
 def report_notes(skipped: Sequence[str], notes: Sequence[str]) -> None:
@@ -186,9 +186,9 @@ def report_notes(skipped: Sequence[str], notes: Sequence[str]) -> None:
     if skipped:
         print(f"{len(skipped)} images left out (on_bad_image: skip):")
         for reason in skipped:
-            print(f"  {reason}")
+            print(f"  {one_line(reason)}")
     for note in notes:
-        print(f"note: {note}")
+        print(f"note: {one_line(note)}")
 
 
 def number(value: object) -> float | None:

@@ -62,13 +62,16 @@ def formats_at(labels: Path) -> list[str]:
 
 @contextlib.contextmanager
 def naming_format(config: Config, split: str) -> Iterator[None]:
-    """Adds to a DataError of the block the format that lies at the split's place, where the config's doesn't."""
+    """Adds to a DataError of the block the format that lies at the split's place, where the config's doesn't; an
+    OSError becomes one, as for names that are too long, and folders that may not be entered."""
     try:
         yield
+    except OSError as e:
+        raise DataError(f"{e.filename or split}: can't read: {e.strerror}") from None
     except DataError as e:
         try:
             found = formats_at(Path(split_source(config, split)))
-        except DataError:
+        except (DataError, OSError):
             found = []
         if not found or config.dataset in found:
             raise

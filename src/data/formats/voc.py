@@ -239,6 +239,8 @@ class VocReader:
                 raise DataError(
                     f"{xml}: missing, though {same[0]} is there; write it, also for an image without objects"
                 )
+            if self.where.listing and not same and why_unread(xml):
+                raise DataError(f"{self.where.listing}: lists {name}, but {xml}: {why_unread(xml)}")
             root = read_xml(xml)
             record.path = self.image_of(root, name, same, xml, finder)
             record.file_name = os.path.relpath(record.path, self.where.images)
