@@ -624,6 +624,9 @@ def test_no_file(tmp_path, refusal):
         read_state(tmp_path / "none.pth")
     with refusal(ConversionError, tmp_path, "folder"):
         read_state(tmp_path)
+    os.mkfifo(tmp_path / "pipe.pth")
+    with refusal(ConversionError, tmp_path / "pipe.pth", "pipe"):
+        read_state(tmp_path / "pipe.pth")
 
 
 def test_other_zip_files(tmp_path, refusal):
