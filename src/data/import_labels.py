@@ -181,7 +181,8 @@ def is_beside(images: Path, labels: Path) -> bool:
 
 
 def take(records: Records, split: str, out: Read) -> None:
-    """Adds a split. Category ids are those of the first one's file."""
+    """Adds a split. Category ids are those of the first one's file. Raises DataError."""
+    records.check_repeats()
     out.splits[split] = records.images
     out.categories = out.categories or records.categories
     out.notes += records.notes

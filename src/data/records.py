@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 LEAST_SIDE = 0.005  # pixels: COCO gives hundredths, so a smaller side is none
+MOST_REPEATS = 100  # images of one picture: each is copied, into a data set or a conversion
 SKIP_ADVICE = "(or leave such images out: on_bad_image: skip)"
 
 Box = tuple[float, float, float, float]
@@ -174,6 +176,14 @@ class Records:
                 record.faults.append(
                     f"{record.told} has {count} objects, more than max_instance_count {most}; set it to {max(counts)},"
                     " the most that an image of this split has"
+                )
+
+    def check_repeats(self) -> None:
+        """Raises DataError where one picture is listed so often that to copy it each time costs more than it holds."""
+        for path, count in Counter(r.path for r in self.images if not r.faults).most_common(1):
+            if count > MOST_REPEATS:
+                raise DataError(
+                    f"{path}: listed {count} times, more than {MOST_REPEATS}; list it once, with all its objects"
                 )
 
     def skipped(self) -> list[str]:

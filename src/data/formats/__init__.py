@@ -128,6 +128,8 @@ def read_split(
         masks = masks or ("if_any" if config.with_mask else "unneeded")
     with naming_format(config, split):
         records = form.records(where, config, masks, files)
+    if files:
+        records.check_repeats()
     records.notes += outside_notes(records, named_folders(config, where, split))
     if training:
         records.check_counts(config.max_instance_count)

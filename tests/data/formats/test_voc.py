@@ -158,6 +158,15 @@ def test_a_broken_file_is_refused_by_line_or_skipped(folder, config_of, refusal,
     assert str(folder.xml / "two.xml") in data.skipped[0]
 
 
+def test_files_of_which_none_reads(folder, config_of, refusal):
+    """What is told is why, not that they name no classes."""
+    folder.add("one", voc_object())
+    (folder.xml / "one.xml").write_text("<!DOCTYPE a>" + (folder.xml / "one.xml").read_text())
+    config = config_of(coco_classes=[])
+    with refusal(DataError, folder.xml, "one.xml", "DOCTYPE"):
+        resolve_classes(config, training=True)
+
+
 def test_what_is_missing(folder, config_of, refusal):
     folder.add("one", voc_object()).add("two", voc_object(), image=False)
     with refusal(DataError, "two.xml", "two.jpg"):
