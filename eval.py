@@ -16,6 +16,7 @@ from src.models.build import build_detector
 from src.ops.device import set_device, use_local_device
 from src.ops.library import describe_operators
 from src.runtime.errors import UserError, run_command
+from src.runtime.files import demand_place
 from src.runtime.ranks import join_group
 from src.training.modelarts import local_checkpoint, on_modelarts
 from src.training.signals import Stopped, StopRequest
@@ -66,6 +67,8 @@ def main() -> int:
     config, arguments = config_from_arguments(parser)
     if not arguments.report_iou:
         raise UserError("--report_iou 0: a match needs an IoU above 0")
+    for path in filter(None, (arguments.results, arguments.metrics)):
+        demand_place(path)  # at once, not when all is computed
     with (
         StopRequest() as stop,
         contextlib.suppress(Stopped),

@@ -5,6 +5,8 @@ predictions, with equal counts, or is refused in one line that names a file of i
 skip. Each case runs in a process of its own, with limits on time and memory. --train N: of each format N accepted ones
 also train a step. Prints counts by kind of mutation, and how each failure is made again. Ends with status 1 if there
 are any, or if fewer than four in ten are accepted.
+
+--parsers: changed inputs of every parser in place of data sets; see benchmarks/fuzz_parsers.py.
 """
 
 import argparse
@@ -336,6 +338,10 @@ STATUSES = ("accepted", "skipped", "refused", "FAILED")
 
 
 def main() -> int:
+    if "--parsers" in sys.argv[1:]:
+        from benchmarks.fuzz_parsers import main as parsers
+
+        return parsers()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=100, help="cases of each format")

@@ -10,7 +10,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from src.checkpoints.convert.conventions import differing, said_of_itself
+from src.checkpoints.convert.conventions import EPSILON, differing, said_of_itself, unlike
 from src.checkpoints.convert.conversion import (
     LAYOUTS,
     Conversion,
@@ -93,19 +93,18 @@ def check(out: Conversion, state: State, config: Config, config_called: str, all
                 f"layers that the config doesn't have ({kinds})" if kinds else "layers that the config doesn't have",
                 extra,
             ),
+            ("it says of itself what isn't so here", [] if allow_unused else out.unlike),
         )
         if names
     ]
     if not problems:
-        if out.extra:
-            out.notes.append(
-                f"{len(out.extra)} arrays left out ({kinds or some(out.extra)}): it won't detect as before"
-            )
         return
     remedy = "pass as --config_path the config that fits"
+    if not (out.mismatched or out.unfilled or extra):
+        remedy = "pass as --config_path one that has it so, or --allow_unused true to convert it all the same"
     if out.broken:
         remedy = "convert an earlier checkpoint"
-    elif not (out.mismatched or out.unfilled):
+    elif extra and not (out.mismatched or out.unfilled):
         remedy = "it would detect something else without them; --allow_unused true leaves them out all the same"
     if out.classes not in (None, config.num_classes):
         problems.insert(0, f"it has {out.classes} classes with the background, not {config.num_classes}")
@@ -185,15 +184,18 @@ def run(
         behind = f" behind {prefix}" if prefix else ""
         count = len(state.arrays)
         print(f"{source}: a {state.kind} file of {count} arrays, {recognised} as {found}{behind}: {part}, {called}")
-        out = convert(arrays, found, config, targets, norm_eps)
+        plain = {unwrapped(n): v for n, v in arrays.items()}
+        said = said_of_itself(state.meta, plain)
+        out = convert(arrays, found, config, targets, said.get(EPSILON) if norm_eps is None else norm_eps)
+        out.unlike = unlike(state.meta, plain, config, named.backbone_only)
         out.unused += [n for n in state.arrays if not n.startswith(prefix)]
         if not state.whole:
             out.notes.append("the file has no checksum: nothing tells whether it was cut short or changed")
-        said = said_of_itself(state.meta, {unwrapped(n): v for n, v in arrays.items()})
         differ = {} if named.backbone_only else adapt(said, config, called, set(overrides), out)
         if out.extra:
             what = ", ".join(kinds_of(out.extra)) or some(out.extra)
             out.notes.append(f"{len(out.extra)} arrays of its model have no place here ({what})")
+        out.notes += [f"it says of itself what isn't so here: {what}" for what in out.unlike]
         report(state, out)
         check(out, state, config, called, allow_unused)
     except ConversionError as e:

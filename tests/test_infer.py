@@ -657,6 +657,12 @@ def test_folders_in_a_folder(tmp_path, refusal):
         find_inputs([str(tmp_path)])
 
 
+@pytest.mark.parametrize("name", ["9" * 300, "a/" * 3000])
+def test_a_name_that_no_file_can_have(name, refusal):
+    with refusal(UserError, name[:200], "no such image"):
+        find_inputs([name])
+
+
 def test_a_name_with_brackets_is_a_name(tmp_path):
     path = tmp_path / "a[1].png"
     path.write_bytes(cv2.imencode(".png", np.zeros((3, 3, 3), np.uint8))[1].tobytes())

@@ -1,4 +1,4 @@
-"""Encoded pictures of each kind that is read, and changes to their bytes."""
+"""Encoded pictures of each kind that is read, and of one that isn't (GIF), and changes to their bytes."""
 
 import io
 import struct
@@ -10,11 +10,12 @@ from PIL import Image
 from benchmarks.mutations import raw
 from benchmarks.mutations.sets import pick
 
-__all__ = ["KINDS", "make", "mutate"]
+__all__ = ["KINDS", "checksums", "make", "mutate", "number"]
 
-KINDS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
+KINDS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "GIF")
 MODES = {"PNG": ("L", "LA", "RGB", "RGBA", "1", "P", "I;16"), "JPEG": ("L", "RGB", "CMYK"), "WEBP": ("RGB", "RGBA")}
 MODES |= {"TIFF": ("L", "RGB", "RGBA", "CMYK", "1", "I;16"), "BMP": ("L", "RGB", "1", "P"), "PPM": ("L", "RGB", "1")}
+MODES |= {"JPEG2000": ("L", "RGB", "RGBA"), "GIF": ("L", "P")}
 NUMBERS = (0, 1, 2, 255, 256, 65500, 65535, 1 << 24, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
 
 

@@ -19,7 +19,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from src.runtime.errors import UserError, quiet_logging
-from src.runtime.files import beside, flush, open_regular, read_regular, remove_leftovers
+from src.runtime.files import beside, demand_place, flush, open_regular, read_regular, remove_leftovers
 
 __all__ = [
     "CheckpointError",
@@ -60,6 +60,7 @@ def save_checkpoint(
     Raises CheckpointError, which ends in `remedy`.
     """
     path = Path(path)
+    demand_place(path, CheckpointError)
     written = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -347,14 +347,15 @@ def decode_image(data: bytes, name: str, orientation: int = 1) -> np.ndarray:
 
 
 def chunks_fit(data: bytes) -> bool:
-    """Whether a PNG's chunks, to the last, lie within it: OpenCV sets aside the memory that one claims, or that the
-    bytes of none do, gigabytes or not."""
-    at = 8
+    """Whether a PNG's chunks, to the last, lie within it, pixels among them: OpenCV sets aside the memory that one
+    claims, or that the bytes of none do, gigabytes or not; and looks for pixels beyond the last."""
+    at, pixels = 8, False
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         at += 12 + length
+        pixels |= kind == b"IDAT"
         if kind == b"IEND":
-            return at <= len(data)
+            return pixels and at <= len(data)
     return False
 
 

@@ -24,7 +24,7 @@ from src.data.formats.coco import Coco, category_names, read_json
 from src.data.formats.labelme import LabelmeReader, name_below
 from src.data.images import file_header, orientation_for
 from src.data.records import DataError, ImageRecord, Records, Split, number
-from src.runtime.errors import run_command
+from src.runtime.errors import one_line, run_command
 from src.runtime.files import beside, why_unread
 
 __all__ = ["import_labels"]
@@ -181,7 +181,8 @@ def is_beside(images: Path, labels: Path) -> bool:
 
 
 def take(records: Records, split: str, out: Read) -> None:
-    """Adds a split. Category ids are those of the first one's file."""
+    """Adds a split. Category ids are those of the first one's file. Raises DataError."""
+    records.check_repeats()
     out.splits[split] = records.images
     out.categories = out.categories or records.categories
     out.notes += records.notes
@@ -311,7 +312,7 @@ def main() -> int:
     parser.add_argument("--labelme_ignore", choices=("skip", "crowd"), default="skip", help="shapes called __ignore__")
     parser.add_argument("--voc_first_pixel", type=int, choices=(0, 1), default=1, help="as in the config")
     a = parser.parse_args()
-    if not a.labels.exists():
+    if not os.path.exists(a.labels):
         raise DataError(f"{a.labels}: no such file or folder")
     if not 0 <= a.val < 1:
         raise DataError(f"--val {a.val}: expected a share from 0 to 1")
@@ -321,7 +322,7 @@ def main() -> int:
     skipped = import_labels(a.labels, a.out, a.images, a.val, a.seed, skip, options=options, **more)
     if skipped:
         print(f"{len(skipped)} images left out:")
-        print("\n".join(f"  {s}" for s in skipped))
+        print("\n".join(f"  {one_line(s)}" for s in skipped))
     dataset = "" if a.to == "coco" else f"--dataset {a.to} "
     place = shlex.quote(str(a.out))
     print(f"written: {a.out}; train with {dataset}--train_dataset {place} --val_dataset {place} --coco_classes auto")

@@ -3,13 +3,14 @@
 import contextlib
 import gc
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from src.runtime.errors import UserError
+from src.runtime.errors import UserError, one_line
 
 __all__ = [
     "DataError",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 LEAST_SIDE = 0.005  # pixels: COCO gives hundredths, so a smaller side is none
+MOST_REPEATS = 100  # images of one picture: each is copied, into a data set or a conversion
 SKIP_ADVICE = "(or leave such images out: on_bad_image: skip)"
 
 Box = tuple[float, float, float, float]
@@ -176,9 +178,17 @@ class Records:
                     " the most that an image of this split has"
                 )
 
+    def check_repeats(self) -> None:
+        """Raises DataError where one picture is listed so often that to copy it each time costs more than it holds."""
+        for path, count in Counter(r.path for r in self.images if not r.faults).most_common(1):
+            if count > MOST_REPEATS:
+                raise DataError(
+                    f"{path}: listed {count} times, more than {MOST_REPEATS}; list it once, with all its objects"
+                )
+
     def skipped(self) -> list[str]:
-        """The first fault of each image that has one."""
-        return [r.faults[0] for r in self.images if r.faults]
+        """The first fault of each image that has one, in one line whatever the names hold."""
+        return [one_line(r.faults[0]) for r in self.images if r.faults]
 
 
 def report_notes(skipped: Sequence[str], notes: Sequence[str]) -> None:
@@ -186,9 +196,9 @@ def report_notes(skipped: Sequence[str], notes: Sequence[str]) -> None:
     if skipped:
         print(f"{len(skipped)} images left out (on_bad_image: skip):")
         for reason in skipped:
-            print(f"  {reason}")
+            print(f"  {one_line(reason)}")
     for note in notes:
-        print(f"note: {note}")
+        print(f"note: {one_line(note)}")
 
 
 def number(value: object) -> float | None:

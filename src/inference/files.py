@@ -103,9 +103,9 @@ def find_inputs(patterns: Iterable[str], recursive: bool = False, outputs: Itera
     found, seen = Inputs(), {Path(p).resolve() for p in outputs}
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
+        if os.path.isdir(path):
             files, outright = folder_files(path, found, recursive, seen), False
-        elif path.exists():
+        elif os.path.exists(path):
             files, outright = [path], True
         else:
             files = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))

@@ -20,6 +20,7 @@ __all__ = [
     "MOST_BYTES",
     "beside",
     "cure",
+    "demand_place",
     "flush",
     "hold",
     "open_regular",
@@ -129,14 +130,27 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def demand_place(path: Path, error: type[UserError] = UserError) -> None:
+    """Raises `error` where what lies at `path` isn't a file: to rename one over a pipe or a device (/dev/null,
+    /dev/stdout) would remove that, for all who use it."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return  # nothing there; what else may be wrong, writing tells
+    if not stat.S_ISREG(found.st_mode):
+        what = IRREGULAR.get(stat.S_IFMT(found.st_mode), "not a file").partition(";")[0]
+        raise error(f"{path}: can't write: {what}; name another output")
+
+
 @contextlib.contextmanager
 def whole(
     path: Path, error: type[UserError] = UserError, remedy: str = "free space or name another output"
 ) -> Iterator[Path]:
     """A path beside `path` for the block to write: flushed and renamed at its end, removed where it fails.
 
-    Tells an OSError as `error`, with `remedy`.
+    Tells an OSError as `error`, with `remedy`; what isn't a file stays, as `demand_place`.
     """
+    demand_place(path, error)
     written = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,19 @@ __all__ = ["MASK", "login_of", "masked", "masked_keys", "masked_text", "without_
 
 MASK = "***"
 SHORTEST = 4  # characters of a secret that is looked for by itself; less would be found in any words
-IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>]+")
+# a quote ends an address, unless what follows is still its login
+IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://(?:[^\s'\"<>]|['\"<>](?=[^\s/'\"<>]{0,200}@))+")
+MISTYPED = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+:/|//)(?!/)")  # http:/user:password@host
 
 
 def _split(uri: str) -> tuple[str, str, str, str]:
     """What comes before the user, user and password, the place, and query and fragment with their mark."""
     scheme, mark, rest = uri.partition("://")
     if not mark:
+        found = MISTYPED.match(uri)
         scheme, rest = "", uri
+        if found and "@" in uri:
+            scheme, mark, rest = found[0], "", uri[found.end() :]
     end = next((i for i, c in enumerate(rest) if c in "/?#"), len(rest))
     user, at, place = rest[:end].rpartition("@")
     if at:
@@ -26,7 +31,7 @@ def _split(uri: str) -> tuple[str, str, str, str]:
         place = rest
     else:
         return uri, "", "", ""
-    end = next((i for i, c in enumerate(place) if c in "?#"), len(place))
+    end = next((i for i, c in enumerate(place) if c in "?#;"), len(place))
     return scheme + mark, user, place[:end], place[end:]
 
 

@@ -624,6 +624,9 @@ def test_no_file(tmp_path, refusal):
         read_state(tmp_path / "none.pth")
     with refusal(ConversionError, tmp_path, "folder"):
         read_state(tmp_path)
+    os.mkfifo(tmp_path / "pipe.pth")
+    with refusal(ConversionError, tmp_path / "pipe.pth", "pipe"):
+        read_state(tmp_path / "pipe.pth")
 
 
 def test_other_zip_files(tmp_path, refusal):
@@ -836,7 +839,7 @@ img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=
 """
 
 
-def test_what_a_file_says_of_itself(tmp_path, capsys):
+def test_what_a_file_says_of_itself(tmp_path, capsys, refusal):
     """It is told where the config has it otherwise, and a config that has it so lies beside the result."""
     small = tmp_path / "small.yaml"
     small.write_text(f"base: {ROOT / 'configs/mmdet_mask_rcnn_r50_fpn.yaml'}\n" + yaml.safe_dump(NARROW))
@@ -858,6 +861,16 @@ def test_what_a_file_says_of_itself(tmp_path, capsys):
     told = [line for line in capsys.readouterr().out.splitlines() if "says of itself" in line]
     assert told == ["note: the file says of itself to_rgb: false; otherwise than the command line, which counts"]
     assert not (tmp_path / "b.config.yaml").exists()
+    # of a kind that isn't here it isn't converted, whatever the names; and a negative variance is none
+    content["meta"]["config"] = CAFFE.replace("depth=50", "depth=50, conv_cfg=dict(type='ConvWS')")
+    write_pkl(source, content)
+    with refusal(ConversionError, source, "backbone.conv_cfg.type ConvWS", "--allow_unused"):
+        run(source, tmp_path / "c.ckpt", "auto", str(small), None, {})
+    assert not (tmp_path / "c.ckpt").exists()
+    run(source, tmp_path / "c.ckpt", "auto", str(small), None, {}, allow_unused=True)
+    content["state_dict"]["backbone.bn1.running_var"] *= -1
+    with refusal(ConversionError, "backbone.bn1.running_var", "variance"):
+        run(write_pkl(source, content), tmp_path / "d.ckpt", "auto", str(small), None, {}, allow_unused=True)
 
 
 def test_other_blocks(tmp_path, refusal):

@@ -39,6 +39,7 @@ TAKES_PART = {
     "proposal_generator.rpn_head.conv.conv1.weight": "an RPN of two or more convolutions",
     "roi_heads.mask_head.mask_fcn1.norm.weight": "norms in the FPN or in heads",
     "roi_heads.box_head.0.1.running_mean": "other layers in the box head",
+    "roi_heads.box_predictor.freq_weight": "scores by sigmoid (federated loss)",
     "shared_head.layer4.0.conv1.weight": "a head of ResNet's last stage",
     BACKBONE + "never_heard_of.weight": None,
     "neck.never_heard_of": None,

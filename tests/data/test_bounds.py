@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from src.checkpoints.convert.readers import read_state
 from src.checkpoints.files import load_checkpoint
 from src.config import load_config
 from src.data.formats import read_split, resolve_classes
@@ -69,6 +70,7 @@ READERS = {
     "model": ("a.mindir", sidecar.checksum),
     "checkpoint": ("a.ckpt", load_checkpoint),
     "safetensors": ("a.safetensors", load_checkpoint),
+    "converted checkpoint": ("a.pth", read_state),
     "losses": ("loss_0.log", read_loss_log),
 }
 
@@ -479,6 +481,15 @@ def test_a_chunk_that_claims_more_than_there_is(claimed, kind, monkeypatch, refu
         spoilt = data[:at] + struct.pack(">I", claimed) + kind + bytes(4)
         with refusal(UserError, "a: ", "damaged"):
             safe_decode(spoilt, "a")
+
+
+@pytest.mark.parametrize("length", [0, 1 << 16, (1 << 32) - 1])
+def test_a_picture_whose_pixels_are_of_no_known_chunk(length, monkeypatch, refusal):
+    """OpenCV would look for them beyond the end, and set aside what the bytes there claim."""
+    monkeypatch.setattr("src.data.images.cv2.imdecode", lambda *_: pytest.fail("decoded"))
+    data = png(64, 64).replace(b"IDAT", b"IDA\0") + struct.pack(">I", length) + b"abCd"
+    with refusal(UserError, "a: ", "damaged"):
+        safe_decode(data, "a")
 
 
 # ---------------------------------------------------------------------------------------------------------

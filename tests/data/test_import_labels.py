@@ -241,6 +241,21 @@ def test_a_picture_resized_since_is_refused(coco_folder, tmp_path, refusal):
         import_labels(coco_folder.json, tmp_path / "out", coco_folder.images)
 
 
+def test_a_picture_listed_over_and_over(coco_folder, coco_config, tmp_path, refusal):
+    """A small file doesn't fill a disk with copies of one picture; some images of one are as they were."""
+    first = coco_folder.data["images"][0]
+    coco_folder.data["images"] += [{**first, "id": 1000 + i} for i in range(99)]
+    coco_folder.write()
+    import_labels(coco_folder.json, tmp_path / "out", coco_folder.images, val=0)
+    coco_folder.data["images"].append({**first, "id": 2000})
+    coco_folder.write()
+    with refusal(DataError, first["file_name"], "101 times", "list it once"):
+        import_labels(coco_folder.json, tmp_path / "more", coco_folder.images)
+    assert not (tmp_path / "more").exists()
+    with refusal(DataError, first["file_name"], "101 times"):
+        read_split(coco_config(), "train")
+
+
 OUTSIDE = {
     "above": lambda folder, secret: "../secrets/secret.png",
     "a whole path": lambda folder, secret: str(secret),

@@ -31,6 +31,17 @@ def test_a_disk_that_is_full_is_told(tmp_path, refusal):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_file_is_never_replaced(tmp_path, refusal):
+    """A rename would remove it: for root also /dev/null itself."""
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "null.json").symlink_to("/dev/null")
+    for name, what in (("pipe.json", "pipe"), ("null.json", "device")):
+        with refusal(UserError, tmp_path / name, what, "name another"), whole(tmp_path / name) as written:
+            written.write_text("x")
+    assert (tmp_path / "pipe.json").is_fifo() and (tmp_path / "null.json").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_limit_is_no_full_disk(tmp_path):
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
     code += "from pathlib import Path; from src.runtime.errors import UserError; from src.runtime.files import whole\n"

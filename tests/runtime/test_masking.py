@@ -22,6 +22,9 @@ from src.runtime.masking import login_of, masked, masked_text, without_secrets
         ("user:secret@host/x", "user:***@host/x"),
         ("http://host/x?token=secret&api_key=secret#access=secret", "http://host/x?token=***&api_key=***#access=***"),
         ("obs://bucket/x?Signature=secret;Key=secret", "obs://bucket/x?Signature=***;Key=***"),
+        ("http://host/x;token=secret", "http://host/x;token=***"),
+        ("http:/user:secret@host/x", "http:/user:***@host/x"),
+        ("//user:secret@host", "//user:***@host"),
         ("http://host/x?secret", "http://host/x?***"),
         ("postgresql+psycopg://u:secret@db:5432/x", "postgresql+psycopg://u:***@db:5432/x"),
     ],
@@ -31,6 +34,12 @@ def test_what_is_secret_of_an_address(uri, told):
     assert masked(told) == told
     assert masked_text(f"at '{uri}': no answer") == f"at '{told}': no answer" or "://" not in uri
     assert "secret" not in str(UserError(f"{uri}: can't log there")).lower() or "://" not in uri
+
+
+@pytest.mark.parametrize("mark", ["'", '"', "<", ">"])
+def test_a_quote_in_a_password_ends_no_address(mark):
+    told = masked_text(f"'http://user:sec{mark}ret@host/x' and 'http://host/y', see 'a@b'")
+    assert told == "'http://user:***@host/x' and 'http://host/y', see 'a@b'"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""What a checkpoint says of itself besides weights, as keys of our config: colours, mean, deviation, strides, classes.
+"""What a checkpoint says of itself besides weights, as keys of our config: colours, mean, deviation, strides, anchors,
+box coders, classes; and parts of a model that aren't here.
 
 mmdetection writes its whole config, as Python text, and the class names (mmcv's and mmengine's `save_checkpoint`);
 Detectron2 keeps pixel_mean and pixel_std among the weights (modeling/meta_arch/rcnn.py there).
@@ -6,25 +7,90 @@ Detectron2 keeps pixel_mean and pixel_std among the weights (modeling/meta_arch/
 
 import ast
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from src.checkpoints.convert.pickles import shown
 from src.config import Config
+from src.models.anchors import base_anchors
 
-__all__ = ["differing", "said_of_itself"]
+__all__ = ["EPSILON", "differing", "said_of_itself", "unlike"]
 
 LONGEST = 1 << 20  # characters of a config that is read
 CAFFE_MEAN, CLOSE = (103.53, 116.28, 123.675), 3.0  # ImageNet's means of blue, green, red, and what others differ by
+MOST = 64  # values of a list that is read
+EPSILON = "backbone.norm_eps"  # made up for in the weights, so never a key that differs
+
+# where mmdetection's configs say what our keys say; heads of 1.x lie beside the backbone
+NUMBERS = (
+    ("rpn_head.anchor_generator.ratios", "rpn.anchor_generator.ratios"),
+    ("rpn_head.anchor_ratios", "rpn.anchor_generator.ratios"),
+    ("rpn_head.anchor_generator.scales", "rpn.anchor_generator.scales"),
+    ("rpn_head.anchor_scales", "rpn.anchor_generator.scales"),
+    ("rpn_head.bbox_coder.target_means", "rpn.bbox_coder.target_means"),
+    ("rpn_head.bbox_coder.target_stds", "rpn.bbox_coder.target_stds"),
+    ("rpn_head.target_stds", "rpn.bbox_coder.target_stds"),
+    ("bbox_head.bbox_coder.target_means", "bbox_head.bbox_coder.target_means"),
+    ("bbox_head.bbox_coder.target_stds", "bbox_head.bbox_coder.target_stds"),
+    ("bbox_head.target_stds", "bbox_head.bbox_coder.target_stds"),
+    ("bbox_roi_extractor.finest_scale", "roi.finest_scale"),
+    ("mask_roi_extractor.finest_scale", "mask_roi.finest_scale"),
+    ("bbox_roi_extractor.roi_layer.sampling_ratio", "roi.roi_layer.sampling_ratio"),
+    ("mask_roi_extractor.roi_layer.sampling_ratio", "mask_roi.roi_layer.sampling_ratio"),
+)
+OCTAVE = "anchor_generator.octave_base_scale", "anchor_generator.scales_per_octave"
+# and what they may say where it is computed here; layers that have weights of their own are told by those, too
+NORMS = {"BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN"}
+TYPES = {
+    "backbone": {"ResNet", "ResNeXt"},
+    "backbone.norm_cfg": NORMS,
+    "neck": {"FPN"},
+    "rpn_head": {"RPNHead"},
+    "rpn_head.anchor_generator": {"AnchorGenerator"},
+    "rpn_head.bbox_coder": {"DeltaXYWHBBoxCoder"},
+    "roi_head": {"StandardRoIHead", "CascadeRoIHead", "DynamicRoIHead", "PISARoIHead"},
+    "bbox_roi_extractor": {"SingleRoIExtractor"},
+    "mask_roi_extractor": {"SingleRoIExtractor"},
+    "bbox_roi_extractor.roi_layer": {"RoIAlign"},
+    "mask_roi_extractor.roi_layer": {"RoIAlign"},
+    "bbox_head": {"Shared2FCBBoxHead", "SharedFCBBoxHead", "ConvFCBBoxHead"},
+    "bbox_head.bbox_coder": {"DeltaXYWHBBoxCoder"},
+    "bbox_head.cls_predictor_cfg": {"Linear"},
+    "bbox_head.reg_predictor_cfg": {"Linear"},
+    "mask_head": {"FCNMaskHead"},
+    "mask_head.upsample_cfg": {"deconv"},
+    "mask_head.predictor_cfg": {"Conv", "Conv2d"},
+}
+CONVOLUTIONS = {"Conv", "Conv2d"}
+PLAIN: dict[str, tuple] = {
+    "backbone.strides": ([1, 2, 2, 2],),
+    "backbone.dilations": ([1, 1, 1, 1],),
+    "backbone.deep_stem": (False,),
+    "backbone.avg_down": (False,),
+    "backbone.dcn": (None,),
+    "backbone.plugins": (None, []),
+    "neck.add_extra_convs": (False,),
+    "neck.upsample_cfg.mode": ("nearest",),
+    "neck.start_level": (0,),
+    "rpn_head.anchor_generator.center_offset": (0,),
+    "rpn_head.anchor_generator.strides": ([4, 8, 16, 32, 64],),
+    "rpn_head.anchor_strides": ([4, 8, 16, 32, 64],),
+    "bbox_roi_extractor.featmap_strides": ([4, 8, 16, 32],),
+    "mask_roi_extractor.featmap_strides": ([4, 8, 16, 32],),
+    "shared_head": (None,),
+}
+SCORES = {"SeesawLoss"}  # losses whose scores aren't a softmax of the logits
 
 
 def said_of_itself(meta: Mapping, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Keys of our config with the values that a checkpoint's `meta` and its `arrays` (by plain names) say."""
     said: dict[str, Any] = {}
-    text = next((meta[k] for k in ("cfg", "config") if isinstance(meta.get(k), str)), "")
-    written = assignments(text) if len(text) <= LONGEST else {}
+    written = config_of(meta)
     model = written.get("model")
+    said |= geometry(model)
     backbone = model.get("backbone") if isinstance(model, dict) else None
     if isinstance(backbone, dict) and str(backbone.get("type")).startswith("ResNe"):
         said["backbone.stride_in_1x1"] = backbone.get("style", "pytorch") == "caffe"
@@ -46,10 +112,101 @@ def said_of_itself(meta: Mapping, arrays: Mapping[str, np.ndarray]) -> dict[str,
     return said
 
 
+def config_of(meta: Mapping) -> dict[str, Any]:
+    """mmdetection's config that a checkpoint holds, {} where it has none."""
+    text = next((meta[k] for k in ("cfg", "config") if isinstance(meta.get(k), str)), "")
+    return assignments(text) if len(text) <= LONGEST else {}
+
+
+def at(model: Any, place: str) -> list:
+    """What a model's config has at `place`, wherever its heads lie: a value each stage of a cascade, [] for none."""
+    found = [model]
+    for i, part in enumerate(place.split(".")):
+        if not i and isinstance(model, dict) and part not in model and isinstance(model.get("roi_head"), dict):
+            found = [model["roi_head"]]
+        found = [v[part] for v in found if isinstance(v, dict) and part in v]
+        if i < place.count("."):
+            found = [w for v in found for w in (v[:MOST] if isinstance(v, list) else [v])]
+    return found
+
+
+def geometry(model: Any) -> dict[str, Any]:
+    """Numbers of anchors, box coders and RoIs, as keys of ours."""
+    said: dict[str, Any] = {}
+    for place, key in NUMBERS:
+        values = [v for v in at(model, place) if is_numbers(v) and isinstance(v, list) == key.endswith("s")]
+        if not values:
+            continue
+        if key == "bbox_head.bbox_coder.target_stds" and len(values) > 1:
+            said["cascade.target_stds"] = values
+        else:
+            said[key] = values[0]
+    octave = [next(iter(at(model, f"rpn_head.{name}")), None) for name in OCTAVE]
+    if is_numbers(octave[0]) and type(octave[0]) is not list and type(octave[1]) is int and 0 < octave[1] <= MOST:
+        said["rpn.anchor_generator.scales"] = [octave[0] * 2 ** (i / octave[1]) for i in range(octave[1])]
+    epsilon = next(iter(at(model, "backbone.norm_cfg.eps")), None)
+    if type(epsilon) is float and 0 < epsilon < 1:
+        said[EPSILON] = epsilon
+    return said
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether this is a finite number, or a list of some."""
+    values = value if isinstance(value, list) else [value]
+    return 0 < len(values) <= MOST and all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
+
+
+def unlike(meta: Mapping, arrays: Mapping[str, np.ndarray], config: Config, backbone_only: bool) -> list[str]:
+    """What a checkpoint says of its model that isn't computed here, in words: parts that its config names, where their
+    names and shapes are those of others, and anchors that aren't `config`'s."""
+    model = config_of(meta).get("model")
+    told = []
+    for place, kinds in TYPES.items():
+        parts = [w for v in at(model, place) for w in (v[:MOST] if isinstance(v, list) else [v])]
+        names = [v["type"].rpartition(".")[2] for v in parts if isinstance(v, dict) and isinstance(v.get("type"), str)]
+        told += [f"{place}.type {shown(n)}" for n in dict.fromkeys(names) if n not in kinds]
+    for place, plain in PLAIN.items():
+        told += [f"{place} {shown(str(v))}" for v in at(model, place) if v not in plain]
+    for place in ("backbone", "neck", "rpn_head", "bbox_head", "mask_head"):
+        kinds = [v.get("type") for v in at(model, f"{place}.conv_cfg") if isinstance(v, dict)]
+        told += [f"{place}.conv_cfg.type {shown(str(k))}" for k in kinds if k not in CONVOLUTIONS]
+    told += [f"bbox_head.loss_cls.type {k}" for k in at(model, "bbox_head.loss_cls.type") if k in list(SCORES)]
+    if backbone_only:
+        return [t for t in told if t.startswith("backbone")]
+    return told + other_anchors(arrays, config)
+
+
+def other_anchors(arrays: Mapping[str, np.ndarray], config: Config) -> list[str]:
+    """The first level of which a file's base anchors (Detectron2's and maskrcnn-benchmark's buffers) aren't ours."""
+    ours = config.rpn.anchor_generator
+    for name, theirs in arrays.items():
+        found = re.fullmatch(r"(?:.*\.)?cell_anchors\.(\d)", name)
+        if not found or theirs.dtype.kind != "f" or theirs.ndim != 2 or theirs.shape[1] != 4:
+            continue
+        level = int(found[1])
+        if level < len(ours.strides):
+            here = base_anchors(ours.strides[level], ours.scales, ours.ratios, ours.rounded, ours.legacy)
+            sizes, wanted = (sorted((b[:, 2:] - b[:, :2]).tolist()) for b in (theirs.astype(np.float64), here))
+            # whole pixels, and whether a box's end is its last one, aside
+            if len(sizes) == len(wanted) and np.allclose(sizes, wanted, rtol=0.02, atol=2):
+                continue
+        return [f"{name}: other anchors than rpn.anchor_generator has (sides {sides(theirs)})"]
+    return []
+
+
+def sides(boxes: np.ndarray) -> str:
+    """Widths and heights of some boxes, in words."""
+    return ", ".join(f"{w:.4g} x {h:.4g}" for w, h in (boxes[:4, 2:] - boxes[:4, :2]).tolist())
+
+
 def differing(said: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """Those keys of `said` of which the config has another value; class names where there are as many of them."""
     differ = {}
     for key, value in said.items():
+        if key == EPSILON:
+            continue
+        if key == "bbox_head.bbox_coder.target_stds" and config.detector.startswith("cascade"):
+            continue
         ours: Any = config
         for part in key.split("."):
             ours = getattr(ours, part)
@@ -57,7 +214,12 @@ def differing(said: Mapping[str, Any], config: Config) -> dict[str, Any]:
             continue
         if key == "backbone.stride_in_1x1" and not config.backbone.type.startswith("resne"):
             continue
-        same = close(value, ours, 0.01) if key in ("img_mean", "img_std") else value == ours
+        if key in ("img_mean", "img_std"):
+            same = close(value, ours, 0.01)
+        elif is_numbers(value) and not isinstance(value, bool):
+            same = np.shape(value) == np.shape(ours) and np.allclose(value, ours, rtol=1e-3)
+        else:
+            same = value == ours
         if not same:
             differ[key] = value
     return differ

@@ -52,7 +52,8 @@ class Conversion:
     params: our parameters by name, float32.  used: their names in the source, by ours.  unused: the source's others.
     extra: those of the unused that the model computes with, and the target hasn't.
     unfilled: parameters of the target without a value.  mismatched: "name (source shape) for (target shape)".
-    broken: parameters that hold NaN or infinity.  notes: what was changed besides names, line by line.
+    broken: parameters that hold NaN or infinity.  unlike: what the file says of its model that isn't so here.
+    notes: what was changed besides names, line by line.
     """
 
     params: dict[str, np.ndarray] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Conversion:
     unfilled: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -234,6 +236,9 @@ def arrange_norms(out: Conversion, config: Config, traits: Traits, norm_eps: flo
         out.params[norm + "moving_variance"] = np.full(gamma.shape, 1 - ours, np.float32)
     if folded:
         out.notes.append(f"{len(folded)} batch norms are scale and shift alone: mean 0, variance 1 - {ours:g} added")
+    for name, variance in ((n, out.params[n]) for n in out.used if n.endswith(".moving_variance")):
+        if (variance < 0).any():
+            raise ConversionError(f"{out.used[name]} has a variance of {variance.min():g}: damaged, or no variance")
     if theirs == ours:
         return
     changed = [n.removesuffix("moving_variance") for n in out.used if n.endswith(".moving_variance")]

@@ -36,6 +36,7 @@ from src.checkpoints.convert.pickles import (
     shown,
 )
 from src.checkpoints.files import read_ckpt, read_safetensors, summed
+from src.runtime.files import open_regular
 
 __all__ = ["State", "read_state"]
 
@@ -108,11 +109,9 @@ def read_state(path: str | Path, fits: Fits | None = None) -> State:
 def read_any(path: Path, fits: Fits) -> State:
     """By what the first bytes say the file is; by its suffix where they don't."""
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             head = f.read(512)
             size = f.seek(0, os.SEEK_END)
-    except IsADirectoryError:
-        raise ConversionError(f"{path}: a folder, not a checkpoint file") from None
     except OSError as e:
         raise ConversionError(f"{path}: can't read it: {e.strerror}") from None
     if not head:

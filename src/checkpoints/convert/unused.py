@@ -11,7 +11,7 @@ __all__ = ["AVERAGES", "kinds_of", "left_out"]
 
 # what takes no part in a detection, wherever it is
 IDLE = re.compile(
-    r"(.*[._])?(num_batches_tracked|n_averaged|pixel_mean|pixel_std|cell_anchors\.\d+|base_anchors(\.\d+)?|freq_weight)"
+    r"(.*[._])?(num_batches_tracked|n_averaged|pixel_mean|pixel_std|cell_anchors\.\d+|base_anchors(\.\d+)?)"
     r"|(.*\.)?(anchor_generator|prior_generator|data_preprocessor|loss_\w+|loss|criterion)\..*"
 )
 # copies of the model, and what its training kept: in front of a name
@@ -50,6 +50,7 @@ KINDS = (
     (r"pafpn|downsample_convs", "PAFPN"),
     (r"pre_module|post_module", "GRoIE"),
     (r"channel_compressor|content_encoder|carafe", "CARAFE"),
+    (r"freq_weight|fed_loss", "scores by sigmoid (federated loss)"),
     (r"mask_?iou", "Mask Scoring R-CNN"),
     (r"point_head|coarse_head", "PointRend"),
     (r"gen_attention|attention", "attention blocks"),

@@ -62,13 +62,16 @@ def formats_at(labels: Path) -> list[str]:
 
 @contextlib.contextmanager
 def naming_format(config: Config, split: str) -> Iterator[None]:
-    """Adds to a DataError of the block the format that lies at the split's place, where the config's doesn't."""
+    """Adds to a DataError of the block the format that lies at the split's place, where the config's doesn't; an
+    OSError becomes one, as for names that are too long, and folders that may not be entered."""
     try:
         yield
+    except OSError as e:
+        raise DataError(f"{e.filename or split}: can't read: {e.strerror}") from None
     except DataError as e:
         try:
             found = formats_at(Path(split_source(config, split)))
-        except DataError:
+        except (DataError, OSError):
             found = []
         if not found or config.dataset in found:
             raise
@@ -125,6 +128,8 @@ def read_split(
         masks = masks or ("if_any" if config.with_mask else "unneeded")
     with naming_format(config, split):
         records = form.records(where, config, masks, files)
+    if files:
+        records.check_repeats()
     records.notes += outside_notes(records, named_folders(config, where, split))
     if training:
         records.check_counts(config.max_instance_count)

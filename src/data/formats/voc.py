@@ -130,16 +130,17 @@ class Voc(Format):
 
     def classes(self, where: Split) -> list[str]:
         """Names of all classes in the folder, in alphabetical order."""
-        names = set()
+        names, unread = set(), ""
         for path in tqdm(xml_files(where.annotations), unit="file", desc="reading", leave=False):
             try:
                 objects = [c.find("name") for c in read_xml(path).children if c.tag == "object"]
-            except DataError:
+            except DataError as e:
                 # told, or counted, where the file is read for its boxes
+                unread = unread or f"; {e}"
                 continue
             names |= {n.text.strip() for n in objects if n is not None and n.text.strip()}
         if not names:
-            raise DataError(f"{where.annotations}: no object with a <name> in its XML files")
+            raise DataError(f"{where.annotations}: no object with a <name> in its XML files{unread}")
         return sorted(names)
 
     def annotation_files(self, where: Split) -> list[Path]:
@@ -239,6 +240,8 @@ class VocReader:
                 raise DataError(
                     f"{xml}: missing, though {same[0]} is there; write it, also for an image without objects"
                 )
+            if self.where.listing and not same and why_unread(xml):
+                raise DataError(f"{self.where.listing}: lists {name}, but {xml}: {why_unread(xml)}")
             root = read_xml(xml)
             record.path = self.image_of(root, name, same, xml, finder)
             record.file_name = os.path.relpath(record.path, self.where.images)

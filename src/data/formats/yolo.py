@@ -208,9 +208,10 @@ def yaml_place(entry: str, roots: list[Path], path: Path, key: str) -> Path:
     # a path on another machine: what of it is here
     tries += [path.parent.joinpath(*parts[i:]) for i in range(1, len(parts) - 1)]
     for place in tries:
-        if place.is_dir() or (place.is_file() and place.suffix.lower() == ".txt"):
+        # pathlib raises for names that are too long, and folders that may not be entered
+        if os.path.isdir(place) or (place.suffix.lower() == ".txt" and os.path.isfile(place)):
             return Path(os.path.normpath(place))
-    raise DataError(f"{path}: {key}: {entry}: no such folder or list of images; tried {tries[0]} and {tries[-1]}")
+    raise DataError(f"{path}: {key}: no such folder or list of images: {entry}; tried {tries[0]} and {tries[-1]}")
 
 
 def folders_of(root: Path, split: str) -> Iterator[Path]:

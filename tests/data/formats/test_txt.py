@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from src.config import ConfigError
-from src.data.formats import check_training, resolve_classes
+from src.data.formats import check_training, read_split, resolve_classes
 from src.data.mindrecord import ensure_mindrecord, read_index
-from src.data.records import DataError
+from src.data.records import DataError, report_notes
 from tests.data.formats.reading import load as read
 
 
@@ -180,3 +180,11 @@ def test_rows_to_test_on_are_named_by_their_file(tmp_path, txt_set, refusal):
     assert read(config, str(tmp_path / "test.txt")).records[0].labels.tolist() == [2]
     with refusal(DataError, "test", "name their file"):
         read(config, "test")
+
+
+def test_a_name_with_control_characters_is_told_in_one_line_of_text(txt_set, capsys):
+    data = read_split(txt_set("a\x1b[31m.jpg 1,2,31,22,3", "a.jpg 0,0,60,40,1", on_bad_image="skip"), "train")
+    report_notes(data.skipped(), ["class \x1b[2J"])
+    told = capsys.readouterr().out
+    assert "a\\x1b[31m.jpg" in told and "class \\x1b[2J" in told
+    assert all(line.isprintable() for line in told.splitlines())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.formats import resolve_classes
+from src.data.formats import read_split, resolve_classes
 from src.data.mindrecord import ensure_mindrecord, read_index
 from src.data.records import DataError
 from tests.data.formats.reading import load
@@ -158,6 +158,15 @@ def test_a_broken_file_is_refused_by_line_or_skipped(folder, config_of, refusal,
     assert str(folder.xml / "two.xml") in data.skipped[0]
 
 
+def test_files_of_which_none_reads(folder, config_of, refusal):
+    """What is told is why, not that they name no classes."""
+    folder.add("one", voc_object())
+    (folder.xml / "one.xml").write_text("<!DOCTYPE a>" + (folder.xml / "one.xml").read_text())
+    config = config_of(coco_classes=[])
+    with refusal(DataError, folder.xml, "one.xml", "DOCTYPE"):
+        resolve_classes(config, training=True)
+
+
 def test_what_is_missing(folder, config_of, refusal):
     folder.add("one", voc_object()).add("two", voc_object(), image=False)
     with refusal(DataError, "two.xml", "two.jpg"):
@@ -261,6 +270,13 @@ def test_a_listed_part_of_any_name(folder, config_of, how):
     config = config_of(val_annotations=listing) if how == "val_annotations" else config_of()
     split = {"split": "test", "file": listing, "val_annotations": "val"}[how]
     assert [r.path.stem for r in load(config, split).records] == ["c"]
+
+
+@pytest.mark.parametrize("name", ["nobody", "/nobody", "../nobody"])
+def test_a_listed_name_of_nothing_is_told_with_the_list(folder, config_of, name):
+    folder.add("one", voc_object()).list("train", "one", name)
+    (told,) = read_split(config_of(), "train").skipped()
+    assert told.startswith(f"{folder.root / 'ImageSets/Main/train.txt'}: lists ") and "nobody.xml: no such file" in told
 
 
 def test_a_part_that_is_not_there(folder, config_of, refusal):

@@ -55,3 +55,12 @@ def test_nothing_there_names_none(shapes_config, tmp_path):
     with pytest.raises(DataError) as error:
         read_split(shapes_config(train_dataset=str(tmp_path)), "train")
     assert "--dataset" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["9" * 300, "a/" * 3000])
+@pytest.mark.parametrize("form", [*FORMATS, "other"])
+def test_a_name_that_is_too_long_is_told(form, name, shapes_config, refusal):
+    places = {"train_dataset": name, "anno_path": name, "image_dir": name}
+    with refusal(DataError, name[:200]):
+        config = shapes_config(dataset=form, detector="faster_rcnn", coco_classes="auto", **places)
+        read_split(resolve_classes(config, training=True), "train")

@@ -320,3 +320,10 @@ def test_a_changed_label_file_is_noticed(yolo):
     assert changed != before
     yolo.add("b", "1 0.5 0.5 0.2 0.4")
     assert source_digest(config, where) != changed
+
+
+@pytest.mark.parametrize("name", ["9" * 300, "a/" * 3000, "../" + "x" * 5000])
+def test_a_place_whose_name_no_file_can_have(yolo, name, refusal):
+    data = yolo.write("data.yaml", f"train: {name}\nval: images/val\nnames: [dog, cat]\n")
+    with refusal(DataError, f"{data}: train: ", "no such folder or list of images"):
+        yolo.read()
