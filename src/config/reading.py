@@ -265,7 +265,7 @@ def config_from_arguments(
 
 
 def describe_keys(obj: Any = None, prefix: str = "") -> list[tuple[str, str, Any, str]]:
-    """(key, type, default, meaning) of every key, in order: the README's table."""
+    """(key, type, default, meaning) of every key, in order: what python -m src.config prints."""
     obj = Config() if obj is None else obj
     hints, rows = typing.get_type_hints(type(obj)), []
     for f in dataclasses.fields(obj):

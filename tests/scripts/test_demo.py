@@ -1,4 +1,4 @@
-"""scripts/run_demo.sh: what the README's first command leaves behind."""
+"""scripts/run_demo.sh: what the demo leaves behind."""
 
 import json
 import os

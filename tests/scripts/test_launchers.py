@@ -23,7 +23,7 @@ EVAL = "[VALIDATION_JSON_FILE] [CHECKPOINT_PATH] [BACKBONE] [COCO_ROOT]"
 INFER = "[CONFIG_PATH] [CHECKPOINT_PATH] [PRED_INPUT] [PRED_OUTPUT]"
 MINDRECORD = "[MINDRECORD_DIR](optional)"
 
-# script, device, form: as the README documents them
+# script, device, form: as docs/launchers.md tells them
 FORMS = [
     ("run_standalone_train.sh", "Ascend", "[PRETRAINED_CKPT]"),
     ("run_standalone_train_ascend.sh", "Ascend", f"{MODEL} [DEVICE_ID] {MINDRECORD}"),
