@@ -349,6 +349,7 @@ def main() -> int:
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--train", type=int, default=0, help="accepted cases of each format that train a step")
     parser.add_argument("--out", type=Path, help="folder that the data sets of failures are written to")
+    parser.add_argument("--parsers", action="store_true", help="every parser in place of data sets; has its own --help")
     a = parser.parse_args()
     numbers = a.only if a.only else range(a.count)
     outcomes: dict[tuple[str, int], Outcome] = {}
