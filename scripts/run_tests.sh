@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The test suite, and the linter. usage: bash scripts/run_tests.sh [--full] [PYTEST ARGUMENT]...
+# The test suite, after the linters, the formatters and the type checker. usage: bash scripts/run_tests.sh [--full] [PYTEST ARGUMENT]...
 #   --full  also the long tests
 # Arguments go to pytest: bash scripts/run_tests.sh tests/models -k fpn
 set -euo pipefail
@@ -14,6 +14,8 @@ if [ -z "${COCO_ROOT:-}" ] && [ -d ../shared/data/coco_mini ]; then
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+find ascend310_infer/src src/ops tests -regex '.*\.\(cc\|h\|cu\)' -exec .venv/bin/clang-format --dry-run --Werror {} +
+.venv/bin/mypy
 .venv/bin/shellcheck -x scripts/*.sh
 .venv/bin/hadolint Dockerfile
 # before the tests, which run in two processes, either of which would build it

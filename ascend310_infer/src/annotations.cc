@@ -99,7 +99,8 @@ std::array<int64_t, 2> AnnotatedSizes::Find(const std::string &image) const {
     }
   }
   if (differ) {
-    throw UserError(image + ": several images of " + path_ + " fit it equally well, of different sizes (tried its path" +
+    throw UserError(image + ": several images of " + path_ +
+                    " fit it equally well, of different sizes (tried its path" +
                     " and its name); name the folder above them as --input, with --recursive");
   }
   return chosen->size;

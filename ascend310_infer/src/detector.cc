@@ -20,9 +20,7 @@ namespace {
 class Timed {
  public:
   Timed(StageTimes *times, const char *stage) : times_(times), stage_(stage), begin_(Clock::now()) {}
-  ~Timed() {
-    (*times_)[stage_] += std::chrono::duration<double, std::milli>(Clock::now() - begin_).count();
-  }
+  ~Timed() { (*times_)[stage_] += std::chrono::duration<double, std::milli>(Clock::now() - begin_).count(); }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -219,7 +217,8 @@ class SplitDetector : public Detector {
   static void CheckInput(Graph *features, const ModelFile &file) {
     const Shape shape = features->InputShape(0);
     if (features->Inputs() == 1 && shape.size() == 4 && shape[1] == 3) return;
-    throw UserError(file.path + ": takes " + ShapeText(shape) + ", not an image; model and sidecar disagree, export"
+    throw UserError(file.path + ": takes " + ShapeText(shape) +
+                    ", not an image; model and sidecar disagree, export"
                     " again");
   }
 
@@ -258,11 +257,10 @@ class SplitDetector : public Detector {
     for (size_t l = 0; l < levels; ++l) {
       const auto each = static_cast<int64_t>(sidecar_.base_anchors[l].size());
       inputs.push_back({Map(maps, NumMaps() + l, each, l), Map(maps, NumMaps() + levels + l, 4 * each, l),
-                        Cells(height, l), Cells(width, l), Step(height, l), Step(width, l),
-                        &sidecar_.base_anchors[l]});
+                        Cells(height, l), Cells(width, l), Step(height, l), Step(width, l), &sidecar_.base_anchors[l]});
     }
-    return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn,
-                         {sidecar_.level_by_logits, sidecar_.nms_by_logits}, bounds);
+    return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn, {sidecar_.level_by_logits, sidecar_.nms_by_logits},
+                         bounds);
   }
 
   std::vector<std::unique_ptr<MaskHead>> MaskHeads(bool on_host) const {

@@ -89,15 +89,15 @@ std::string SystemReason() { return std::strerror(errno); }
 std::vector<uint8_t> ReadFile(const std::string &path, const std::string &what, uint64_t most) {
   // O_NONBLOCK: a pipe that nobody writes to is told, not waited for
   const Handle file{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  struct stat status {};
+  struct stat status{};
   if (file.number < 0 || fstat(file.number, &status) != 0) {
     throw UserError(path + ": can't read the " + what + ": " + SystemReason());
   }
   if (S_ISDIR(status.st_mode)) throw UserError(path + ": can't read the " + what + ": it is a folder");
   if (!S_ISREG(status.st_mode)) throw UserError(path + ": can't read the " + what + ": it is no file");
   if (static_cast<uint64_t>(status.st_size) > most) {
-    throw UserError(path + ": can't read the " + what + ": " + std::to_string(status.st_size) + " bytes, more than the " +
-                    std::to_string(most) + " that one can have");
+    throw UserError(path + ": can't read the " + what + ": " + std::to_string(status.st_size) +
+                    " bytes, more than the " + std::to_string(most) + " that one can have");
   }
   std::vector<uint8_t> data(static_cast<size_t>(status.st_size));
   size_t done = 0;

@@ -21,7 +21,8 @@ class UserError : public std::runtime_error {
 // The text of errno.
 std::string SystemReason();
 
-// Throws UserError: "PATH: can't read the WHAT: reason", also for what is no file, and for one of more than `most` bytes.
+// Throws UserError: "PATH: can't read the WHAT: reason", also for what is no file, and for one of more than `most`
+// bytes.
 std::vector<uint8_t> ReadFile(const std::string &path, const std::string &what, uint64_t most = UINT64_MAX);
 
 // Beside, then renamed: the file is whole or not there. Throws UserError.

@@ -143,7 +143,8 @@ void Graph::SetShapes(const std::vector<Shape> &shapes) {
 void *Graph::InputMemory(size_t i, size_t element) {
   void *memory = i < inputs_.size() ? inputs_[i].MutableData() : nullptr;
   if (memory == nullptr || ElementSize(inputs_[i].DataType()) != element) {
-    throw UserError(path_ + ": input " + std::to_string(i) + " is of another type; not the model that its sidecar"
+    throw UserError(path_ + ": input " + std::to_string(i) +
+                    " is of another type; not the model that its sidecar"
                     " describes");
   }
   return memory;

@@ -31,7 +31,8 @@ class GraphMaskHead : public MaskHead {
     graph_.ExpectOutputs(1);
     const int64_t cells = 4 * side_ * side_;
     const float *all = graph_.Output<float>(0, {count_, classes, 2 * side_, 2 * side_});
-    for (int64_t r = 0; r < count_; ++r) std::copy_n(all + (r * classes + labels[r]) * cells, cells, logits + r * cells);
+    for (int64_t r = 0; r < count_; ++r)
+      std::copy_n(all + (r * classes + labels[r]) * cells, cells, logits + r * cells);
   }
 
  private:

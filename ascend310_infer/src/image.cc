@@ -275,7 +275,7 @@ int JpegOrientation(const Span &file) {
     }
     at += 2;
     if (marker == 0x01 || (marker >= 0xD0 && marker <= 0xD8)) continue;  // without a length
-    if (marker == 0xD9 || marker == 0xDA) return 1;                       // the end, or the pixels
+    if (marker == 0xD9 || marker == 0xDA) return 1;                      // the end, or the pixels
     const size_t length = file.Number(at, 2, true);
     if (length < 2) return 1;
     const Span segment = file.Part(at + 2, length - 2);
@@ -343,8 +343,8 @@ Picture ResizeBetween(const Picture &from, int64_t height, int64_t width) {
       int32_t *line = lines[slot].data();
       for (size_t x = 0; x < static_cast<size_t>(width); ++x) {
         const uint8_t *low = source + columns.low[x] * 3, *high = source + columns.high[x] * 3;
-        for (int c = 0; c < 3; ++c) line[3 * x + static_cast<size_t>(c)] =
-            low[c] * columns.weight_low[x] + high[c] * columns.weight_high[x];
+        for (int c = 0; c < 3; ++c)
+          line[3 * x + static_cast<size_t>(c)] = low[c] * columns.weight_low[x] + high[c] * columns.weight_high[x];
       }
     }
     return lines[slot].data();
@@ -439,7 +439,8 @@ Picture SumDown(const Picture &from, int64_t height) {
 }
 
 // One direction after the other, with 8 bits between. Pillow 13 goes down first where more than twice as many rows as
-// columns are lost, in older ones always across; that is a grey level here and there, in pictures twice as high as wide.
+// columns are lost, in older ones always across; that is a grey level here and there, in pictures twice as high as
+// wide.
 Picture ResizeOverAreas(const Picture &from, int64_t height, int64_t width) {
   const bool down_first = height < from.height && from.height - height > 2 * (from.width - width);
   return down_first ? SumAcross(SumDown(from, height), width) : SumDown(SumAcross(from, width), height);

@@ -18,9 +18,11 @@ constexpr size_t kMostValues = 1 << 20;  // of a document that is kept whole: so
 // Bytes of the UTF-8 character at `i`; 0: there is none.
 size_t Utf8Length(const std::string &text, size_t i) {
   const auto lead = static_cast<unsigned char>(text[i]);
-  const size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3
-                        : lead >= 0xF0 && lead < 0xF5                 ? 4
-                                                                      : 0;
+  const size_t length = lead < 0x80                   ? 1
+                        : lead >= 0xC2 && lead < 0xE0 ? 2
+                        : lead >= 0xE0 && lead < 0xF0 ? 3
+                        : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                      : 0;
   if (length == 0 || i + length > text.size()) return 0;
   for (size_t k = 1; k < length; ++k) {
     if ((static_cast<unsigned char>(text[i + k]) & 0xC0) != 0x80) return 0;
@@ -59,9 +61,7 @@ class JsonReader {
   }
 
  private:
-  [[noreturn]] void Fail() const {
-    Fail("not whole JSON (byte " + std::to_string(at_) + ")");
-  }
+  [[noreturn]] void Fail() const { Fail("not whole JSON (byte " + std::to_string(at_) + ")"); }
   [[noreturn]] void Fail(const std::string &what) const { throw UserError(name_ + ": " + what + "; " + remedy_); }
   [[noreturn]] void FailDeep() const { Fail("nested deeper than " + std::to_string(kDeepest) + " levels"); }
 

@@ -13,7 +13,8 @@ namespace rcnn {
 // throws UserError with the document's name and the key.
 class Json {
  public:
-  // Throws UserError for what isn't whole JSON, has a key twice in an object, or more levels or values than any sidecar.
+  // Throws UserError for what isn't whole JSON, has a key twice in an object, or more levels or values than any
+  // sidecar.
   static Json Parse(const std::string &text, const std::string &name);
   // The list `key` of a document that is an object, its items with no more than `keys`: the rest is read over and takes
   // no memory. Null without that key. Errors end with `remedy`.

@@ -194,7 +194,7 @@ void Apply(const Options &options, Sidecar *sidecar) {
 void CheckCanvas(const Options &options, const Sidecar &sidecar) {
   const double bytes = 100.0 * static_cast<double>(sidecar.width) * static_cast<double>(sidecar.height);
   double most = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
-  struct rlimit limit {};
+  struct rlimit limit{};
   if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
     most = std::min(most, static_cast<double>(limit.rlim_cur));
   }
@@ -230,7 +230,7 @@ void AddImages(const Options &options, const std::string &below, std::vector<std
   closedir(handle);
   for (const std::string &name : names) {
     const std::string path = below + name;
-    struct stat status {};
+    struct stat status{};
     if (stat((options.input + "/" + path).c_str(), &status) != 0 || !S_ISDIR(status.st_mode)) {
       (HasImageName(name) ? *images : summary->not_images).push_back(path);
       continue;
@@ -247,7 +247,7 @@ void AddImages(const Options &options, const std::string &below, std::vector<std
 std::vector<std::string> ListImages(const Options &options, Summary *summary) {
   std::vector<std::string> out;
   std::vector<std::pair<dev_t, ino_t>> above;
-  struct stat status {};
+  struct stat status{};
   if (stat(options.input.c_str(), &status) == 0) above.emplace_back(status.st_dev, status.st_ino);
   AddImages(options, "", &above, &out, summary);
   std::sort(out.begin(), out.end());
@@ -284,8 +284,8 @@ Picture DecodeTurned(const std::vector<uint8_t> &bytes, const Frames &frames, si
   Picture picture = DecodeImage(bytes);
   const std::array<int64_t, 2> &annotated = frames.annotated[i];
   const int orientation = ExifOrientation(bytes);
-  picture = Turn(std::move(picture),
-                 OrientationFor(frames.policy, {picture.height, picture.width}, orientation, annotated));
+  picture =
+      Turn(std::move(picture), OrientationFor(frames.policy, {picture.height, picture.width}, orientation, annotated));
   if (annotated[0] > 0 && (annotated[0] != picture.height || annotated[1] != picture.width)) {
     const bool turned = annotated[0] == picture.width && annotated[1] == picture.height && orientation > 4;
     throw UserError(SizeText(picture.height, picture.width) + " pixels, but annotated as " +
@@ -335,8 +335,8 @@ Read ReadImage(const std::string &folder, const std::string &name, const Sidecar
 // Reads images in a thread of its own, a few ahead of who takes them.
 class Reader {
  public:
-  Reader(const std::string &folder, const std::vector<std::string> &names, const Sidecar &sidecar,
-         const Frames &frames, size_t ahead)
+  Reader(const std::string &folder, const std::vector<std::string> &names, const Sidecar &sidecar, const Frames &frames,
+         size_t ahead)
       : thread_([this, &folder, &names, &sidecar, &frames, ahead]() {
           for (size_t i = 0; i < names.size(); ++i) {
             Read read = ReadImage(folder, names[i], sidecar, frames, i);
@@ -377,7 +377,7 @@ void MakeFolder(const std::string &path) {
   for (size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1)) {
     mkdir(path.substr(0, slash).c_str(), 0755);
   }
-  struct stat status {};
+  struct stat status{};
   if (mkdir(path.c_str(), 0755) != 0 && (stat(path.c_str(), &status) != 0 || !S_ISDIR(status.st_mode))) {
     throw UserError(path + ": can't make the folder of results: " + SystemReason());
   }
@@ -399,8 +399,8 @@ class TimeTable {
 };
 
 // Detects in a batch and writes the results.
-void RunBatch(const std::string &folder, const Sidecar &sidecar, const std::vector<Prepared> &batch,
-              Detector *detector, TimeTable *table, Summary *summary) {
+void RunBatch(const std::string &folder, const Sidecar &sidecar, const std::vector<Prepared> &batch, Detector *detector,
+              TimeTable *table, Summary *summary) {
   const auto detect_begin = std::chrono::steady_clock::now();
   StageTimes times;
   const std::vector<Detections> found = detector->Detect(batch, &times);

@@ -194,7 +194,8 @@ class HostMaskHead : public MaskHead {
 
  private:
   HostMaskHead(const std::string &path, std::vector<Layer> layers)
-      : path_(path), channels_(layers[0].shape[layers.size() == 2 ? 0 : 1]),
+      : path_(path),
+        channels_(layers[0].shape[layers.size() == 2 ? 0 : 1]),
         tail_(layers[layers.size() - 2], std::move(layers.back())),
         convs_(std::make_move_iterator(layers.begin()), std::make_move_iterator(layers.end() - 2)) {}
 

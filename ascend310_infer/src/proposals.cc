@@ -42,9 +42,9 @@ std::vector<int32_t> Nms(const std::vector<Box> &boxes, const std::vector<float>
   const auto valid = std::make_unique<bool[]>(boxes.size());
   const auto kept = std::make_unique<bool[]>(most);
   std::fill_n(valid.get(), boxes.size(), true);
-  Suppress(boxes.empty() ? nullptr : boxes[0].data(), scores.data(),
-           (settings.across_groups ? one : groups).data(), valid.get(), static_cast<int64_t>(boxes.size()),
-           settings.iou_threshold, settings.max_per_img, indices.data(), kept.get());
+  Suppress(boxes.empty() ? nullptr : boxes[0].data(), scores.data(), (settings.across_groups ? one : groups).data(),
+           valid.get(), static_cast<int64_t>(boxes.size()), settings.iou_threshold, settings.max_per_img,
+           indices.data(), kept.get());
   indices.resize(static_cast<size_t>(std::count(kept.get(), kept.get() + most, true)));
   return indices;
 }

@@ -113,8 +113,8 @@ double Difference(const Samples &wanted, const float *values) {
     const double difference = std::abs(static_cast<double>(values[place]) - static_cast<double>(wanted.values[s]));
     // written so that what is no number counts as wrong
     if (!(difference <= worst * static_cast<double>(wanted.largest))) {
-      worst = std::isfinite(difference) && wanted.largest > 0 ? difference / static_cast<double>(wanted.largest)
-                                                              : INFINITY;
+      worst =
+          std::isfinite(difference) && wanted.largest > 0 ? difference / static_cast<double>(wanted.largest) : INFINITY;
     }
   }
   return worst;

@@ -95,8 +95,8 @@ std::string SummaryJson(const Summary &summary, const Sidecar &sidecar) {
 void PrintSummary(const Summary &summary) {
   std::printf("\n%-12s %10s %10s %6s\n", "stage", "median ms", "mean ms", "runs");
   for (const auto &[stage, values] : summary.times) {
-    const double mean = std::accumulate(values.begin(), values.end(), 0.0) /
-                        static_cast<double>(std::max<size_t>(values.size(), 1));
+    const double mean =
+        std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(std::max<size_t>(values.size(), 1));
     std::printf("%-12s %10.1f %10.1f %6zu\n", stage.c_str(), Median(values), mean, values.size());
   }
   std::printf("\n%zu images in %.2f s, %.2f images/s; model loaded in %.2f s; peak memory %.0f MiB\n",

@@ -169,7 +169,8 @@ class SidecarReader {
     }
     if (short_side && out_->width != out_->height) {
       if (!json_.Has("pair")) {
-        throw UserError(out_->path + ": names no model for pictures of the other orientation (pair); export both again");
+        throw UserError(out_->path +
+                        ": names no model for pictures of the other orientation (pair); export both again");
       }
       out_->turned = File(json_.At("pair"));
     }
@@ -368,8 +369,9 @@ void CheckChecksum(const std::string &digits, std::string text, const std::strin
     text.replace(at + begin.size(), digits.size(), digits.size(), '0');
     if (Sha256(reinterpret_cast<const uint8_t *>(text.data()), text.size()) == digits) return;
   }
-  throw UserError(path + ": changed or damaged since its export (checksum); export the model again, with the options"
-                         " that it is to have");
+  throw UserError(path +
+                  ": changed or damaged since its export (checksum); export the model again, with the options"
+                  " that it is to have");
 }
 
 bool Exists(const std::string &path) { return access(path.c_str(), F_OK) == 0; }
@@ -421,8 +423,8 @@ std::vector<uint8_t> ReadChecked(const ModelFile &file) {
   std::error_code unknown;
   const uint64_t size = std::filesystem::file_size(file.path, unknown);
   if (!unknown && size != file.bytes) {
-    throw UserError(file.path + ": " + std::to_string(size) + " bytes, its sidecar says " +
-                    std::to_string(file.bytes) + " (truncated, or of another export); export it again");
+    throw UserError(file.path + ": " + std::to_string(size) + " bytes, its sidecar says " + std::to_string(file.bytes) +
+                    " (truncated, or of another export); export it again");
   }
   const std::vector<uint8_t> data = ReadFile(file.path, "model");
   if (Sha256(data.data(), data.size()) != file.sha256) {

@@ -202,7 +202,7 @@ def checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     values, shapes = 0, 0
     for name in sorted(arrays):
         array = arrays[name]
-        values = zlib.crc32(array.reshape(-1).view(np.uint8), zlib.crc32(name.encode(), values))
+        values = zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(name.encode(), values))
         shapes = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), shapes)
     return {VALUES_SUM: str(values), SHAPES_SUM: str(shapes)}
 

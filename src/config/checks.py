@@ -82,8 +82,8 @@ def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
         not c.with_mask or c.train_cfg.rcnn.mask_size == 2 * c.mask_roi.roi_layer.out_size,
         "train_cfg.rcnn.mask_size must be twice mask_roi.roi_layer.out_size",
     )
-    mask = (("mask_head", c.mask_head),) if c.with_mask else ()
-    for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *mask):
+    mask_head = (("mask_head", c.mask_head),) if c.with_mask else ()
+    for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *mask_head):
         demand(got.in_channels == c.neck.fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")
     for name, coder in (("rpn", c.rpn.bbox_coder), ("bbox_head", c.bbox_head.bbox_coder)):
         for part in ("target_means", "target_stds"):

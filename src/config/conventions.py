@@ -54,9 +54,15 @@ class Conventions:
     resize_filter: str = choice("resizing", "resize_filter")
 
 
-IMAGENET = {"to_rgb": True, "img_mean": (123.675, 116.28, 103.53), "img_std": (58.395, 57.12, 57.375)}
-PLAIN_ANCHORS = {"anchors_legacy": "", "anchor_grid": False}
-ALIGNED = {"roi_shift": True, "roi_samples": 0, "roi_end": False, "mask_target_box": "box", "mask_paste": "grid"}
+IMAGENET: dict[str, Any] = {"to_rgb": True, "img_mean": (123.675, 116.28, 103.53), "img_std": (58.395, 57.12, 57.375)}
+PLAIN_ANCHORS: dict[str, Any] = {"anchors_legacy": "", "anchor_grid": False}
+ALIGNED: dict[str, Any] = {
+    "roi_shift": True,
+    "roi_samples": 0,
+    "roi_end": False,
+    "mask_target_box": "box",
+    "mask_paste": "grid",
+}
 
 CONVENTIONS = {
     # torchvision/models/detection, 0.3 to today
@@ -171,7 +177,8 @@ def keys_of(name: str, where: str) -> dict[str, Any]:
     """The keys, by dotted name, that the record of `name` stands for. Raises ConfigError."""
     if name not in CONVENTIONS:
         raise ConfigError(f"{where}: {name!r} is not one of {', '.join(CONVENTIONS)}")
-    record, out = CONVENTIONS[name], {}
+    record = CONVENTIONS[name]
+    out: dict[str, Any] = {}
     for f in dataclasses.fields(record):
         value = getattr(record, f.name)
         out |= dict.fromkeys(f.metadata["keys"], list(value) if isinstance(value, tuple) else value)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from src.runtime.errors import UserError
 
@@ -33,7 +33,7 @@ def group(cls: type, doc: str, **defaults: Any) -> Any:
 
 # The names that the launchers and older configs give backbones: `backbone: resnet_v1_50`. Only resnet_v1_50 was ever
 # v1: the model zoo's 101 and 152, and the classifiers that they start from, stride in the 3x3 convolution.
-BACKBONES = {
+BACKBONES: dict[str, dict[str, Any]] = {
     "resnet_v1_50": {"type": "resnet", "depth": 50, "stride_in_1x1": True},
     "resnet_v1.5_50": {"type": "resnet", "depth": 50, "stride_in_1x1": False},
     "resnet_v1_101": {"type": "resnet", "depth": 101, "stride_in_1x1": False},
@@ -43,7 +43,7 @@ BACKBONES = {
 # Names that older configs give the same keys.
 ALIASES = {"IMAGE_DIR": "image_dir", "ANNO_PATH": "anno_path"}
 # what these don't name is as of a ResNet or MobileNet of full width
-PLAIN = {"groups": 1, "base_width": 64, "width_multiplier": 1.0, "relu6": False}
+PLAIN: dict[str, Any] = {"groups": 1, "base_width": 64, "width_multiplier": 1.0, "relu6": False}
 BACKBONE_CHANNELS = {"resnet": [256, 512, 1024, 2048], "mobilenet_v1": [128, 256, 512, 1024]}
 
 
@@ -584,10 +584,11 @@ class Config:
         return self.detector in ("mask_rcnn", "cascade_mask_rcnn")
 
     @property
-    def mask_paste(self) -> str:
+    def mask_paste(self) -> Literal["torchvision", "grid"]:
         """test_cfg.rcnn.mask_paste, decided."""
         chosen = self.test_cfg.rcnn.mask_paste
-        return ("grid" if self.mask_roi.roi_layer.aligned else "torchvision") if chosen == "auto" else chosen
+        grid = self.mask_roi.roi_layer.aligned if chosen == "auto" else chosen == "grid"
+        return "grid" if grid else "torchvision"
 
     @property
     def mask_target_box(self) -> str:

@@ -184,7 +184,8 @@ def _load_file(config: Config, path: Path, given: set[str], above: tuple[Path, .
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:
     """`--a.b=V`, `--a.b V` or `a.b=V` words as {"a.b": "V"}; ConfigError for words that are neither."""
-    out, i = {}, 0
+    out: dict[str, str] = {}
+    i = 0
     while i < len(arguments):
         word = arguments[i]
         name, eq, value = word.lstrip("-").partition("=")
@@ -217,7 +218,8 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
 
     An override of a text key is taken as it is; text for any other key is read as YAML. Raises ConfigError.
     """
-    config, given = Config(), set()
+    config = Config()
+    given: set[str] = set()
     _load_file(config, Path(path), given)
     source = str(path)
     for name, value in sorted((overrides or {}).items(), key=lambda item: item[0] != "conventions"):

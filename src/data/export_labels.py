@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -25,7 +26,7 @@ __all__ = ["WRITERS", "Labelled", "write_labels"]
 QUALITY = 95  # of a JPEG that is turned and written anew
 DIGITS = 8  # of a share of the image's side: 5e-4 pixels in 100,000
 LABELME_VERSION = "5.4.1"  # the first that has masks
-TRANSPOSE = {
+TRANSPOSE: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -97,7 +98,8 @@ class Names:
     """Names of images in the new set: as they were, less what some tool can't write; each with a stem of its own."""
 
     def __init__(self, by_stem: bool):
-        self.by_stem, self.taken = by_stem, set()
+        self.by_stem = by_stem
+        self.taken: set[str] = set()
 
     def of(self, record: ImageRecord, split: str = "") -> str:
         """A path below the folder of images."""
@@ -144,7 +146,9 @@ def write_coco(data: Labelled, folder: Path) -> None:
     (folder / "annotations").mkdir()
     for split, records in data.splits.items():
         part = split or "train"
-        images, annotations, names = [], [], Names(by_stem=False)
+        images: list[dict] = []
+        annotations: list[dict] = []
+        names = Names(by_stem=False)
         for record in tqdm(records, unit="img", desc=part, leave=False):
             name = names.of(record)
             save_image(record, folder / f"{part}2017" / name)
@@ -227,8 +231,8 @@ def write_yolo(data: Labelled, folder: Path) -> None:
             target = labels.place(folder / places[part] / name)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text("".join(yolo_rows(data, record)), "utf-8")
-    names = {i: c["name"] for i, c in enumerate(data.categories)}
-    text = yaml.safe_dump({**places, "nc": len(names), "names": names}, sort_keys=False, allow_unicode=True)
+    called = {i: c["name"] for i, c in enumerate(data.categories)}
+    text = yaml.safe_dump({**places, "nc": len(called), "names": called}, sort_keys=False, allow_unicode=True)
     (folder / "data.yaml").write_text(text, "utf-8")
 
 
@@ -270,7 +274,7 @@ def write_labelme(data: Labelled, folder: Path) -> None:
             name = names.of(record)
             save_image(record, place / name)
             shapes = [s for n, i in enumerate(record.instances, 1) for s in labelme_shapes(data, record, i, n)]
-            content = {
+            content: dict[str, Any] = {
                 "version": LABELME_VERSION,
                 "flags": {},
                 "shapes": shapes,

@@ -17,11 +17,11 @@ def plain_name(name: str) -> str:
     bytes that aren't UTF-8."""
     text = name.replace("\\", "/")
     with contextlib.suppress(UnicodeEncodeError):
-        name = text.encode("utf-8", "surrogateescape")
+        raw = text.encode("utf-8", "surrogateescape")
         try:
-            text = name.decode()
+            text = raw.decode()
         except UnicodeDecodeError:
-            text = name.decode("latin-1")
+            text = raw.decode("latin-1")
     return unicodedata.normalize("NFC", text).casefold()
 
 

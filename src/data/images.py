@@ -10,11 +10,11 @@ import re
 import struct
 import warnings
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from src.data.records import DataError
 from src.runtime.files import open_regular, read_regular
@@ -33,6 +33,7 @@ __all__ = [
     "image_header",
     "is_image",
     "orientation_for",
+    "picture_size",
     "read_bytes",
     "read_frame",
     "read_image",
@@ -65,7 +66,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.init()
 # OpenCV's own threads would compete with the loader's workers
 cv2.setNumThreads(0)
-KINDS = [k for k in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000") if k in Image.OPEN]
+KINDS: list[str] = [k for k in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000") if k in Image.OPEN]
 
 
 def sorted_files(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -111,6 +112,12 @@ class Header(NamedTuple):
     def upright(self) -> tuple[int, int]:
         """(height, width) as viewers show it."""
         return turned_size(self.stored, self.orientation)
+
+
+def picture_size(image: np.ndarray) -> tuple[int, int]:
+    """(height, width) of an (H, W) or (H, W, C) array."""
+    height, width = image.shape[:2]
+    return height, width
 
 
 def orientation_for(
@@ -218,7 +225,7 @@ class Head(io.RawIOBase):
         return True
 
 
-def told_size(stream: BinaryIO) -> tuple[str, int, int, object]:
+def told_size(stream: BinaryIO) -> tuple[str, int, int, Any]:
     """(kind of KINDS, height, width, orientation) as a seekable stream tells them, unchecked.
 
     Raises whatever Pillow does; nothing is decoded.
@@ -232,16 +239,16 @@ def told_size(stream: BinaryIO) -> tuple[str, int, int, object]:
         return "PNG", height, width, entry[0] if entry else 1
     stream.seek(0)
     # a WebP file Pillow reads whole, at once
-    part = stream if begin[8:12] == b"WEBP" else Head(stream, MOST_HEAD.get(begin[:2], 1 << 20))
+    part: Any = stream if begin[8:12] == b"WEBP" else Head(stream, MOST_HEAD.get(begin[:2], 1 << 20))
     with Image.open(part, formats=KINDS) as image:
-        if image.format == "TIFF":
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
             # Pillow exchanges the sides of a turned one
             tags = image.tag_v2
             return "TIFF", int(tags[HEIGHT]), int(tags[WIDTH]), tags.get(ORIENTATION, 1)
         width, height = image.size
         entry = orientation_entry(image.info.get("exif") or b"")
         # pictures of phones with a second one behind the first are JPEG files all the same
-        kind = "JPEG" if image.format == "MPO" else image.format
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
         return kind, height, width, entry[0] if entry else 1
 
 
@@ -282,7 +289,7 @@ def orientation_entry(data: bytes) -> tuple[int, int, str] | None:
     `data` may begin with EXIF's own six bytes; the place counts from the beginning of the rest. None where the
     directory has no orientation, or can't be read.
     """
-    marks = re.match(rb"(?:Exif\0\0)*", data)[0]
+    marks = next(re.finditer(rb"(?:Exif\0\0)*", data))[0]
     data = data[len(marks) :]
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
@@ -363,12 +370,13 @@ def imdecode(data: bytes, flags: int) -> np.ndarray | None:
     """cv2.imdecode of the stored pixels; None also where OpenCV raises."""
     if not data or (data[:8] == PNG and not chunks_fit(data)):
         return None
+    stored: bytes | bytearray = data
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and (entry := orientation_entry(data)):
         # OpenCV turns a TIFF whatever it is told
-        data = bytearray(data)
-        struct.pack_into(entry[2], data, entry[1], 1)
+        stored = bytearray(data)
+        struct.pack_into(entry[2], stored, entry[1], 1)
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+        return cv2.imdecode(np.frombuffer(stored, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as e:
         if e.code == cv2.Error.StsNoMem:
             raise MemoryError from None
@@ -446,7 +454,7 @@ def dark_16bit(data: bytes, name: str, header: Header) -> int:
     return 0 if not 0 < highest < 1 << 12 else 10 if highest < 1 << 10 else 12
 
 
-def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
+def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
     """The bytes of a file of at most `max_bytes`. Raises DataError."""
     try:
         return read_regular(path, max_bytes)
@@ -461,6 +469,6 @@ def read_image(
     return safe_decode(read_bytes(path), str(path), exif, annotated, max_pixels)
 
 
-def read_frame(path: str | Path, exif: str, annotated: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
+def read_frame(path: str | os.PathLike, exif: str, annotated: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
     """read_image's image, and the EXIF orientation by which viewers turn it further: 1 where it is upright."""
     return decode_frame(read_bytes(path), str(path), exif, annotated)

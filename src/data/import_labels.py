@@ -130,13 +130,14 @@ def reading_config(labels: Path, images: Path | None, source: str, options: dict
 
 def source_splits(config: Config) -> dict[str, Split]:
     """The splits that the source tells apart, or all of it as "". Raises DataError."""
-    found, fault = {}, None
+    found: dict[str, Split] = {}
+    fault: NoSplitError | None = None
     for split in SPLITS:
         try:
             found[split] = find_split(config, split)
         except NoSplitError as e:
             fault = fault or e
-    if not found:
+    if fault and not found:
         raise fault
     listed = {split: where for split, where in found.items() if where.listing}
     if listed and config.dataset == "voc":

@@ -19,6 +19,7 @@ import yaml
 from src.config import Config, load_config, parse_overrides
 from src.data.augment import without_augmentation
 from src.data.formats import resolve_classes
+from src.data.images import picture_size
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord, read_index, record_files
 from src.data.records import DataError
@@ -184,7 +185,7 @@ def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.nd
         image = restored(batch["image"][0][:, :height, :width], config)
         valid = batch["gt_valid"][0]
         boxes, masks = batch["gt_boxes"][0][valid], batch["gt_masks"][0][valid]
-        shown = [on_canvas(m, b, image.shape[:2]) for m, b in zip(masks, boxes, strict=True)]
+        shown = [on_canvas(m, b, picture_size(image)) for m, b in zip(masks, boxes, strict=True)]
         zoom = max(1.0, TILE / image.shape[0])
         labels = batch["gt_labels"][0][valid]
         out.append(

@@ -17,7 +17,7 @@ from src.data.augment.colour import photometric_distortion
 from src.data.augment.custom import Transform, TransformError, load_transform
 from src.data.augment.geometry import draw_view, turned_boxes, turned_scene
 from src.data.augment.instaboost import Scene, instaboost
-from src.data.images import decode_image, turn
+from src.data.images import decode_image, picture_size, turn
 from src.data.mindrecord import OpenRecords, record_crc, record_files
 from src.data.records import DataError
 from src.data.repeats import UNIT, draw_copies, earlier_copies, repeat_factors
@@ -132,8 +132,8 @@ class SampleReader:
             if turned:
                 crowds = turned_boxes(crowds, turned, *scene.image.shape[:2])
                 scene = turned_scene(scene, turned)
-            view = draw_view(self.config, *scene.image.shape[:2], scene.boxes, bool(flip), random, canvas)
-        size = scene.image.shape[:2]
+            view = draw_view(self.config, *picture_size(scene.image), scene.boxes, bool(flip), random, canvas)
+        size = picture_size(scene.image)
         rows, boxes = visible_objects(view, scene.boxes, scene.masks if self.config.needs_masks else None, *size)
         _, crowds = visible_objects(view, crowds, None, *size)
         image, resized = prepare_image(scene.image, self.config, view=view, canvas=canvas)
@@ -228,7 +228,8 @@ class BatchMaker:
     """Collects samples into padded batches; counts and names faulty ones, or raises at the first."""
 
     def __init__(self, config: Config):
-        self.config, self.skipped = config, []
+        self.config = config
+        self.skipped: list[str] = []
 
     def usable(self, sample: Sample) -> bool:
         fault = str(sample.fault)

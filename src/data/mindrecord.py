@@ -518,7 +518,7 @@ def make_row(record: ImageRecord, config: Config) -> dict:
     image = read_bytes(record.path)
     set_orientation(record, image, config)
     objects = [i for i in record.instances if not i.crowd]
-    annotation = {
+    content = {
         "height": record.height,
         "width": record.width,
         "orientation": record.orientation,
@@ -529,7 +529,7 @@ def make_row(record: ImageRecord, config: Config) -> dict:
         # a crowd's mask is never trained on, its box is enough
         "segmentations": [segmentation_json(i.segmentation) for i in objects] if config.needs_masks else [],
     }
-    annotation = json.dumps(annotation, separators=(",", ":")).encode("utf-8", "surrogateescape")
+    annotation = json.dumps(content, separators=(",", ":")).encode("utf-8", "surrogateescape")
     crc = record_crc(image, annotation)
     return {"image_id": record.image_id, "crc": crc, "image": image, "annotation": annotation}
 

@@ -102,7 +102,7 @@ class ImageRecord:
     width: int
     instances: list[Instance] = field(default_factory=list)
     orientation: int | None = 1
-    source_id: object = None
+    source_id: int | str | None = None
     exif: int = 1
     bits: int = 0
     told: str = ""

@@ -107,7 +107,7 @@ class Scene:
     def bitmap(self, name: str, radius: float, x: float, y: float, angle: float) -> np.ndarray:
         fine = np.zeros((self.height * FINE, self.width * FINE), np.uint8)
         corners = (outline(name, radius, angle) + [x, y]) * FINE - 0.5
-        cv2.fillPoly(fine, [np.round(corners).astype(np.int32)], 1)
+        cv2.fillPoly(fine, [np.round(corners).astype(np.int32)], (1,))
         return fine
 
     def add_object(self) -> None:
@@ -207,7 +207,8 @@ def make_scene(random: np.random.Generator) -> Scene:
 
 def make_split(folder: Path, split: str, count: int, seed: int) -> None:
     """Writes {split}2017/ and annotations/instances_{split}2017.json."""
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     (folder / f"{split}2017").mkdir(parents=True)
     for i in tqdm(range(count), unit="img", desc=f"shapes {split}"):
         # a stream of its own for each image: more images leave the first ones as they were

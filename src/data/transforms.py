@@ -10,6 +10,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from src.config import Config
+from src.data.images import picture_size
 
 __all__ = [
     "View",
@@ -118,8 +119,8 @@ def prepare_image(
     of the image. Also returns the (height, width) that the picture takes of the canvas; the rest, right and below, is
     zero.
     """
-    high, wide = canvas or canvas_size(*image.shape[:2], config)
-    height, width = view.size if view else fit_size(*image.shape[:2], config)
+    high, wide = canvas or canvas_size(*picture_size(image), config)
+    height, width = view.size if view else fit_size(*picture_size(image), config)
     if view is not None:
         image, flip = cut_window(image, view.window, config), view.flip
     image = resize_image(image, height, width, config)

@@ -64,7 +64,7 @@ class WorkerProcess:
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+            how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with status {code}"
             raise WorkerDied(f"a worker process was ended {how}, for want of memory? {LESS_MEMORY}") from None
         if isinstance(answer, Exception):
             raise answer
@@ -90,6 +90,7 @@ def serve(connection: Connection, reader: Reader, parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     while os.getppid() == parent:
         row = connection.recv()
+        answer: tuple[np.ndarray, ...] | Exception
         try:
             answer = reader(*row)
         except (InternalError, MemoryError) as e:

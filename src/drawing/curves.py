@@ -37,7 +37,7 @@ def read_loss_log(path: str | Path) -> list[dict]:
             values = {name: float(value) for name, value in losses.items()}
         except ValueError:
             values = {}
-        if values:
+        if head and values:
             rows.append({"epoch": int(head[1]), "step": int(head[2]), **values})
         elif head or (rows and line.strip()):
             raise CurveError(f"{path}, line {number}: damaged; remove the line: {line[:60]!r}")
@@ -69,7 +69,7 @@ def plot_loss_curve(
     figure = Figure(figsize=(9, 7.5 if ap else 5), dpi=120, layout="tight")
     axes = figure.subplots(2 if ap else 1, 1, squeeze=False, height_ratios=[2.2, 1] if ap else [1])
     upper = axes[0, 0]
-    shades = ["#222222", *matplotlib.colormaps["tab10"].colors]
+    shades = ["#222222", *(matplotlib.colormaps["tab10"](i)[:3] for i in range(10))]
     for name, shade in zip(names, shades, strict=False):
         values = np.array([r.get(name, np.nan) for r in rows], float)
         values[values <= 0] = np.nan  # no place on a log scale

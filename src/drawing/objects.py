@@ -39,9 +39,9 @@ def draw_detections(
     # OpenCV takes no coordinates past its integers
     far = 2 * max(image.shape[:2])
     boxes = np.clip(boxes, -far, far)
-    order = range(len(boxes)) if scores is None else np.flatnonzero(np.asarray(scores) >= score_thr)
+    shown = np.arange(len(boxes)) if scores is None else np.flatnonzero(np.asarray(scores) >= score_thr)
     # small ones over large ones
-    order = sorted(order, key=lambda i: -np.prod(np.maximum(boxes[i, 2:] - boxes[i, :2], 0)))
+    order = sorted(shown.tolist(), key=lambda i: -np.prod(np.maximum(boxes[i, 2:] - boxes[i, :2], 0)))
     if zoom != 1:
         smooth = cv2.INTER_CUBIC if zoom > 1 else cv2.INTER_AREA
         size = [max(1, round(v * zoom)) for v in image.shape[1::-1]]

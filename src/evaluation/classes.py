@@ -52,7 +52,11 @@ class Curve:
     def best(self) -> OperatingPoint:
         """At the score whose F1 is the highest; of several, the highest score."""
         # a threshold keeps all detections of one score or none
-        last = np.flatnonzero(np.append(self.scores[1:] != self.scores[:-1], True)) if len(self.scores) else []
+        last = (
+            np.flatnonzero(np.append(self.scores[1:] != self.scores[:-1], True))
+            if len(self.scores)
+            else np.zeros(0, int)
+        )
         found = np.cumsum(self.hits)[last] if len(self.scores) else np.zeros(0)
         if not self.objects or not found.any():
             return self._point(float("nan"), 0, 0)

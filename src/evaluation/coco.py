@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
@@ -92,7 +93,7 @@ class Summary:
         return out
 
 
-def _plain(values: object) -> object:
+def _plain(values: Any) -> Any:
     """JSON has no NaN."""
     if isinstance(values, dict):
         return {k: _plain(v) for k, v in values.items()}
@@ -120,7 +121,8 @@ def coco_results(
 
     Raises EvaluationError for a label without a category, and for a box or score that isn't finite.
     """
-    size, labels = tuple(int(v) for v in original_size), np.asarray(labels)
+    height, width = (int(v) for v in original_size)
+    size, labels = (height, width), np.asarray(labels)
     unknown = sorted(set(labels.tolist()) - category_ids.keys())
     if unknown:
         raise EvaluationError(f"image {image_id}: label {unknown[0]} has no category id; another data set's classes?")
@@ -132,7 +134,7 @@ def coco_results(
     )
 
 
-def in_original(boxes: np.ndarray, scores: np.ndarray, scale: Sequence[float], name: str) -> np.ndarray:
+def in_original(boxes: np.ndarray, scores: np.ndarray, scale: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
     """Boxes (N, 4) float32 in canvas pixels in those of the original, which they may leave; scale: as coco_results.
 
     Raises EvaluationError, of the image `name`, for a box or score (N,) that isn't finite.

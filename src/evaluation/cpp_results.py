@@ -106,7 +106,8 @@ def annotated_images(summary: dict, images: Sequence[dict], annotations: str | P
     for image in images:
         parts = name_parts(str(image.get("file_name", "")))
         by_name.setdefault(parts[-1] if parts else "", []).append((parts, image))
-    found, foreign = {}, []
+    found: dict[str, dict] = {}
+    foreign: list[str] = []
     for name in summary["images"]:
         parts = name_parts(str(name))
         near = nearest(parts, by_name.get(parts[-1], [])) if parts else []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -84,7 +85,7 @@ def collect_results(
     pending: list[Future] = []
     results: list[dict] = []
 
-    def paste(*job: object) -> list[dict]:
+    def paste(*job: Any) -> list[dict]:
         start = time.perf_counter()
         found = image_results(*job)
         timing.pasting.append(time.perf_counter() - start)
@@ -113,7 +114,7 @@ def in_order(loader: EvalLoader, results: list[dict]) -> list[dict]:
 
 
 def report(
-    config: Config, loader: EvalLoader, truth: Truth, results: list[dict], path: Path, **measured: object
+    config: Config, loader: EvalLoader, truth: Truth, results: list[dict], path: Path, **measured: Any
 ) -> Summary:
     """Saves the results, prints the tables and the classes', and returns the numbers.
 
@@ -202,15 +203,16 @@ class Evaluator:
         group: Group | None = None,
         iou_types: Sequence[str] | None = None,
         split: str = "val",
-        **measured: object,
+        **measured: Any,
     ):
         self.config, self.detector, self.group = config, detector, group or Group()
         folder = records_of(config, iou_types, split)
         self.loader = EvalLoader(config, folder, self.group.rank, self.group.size)
         self.kinds = kinds_of(config, self.loader.index["with_masks"], iou_types, tell=self.group.is_first)
         self.truth = open_truth(folder, self.kinds, measured.get("class_names"))
-        self.measured = {"iou_types": self.kinds, **measured}
-        self.timing, self.results = Timing(), []
+        self.measured: dict[str, Any] = {"iou_types": self.kinds, **measured}
+        self.timing = Timing()
+        self.results: list[dict] = []
 
     def run(self, results_path: Path) -> Summary | None:
         """Detects, saves the results, prints the tables and the classes', and returns the numbers.

@@ -115,8 +115,8 @@ def find_edges(
     values += share * (flat[mask * nodes + node + 1] - values)
 
     # where the threshold is 0 too, nothing outside the box is set
-    threshold = np.float32(max(threshold, np.finfo(np.float32).tiny))
-    inside = values > threshold if strict else values >= threshold
+    least = np.float32(max(threshold, float(np.finfo(np.float32).tiny)))
+    inside = values > least if strict else values >= least
     place = np.flatnonzero(inside[:, 1:] != inside[:, :-1])
     column, node = np.divmod(place, nodes - 1)
     before, after = values[column, node].astype(np.float64), values[column, node + 1].astype(np.float64)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib
@@ -166,7 +167,7 @@ def match_all(truth: Truth, results: list[dict], summary: Summary) -> dict[int, 
 # tables and texts
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """An HTML table; cells that aren't text are numbers, to three digits, and none where not measurable."""
     out = ["<table><thead><tr>", *(f"<th>{html.escape(h)}</th>" for h in head), "</tr></thead><tbody>"]
     for row in rows:
@@ -183,7 +184,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def facts(config: Config, index: dict, truth: Truth, results: list[dict], checkpoint: str, summary: Summary) -> str:
-    rows = [
+    rows: list[list[Any]] = [
         ["detector", f"{config.detector}, {config.img_width} x {config.img_height} pixels"],
         ["checkpoint", Path(checkpoint).name or "–"],
         ["annotations", truth.path.name],
@@ -333,7 +334,7 @@ def confusion(matches: dict[int, Matches], truth: Truth) -> str:
             counts[pair] = counts.get(pair, 0) + 1
     seen: dict[int, int] = {}
     for pair, n in counts.items():
-        for category in {*pair} - {None}:
+        for category in {c for c in pair if c is not None}:
             seen[category] = seen.get(category, 0) + n
     if not seen:
         return "<p>No objects, and no detections of that score.</p>"
@@ -376,11 +377,10 @@ def best_and_worst(
     matches: dict[int, Matches], truth: Truth, results: list[dict], records: Path, summary: Summary, exif: str
 ) -> str:
     """The images of the highest and of the lowest quality, ground truth beside prediction."""
-    quality = {i: matches[i].quality for i in read_index(records)["image_ids"]}
+    found_quality = ((i, matches[i].quality) for i in read_index(records)["image_ids"])
+    quality = {i: q for i, q in found_quality if q is not None}
     # of equally good ones, those with more in them
-    ranked = sorted(
-        (i for i, q in quality.items() if q is not None), key=lambda i: (-quality[i], -len(matches[i].pairs), i)
-    )
+    ranked = sorted(quality, key=lambda i: (-quality[i], -len(matches[i].pairs), i))
     if not ranked:
         return "<p>No image holds an object or a detection of that score.</p>"
     half = min(SHOWN, (len(ranked) + 1) // 2)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from pycocotools import mask as rle
 
@@ -142,9 +143,9 @@ def checked_results(results: Sequence[dict], truth: Truth, where: str, computed:
     return out
 
 
-def _checked(r: object, images: dict, categories: dict, truth: Truth, computed: bool) -> dict:
+def _checked(entry: object, images: dict, categories: dict, truth: Truth, computed: bool) -> dict:
     """One entry as checked_results gives it, runs not yet counted. Raises ValueError, to be read after "entry 5"."""
-    _check_keys(r)
+    r = _check_keys(entry)
     image = _lookup(images, r["image_id"])
     if image is None:
         raise ValueError(f": {truth.path} has no image {brief(r['image_id'])}; not its results?")
@@ -157,13 +158,13 @@ def _checked(r: object, images: dict, categories: dict, truth: Truth, computed: 
             category = r["category_id"]
         if not _is_finite(r["score"]):
             raise ValueError(f"score {str(r['score'])[:40]} isn't a finite number")
-        new = {"image_id": image, "category_id": category, "score": float(r["score"])}
+        new: dict = {"image_id": image, "category_id": category, "score": float(r["score"])}
         if r.get("segmentation"):
-            size = [truth.imgs[image].get(k) for k in ("height", "width")]
-            if not all(isinstance(v, int) and v > 0 for v in size):
+            height, width = (truth.imgs[image].get(k) for k in ("height", "width"))
+            if not all(isinstance(v, int) and v > 0 for v in (height, width)):
                 raise ValueError("it has a mask, but the annotations don't say the image's height and width")
-            mask = normal_segmentation(r["segmentation"], *size, "its segmentation", check_runs=False)
-            new["segmentation"] = as_rle(mask, *size)
+            mask = normal_segmentation(r["segmentation"], height, width, "its segmentation", check_runs=False)
+            new["segmentation"] = as_rle(mask, height, width)
         if r.get("bbox") is not None:
             new["bbox"] = _checked_box(r["bbox"])
     except ValueError as e:
@@ -215,8 +216,8 @@ def _lookup(known: dict[object, int], name: object) -> int | None:
     return known.get(name)
 
 
-def _check_keys(r: object) -> None:
-    """Raises ValueError for what isn't an entry of a results file; values are looked at elsewhere."""
+def _check_keys(r: object) -> dict:
+    """The entry. Raises ValueError for what isn't one of a results file; values are looked at elsewhere."""
     if not isinstance(r, dict):
         raise ValueError(" isn't a COCO result (image_id, category_id, bbox of 4, score)")
     lacks = [k for k in ("image_id", "category_id", "score") if r.get(k) is None]
@@ -226,9 +227,10 @@ def _check_keys(r: object) -> None:
         raise ValueError(f" isn't a COCO result: it lacks {', '.join(lacks)}")
     if r.get("bbox") is not None and not (hasattr(r["bbox"], "__len__") and len(r["bbox"]) == 4):
         raise ValueError(f" isn't a COCO result: bbox {str(r['bbox'])[:60]} isn't [x, y, width, height]")
+    return r
 
 
-def _is_finite(v: object) -> bool:
+def _is_finite(v: Any) -> bool:
     # the abstract class is slow to ask
     return (type(v) in (float, int) or (isinstance(v, Real) and not isinstance(v, bool))) and -FARTHEST < v < FARTHEST
 

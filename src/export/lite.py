@@ -90,7 +90,7 @@ class GroupsApart(nn.Cell):
 
     def convolve(self, x: Tensor, weight: None, bias: Tensor, relu: bool) -> Tensor:
         """Conv2d's, with the weight in the parts."""
-        parts = ()
+        parts = ()  # type: tuple[Tensor, ...]
         for pick, conv in zip(self.picks, self.convs):  # noqa: B905 - graph mode knows no `strict`
             parts += (conv(pick(x)),)
         y = ops.bias_add(self.concat(parts), bias)

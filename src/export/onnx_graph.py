@@ -12,6 +12,7 @@ image without a single detection gives no empty tensors to operators that might 
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,13 +42,16 @@ UNUSABLE = NO_LOGIT  # the score of a box that takes no part, below every probab
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
 
 
+Constant = np.ndarray | np.generic | Sequence | float | int
+
+
 class Graph:
     """Operators and constants; values are known by their names."""
 
     def __init__(self):
         self.nodes, self.constants, self.known = [], {}, {}
 
-    def constant(self, value: np.ndarray | Sequence | float | int, name: str = "") -> str:
+    def constant(self, value: Constant, name: str = "") -> str:
         """A constant's name. Python's numbers are float32 or int64; equal constants without a name are one."""
         array = np.asarray(value)
         if array.dtype == np.float64:
@@ -57,7 +61,7 @@ class Graph:
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
-    def op(self, kind: str, *inputs: str | np.ndarray | Sequence | float | int, outputs: int = 1, **attributes):
+    def op(self, kind: str, *inputs: str | Constant, outputs: int = 1, **attributes):
         """Adds an operator; an input that isn't a name is a constant. Returns the name of its output, or a list."""
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         number = len(self.nodes)
@@ -91,7 +95,7 @@ def onnx_model(config: Config, detector: RCNN, batch_size: int = 1) -> onnx.Mode
     ports = describe(config, "whole", "ONNX", {}, batch_size)
     for port, name in zip(ports["outputs"], made, strict=True):
         g.nodes.append(helper.make_node("Identity", [name], [port["name"]], name=port["name"]))
-    graph = helper.make_graph(g.nodes, config.detector, *(values(ports[k]) for k in ("inputs", "outputs")))
+    graph = helper.make_graph(g.nodes, config.detector, values(ports["inputs"]), values(ports["outputs"]))
     graph.initializer.extend(g.constants.values())
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="rcnn-mindspore")
@@ -135,7 +139,7 @@ class DetectorGraph(Graph):
     def conv(self, x: str, cell: nn.Conv2d, bias: ChannelBias | None = None, relu: bool = False) -> str:
         """The convolution, and the bias that its batch norm has left or its own."""
         pad = list(cell.padding) if isinstance(cell.padding, tuple) else [cell.padding] * 4
-        pads = {"pads": [pad[0], pad[2], pad[1], pad[3]]}  # MindSpore: top, bottom, left, right
+        pads: dict[str, Any] = {"pads": [pad[0], pad[2], pad[1], pad[3]]}  # MindSpore: top, bottom, left, right
         if cell.pad_mode != "pad":
             pads = {"auto_pad": "SAME_UPPER" if cell.pad_mode == "same" else "VALID"}
         kind, transposed = "Conv", isinstance(cell, nn.Conv2dTranspose)
@@ -191,7 +195,11 @@ class DetectorGraph(Graph):
         x = self.conv(inputs[-1], neck.lateral_convs[-1])
         outputs = [self.conv(x, neck.fpn_convs[-1])]
         twice = np.array([1, 1, 2, 2], np.float32)
-        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        how: dict[str, Any] = {
+            "mode": "nearest",
+            "coordinate_transformation_mode": "asymmetric",
+            "nearest_mode": "floor",
+        }
         if neck.upsample_add.mean is not None:
             how = {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}
         for i in range(len(inputs) - 2, -1, -1):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from src.config import Backbone, BoxCoder, Config, Proposals, Roi
+from src.config import Backbone, BoxCoder, Config, Proposals, RcnnTest, Roi
 from src.export.sidecar_schema import ExportError, check, parse
 from src.runtime.errors import shown
 from src.runtime.files import open_regular, whole, why_unread
@@ -36,9 +36,11 @@ __all__ = [
 FORMAT, VERSION = "rcnn-mindspore", 2
 OLDEST = 1  # which has no checksum, and lacks some keys
 # what of a sidecar an evaluation's config must say too
-AGREED = ("detector", "backbone", "resize", "canvas", "short_side", "long_side", "resize_rounding", "resize_filter")
-AGREED += ("keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste")
-AGREED += ("rpn", "roi", "mask_roi", "rcnn", "cascade", "box_plus_one")
+AGREED = (
+    *("detector", "backbone", "resize", "canvas", "short_side", "long_side", "resize_rounding", "resize_filter"),
+    *("keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste"),
+    *("rpn", "roi", "mask_roi", "rcnn", "cascade", "box_plus_one"),
+)
 # what older exports, which don't say so, did
 UNSAID_AT_ALL = {"resize": "canvas", "resize_rounding": "nearest", "resize_filter": "bilinear", "box_plus_one": False}
 UNSAID = {
@@ -193,7 +195,7 @@ def _coder(coder: BoxCoder) -> dict[str, Any]:
     }
 
 
-def _proposals(c: Proposals) -> dict[str, Any]:
+def _proposals(c: Proposals | RcnnTest) -> dict[str, Any]:
     """Of test_cfg.rpn, or test_cfg.rcnn, which has the same four."""
     return {
         "nms_pre": c.nms_pre,
@@ -338,7 +340,7 @@ def _complete(sidecar: dict[str, Any]) -> None:
 def check_config(path: str | Path, sidecar: dict[str, Any], config: Config) -> None:
     """Raises ExportError unless `config` describes the detector that was exported; `path` is the sidecar's."""
     # as exported: the config's own are compared as trained_sampling_ratio
-    sampling = {k: sidecar[k]["sampling_ratio"] for k in ("roi", "mask_roi") if k in sidecar}
+    sampling: dict[str, int] = {k: sidecar[k]["sampling_ratio"] for k in ("roi", "mask_roi") if k in sidecar}
     upright = is_upright(sidecar) and config.turns_canvas
     wanted = describe(config, sidecar["form"], sidecar["file_format"], {}, sampling_ratio=sampling, upright=upright)
     for name in AGREED:

@@ -194,7 +194,7 @@ AGREEMENT = {
     "max_score_error": number(0, LARGEST),
     "max_mask_error": number(0, LARGEST),
 }
-BACKBONES = {
+BACKBONES: dict[str, dict[str, Check]] = {
     "mobilenet_v1": {"width_multiplier": number(0.05, 8)},
     "resnet": {"depth": integer(50, 152), "stride_in_1x1": flag},
     "resnext": {
@@ -278,8 +278,10 @@ def _keys(c: dict[str, Any], where: str) -> dict[str, Check]:
 
 def _check_backbone(value: Any, where: str) -> None:
     kind = value.get("type") if isinstance(value, dict) else None
-    demand(isinstance(kind, str) and kind in BACKBONES, f"{where}.type", f"is not one of {', '.join(BACKBONES)}")
-    group({"type": text} | BACKBONES[kind])(value, where)
+    keys = BACKBONES.get(kind) if isinstance(kind, str) else None
+    if keys is None:
+        raise ExportError(f"{where}.type is not one of {', '.join(BACKBONES)}; {AGAIN}")
+    group({"type": text, **keys})(value, where)
 
 
 def _check_together(c: dict[str, Any], path: str) -> None:

@@ -61,7 +61,7 @@ class FeatureGraph(nn.Cell):
 
     def construct(self, image: Tensor) -> tuple[Tensor, ...]:
         features = self.neck(self.backbone(image))
-        logits, deltas = (), ()
+        logits, deltas = (), ()  # type: tuple[Tensor, ...], tuple[Tensor, ...]
         for i in range(len(features)):
             head = self.heads[i]
             hidden = head.conv(features[i])
@@ -160,17 +160,17 @@ def reference_cases(config: Config, detector: RCNN) -> list[Case]:
     detector.set_train(False)
     boxes, masks = heads(detector)
     net = FeatureReference(detector, num_maps(config))
-    sizes = ((c.img_height, c.img_width) for c in canvases(config))
-    sizes = (*sizes, small_canvas(config))
+    sizes = [*((c.img_height, c.img_width) for c in canvases(config)), small_canvas(config)]
     cases = [run_case(net, "features", 0, 1 + i, 2.0, (1, 3, *size)) for i, size in enumerate(sizes)]
     # RoI features of the size that the maps have
     scale = 2 * float(np.abs(cases[0].outputs[0]).mean())
+    nets: list[nn.Cell]
     for role, nets, most in (
         ("box", boxes, config.test_cfg.rpn.max_per_img),
         ("mask", [EveryClass(head) for head in masks], config.test_cfg.rcnn.max_per_img),
     ):
-        for i, net in enumerate(nets):
-            cases += [run_case(net, role, i, n, scale, head_shape(config, role, n)) for n in (most, 3, 1)]
+        for i, head in enumerate(nets):
+            cases += [run_case(head, role, i, n, scale, head_shape(config, role, n)) for n in (most, 3, 1)]
     return cases
 
 
@@ -180,7 +180,9 @@ def write_graphs(config: Config, detector: RCNN, name: Path, mindir_version: int
     """
     plain = for_lite(standard(config, detector))
     levels = len(config.rpn.anchor_generator.strides)
-    paths, graphs, shapes = {}, {}, {}
+    paths: dict[str, Path] = {}
+    graphs: dict[str, nn.Cell] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     # any canvas and number of RoIs will do, but Lite chooses its kernels for the shapes that it finds here: with
     # ResNet-50 at 768 x 1280, those for a small canvas take a tenth less memory and a tenth more time
     for view, role, stem in zip(canvases(config), FEATURES, stems(name), strict=False):
@@ -188,9 +190,10 @@ def write_graphs(config: Config, detector: RCNN, name: Path, mindir_version: int
         shapes[role] = (1, 3, view.img_height, view.img_width)
         paths[role] = stem.with_name(f"{stem.name}_features.mindir")
     most = {"box": config.test_cfg.rpn.max_per_img, "mask": config.test_cfg.rcnn.max_per_img}
-    for role, kind, nets in zip(("box", "mask"), (BoxGraph, MaskGraph), heads(plain), strict=True):
-        for i, net in enumerate(nets):
-            graphs[f"{role}{i}"] = kind(net)
+    boxes, masks = heads(plain)
+    for role, parts in (("box", [BoxGraph(h) for h in boxes]), ("mask", [MaskGraph(h) for h in masks])):
+        for i, part in enumerate(parts):
+            graphs[f"{role}{i}"] = part
             shapes[f"{role}{i}"] = head_shape(config, role, most[role])
             paths[f"{role}{i}"] = name.with_name(f"{name.name}_{role}{i}.mindir")
     for role, graph in graphs.items():
@@ -217,7 +220,7 @@ class FeatureReference(nn.Cell):
     def construct(self, image: Tensor) -> tuple[Tensor, ...]:
         features = self.detector.features(image)
         rows, vectors = self.detector.rpn.head(features)
-        logits, deltas = (), ()
+        logits, deltas = (), ()  # type: tuple[Tensor, ...], tuple[Tensor, ...]
         for i in range(len(features)):
             b, _, h, w = features[i].shape
             logits += (rows[i].reshape(b, h, w, self.anchors).transpose(0, 3, 1, 2),)

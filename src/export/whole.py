@@ -82,7 +82,8 @@ def export_whole(config: Config, detector: RCNN, path: Path, file_format: str) -
     if file_format == "ONNX":
         import_onnx(), import_onnx_runtime()  # told before any work is done
     with folder_beside(path) as folder:
-        made, reports, sampling = [], [], {}
+        made, reports = [], []
+        sampling: dict[str, int] = {}
         for view, name in zip(canvases(config), (path.name, sidecar.upright_path(path).name), strict=False):
             made.append(folder / name)
             reports.append(export_canvas(view, detector, made[-1], file_format, sampling))
@@ -128,7 +129,7 @@ def export_canvas(
     inputs, nearest = reference_input(config, config.test_batch_size), None
     wanted = every_detection(config, detector, inputs)
     if file_format == "ONNX":
-        agreement = write_onnx(config, standard(config, detector), path, inputs, wanted)
+        agreement: Agreement | None = write_onnx(config, standard(config, detector), path, inputs, wanted)
     else:
         exported = config
         if adaptive(config):
@@ -404,7 +405,7 @@ def nearest_sampling(
         features = {n: roi_features(roi, n, maps, boxes, valid) for n in (0, *SAMPLES)}
         size = max(float(np.linalg.norm(features[0])), 1e-30)
         errors = {n: float(np.linalg.norm(features[n] - features[0])) / size for n in SAMPLES}
-        out[name] = min(errors, key=errors.get)
+        out[name] = min(errors, key=errors.__getitem__)
         print(
             f"{name}.roi_layer.sampling_ratio 0 (adaptive) can't be said in {file_format}'s RoIAlign; exported with the"
             f" nearest, {out[name]}: RoI features differ by {min(errors.values()):.2g} (relative)"

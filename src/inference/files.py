@@ -126,7 +126,8 @@ def find_inputs(patterns: Iterable[str], recursive: bool = False, outputs: Itera
 
 def folder_files(folder: Path, found: Inputs, recursive: bool, seen: set[Path]) -> list[Path]:
     """A folder's files in order, and those of folders in it, or these noted in found.folders; none is entered twice."""
-    files, folders = [], []
+    files: list[Path] = []
+    folders: list[Path] = []
     try:
         for path in sorted(folder.iterdir()):
             (folders if path.is_dir() else files).append(path)
@@ -213,21 +214,22 @@ def predict_images(
         add = files.enter_context(json_entries(json_path, "{}"))
         add_result = files.enter_context(json_entries(coco_path, "[]")) if coco_path else None
         stream = predictor.stream(inputs.images, keep_images=pictures is not None, sizes=sizes)
-        for p in tqdm(stream, total=len(inputs.images), unit="image", desc="predicting"):
+        told = tqdm(stream, total=len(inputs.images), unit="image", desc="predicting")
+        for path, p in zip(inputs.images, told, strict=True):
             if p.fault:
                 faults.append(p.fault)
                 continue
-            entry = p.detections.to_entry()
-            if add_result or p.source in known:
-                entry = {"image_id": ids[p.source]} | entry
+            entry = p.found.to_entry()
+            if add_result or path in known:
+                entry = {"image_id": ids[path]} | entry
             if add_result:
-                for row in p.detections.to_coco(ids[p.source]):
+                for row in p.found.to_coco(ids[path]):
                     add_result(json.dumps(row, separators=(",", ":")))
-            add(f"{json.dumps(os.fspath(p.source))}: {json.dumps(entry)}")
+            add(f"{json.dumps(os.fspath(path))}: {json.dumps(entry)}")
             if label:
-                label(p.source, p.detections.above(picture_score, predictor.class_score_thr), p.orientation)
+                label(path, p.found.above(picture_score, predictor.class_score_thr), p.orientation)
             if pictures:
-                write_picture(names[p.source], p, picture_score, predictor.class_score_thr)
+                write_picture(names[path], p, picture_score, predictor.class_score_thr)
     return faults
 
 
@@ -273,7 +275,8 @@ def picture_names(inputs: Inputs, folder: Path) -> dict[Path, Path]:
 
 def write_picture(path: Path, prediction: Prediction, score: float, by_class: Mapping[str, float]) -> None:
     """Draws a prediction whose image was kept."""
-    d, image = prediction.detections.above(score, by_class), prediction.image
+    d, image = prediction.found.above(score, by_class), prediction.image
+    assert image is not None, "asked for without keep_images"
     long = max(image.shape[:2])
     zoom = min(max(1.0, math.ceil(LONG_SIDE[0] / long)), 16.0) if long < LONG_SIDE[1] else LONG_SIDE[1] / long
     write_image(path, draw(d, image, zoom))
@@ -331,10 +334,11 @@ def predict_video(
         # the inner of both, so that what can't be written of it is told of it
         out = files.enter_context(files.enter_context(whole(lines)).open("w"))
         for p in tqdm(itertools.chain([first], stream), total=announced or None, unit="frame", desc=video.name):
-            entry = {"frame": count, "seconds": round(count / rate, 4)} | p.detections.to_entry()
+            entry = {"frame": count, "seconds": round(count / rate, 4)} | p.found.to_entry()
             out.write(json.dumps(entry) + "\n")
             if add:
-                add(draw(p.detections.above(score, predictor.class_score_thr), p.image))
+                assert p.image is not None, "asked for without keep_images"
+                add(draw(p.found.above(score, predictor.class_score_thr), p.image))
             count += 1
     capture.release()
     if count < FRAMES_AT_LEAST * announced:
@@ -366,7 +370,7 @@ def film_frames(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
         frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         size = frame.shape[1], frame.shape[0]
         if writer is None:
-            writer = cv2.VideoWriter(os.fspath(beside), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+            writer = cv2.VideoWriter(os.fspath(beside), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
             if not writer.isOpened():
                 raise PredictionError(f"{path}: can't write a video of {size[0]} x {size[1]} there")
         writer.write(frame)

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
@@ -99,7 +100,7 @@ def labelme_labels(paths: Mapping[Path, Path]) -> Iterator[Add]:
                 )
         height, width = turned_size(size, orientation)
         target = paths[image]
-        content = {
+        content: dict[str, Any] = {
             "version": LABELME_VERSION,
             "flags": {},
             "shapes": shapes,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -20,7 +21,7 @@ from pycocotools import mask as rle
 from src.checkpoints.files import load_detector
 from src.config import COCO_CLASSES, Config, load_config
 from src.data.formats import resolve_classes
-from src.data.images import orientation_for, read_frame, turn
+from src.data.images import orientation_for, picture_size, read_frame, turn
 from src.data.records import DataError
 from src.data.transforms import prepare_image
 from src.drawing.objects import draw_detections
@@ -172,6 +173,13 @@ class Prediction:
     fault: str = ""
     orientation: int = 1
 
+    @property
+    def found(self) -> Detections:
+        """The detections. Raises DataError, one line, for a source that has a fault instead."""
+        if self.detections is None:
+            raise DataError(self.fault)
+        return self.detections
+
 
 @dataclass
 class Picture:
@@ -289,18 +297,15 @@ class Predictor:
         an image that can't be read.
         """
         alone = isinstance(images, Source | bytes) or not isinstance(images, Iterable)
-        out = []
-        for prediction in self.stream([images] if alone else images):
-            if prediction.fault:
-                raise DataError(prediction.fault)
-            out.append(prediction.detections)
+        sources: Any = [images] if alone else images
+        out = [prediction.found for prediction in self.stream(sources)]
         return out[0] if alone else out
 
     def stream(
         self,
         sources: Iterable[Source],
         keep_images: bool = False,
-        sizes: Mapping[Source, tuple[int, int] | None] | None = None,
+        sizes: Mapping[Any, tuple[int, int] | None] | None = None,
     ) -> Iterator[Prediction]:
         """A Prediction for each source, in order; one that can't be read has a fault instead of detections.
 
@@ -353,7 +358,8 @@ class Predictor:
         """Lists with test_batch_size usable views each, but the last, and those before a view that has the canvas
         turned; faulty ones stay in their places between.
         """
-        size, items, usable, shape = self.config.test_batch_size, [], 0, None
+        size, usable, shape = self.config.test_batch_size, 0, None
+        items: list[View] = []
         for item in views:
             if usable and item.canvas is not None and item.canvas.shape != shape:
                 yield items
@@ -376,12 +382,12 @@ class Predictor:
             return Picture(source, fault=str(e))
         except MemoryError:
             return Picture(source, fault=f"{source}: too large for the memory that is free")
-        size = image.shape[:2]
+        size = picture_size(image)
         return Picture(source, image, size, orientation, parts=windows(*size, self.tile, self.overlap))
 
     def _prepare(self, part: tuple[Picture, np.ndarray | None, int]) -> View:
         picture, image, number = part
-        if picture.fault:
+        if image is None:
             return View(picture)
         x, y, width, height = picture.parts[number]
         return View(picture, *prepare_image(image[y : y + height, x : x + width], self.config), number)
@@ -393,7 +399,7 @@ class Predictor:
         if not rows:
             return []
         rows += rows[:1] * (self.config.test_batch_size - len(rows))
-        images = Tensor(np.stack([v.canvas for v in rows]))
+        images = Tensor(np.stack([v.canvas for v in rows if v.canvas is not None]))
         sizes = Tensor(np.array([v.resized for v in rows], np.float32))
         _ran_in = os.getpid()
         with own_interrupts():
@@ -502,5 +508,5 @@ def from_pil(image: Image.Image, exif: str) -> tuple[np.ndarray, int]:
     except (OSError, SyntaxError, ValueError) as e:
         raise DataError(f"{name}: can't be decoded: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
     orientation = orientation if orientation in range(1, 9) else 1
-    applied = orientation_for(exif, pixels.shape[:2], orientation)
+    applied = orientation_for(exif, picture_size(pixels), orientation)
     return turn(from_array(pixels), applied), 1 if applied == orientation else orientation

@@ -71,5 +71,5 @@ def merge(
             same = shared > iou_threshold * (area[best] + area[left] - shared)
             part = cut[left] & (shared > COVERED * area[left])
             left = left[~(same | part)]
-    kept = np.array(kept, np.int64)
-    return kept[np.argsort(-scores[kept], kind="stable")]
+    rows = np.array(kept, np.int64)
+    return rows[np.argsort(-scores[rows], kind="stable")]

@@ -1,5 +1,7 @@
 """Detectors and their losses from a config: the one place that reads it."""
 
+from typing import Any
+
 from mindspore import Tensor, nn
 
 from src.config import Config
@@ -29,7 +31,7 @@ __all__ = ["build_detector", "build_loss", "sampler_key_sizes"]
 def build_backbone(config: Config) -> nn.Cell:
     """The backbone that config.backbone names."""
     c = config.backbone
-    shared = {
+    shared: dict[str, Any] = {
         "num_stages": c.num_stages,
         "out_indices": c.out_indices,
         "frozen_stages": c.frozen_stages,

@@ -64,7 +64,7 @@ class FPN(nn.Cell):
 
     def construct(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = self.lateral_convs[-1](inputs[-1])
-        outputs = (float32(self.fpn_convs[-1](x)),)
+        outputs = (float32(self.fpn_convs[-1](x)),)  # type: tuple[Tensor, ...]
         for i in range(self.num_ins - 2, -1, -1):
             x = self.upsample_add(self.lateral_convs[i](inputs[i]), x)
             outputs = (float32(self.fpn_convs[i](x)), *outputs)

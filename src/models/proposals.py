@@ -59,7 +59,9 @@ class ProposalGenerator(nn.Cell):
         anchor_valid: Tensor,
         image_size: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        all_scores, all_deltas, all_index = (), (), ()
+        all_scores = ()  # type: tuple[Tensor, ...]
+        all_deltas = ()  # type: tuple[Tensor, ...]
+        all_index = ()  # type: tuple[Tensor, ...]
         for i in range(len(self.taken)):
             start, n = self.starts[i], logits[i].shape[1]
             score = ops.sigmoid(logits[i]) if self.rank_by == "probabilities" else logits[i]

@@ -36,7 +36,7 @@ class RPNHead(nn.Cell):
         self.relu = nn.ReLU()
 
     def construct(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        logits, deltas = (), ()
+        logits, deltas = (), ()  # type: tuple[Tensor, ...], tuple[Tensor, ...]
         for x in features:
             b = x.shape[0]
             y = self.conv(x)
@@ -66,7 +66,7 @@ class RPN(nn.Cell):
         super().__init__(auto_prefix=False)
         self.head, self.anchors, self.corners, self.proposals = head, anchors, corners, proposals
         self.turns = turned is not None
-        if self.turns:
+        if turned is not None:
             self.turned_anchors, self.turned_corners = turned
 
     def grid(self, features: tuple[Tensor, ...], image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,7 +240,7 @@ class RPNLoss(nn.Cell):
 
 def frozen(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The same maps, without gradient."""
-    out = ()
+    out = ()  # type: tuple[Tensor, ...]
     for f in features:
         out += (ops.stop_gradient(f),)
     return out

@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from src.runtime.errors import UserError
@@ -208,7 +208,7 @@ def custom_operator_path(builtin: bool) -> str | None:
 
 
 def _main(words: list[str]) -> int:
-    answers = {
+    answers: dict[str, Callable[[str], Iterable[str | Path]]] = {
         "path": lambda march: [library_path(march)],
         "sources": lambda march: [f"{rule} {source}" for source, rule in SOURCES],
         "flags": cxx_flags,

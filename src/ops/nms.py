@@ -107,7 +107,7 @@ class _BuiltinNMS(nn.Cell):
         # Places in the order are the scores here: all different, so that NMSWithMask's own sort changes nothing.
         rank = ops.arange(count, 0, -1).astype(ms.float32)
         most = min(self.max_output, count)
-        indices, kept = (), ()
+        indices, kept = (), ()  # type: tuple[Tensor, ...], tuple[Tensor, ...]
         for b in range(batch):
             _, _, mask = self.nms(ops.concat((boxes[b], rank.reshape((-1, 1))), -1))
             mask = ops.logical_and(mask, valid[b])

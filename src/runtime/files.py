@@ -104,7 +104,7 @@ def why_unread(path: str | os.PathLike, missing: str = "no such file") -> str:
 
 def cure(e: OSError, remedy: str) -> str:
     """What to do about `e`: `remedy` where a disk is full or nothing better is known."""
-    return CURES.get(e.errno, remedy)
+    return CURES.get(e.errno or 0, remedy)
 
 
 def beside(path: Path) -> Path:

@@ -30,7 +30,11 @@ class _Symbol(ctypes.Structure):
 
 _libc = ctypes.CDLL(None)
 _libc.dladdr.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-_package = os.path.realpath(importlib.util.find_spec("mindspore").submodule_search_locations[0]).encode() + b"/"
+_spec = importlib.util.find_spec("mindspore")
+_places = _spec.submodule_search_locations if _spec else None
+if not _places:
+    raise ImportError("mindspore isn't installed")
+_package = os.path.realpath(_places[0]).encode() + b"/"
 
 
 def _action() -> bytes:

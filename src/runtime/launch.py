@@ -42,7 +42,8 @@ class Worker:
     """One rank's process, and where it writes."""
 
     def __init__(self, process: psutil.Process, rank: int):
-        self.process, self.rank, self.status = process, rank, None
+        self.process, self.rank = process, rank
+        self.status: int | None = None
         # read while it lives: afterwards there is nothing to ask
         with contextlib.suppress(OSError):
             self.log = Path(os.readlink(f"/proc/{process.pid}/fd/2"))
@@ -64,10 +65,12 @@ class Worker:
 
     def epitaph(self) -> str:
         """How it ended, and what it said last."""
-        if self.status > 128:
+        if self.status is None or self.status < 0:
+            how = "is gone"
+        elif self.status > 128:
             how = f"was killed by {signal.Signals(self.status - 128).name}"
         else:
-            how = f"ended with status {self.status}" if self.status >= 0 else "is gone"
+            how = f"ended with status {self.status}"
         text = f"rank {self.rank} (process {self.process.pid}) {how}"
         if self.log is None or not self.log.is_file():
             return text
@@ -118,7 +121,7 @@ class Job:
     def failed(self) -> list[Worker]:
         """Workers that ended otherwise than well; none for one whose status went unseen, unless others failed."""
         ended = [w for w in self.workers.values() if w.poll() not in (None, 0)]
-        return ended if any(w.status > 0 for w in ended) else []
+        return ended if any((w.status or 0) > 0 for w in ended) else []
 
     def alive(self) -> list[Worker]:
         return [w for w in self.workers.values() if w.poll() is None]
@@ -132,7 +135,8 @@ class Job:
 
     def run(self) -> int:
         """Waits for the end, or makes it; returns the exit status."""
-        failed, deadline, scan = [], None, 0.0
+        failed: list[Worker] = []
+        deadline, scan = None, 0.0
         while self.command.poll() is None or self.alive():
             if time.monotonic() > scan:
                 self.look()
@@ -158,7 +162,7 @@ class Job:
             return 128 + self.stopping
         if failed:
             print("error: " + "\n".join(w.epitaph() for w in failed), file=sys.stderr, flush=True)
-            return failed[0].status if failed[0].status > 0 else 1
+            return max(failed[0].status or 0, 0) or 1
         return self.command.returncode if self.command.returncode >= 0 else 128 - self.command.returncode
 
 

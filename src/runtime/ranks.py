@@ -86,7 +86,7 @@ class Group:
             return
         crc = 0
         for p in parameters:
-            crc = zlib.crc32(np.ascontiguousarray(p.asnumpy()), crc)
+            crc = zlib.crc32(np.ascontiguousarray(p.asnumpy()).data, crc)
         found = self.exchange(crc)
         others = [i for i, c in enumerate(found) if c != found[0]]
         if others:
@@ -189,12 +189,13 @@ def connect(rank: int, size: int) -> list[Connection]:
         link = Client((socket.inet_ntoa(bytes(first[:4].tolist())), int(first[4])), authkey=key)
         link.send(rank)
         return [link]
-    links = {}
-    while len(links) < size - 1:
+    links: dict[int, Connection] = {}
+    while listener and len(links) < size - 1:
         try:
             link = listener.accept()
             links[link.recv()] = link
         except (AuthenticationError, EOFError, OSError):
             continue  # not one of ours
-    listener.close()
+    if listener:
+        listener.close()
     return [links[i] for i in range(1, size)]

@@ -45,14 +45,14 @@ def number(text: str) -> int | float | None:
 class _RefusedError(yaml.MarkedYAMLError):
     """What is valid YAML, but isn't read."""
 
-    def __init__(self, problem: str, mark: yaml.Mark):
+    def __init__(self, problem: str, mark: Any):
         super().__init__(problem=problem, problem_mark=mark)
 
 
 class _Loader(yaml.SafeLoader):
     depth = 0
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if self.depth > DEEPEST:
             raise _RefusedError(f"more than {DEEPEST} levels of lists and mappings", event.start_mark)
@@ -75,7 +75,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _word(loader: _Loader, node: yaml.Node) -> Word:
+def _word(loader: _Loader, node: yaml.ScalarNode) -> Word:
     word = Word(loader.construct_scalar(node))
     if node.tag.endswith(":bool"):
         word.value = loader.bool_values.get(word.lower())

@@ -5,6 +5,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -23,7 +24,7 @@ from src.training.lr_schedule import learning_rates
 from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside, set_aside_after
 from src.training.signals import Stopped, StopRequest
 from src.training.step import SamplerKeys, build_step, step_inputs
-from src.training.tracking import Interval, demand_packages, evaluations, make_trackers, validations
+from src.training.tracking import Interval, Tracker, demand_packages, evaluations, make_trackers, validations
 
 __all__ = ["Trainer"]
 
@@ -67,7 +68,8 @@ class Trainer:
         self.state = TrainingState(
             steps_per_epoch=len(loader), config=masked_keys(dataclasses.asdict(config)), transform=own
         )
-        self.saved, self.skipped_in_a_row, self.checked_first = None, 0, False
+        self.saved: tuple[int, int] | None = None
+        self.skipped_in_a_row, self.checked_first = 0, False
         self.go_on = f"python train.py --resume {shlex.quote(str(config.output_dir))}"
         self.stop = StopRequest(self.go_on)
         self.resumed, self.chosen = resume, position
@@ -75,7 +77,9 @@ class Trainer:
         if resume:
             self.resume()
         self.interval = Interval(config.log_every, self.state.pending)
-        self.trackers, self.evaluated, self.validated = [], {}, {}
+        self.trackers: list[Tracker] = []
+        self.evaluated: dict[int, dict[str, float]] = {}
+        self.validated: dict[int, dict[str, float]] = {}
 
     def state_parameters(self) -> list[Parameter]:
         """What is trained with besides the weights: the optimizer's moments and count of steps, the loss scale."""
@@ -117,7 +121,7 @@ class Trainer:
 
     def open_folder(self) -> None:
         """Makes the run's folder ready for what this run writes."""
-        c, position = self.config, self.state.position if self.resumed else None
+        c, position = self.config, self.state.position
         if self.resumed:
             if self.chosen:
                 set_aside_after(c.output_dir, position)
@@ -126,7 +130,7 @@ class Trainer:
         else:
             set_aside(c.output_dir)
         self.folder.make()
-        self.trackers = make_trackers(c, len(self.loader), position)
+        self.trackers = make_trackers(c, len(self.loader), position if self.resumed else None)
         self.evaluated = evaluations(c.output_dir / "metrics.jsonl")
         self.validated = validations(c.output_dir / "metrics.jsonl")
         save_config(dataclasses.replace(c, overwrite=False), c.output_dir / "config.yaml")
@@ -172,7 +176,7 @@ class Trainer:
         if self.stop.signum and self.group.is_first:
             for t in self.trackers:
                 t.epoch_end(self.state.epoch)
-            print(f"saved {self.folder.weights.path(*self.saved)}; go on with {self.go_on}")
+            print(f"saved {self.last_weights()}; go on with {self.go_on}")
         elif self.group.is_first:
             if self.state.epoch < epochs:
                 print(f"AP hasn't risen for early_stop_epochs {self.config.early_stop_epochs}: stopped")
@@ -203,13 +207,18 @@ class Trainer:
             return False
         # of equals the earlier
         aps = {e: m.get("segm AP", m.get("bbox AP")) for e, m in sorted(found.items()) if e <= epoch}
-        best = max(aps, key=lambda e: -1.0 if aps[e] is None else aps[e])
+        ranked = {e: -1.0 if ap is None else ap for e, ap in aps.items()}
+        best = max(ranked, key=ranked.__getitem__)
         return epoch - best >= patience
+
+    def last_weights(self) -> Path:
+        """The newest weights' file."""
+        return self.folder.weights.path(*(self.saved or self.state.position))
 
     def tell_end(self) -> None:
         """What there is now, and how to evaluate it."""
         found = self.best.read()
-        path = self.folder.weights.path(*self.saved)
+        path = self.last_weights()
         if found:
             best = found[0]
             print(f"last: {path}; best: AP {best['ap']:.4f} after epoch {best['epoch']}")
@@ -341,7 +350,7 @@ class Trainer:
             t.epoch_end(epoch)
 
     def run_validation(self, epoch: int) -> None:
-        if self.group.from_first(lambda: epoch in self.validated):
+        if not self.validate or self.group.from_first(lambda: epoch in self.validated):
             return
         losses = self.validate()
         if self.group.is_first:
@@ -350,7 +359,7 @@ class Trainer:
                 t.validation(*self.state.position, losses)
 
     def run_evaluation(self, epoch: int) -> None:
-        if self.group.from_first(lambda: epoch in self.evaluated):
+        if not self.evaluate or self.group.from_first(lambda: epoch in self.evaluated):
             return
         summary = self.evaluate(epoch)
         if not (self.group.is_first and summary):

@@ -44,8 +44,10 @@ __all__ = [
 ]
 
 # what a training writes into its folder; the checkpoints last, which tell that there was a run
-RUN_FILES = ("loss_0.log", "metrics.jsonl", "loss_curve.png", "mlflow_run.txt", "tensorboard", "results_epoch_*.json")
-RUN_FILES += ("config.yaml", "checkpoints")
+RUN_FILES = (
+    *("loss_0.log", "metrics.jsonl", "loss_curve.png", "mlflow_run.txt", "tensorboard", "results_epoch_*.json"),
+    *("config.yaml", "checkpoints"),
+)
 RECORD = "training.json"  # the parameter of a state file that holds the rest, as JSON
 # keys that don't change what is computed
 FREE_KEYS = {
@@ -118,7 +120,7 @@ class TrainingState:
 
 def flat(values: dict, prefix: str = "") -> dict:
     """Nested mappings as one, keys joined by dots."""
-    out = {}
+    out: dict = {}
     for k, v in values.items():
         out |= flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
     return out

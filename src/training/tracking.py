@@ -9,8 +9,9 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def format_losses(epoch: int, step: int, losses: dict[str, float]) -> str:
 class Interval:
     """Losses of the steps since the last line of the log."""
 
-    def __init__(self, every: int, pending: list[dict[str, float]] = ()):
+    def __init__(self, every: int, pending: Sequence[dict[str, float]] = ()):
         self.every, self.pending = every, list(pending)
 
     def add(self, losses: dict[str, float]) -> bool:
@@ -235,7 +236,7 @@ class TensorBoard(Tracker):
     def at(self, epoch: int, step: int) -> int:
         return (epoch - 1) * self.steps + step
 
-    def write(self, event: object) -> None:
+    def write(self, event: Any) -> None:
         try:
             self.writer.write(event.SerializeToString())
             self.writer.flush()
@@ -282,9 +283,9 @@ class MLflow(Tracker):
             mlflow.set_tracking_uri(uri)
             mlflow.set_experiment(config.detector)
             run = record.read_text().strip() if resumed and record.is_file() else None
-            mlflow.start_run(run_id=run, run_name=config.brief)
+            started = mlflow.start_run(run_id=run, run_name=config.brief)
             if run is None:
-                write_whole(record, mlflow.active_run().info.run_id + "\n")
+                write_whole(record, started.info.run_id + "\n")
                 rows = {k: str(v)[:250] for k, v in flat(masked_keys(dataclasses.asdict(config))).items()}
                 mlflow.log_params(rows)
         except (OSError, mlflow.exceptions.MlflowException) as e:

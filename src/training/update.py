@@ -17,7 +17,8 @@ NORM_SUFFIXES, BIAS_SUFFIXES = (".gamma", ".beta"), (".bias",)
 
 def build_optimizer(config: Config, loss: nn.Cell, rates: np.ndarray) -> nn.Optimizer:
     """SGD with momentum or Adam over the trainable parameters; `rates` is one learning rate a step."""
-    decayed, plain = [], []
+    decayed: list[Parameter] = []
+    plain: list[Parameter] = []
     for p in loss.trainable_params():
         norm, bias = p.name.endswith(NORM_SUFFIXES), p.name.endswith(BIAS_SUFFIXES)
         exempt = (norm and not config.weight_decay_norm) or (bias and not config.weight_decay_bias)
@@ -100,7 +101,7 @@ class Update(nn.Cell):
         super().__init__(auto_prefix=False)
         self.optimizer, self.weights = optimizer, optimizer.parameters
         self.checked = isinstance(loss_scale, LossScale)
-        if self.checked:
+        if isinstance(loss_scale, LossScale):
             self.loss_scale = loss_scale
         else:
             self.constant, self.back = Tensor(loss_scale, ms.float32), 1.0 / loss_scale

@@ -31,7 +31,7 @@ class ValidationLoss:
 
     def __call__(self) -> dict[str, float]:
         """Losses by name, on every rank."""
-        rows = []
+        rows: list[np.ndarray] = []
         self.loss.set_train(False)
         try:
             for batch in self.loader.epoch(0):

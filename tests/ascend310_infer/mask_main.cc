@@ -1,5 +1,5 @@
-// Runs the inference program's own mask head: mask_main WEIGHTS FEATURES LABELS COUNT SIDE CLASSES writes the logits, as
-// float32, to standard output. FEATURES holds float32, LABELS int32. test_mask_head.py compiles it.
+// Runs the inference program's own mask head: mask_main WEIGHTS FEATURES LABELS COUNT SIDE CLASSES writes the logits,
+// as float32, to standard output. FEATURES holds float32, LABELS int32. test_mask_head.py compiles it.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -17,8 +17,8 @@ int main(int argc, char **argv) {
     rcnn::Picture whole = rcnn::DecodeImage(bytes);
     const int turn = rcnn::OrientationFor(argv[5], {whole.height, whole.width}, rcnn::ExifOrientation(bytes), {0, 0});
     whole = rcnn::Turn(std::move(whole), turn);
-    const auto size = rcnn::FitSize(whole.height, whole.width, std::atoll(argv[2]), std::atoll(argv[3]),
-                                    std::string(argv[4]) == "1");
+    const auto size =
+        rcnn::FitSize(whole.height, whole.width, std::atoll(argv[2]), std::atoll(argv[3]), std::string(argv[4]) == "1");
     const rcnn::Picture resized = rcnn::Resize(whole, size[0], size[1], std::string(argv[6]) == "antialias");
     const int64_t sizes[] = {whole.height, whole.width, resized.height, resized.width};
     std::fwrite(sizes, sizeof(sizes), 1, stdout);

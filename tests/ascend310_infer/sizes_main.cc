@@ -15,8 +15,8 @@ int main(int argc, char **argv) {
     int64_t picture[2];
     while (std::fread(picture, sizeof(picture), 1, stdin) == 1) {
       const rcnn::Canvas canvas = sidecar.CanvasOf(picture[0], picture[1]);
-      const auto size = rcnn::FitSize(picture[0], picture[1], canvas.height, canvas.width, sidecar.keep_ratio,
-                                      sidecar.resize);
+      const auto size =
+          rcnn::FitSize(picture[0], picture[1], canvas.height, canvas.width, sidecar.keep_ratio, sidecar.resize);
       const int64_t out[] = {canvas.height, canvas.width, size[0], size[1]};
       std::fwrite(out, sizeof(out), 1, stdout);
     }

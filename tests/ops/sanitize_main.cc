@@ -17,12 +17,12 @@ int RoIAlignBackward(int, void **, int *, int64_t **, const char **, void *, voi
 int BatchedNMS(int, void **, int *, int64_t **, const char **, void *, void *);
 int MaxIoUMatch(int, void **, int *, int64_t **, const char **, void *, void *);
 #define DECLARE(name) int name(int, void **, int *, int64_t **, const char **, void *, void *);
-#define DECLARE_CONVOLUTION(kind) \
-  DECLARE(kind##Forward)          \
-  DECLARE(kind##ForwardReLU)      \
-  DECLARE(kind##InputGradient)    \
+#define DECLARE_CONVOLUTION(kind)  \
+  DECLARE(kind##Forward)           \
+  DECLARE(kind##ForwardReLU)       \
+  DECLARE(kind##InputGradient)     \
   DECLARE(kind##InputGradientReLU) \
-  DECLARE(kind##WeightGradient)   \
+  DECLARE(kind##WeightGradient)    \
   DECLARE(kind##WeightGradientReLU)
 DECLARE_CONVOLUTION(Conv3x3)
 DECLARE_CONVOLUTION(ConvStride2)
@@ -104,9 +104,9 @@ void TestRoIAlign(int64_t batch, int64_t channels, int64_t height, int64_t width
     for (size_t i = 0; i < 4; ++i) rois[k * 5 + 1 + i] = boxes[k * 4 + i];
     roi_levels[k] = static_cast<int32_t>(k % static_cast<size_t>(levels + 1)) - 1;
   }
-  const float special[][4] = {{0, 0, 0, 0},      {-1e9f, -1e9f, 1e9f, 1e9f},    {kNaN, 0, 1, 1},
-                              {0, 0, kInfinity, 1}, {-kInfinity, 0, 5, 5},       {1e30f, 1e30f, 2e30f, 2e30f},
-                              {5, 5, 1, 1},      {-1e38f, -1e38f, 3e38f, 3e38f}, {0, 0, 1e6f, 3}};
+  const float special[][4] = {{0, 0, 0, 0},         {-1e9f, -1e9f, 1e9f, 1e9f},     {kNaN, 0, 1, 1},
+                              {0, 0, kInfinity, 1}, {-kInfinity, 0, 5, 5},          {1e30f, 1e30f, 2e30f, 2e30f},
+                              {5, 5, 1, 1},         {-1e38f, -1e38f, 3e38f, 3e38f}, {0, 0, 1e6f, 3}};
   for (size_t k = 0; k < std::min<size_t>(static_cast<size_t>(count), 9); ++k) {
     for (size_t i = 0; i < 4; ++i) rois[k * 5 + 1 + i] = special[k][i];
     roi_levels[k] = 0;
@@ -127,7 +127,8 @@ void TestRoIAlign(int64_t batch, int64_t channels, int64_t height, int64_t width
     std::vector<std::vector<int64_t>> shapes;
     for (int level = 0; level < kMaxLevels; ++level) {
       std::vector<int64_t> shape = {1, 1, 1, 1};
-      if (level < levels) shape = {batch, channels, std::max<int64_t>(1, height >> level), std::max<int64_t>(1, width >> level)};
+      if (level < levels)
+        shape = {batch, channels, std::max<int64_t>(1, height >> level), std::max<int64_t>(1, width >> level)};
       shapes.push_back(shape);
       arguments.Add<float>(shape, Random(shape[0] * shape[1] * shape[2] * shape[3], -1, 1));
     }

@@ -69,7 +69,7 @@ def rename(name: str) -> str | None:
 
 def traits(names: Collection[str]) -> Traits:
     """Of a state dict with these names."""
-    notes = ()
+    notes: tuple[str, ...] = ()
     caffe2 = any(re.fullmatch(r"(res_)?conv1_bn_s", n) for n in names)
     if caffe2:
         notes = (

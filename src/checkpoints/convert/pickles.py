@@ -14,7 +14,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -195,7 +195,7 @@ class LazyArray:
         _, shape, dtype, fortran, raw = state
         self.fill(raw, dtype, shape, "F" if fortran else "C")
 
-    def fill(self, raw: Any, dtype: Any, shape: Any, order: str) -> None:
+    def fill(self, raw: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> None:
         """Takes the contents. An array of another kind than numbers and texts is refused when it is asked for."""
         if not isinstance(dtype, LazyDtype):
             raise ValueError("an array without a type")
@@ -224,13 +224,14 @@ class LazyDtype:
     """numpy.dtype, of numbers and texts."""
 
     def __init__(self, name: Any, *_: Any):
-        self.name, self.order = name, "="
+        self.name = name
+        self.order: Literal["<", ">", "="] = "="
 
     def build(self, state: Any) -> None:
         """State of numpy.dtype: (version, byte order, subdtype, names, fields, ...)."""
         if any(part is not None for part in state[2:5]):
             self.name = None
-        self.order = state[1] if state[1] in ("<", ">") else "="
+        self.order = "<" if state[1] == "<" else ">" if state[1] == ">" else "="
 
     def code(self) -> np.dtype:
         """NumPy's type. Raises RefusedError for another than a number's or a text's."""
@@ -246,7 +247,7 @@ def natural(numbers: Any) -> bool:
     return all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
 
 
-def from_bytes(raw: bytes, code: np.dtype, count: int) -> np.ndarray:
+def from_bytes(raw: bytes | bytearray, code: np.dtype, count: int) -> np.ndarray:
     """`count` elements; np.frombuffer refuses to read none."""
     return np.frombuffer(raw, code, count) if count else np.zeros(0, code)
 
@@ -306,7 +307,7 @@ def _no_bytes() -> bytes:
     return b""
 
 
-def _container(kind: type) -> Callable:
+def _container(kind: Any) -> Callable:
     def make(items: Any = ()) -> Any:
         if not isinstance(items, (list, tuple, set, frozenset, Mapping)):
             raise ValueError(f"a {kind.__name__} of something else")
@@ -317,7 +318,7 @@ def _container(kind: type) -> Callable:
     return make
 
 
-TENSORS = {
+TENSORS: dict[str, Callable] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _typed_tensor,
@@ -385,7 +386,10 @@ class Machine:
     """The stack machine. `persistent` turns the tuple of a persistent id into an object; size: of the pickle, bytes."""
 
     def __init__(self, persistent: Callable[[tuple], Any] | None = None, size: int = 0):
-        self.persistent, self.stack, self.marks, self.memo = persistent, [], [], {}
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
         self.left = MEMORY + TIMES * size
 
     def run(self, stream: BinaryIO) -> Any:

@@ -405,9 +405,10 @@ def state_of(content: Any, path: Path, kind: str, fits: Fits) -> State:
     """The arrays of an object that was read; ConversionError where there are none."""
     if isinstance(content, (LazyTensor, LazyArray)):
         raise ConversionError(f"{path}: holds one array, not a state dict (arrays by name)")
-    first = chosen = next(state_dicts(content), None)
+    first = next(state_dicts(content), None)
     if first is None:
         raise ConversionError(f"{path}: holds no state dict (arrays by name); it holds {held(content)}")
+    chosen = first
     if not fits([text_of(n) for n, v in first[0].items() if is_array(v)]):
         chosen = next(
             (d for d in state_dicts(content) if fits([text_of(n) for n, v in d[0].items() if is_array(v)])), first

@@ -1,6 +1,7 @@
 """Augmentation of training images: geometry, colours, InstaBoost, a user's own; and the generators of all that."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -26,5 +27,5 @@ def sample_generator(
 def without_augmentation(config: Config) -> Config:
     """The config with images as they are, each once, a batch at a time."""
     ratios = ("flip_ratio", "flip_vertical_ratio", "rotate90_ratio", "expand_ratio", "crop_ratio", "photo_ratio")
-    off = dict.fromkeys((*ratios, "aug_prob", "repeat_threshold"), 0.0)
+    off: dict[str, Any] = dict.fromkeys((*ratios, "aug_prob", "repeat_threshold"), 0.0)
     return dataclasses.replace(config, **off, ratio_range=[1.0, 1.0], transform="", accumulate=1)

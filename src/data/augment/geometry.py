@@ -73,14 +73,14 @@ def draw_view(
     # whatever becomes of it, an image stays on the canvas of its batch
     high, wide = canvas = canvas or canvas_size(height, width, config)
     if config.expand_ratio and random.random() < config.expand_ratio:
-        window = expanded(width, height, random.uniform(*config.expand_range), random)
+        window = expanded(width, height, random.uniform(config.expand_range[0], config.expand_range[1]), random)
     if config.crop_ratio and random.random() < config.crop_ratio:
-        share = random.uniform(*config.crop_range, 2)
+        share = random.uniform(config.crop_range[0], config.crop_range[1], 2)
         sides = (max(round(width_of(window) * share[0]), 1), max(round(height_of(window) * share[1]), 1))
         window = crop_within(window, sides, boxes, random)
     if config.ratio_range == [1.0, 1.0]:
         return View(window, fit_size(height_of(window), width_of(window), config, canvas), flip)
-    factor = random.uniform(*config.ratio_range)
+    factor = random.uniform(config.ratio_range[0], config.ratio_range[1])
     # what fits the canvas times the factor, as fit_size has it without one
     across, down = wide / width_of(window), high / height_of(window)
     if config.keep_ratio:

@@ -16,6 +16,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from src.config import Config
+from src.data.images import picture_size
 from src.data.transforms import moved_polygons, tight_box, to_bitmap
 
 __all__ = ["Scene", "instaboost"]
@@ -65,7 +66,7 @@ def instaboost(scene: Scene, config: Config, random: np.random.Generator) -> tup
     masks, boxes = list(scene.masks), scene.boxes.copy()
     image, kept = scene.image, np.arange(len(boxes))
     if moving:
-        hole = hole_of(moving, image.shape[:2])
+        hole = hole_of(moving, picture_size(image))
         background = image.copy()
         for g in moving:
             fill_hole(background, hole, g)
@@ -76,7 +77,7 @@ def instaboost(scene: Scene, config: Config, random: np.random.Generator) -> tup
                 to_like_surroundings(g, scene.image, background, random)
             if not paste(g, scene, image, masks, changed):
                 put_back(g, scene.image, image, hole)
-        kept = update_boxes(boxes, masks, sorted(changed), image.shape[:2])
+        kept = update_boxes(boxes, masks, sorted(changed), picture_size(image))
     if random.random() < config.color_prob:
         image = jitter_colours(image, random)
     return Scene(image, boxes[kept], [masks[i] for i in kept]), kept
@@ -100,7 +101,7 @@ def make_group(scene: Scene, members: list[int]) -> Group | None:
     x2, y2 = np.minimum(np.ceil(boxes[:, 2:].max(0)).astype(int), [width, height]).tolist()
     patch = np.zeros((y2 - y1, x2 - x1), np.uint8)
     for i in members:
-        patch |= patch_of(scene.masks[i], (x1, y1), patch.shape, (height, width))
+        patch |= patch_of(scene.masks[i], (x1, y1), picture_size(patch), (height, width))
     return Group(members, (x1, y1), patch, np.eye(2, 3)) if patch.any() else None
 
 
@@ -127,7 +128,8 @@ def draw_move(g: Group, scene: Scene, config: Config, random: np.random.Generato
     action = draw_action(config, any(near), random)
     if action == "skip":
         return False
-    scale, angle = random.uniform(*config.scale), np.deg2rad(random.uniform(*config.theta))
+    scale = random.uniform(config.scale[0], config.scale[1])
+    angle = np.deg2rad(random.uniform(config.theta[0], config.theta[1]))
     shift = random.uniform(-1, 1, 2) * [w / config.dx, h / config.dy]
     g.still = any(near)
     if g.still:
@@ -177,8 +179,8 @@ def around(g: Group, margin: int, shape: tuple[int, int]) -> tuple[slice, slice]
 
 def fill_hole(background: np.ndarray, hole: np.ndarray, g: Group) -> None:
     """Fills a group's part of the hole from around it (Telea, 2004), at a low resolution, in place."""
-    inner = around(g, HOLE_MARGIN, hole.shape)
-    outer = around(g, HOLE_MARGIN + FILL_AROUND, hole.shape)
+    inner = around(g, HOLE_MARGIN, picture_size(hole))
+    outer = around(g, HOLE_MARGIN + FILL_AROUND, picture_size(hole))
     part, unknown = background[outer], hole[outer]
     height, width = unknown.shape
     shrink = min(1.0, FILL_SIDE / max(height, width))
@@ -195,7 +197,7 @@ def fill_hole(background: np.ndarray, hole: np.ndarray, g: Group) -> None:
 
 def put_back(g: Group, original: np.ndarray, image: np.ndarray, hole: np.ndarray) -> None:
     """Undoes a group's hole, in place."""
-    where = around(g, HOLE_MARGIN, hole.shape)
+    where = around(g, HOLE_MARGIN, picture_size(hole))
     image[where] = np.where(hole[where][..., None] > 0, original[where], image[where])
 
 
@@ -326,14 +328,15 @@ def moved_mask(mask: list | dict, move: np.ndarray, shape: tuple[int, int]) -> l
     if isinstance(mask, list):
         return [(np.reshape(p, (-1, 2)) @ move[:, :2].T + move[:, 2]).ravel().tolist() for p in mask if len(p) >= 6]
     bitmap = to_bitmap(mask, *shape) * np.uint8(255)
-    bitmap = cv2.warpAffine(bitmap, local_move(move, (0, 0), (0, 0)), shape[::-1], flags=cv2.INTER_LINEAR)
-    return rle.encode(np.asfortranarray((bitmap > 127).astype(np.uint8)))
+    moved = cv2.warpAffine(bitmap, local_move(move, (0, 0), (0, 0)), shape[::-1], flags=cv2.INTER_LINEAR)
+    return rle.encode(np.asfortranarray((moved > 127).astype(np.uint8)))
 
 
 def update_boxes(boxes: np.ndarray, masks: list, changed: list[int], shape: tuple[int, int]) -> np.ndarray:
     """Gives the `changed` rows the boxes of their masks, in place; returns the rows of all that have any."""
     height, width = shape
-    gone = []
+    gone: list[int] = []
+    box: np.ndarray | None
     for i in changed:
         if isinstance(masks[i], list):
             points = np.concatenate([np.reshape(p, (-1, 2)) for p in masks[i]])

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from src.config import Config, ConfigError
 from src.data.formats.base import Format, Masks, split_source
@@ -49,7 +50,7 @@ def formats_at(labels: Path) -> list[str]:
     if not labels.is_dir():
         return [FILES[labels.suffix.lower()]] if labels.is_file() and labels.suffix.lower() in FILES else []
     found = []
-    places = {"train_dataset": str(labels), "val_dataset": str(labels)}
+    places: dict[str, Any] = {"train_dataset": str(labels), "val_dataset": str(labels)}
     for name in ("coco", "voc", "yolo"):
         config = Config(dataset=name, coco_classes=[], val_share=0.0, **places)
         for split in SPLITS:

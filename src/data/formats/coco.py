@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -116,7 +117,7 @@ def image_folder(root: Path, split: str, annotations: Path) -> Path:
 
 def read_json(path: Path) -> dict:
     """The annotation file as a mapping with its three lists. Raises DataError."""
-    data = load_json(path)
+    data: Any = load_json(path)
     for name in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(name), list):
             raise DataError(f"{path}: no list of {name!r}; not a COCO instances file")
@@ -141,7 +142,7 @@ class Ids:
 
     def __init__(self, keys: list[Key]):
         self.kept = all(isinstance(k, int) and -(1 << 63) <= k < 1 << 63 for k in keys)
-        self.number = {k: k if self.kept else i for i, k in enumerate(keys, 1)}
+        self.number: dict[Key, int] = {k: k if self.kept and isinstance(k, int) else i for i, k in enumerate(keys, 1)}
         self.by_text = {str(k): k for k in keys}
 
     def key(self, value: object) -> Key | None:
@@ -150,6 +151,13 @@ class Ids:
         if key in self.number:
             return key
         return self.by_text.get(str(key)) if key is not None else None
+
+    def listed(self, value: object) -> Key:
+        """The same of an id that is known to be listed."""
+        key = self.key(value)
+        if key is None:
+            raise KeyError(value)
+        return key
 
 
 def category_names(data: dict, annotations: Path) -> list[str]:
@@ -223,7 +231,9 @@ class CocoReader:
             raise DataError(
                 f"{self.path}: category id {unknown} ({used[unknown]} annotations) isn't in the file's 'categories'"
             )
-        known, ids, labels = class_labels(self.config), {}, {}
+        known = class_labels(self.config)
+        ids: dict[str, list[Key]] = {}
+        labels: dict[Key, int | None] = {}
         for key, name in entries:
             ids.setdefault(name, []).append(key)
         self.id_of_label: dict[int, Key] = {}
@@ -293,10 +303,10 @@ class CocoReader:
         with_masks = any(a.get("segmentation") for rows in by_image.values() for a in rows)
         masks = self.masks == "needed" or (self.masks == "if_any" and with_masks)
         finder = ImageFinder([self.where.images, self.path.parent, self.path.parent.parent])
-        entries = sorted(self.data.pop("images"), key=lambda e: self.images.number[id_key(e["id"])])
+        entries = sorted(self.data.pop("images"), key=lambda e: self.images.number[self.images.listed(e["id"])])
         records = []
         for entry in tqdm(entries, unit="img", desc="reading", leave=False):
-            rows = by_image.pop(id_key(entry["id"]))
+            rows = by_image.pop(self.images.listed(entry["id"]))
             records.append(self.image_record(entry, rows, finder, masks))
         refuse_shared(records, finder)
         categories = self.truth_categories()
@@ -305,8 +315,8 @@ class CocoReader:
         return Records(self.where, records, categories, notes, with_masks, finder.listed)
 
     def image_record(self, entry: dict, rows: list[dict], finder: ImageFinder, masks: bool) -> ImageRecord:
-        key = id_key(entry["id"])
-        name, faults = entry.get("file_name"), []
+        key, name = self.images.listed(entry["id"]), entry.get("file_name")
+        faults: list[str] = []
         height, width = (number(entry.get(k)) for k in ("height", "width"))
         source_id = None if self.images.kept else key
         record = ImageRecord(self.images.number[key], str(name), self.where.images / str(name), 0, 0)
@@ -344,15 +354,15 @@ class CocoReader:
         if entry.get("height") is None and entry.get("width") is None and found:
             height, width, record.orientation = frame_of(record.path, self.config.exif)
             self.notes["images without an annotated size: their files' are taken"] += 1
-        whole = height is not None and width is not None and height == int(height) and width == int(width)
-        if not whole or not (0 < height < LARGEST and 0 < width < LARGEST):
+        sides = [v for v in (height, width) if v is not None and 0 < v < LARGEST and v == int(v)]
+        if len(sides) < 2:
             given = f"{entry.get('width')!r} x {entry.get('height')!r}"
             raise DataError(f"{self.path}: image {entry.get('id')} lacks a size that is one: {given[:60]}")
-        return int(height), int(width)
+        return int(sides[0]), int(sides[1])
 
     def instance(self, a: dict, height: int, width: int, masks: bool, where: str) -> Instance | None:
         """An annotation as an object, or None for one that the config leaves out. Raises DataError."""
-        label = self.labels[self.categories.key(a["category_id"])]
+        label = self.labels[self.categories.listed(a["category_id"])]
         if label is None and self.config.other_classes == "background":
             return None
         crowd = is_crowd(a.get("iscrowd"), where)
@@ -400,9 +410,10 @@ class CocoReader:
             return x1, y1, x2 - x1, y2 - y1
         if not isinstance(value, list) or len(value) != 4:
             raise DataError(f"{where}: bbox {str(value)[:80]} isn't [x, y, width, height]")
-        x, y, w, h = (number(v) for v in value)
-        if None in (x, y, w, h):
+        numbers = [v for v in map(number, value) if v is not None]
+        if len(numbers) < 4:
             raise DataError(f"{where}: bbox {str(value)[:80]} isn't four finite numbers")
+        x, y, w, h = numbers
         return x, y, w, h
 
 

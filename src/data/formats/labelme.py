@@ -115,7 +115,8 @@ class Labelme(Format):
 
 def json_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """JSON files below a folder, and those that are passed over: hidden ones, copies of Jupyter's and of macOS."""
-    found, hidden = [], []
+    found: list[Path] = []
+    hidden: list[Path] = []
     for place, folders, names in os.walk(folder):
         folders.sort()
         out = found if not any(p.startswith(".") for p in Path(place).relative_to(folder).parts) else hidden
@@ -179,7 +180,8 @@ class LabelmeReader:
 
     def __init__(self, where: Split, config: Config, embedded: Path | None = None):
         self.where, self.config, self.embedded = where, config, embedded
-        self.labels, self.notes = Labels(config), Counter()
+        self.labels = Labels(config)
+        self.notes: Counter[str] = Counter()
         self.finder = ImageFinder([where.images, where.annotations])
         self.taken: dict[Path, Path] = {}
 
@@ -188,6 +190,7 @@ class LabelmeReader:
         content: dict[Path, dict | DataError] = {}
         foreign = []
         for path in tqdm(files, unit="file", desc="reading", leave=False):
+            data: dict | DataError | None
             try:
                 data = read_labelme(path)
             except DataError as e:
@@ -321,7 +324,7 @@ class LabelmeReader:
         """
         _, height, width, orientation = file_header(record.path)
         stored, upright = (height, width), (width, height) if orientation >= 5 else (height, width)
-        given = [number(data.get(k)) for k in ("imageHeight", "imageWidth")]
+        given: list[float | None] | None = [number(data.get(k)) for k in ("imageHeight", "imageWidth")]
         if data.get("imageHeight") is None and data.get("imageWidth") is None:
             given = None
         frame = stored if self.config.exif == "stored" else upright

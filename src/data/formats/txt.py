@@ -47,8 +47,8 @@ class Txt(Format):
 
     def classes(self, where: Split) -> list[str]:
         """class_1, class_2, ... up to the largest number that a well-formed column holds."""
-        numbers = [c.split(",")[4] for _, _, columns in read_rows(where) for c in columns if c.count(",") in (4, 5)]
-        numbers = {n.lstrip("0") for n in numbers if n.isdecimal()}
+        written = [c.split(",")[4] for _, _, columns in read_rows(where) for c in columns if c.count(",") in (4, 5)]
+        numbers = {n.lstrip("0") for n in written if n.isdecimal()}
         # a number of thousands of digits can't be read
         highest = max((int(n[:9]) for n in numbers if n), default=0)
         if highest > MOST_CLASSES:
@@ -67,7 +67,8 @@ class Txt(Format):
         area, lies outside its image or has no class of the config's is a fault.
         """
         finder = ImageFinder([where.images, where.annotations.parent])
-        records, seen = [], {}
+        records: list[ImageRecord] = []
+        seen: dict[str, int] = {}
         for number, name, columns in tqdm(read_rows(where), unit="img", desc="reading", leave=False):
             told = f"{where.annotations}, line {number}"
             record = ImageRecord(number, name, where.images / name, 0, 0)
@@ -99,7 +100,7 @@ def read_rows(split: Split) -> list[tuple[int, str, list[str]]]:
         if words:
             # a path may hold spaces: it ends with the first word that ends as an image's name does
             end = next((i for i, w in enumerate(words) if w.lower().endswith(IMAGE_SUFFIXES)), 0) + 1
-            path = re.match(rf"\s*((?:\S+\s+){{{end - 1}}}\S+)", line)[1]
+            path = next(re.finditer(rf"\s*((?:\S+\s+){{{end - 1}}}\S+)", line))[1]
             rows.append((number, path, words[end:]))
     if not rows:
         raise DataError(f"{split.annotations}: holds no row; expected path.jpg x1,y1,x2,y2,class ...")

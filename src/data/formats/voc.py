@@ -280,16 +280,17 @@ class VocReader:
         """Reads the image's frame, in which <size> has its say. Raises DataError where they differ."""
         size = root.find("size")
         given = (child_text(size, "width"), child_text(size, "height")) if size is not None else ("", "")
+        line = size.line if size is not None else root.line
         annotated = None
         if given not in (("0", "0"), ("", "")):
-            numbers = [number(v) for v in given]
-            if None in numbers:
-                raise DataError(f"{xml}, line {size.line}: <size> is {given[0]} x {given[1]}, no size")
-            annotated = (int(numbers[1]), int(numbers[0]))
+            width, height = map(number, given)
+            if width is None or height is None:
+                raise DataError(f"{xml}, line {line}: <size> is {given[0]} x {given[1]}, no size")
+            annotated = (int(height), int(width))
         record.height, record.width, record.orientation = frame_of(record.path, self.config.exif, annotated)
         if annotated not in (None, (record.height, record.width)):
             raise DataError(
-                f"{xml}, line {size.line}: <size> is {given[0]} x {given[1]}, but {record.path.name} is"
+                f"{xml}, line {line}: <size> is {given[0]} x {given[1]}, but {record.path.name} is"
                 f" {record.width} x {record.height}; mend the annotation or the image"
             )
 
@@ -321,9 +322,9 @@ def child_text(element: Element, tag: str) -> str:
 
 def flag(element: Element, tag: str, xml: Path) -> bool:
     """A child that holds 0 or 1; 0 if there is none. Raises DataError."""
-    text = child_text(element, tag)
-    if text not in ("", "0", "1"):
-        raise DataError(f"{xml}, line {element.find(tag).line}: <{tag}> is {text!r}, not 0 or 1")
+    child, text = element.find(tag), child_text(element, tag)
+    if child is not None and text not in ("", "0", "1"):
+        raise DataError(f"{xml}, line {child.line}: <{tag}> is {text!r}, not 0 or 1")
     return text == "1"
 
 

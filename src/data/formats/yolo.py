@@ -170,7 +170,7 @@ def yaml_names(data: dict, path: Path) -> list[str]:
         raise DataError(f"{path}: nc is {str(count)[:40]!r}, not a number of classes")
     if names is None and count is None:
         raise DataError(f"{path}: neither names: nor nc:, so the classes are unknown; add names: [...]")
-    if names is None:
+    if names is None and count is not None:
         return [f"class_{i}" for i in range(int(count))]
     if isinstance(names, dict):
         places = [str(i) for i in range(len(names))]
@@ -355,13 +355,14 @@ class YoloReader:
     def __init__(self, where: Split, config: Config, masks: Masks):
         self.where, self.config, self.masks = where, config, masks
         self.names, self.labels = class_names(where.annotations), Labels(config)
-        self.notes, self.told = Counter(), []
+        self.notes: Counter[str] = Counter()
+        self.told: list[str] = []
         self.finder = LabelFinder()
 
     def records(self) -> Records:
         found = split_images(self.where)
-        paths = share_of([os.fspath(p) for p in found.paths], self.drawn_part(), self.config)
-        paths = [Path(p) for p in paths]
+        drawn = share_of([os.fspath(p) for p in found.paths], self.drawn_part(), self.config)
+        paths = [Path(p) for p in drawn]
         if not paths and not found.missing:
             where = self.where.listing or self.where.images
             raise DataError(f"{where}: no image for {self.where.part or 'this split'}")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -26,6 +27,9 @@ from src.config import Config
 from src.data.images import safe_decode
 from src.runtime.errors import UserError
 from src.runtime.errors import shown as quoted
+
+if TYPE_CHECKING:  # with it comes MindSpore
+    from src.inference.predictor import Detections
 
 __all__ = ["MAX_UPLOAD", "allowed_hosts", "bind", "create_app", "create_server", "serve"]
 
@@ -52,7 +56,7 @@ class Kept:
 
     name: str
     picture: np.ndarray
-    detections: object
+    detections: "Detections"
     small: dict[int, dict] = field(default_factory=dict)  # masks (RLE) reduced to the picture's size, by place
 
 
@@ -60,7 +64,8 @@ class Shelf:
     """The newest uploads by a token that can't be guessed."""
 
     def __init__(self, size: int):
-        self.size, self.items, self.lock = size, OrderedDict(), threading.Lock()
+        self.size, self.lock = size, threading.Lock()
+        self.items: OrderedDict[str, Kept] = OrderedDict()
 
     def put(self, item: Kept) -> str:
         token = secrets.token_urlsafe(16)
@@ -241,7 +246,7 @@ def draw(kept: Kept, score: float) -> np.ndarray:
     height, width = kept.picture.shape[:2]
     boxes = d.boxes * np.array([width / d.width, height / d.height] * 2, np.float32)
     names = dict(zip(d.labels.tolist(), d.names, strict=True))
-    masks = d.masks
+    masks: list | None = d.masks
     if masks is not None and d.height > height:
         # a mask as large as the upload takes long to decode, so once
         for i in np.flatnonzero(d.scores >= score):

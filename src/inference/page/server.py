@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import waitress
 from waitress import wasyncore
@@ -126,6 +127,10 @@ class Request(HTTPRequestParser):
     """
 
     refused: Refusal | None = None
+    # waitress sets these, which has no type hints
+    body_rcv: Any
+    content_length: int
+    expect_continue: bool
     path = ""  # waitress names it in messages, also of what has none
 
     def __init__(self, adj, admit: Callable[[str, str], Refusal | None], longest: int, too_long: Refusal):
@@ -179,6 +184,9 @@ class Channel(HTTPChannel):
     """A connection."""
 
     task_class = Task
+    # waitress sets these, which has no type hints
+    close_when_flushed: bool
+    request: Any
     lingers = False
     sent = 0  # bytes
     phase: object = None  # what it is at, since when (monotonic), and `sent` at that time
@@ -211,6 +219,7 @@ class Channel(HTTPChannel):
     def look(self, now: float) -> None:
         """Closes it where its client is too slow."""
         request = self.request
+        phase: object
         if self.lingers:
             phase, allowed = "lingers", LINGER
         elif self.requests:
@@ -226,7 +235,7 @@ class Channel(HTTPChannel):
         if phase is not self.phase:
             self.phase, self.since, self.sent_before = phase, now, self.sent
         elif now > self.since + allowed:
-            if request is not None and request is phase and request.headers_finished:
+            if request is not None and request.headers_finished and request is phase:
                 self.break_off(SLOW)
             else:
                 self.handle_close()

@@ -109,7 +109,7 @@ class StagedBackbone(nn.Cell):
         x = self.stem(x)
         if self.frozen_stages == 0:
             x = ops.stop_gradient(x)
-        outputs = ()
+        outputs = ()  # type: tuple[Tensor, ...]
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i + 1 == self.frozen_stages:

@@ -82,7 +82,7 @@ class MaskBranch(nn.Cell):
 
     def construct(self, features: tuple[Tensor, ...], found: Detections) -> Tensor:
         rois, labels = self.extractor(features, found["boxes"], found["valid"]), found["labels"].reshape(-1)
-        total = 0.0
+        total = 0.0  # type: Tensor
         for head in self.heads:
             logits = head(rois, labels)
             total = total + (ops.sigmoid(logits) if self.average_probabilities else logits)

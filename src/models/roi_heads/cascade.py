@@ -51,7 +51,7 @@ class CascadeRoIHeads(nn.Cell):
         self, features: tuple[Tensor, ...], proposals: Proposals, image_size: Tensor
     ) -> tuple[Detections, tuple[Tensor, ...]]:
         found = self.selector(*self.classify(features, proposals, image_size), proposals["valid"], image_size)
-        out = ()
+        out = ()  # type: tuple[Tensor, ...]
         for m in self.more:
             out += (m(features, found),)
         return found, out
@@ -130,7 +130,8 @@ class CascadeRoILoss(nn.Cell):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         candidates = with_truth(proposals, truth) if self.add_gt else proposals
         own = proposals["valid"].shape[1]
-        cls_total, reg_total, more_totals, counts = 0.0, 0.0, self.zeros(proposals["boxes"]), ()
+        cls_total, reg_total, more_totals = 0.0, 0.0, self.zeros(proposals["boxes"])
+        counts = ()  # type: tuple[Tensor, ...]
         used_keys, used_more = 0, 0
         for stage in range(len(self.box_losses)):
             n = candidates["valid"].shape[1]
@@ -161,7 +162,7 @@ class CascadeRoILoss(nn.Cell):
 
     def zeros(self, like: Tensor) -> tuple[Tensor, ...]:
         """A zero for the sum of each further head's losses."""
-        out = ()
+        out = ()  # type: tuple[Tensor, ...]
         for _ in range(len(self.names) - 2):
             out += (ops.zeros((), like.dtype),)
         return out

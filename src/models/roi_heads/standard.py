@@ -40,7 +40,7 @@ class StandardRoIHeads(nn.Cell):
         self, features: tuple[Tensor, ...], proposals: Proposals, image_size: Tensor
     ) -> tuple[Detections, tuple[Tensor, ...]]:
         found = self.selector(*self.classify(features, proposals, image_size), proposals["valid"], image_size)
-        out = ()
+        out = ()  # type: tuple[Tensor, ...]
         for m in self.more:
             out += (m(features, found),)
         return found, out
@@ -94,7 +94,7 @@ class StandardRoILoss(nn.Cell):
         sample = draw(self.sampler, candidates, truth, keys[:, : candidates["valid"].shape[1]])
         logits, deltas = self.heads.box(self.heads.extractor(features, sample["boxes"], sample["used"] > 0))
         losses = self.box_loss(logits, deltas, sample, total_of(totals, 1))
-        counts = (sample["used"].sum(),)
+        counts = (sample["used"].sum(),)  # type: tuple[Tensor, ...]
         # positives come first, so the first max_positives rows hold them all
         positives = first_rows(sample, self.sampler.max_positives)
         for m in self.more:

@@ -1,6 +1,6 @@
-// Convolution of stride 2 with a square, odd kernel of 3 or more and zero padding kernel / 2, and its gradients, float32,
-// NCHW, as ahead-of-time custom operators of MindSpore for the CPU: matrix products over blocks of pixels, each block's
-// patches laid out (unfolded) only while it is in the cache.
+// Convolution of stride 2 with a square, odd kernel of 3 or more and zero padding kernel / 2, and its gradients,
+// float32, NCHW, as ahead-of-time custom operators of MindSpore for the CPU: matrix products over blocks of pixels,
+// each block's patches laid out (unfolded) only while it is in the cache.
 //
 // The input's gradient is four convolutions of stride 1, one for each phase of the strided grid, with those taps of the
 // turned filter that meet it. The order of every sum is the same whatever the batch and the number of threads.
@@ -92,8 +92,8 @@ void ReadTap(const Maps &maps, const Tap &tap, const Run *runs, int64_t run_coun
     for (int64_t p = 0; p < run.count; p += kLanes) {
       Floats v = {};
       if (inside) {
-        v = LoadCells<kGated, kStep>(maps.data + row, kGated ? maps.gate + row : nullptr,
-                                       (run.x + p) * kStep + tap.dx, maps.width);
+        v = LoadCells<kGated, kStep>(maps.data + row, kGated ? maps.gate + row : nullptr, (run.x + p) * kStep + tap.dx,
+                                     maps.width);
       }
       Store(to + run.first + p, v);
     }
@@ -116,12 +116,18 @@ class Product {
  public:
   // weight: (O, C, places). turned: rows are C and the sums run over O; otherwise rows are O.
   Product(const Maps &maps, Grid grid, const int64_t *weight_shape, const float *weight, bool turned)
-      : maps_(maps), grid_(std::move(grid)), weight_(weight), turned_(turned),
-        places_(weight_shape[2] * weight_shape[3]), inputs_(weight_shape[1]),
+      : maps_(maps),
+        grid_(std::move(grid)),
+        weight_(weight),
+        turned_(turned),
+        places_(weight_shape[2] * weight_shape[3]),
+        inputs_(weight_shape[1]),
         rows_(turned ? weight_shape[1] : weight_shape[0]),
-        depth_(maps.channels * static_cast<int64_t>(grid_.taps.size())), threads_(rcnn::NumThreads()),
+        depth_(maps.channels * static_cast<int64_t>(grid_.taps.size())),
+        threads_(rcnn::NumThreads()),
         pixels_(std::clamp(RoundUp(Ceil(grid_.Pixels(), threads_), kLanes), kLanes, kPixels)),
-        blocks_(Ceil(grid_.Pixels(), pixels_)), row_blocks_(Ceil(rows_, kBlockRows)),
+        blocks_(Ceil(grid_.Pixels(), pixels_)),
+        row_blocks_(Ceil(rows_, kBlockRows)),
         parts_(std::min(Ceil(threads_, std::max<int64_t>(blocks_, 1)), std::max<int64_t>(row_blocks_, 1))),
         workers_(static_cast<int>(std::min<int64_t>(threads_, blocks_ * parts_))),
         padded_(RoundUp(pixels_, kBlockColumns)),
@@ -181,7 +187,8 @@ class Product {
           block[r] = r < count ? LoadWithin(weight_ + (row + r) * depth_, d, depth_) : Floats{};
         }
         rcnn::Transpose(block);
-        for (int64_t i = 0; i < std::min(kLanes, depth_ - d); ++i) rcnn::StoreFirst(to + (d + i) * count, block[i], count);
+        for (int64_t i = 0; i < std::min(kLanes, depth_ - d); ++i)
+          rcnn::StoreFirst(to + (d + i) * count, block[i], count);
       }
       return;
     }
@@ -258,9 +265,16 @@ class WeightGradient {
  public:
   // The grid is the output's.
   WeightGradient(const Maps &dy, const Maps &x, Grid grid, float *dw, float *db)
-      : dy_(dy), x_(x), grid_(std::move(grid)), dw_(dw), db_(db),
-        taps_(static_cast<int64_t>(grid_.taps.size())), depth_(x.channels * taps_), threads_(rcnn::NumThreads()),
-        depth_part_(std::max(RoundUp(Ceil(depth_, threads_), kBlockColumns), std::min<int64_t>(64, RoundUp(depth_, kLanes)))),
+      : dy_(dy),
+        x_(x),
+        grid_(std::move(grid)),
+        dw_(dw),
+        db_(db),
+        taps_(static_cast<int64_t>(grid_.taps.size())),
+        depth_(x.channels * taps_),
+        threads_(rcnn::NumThreads()),
+        depth_part_(
+            std::max(RoundUp(Ceil(depth_, threads_), kBlockColumns), std::min<int64_t>(64, RoundUp(depth_, kLanes)))),
         depth_parts_(Ceil(depth_, std::max<int64_t>(depth_part_, 1))),
         output_part_(RoundUp(Ceil(dy.channels, Ceil(threads_, std::max<int64_t>(depth_parts_, 1))), kBlockRows)),
         tasks_(depth_parts_ * Ceil(dy.channels, std::max(output_part_, kBlockRows))),
@@ -355,7 +369,8 @@ class WeightGradient {
 };
 
 Maps MakeMaps(const void *data, const void *gate, const int64_t *shape) {
-  return Maps{static_cast<const float *>(data), static_cast<const float *>(gate), shape[0], shape[1], shape[2], shape[3]};
+  return Maps{
+      static_cast<const float *>(data), static_cast<const float *>(gate), shape[0], shape[1], shape[2], shape[3]};
 }
 
 // The output's pixels, and all taps of the filter.

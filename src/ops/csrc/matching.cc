@@ -24,8 +24,8 @@ struct Box {
 };
 
 Box MakeBox(const float *from, int64_t index) {
-  return Box{from[0], from[1], from[2], from[3], (from[2] - from[0]) * (from[3] - from[1]),
-             static_cast<int32_t>(index)};
+  return Box{
+      from[0], from[1], from[2], from[3], (from[2] - from[0]) * (from[3] - from[1]), static_cast<int32_t>(index)};
 }
 
 // Boxes coordinate by coordinate; the rest of the last vectors are invalid boxes without area.
@@ -108,8 +108,7 @@ struct Image {
 
 // boxes (N, 4) or (B, N, 4), box_valid (B, N), gt_boxes (B, G, 4), gt_valid (B, G), ignore_boxes (B, K, 4),
 // min_best_iou (1,) -> max_iou (B, N), argmax (B, N), best_of (B, N), max_iof (B, N)
-extern "C" int MaxIoUMatch(int nparam, void **params, int *ndims, int64_t **shapes, const char **, void *,
-                           void *) try {
+extern "C" int MaxIoUMatch(int nparam, void **params, int *ndims, int64_t **shapes, const char **, void *, void *) try {
   static_assert(sizeof(bool) == 1, "MindSpore's bool is one byte");
   if (nparam != 10) return 1;
   const int64_t batch = shapes[1][0], count = shapes[1][1], gt_count = shapes[2][1], ignore_count = shapes[4][1];

@@ -58,9 +58,8 @@ inline void Suppress(const float *boxes, const float *scores, const int32_t *gro
     // A score that is not a number has no place in the order, and would break the sort.
     if (valid[i] && !std::isnan(scores[i])) order.push_back(static_cast<int32_t>(i));
   }
-  std::sort(order.begin(), order.end(), [scores](int32_t a, int32_t b) {
-    return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
-  });
+  std::sort(order.begin(), order.end(),
+            [scores](int32_t a, int32_t b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); });
   std::unordered_map<int32_t, size_t> places;
   std::vector<nms_internal::Group> kept_boxes;
   int64_t found = 0;

@@ -21,8 +21,8 @@
 
 namespace {
 
-using rcnn::Floats;
 using rcnn::Ceil;
+using rcnn::Floats;
 using rcnn::kBlockColumns;
 using rcnn::kBlockRows;
 using rcnn::kCacheLine;
@@ -179,8 +179,12 @@ class Columns {
 class Weights {
  public:
   Weights(const float *weight, int64_t outputs, int64_t inputs, bool turned, float *room)
-      : weight_(weight), turned_(turned), rows_(turned ? inputs : outputs), depth_(turned ? outputs : inputs),
-        stride_(Stride(rows_ * depth_)), data_(room) {}
+      : weight_(weight),
+        turned_(turned),
+        rows_(turned ? inputs : outputs),
+        depth_(turned ? outputs : inputs),
+        stride_(Stride(rows_ * depth_)),
+        data_(room) {}
 
   static int64_t Room(const int64_t *shape) { return kPositions * Stride(shape[0] * shape[1]); }
 
@@ -257,9 +261,14 @@ class Convolution {
  public:
   Convolution(const Maps &x, const int64_t *weight_shape, const float *weight, bool turned, const float *bias,
               bool relu, float *y)
-      : x_(x), bias_(bias), relu_(relu), y_(y), zeros_(static_cast<size_t>(x.width), 0.0f),
+      : x_(x),
+        bias_(bias),
+        relu_(relu),
+        y_(y),
+        zeros_(static_cast<size_t>(x.width), 0.0f),
         threads_(rcnn::NumThreads()),
-        // Smaller blocks where there are few tiles, and parts of the channels where there are fewer blocks than threads.
+        // Smaller blocks where there are few tiles, and parts of the channels where there are fewer blocks than
+        // threads.
         tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes,
                           x.channels > kManyChannels ? kTiles : kFewTiles)),
         blocks_(Ceil(x.Tiles(), tiles_)),
@@ -400,10 +409,18 @@ class Convolution {
 class WeightGradient {
  public:
   WeightGradient(const Maps &dy, const Maps &x, float *dw, float *db)
-      : dy_(dy), x_(x), dw_(dw), db_(db), zeros_(static_cast<size_t>(x.width), 0.0f), threads_(rcnn::NumThreads()),
+      : dy_(dy),
+        x_(x),
+        dw_(dw),
+        db_(db),
+        zeros_(static_cast<size_t>(x.width), 0.0f),
+        threads_(rcnn::NumThreads()),
         padded_(RoundUp(x.channels, kLanes)),
         // As many tasks as threads, or a multiple.
-        part_(RoundUp(Ceil(dy.channels, threads_ % 2 == 0 ? threads_ / 2 : threads_ == 1 ? 1 : threads_), kBlockRows)),
+        part_(RoundUp(Ceil(dy.channels, threads_ % 2 == 0 ? threads_ / 2
+                                        : threads_ == 1   ? 1
+                                                          : threads_),
+                      kBlockRows)),
         tasks_(kIn / kSumRows * Ceil(dy.channels, std::max(part_, kBlockRows))),
         workers_(static_cast<int>(std::min<int64_t>(threads_, tasks_))),
         workspace_(Workspace::Padded(kPositions * dy.channels * padded_) +
@@ -500,7 +517,7 @@ class WeightGradient {
       rcnn::TurnBlock(input + c * kSumTiles, kSumTiles, columns, tiles, s.turned);
       for (int64_t o = 0; o < outputs.Size(); o += kBlockRows) {
         rcnn::Multiply(std::min(kBlockRows, outputs.Size() - o), columns, tiles, gradient + o * kSumTiles, kSumTiles, 1,
-                 s.turned, sums + o * padded_ + c, padded_, tile > 0);
+                       s.turned, sums + o * padded_ + c, padded_, tile > 0);
       }
     }
   }
@@ -560,8 +577,8 @@ class WeightGradient {
 };
 
 Maps MakeMaps(const void *data, const void *gate, const int64_t *shape) {
-  return Maps{static_cast<const float *>(data), static_cast<const float *>(gate), shape[0], shape[1], shape[2],
-              shape[3]};
+  return Maps{
+      static_cast<const float *>(data), static_cast<const float *>(gate), shape[0], shape[1], shape[2], shape[3]};
 }
 
 // x (N, C, H, W), weight (O, C, 3, 3), bias (O,) -> y (N, O, H, W)

@@ -68,7 +68,7 @@ class MultiScaleRoIAlign(nn.Cell):
     def construct(self, features: tuple[Tensor, ...], rois: Tensor, levels: Tensor) -> Tensor:
         rois = ops.stop_gradient(rois)
         dtype = features[0].dtype
-        maps = ()
+        maps = ()  # type: tuple[Tensor, ...]
         for feature in features:
             maps = maps + (feature.astype(ms.float32),)
         if not self.custom and rois.shape[0] == 0:
@@ -221,7 +221,7 @@ class _AdaptiveRoIAlign(nn.Cell):
         rows = rows / ops.maximum(grid_x * grid_y, 1.0)
         rows, columns = ops.stop_gradient(rows), ops.stop_gradient(columns)
         image = rois[:, 0].astype(ms.int32)
-        parts = ()
+        parts = ()  # type: tuple[Tensor, ...]
         if batch > 8 or count * channels * height * width <= _CHUNK_FLOATS:
             # Many small maps (mask crops): a copy of its map for each RoI.
             step = max(1, _CHUNK_FLOATS // (channels * height * width))

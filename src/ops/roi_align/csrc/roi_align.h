@@ -43,7 +43,7 @@ struct RoIAlignLevel {
 
 namespace roi_align_internal {
 
-constexpr int64_t kPad = 8;                   // windows are widened to a multiple of this where the map has room
+constexpr int64_t kPad = 8;                  // windows are widened to a multiple of this where the map has room
 constexpr int64_t kBlockBytes = 768 * 1024;  // of planes visited together: fits an L2 cache of 1 MB or more
 
 typedef float Floats8 __attribute__((vector_size(32)));  // for what a window leaves of a wider vector
@@ -64,14 +64,14 @@ struct RowTap {
 };
 
 struct PlannedRoI {
-  int64_t index;            // row of the RoI and of the output
-  int32_t group;            // level * batch + image
-  int32_t left, width;      // window of columns; width is padded
-  int32_t first_row;        // for the visiting order alone
-  int32_t column_taps;      // taps an output column, padded with zero weights
-  size_t row_begin;         // into row_ends: output_size ends of ranges of row_taps
-  size_t row_taps;          // into row_taps
-  size_t column_begin;      // into column_offsets and column_weights: [tap][output column]
+  int64_t index;        // row of the RoI and of the output
+  int32_t group;        // level * batch + image
+  int32_t left, width;  // window of columns; width is padded
+  int32_t first_row;    // for the visiting order alone
+  int32_t column_taps;  // taps an output column, padded with zero weights
+  size_t row_begin;     // into row_ends: output_size ends of ranges of row_taps
+  size_t row_taps;      // into row_taps
+  size_t column_begin;  // into column_offsets and column_weights: [tap][output column]
 };
 
 struct Plan {
@@ -392,8 +392,7 @@ inline void SpreadColumns(const float *gradient, const float *spread, int64_t co
   Store(sum, to);
 }
 
-inline void SpreadColumns(const float *gradient, const float *spread, int64_t columns, int64_t width,
-                          float *to) {
+inline void SpreadColumns(const float *gradient, const float *spread, int64_t columns, int64_t width, float *to) {
   int64_t x = 0;
   for (; x + kLanes <= width; x += kLanes) SpreadColumns<Floats>(gradient, spread + x, columns, width, to + x);
   for (; kLanes > 8 && x + 8 <= width; x += 8) {
@@ -435,8 +434,8 @@ inline std::string RoIAlignForward(const RoIAlignOptions &options, const std::ve
     if (begin == end) return;
     const RoIAlignLevel &level = levels[static_cast<size_t>(task.level)];
     const int64_t plane = level.height * level.width;
-    const float *source = features[static_cast<size_t>(task.level)] +
-                          (task.image * channels + task.first_channel) * plane;
+    const float *source =
+        features[static_cast<size_t>(task.level)] + (task.image * channels + task.first_channel) * plane;
     in::ColumnStep columns(out, plan);
     std::vector<float> rows(static_cast<size_t>(out * plan.max_width + 2 * kLanes));
     for (int64_t r = begin; r < end; ++r) {

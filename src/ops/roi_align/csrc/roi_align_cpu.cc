@@ -67,8 +67,7 @@ extern "C" int RoIAlignForward(int nparam, void **params, int *, int64_t **shape
 }
 
 // output gradient, 5 features (for their shapes), rois, levels, config -> 5 feature gradients
-extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shapes, const char **, void *,
-                                void *) try {
+extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) try {
   Problem problem;
   if (nparam != 2 * kMaxLevels + 4 || !Read(1, params, shapes, &problem)) return Report("bad parameters");
   std::vector<float *> gradients;

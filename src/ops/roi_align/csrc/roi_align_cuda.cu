@@ -210,8 +210,7 @@ extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shap
   const int64_t planes = pyramid.count * pyramid.batch * pyramid.channels;
   if (planes == 0) return 0;
   Backward<<<static_cast<unsigned>(planes < 65535 ? planes : 65535), kThreads, 0, queue>>>(
-      pyramid, static_cast<const float *>(params[1 + kMaxLevels]),
-      static_cast<const int32_t *>(params[2 + kMaxLevels]), shapes[1 + kMaxLevels][0],
-      static_cast<const float *>(params[0]));
+      pyramid, static_cast<const float *>(params[1 + kMaxLevels]), static_cast<const int32_t *>(params[2 + kMaxLevels]),
+      shapes[1 + kMaxLevels][0], static_cast<const float *>(params[0]));
   return Report(true);
 }
