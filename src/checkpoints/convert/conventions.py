@@ -141,9 +141,9 @@ def geometry(model: Any) -> dict[str, Any]:
             said["cascade.target_stds"] = values
         else:
             said[key] = values[0]
-    octave = [next(iter(at(model, f"rpn_head.{name}")), None) for name in OCTAVE]
-    if is_numbers(octave[0]) and type(octave[0]) is not list and type(octave[1]) is int and 0 < octave[1] <= MOST:
-        said["rpn.anchor_generator.scales"] = [octave[0] * 2 ** (i / octave[1]) for i in range(octave[1])]
+    base, parts = (next(iter(at(model, f"rpn_head.{name}")), None) for name in OCTAVE)
+    if isinstance(base, (int, float)) and is_numbers(base) and type(parts) is int and 0 < parts <= MOST:
+        said["rpn.anchor_generator.scales"] = [base * 2 ** (i / parts) for i in range(parts)]
     epsilon = next(iter(at(model, "backbone.norm_cfg.eps")), None)
     if type(epsilon) is float and 0 < epsilon < 1:
         said[EPSILON] = epsilon
@@ -168,8 +168,8 @@ def unlike(meta: Mapping, arrays: Mapping[str, np.ndarray], config: Config, back
     for place, plain in PLAIN.items():
         told += [f"{place} {shown(str(v))}" for v in at(model, place) if v not in plain]
     for place in ("backbone", "neck", "rpn_head", "bbox_head", "mask_head"):
-        kinds = [v.get("type") for v in at(model, f"{place}.conv_cfg") if isinstance(v, dict)]
-        told += [f"{place}.conv_cfg.type {shown(str(k))}" for k in kinds if k not in CONVOLUTIONS]
+        used = [v.get("type") for v in at(model, f"{place}.conv_cfg") if isinstance(v, dict)]
+        told += [f"{place}.conv_cfg.type {shown(str(k))}" for k in used if k not in list(CONVOLUTIONS)]
     told += [f"bbox_head.loss_cls.type {k}" for k in at(model, "bbox_head.loss_cls.type") if k in list(SCORES)]
     if backbone_only:
         return [t for t in told if t.startswith("backbone")]
