@@ -38,7 +38,7 @@ FAULTS = {
     "traceback": fail,
     "death": lambda: os._exit(7),
     "slow": lambda: time.sleep(60),
-    "large": lambda: "whole" if np.ones(40 << 20, np.uint8).all() else "",
+    "large": lambda: "whole" if np.ones(200 << 20, np.uint8).all() else "",
     "wrong": lambda: "another",
 }
 

@@ -201,7 +201,7 @@ def test_sizes_are_those_of_training(resize, height, width, short_side, long_sid
     small, large = random.integers(1, 1500, (4000, 2)), random.integers(1, 9000, (2000, 2))
     pictures = np.concatenate([small, large, small[:500, :1].repeat(2, 1), [[1, 9000], [9000, 1], [1, 1]]])
     wanted = [(*canvas_size(h, w, config), *fit_size(h, w, config)) for h, w in pictures.tolist()]
-    entry = {"name": "m.mindir", "sha256": "", "bytes": 0}
+    entry = {"name": "m.mindir", "sha256": "0" * 64, "bytes": 1}
     pair = entry if config.turns_canvas else None
     # either sidecar of two says the same
     for upright in [False, True][: 1 + config.turns_canvas]:
