@@ -100,7 +100,7 @@ def mode_as_before():
     context.set_context(mode=before)
 
 
-def trained(config, steps=2):
+def trained(config, steps=1):
     """The losses of `steps` steps on the same four images, (steps, 6), and the weights after them, by name."""
     set_device(config)
     set_seed(1)
