@@ -109,6 +109,14 @@ class Threshold(nn.Cell):
         return scores > self.score_thr
 
 
+class StubHeads(nn.Cell):
+    """Where a detector has its threshold."""
+
+    def __init__(self, score_thr: float):
+        super().__init__()
+        self.selector = Threshold(score_thr)
+
+
 class StubDetector(nn.Cell):
     """Inputs and outputs of RCNN; boxes and scores are parameters, moved by the image's mean."""
 
@@ -123,13 +131,13 @@ class StubDetector(nn.Cell):
         if self.with_mask:
             logits = random.normal(0, 1, (count, 28, 28)).astype(np.float32)
             self.mask = Parameter(Tensor(logits), name="mask_head.mask")
-        self.detections = Threshold(config.test_cfg.rcnn.score_thr)
+        self.roi_heads = StubHeads(config.test_cfg.rcnn.score_thr)
         self.label = Tensor(1 + np.arange(count) % (config.num_classes - 1), ms.int32)
 
     def construct(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
         shift = image.mean((1, 2, 3)).expand_dims(1) * self.weight.mean() * 0.1
         scores = ops.sigmoid(self.score.expand_dims(0) + shift)
-        valid = self.detections(scores)
+        valid = self.roi_heads.selector(scores)
         sides = ops.concat((image_size[:, 1:], image_size[:, :1]), 1)
         boxes = self.box.expand_dims(0) * ops.concat((sides, sides), 1).expand_dims(1)
         kept = valid.astype(ms.float32)
