@@ -69,6 +69,7 @@ def save_checkpoint(
             arrays = net if isinstance(net, Mapping) else {p.name: p.asnumpy() for p in net.get_parameters()}
             arrays = {n: np.ascontiguousarray(v) for n, v in arrays.items()}
             safetensors.numpy.save_file(arrays, written, {"format": "ms"} | checksums(arrays))
+            _order_metadata(written)
         else:
             params = net if isinstance(net, nn.Cell) else [{"name": n, "data": ms.Tensor(v)} for n, v in net.items()]
             with quiet_logging():
@@ -83,6 +84,16 @@ def save_checkpoint(
                 left.unlink()
         reason = getattr(e, "strerror", None) or str(e).strip().splitlines()[0]
         raise CheckpointError(f"{path}: can't write the checkpoint: {reason}; {remedy}") from None
+
+
+def _order_metadata(path: Path) -> None:
+    """Sorts a safetensors file's metadata, whose order is another in every run: equal weights make equal files."""
+    with open(path, "r+b") as f:
+        size = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        f.seek(8)
+        f.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:

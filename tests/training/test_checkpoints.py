@@ -62,6 +62,15 @@ def saved(tmp_path):
     return path
 
 
+def test_equal_weights_make_equal_files(tmp_path):
+    arrays = {f"layer{i}.größe": np.full((i + 1, 2), i, np.float32) for i in range(4)}
+    files = [tmp_path / f"{i}.safetensors" for i in range(8)]
+    for path in files:
+        save_checkpoint(arrays, path)
+    assert len({path.read_bytes() for path in files}) == 1
+    equal(load_checkpoint(files[0]), arrays)
+
+
 def test_round_trip(saved):
     assert list(saved.parent.iterdir()) == [saved]
     net = Detector(fill=0)

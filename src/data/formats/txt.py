@@ -100,7 +100,8 @@ def read_rows(split: Split) -> list[tuple[int, str, list[str]]]:
         if words:
             # a path may hold spaces: it ends with the first word that ends as an image's name does
             end = next((i for i, w in enumerate(words) if w.lower().endswith(IMAGE_SUFFIXES)), 0) + 1
-            path = next(re.finditer(rf"\s*((?:\S+\s+){{{end - 1}}}\S+)", line))[1]
+            named = re.match(rf"\s*((?:\S+\s+){{{end - 1}}}\S+)", line)
+            path = named[1] if named else line
             rows.append((number, path, words[end:]))
     if not rows:
         raise DataError(f"{split.annotations}: holds no row; expected path.jpg x1,y1,x2,y2,class ...")
