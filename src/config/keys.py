@@ -40,6 +40,13 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "resnet_v1_152": {"type": "resnet", "depth": 152, "stride_in_1x1": False},
     "mobilenet_v1": {"type": "mobilenet_v1"},
 }
+# The heads that each detector has on what its box head finds.
+BRANCHES: dict[str, tuple[str, ...]] = {
+    "mask_rcnn": ("mask",),
+    "faster_rcnn": (),
+    "cascade_rcnn": (),
+    "cascade_mask_rcnn": ("mask",),
+}
 # Names that older configs give the same keys.
 ALIASES = {"IMAGE_DIR": "image_dir", "ANNO_PATH": "anno_path"}
 # what these don't name is as of a ResNet or MobileNet of full width
@@ -347,9 +354,7 @@ class Config:
         choices=("auto", "float32", "float16"),
     )
     seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0, high=2**32 - 1)
-    detector: str = key(
-        "mask_rcnn", "which detector", choices=("mask_rcnn", "faster_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
-    )
+    detector: str = key("mask_rcnn", "which detector", choices=tuple(BRANCHES))
     conventions: str = key(
         "",
         "the project whose checkpoints this is for: stands for the keys in which it has a way of its own"
@@ -579,9 +584,14 @@ class Config:
     heatmap_flag: bool = key(False, "InstaBoost: objects go where the surroundings look like their own")
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """The heads on what the box head finds, in the order of their outputs."""
+        return BRANCHES[self.detector]
+
+    @property
     def with_mask(self) -> bool:
         """Whether the detector predicts masks."""
-        return self.detector in ("mask_rcnn", "cascade_mask_rcnn")
+        return "mask" in self.branches
 
     @property
     def mask_paste(self) -> Literal["torchvision", "grid"]:
