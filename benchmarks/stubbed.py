@@ -158,19 +158,8 @@ class StubLoss(nn.Cell):
         if not detector.with_mask:
             self.names = self.names[:-1]
 
-    def construct(
-        self,
-        image: Tensor,
-        image_size: Tensor,
-        gt_boxes: Tensor,
-        gt_labels: Tensor,
-        gt_valid: Tensor,
-        gt_masks: Tensor,
-        ignore_boxes: Tensor,
-        rpn_keys: Tensor,
-        rcnn_keys: Tensor,
-    ) -> Tensor:
-        wanted = image.mean() + gt_boxes.mean() * 0.01 + rpn_keys.mean() + rcnn_keys.mean()
+    def construct(self, *inputs: Tensor) -> Tensor:
+        wanted = inputs[0].mean() + inputs[2].mean() * 0.01 + inputs[-2].mean() + inputs[-1].mean()
         a = ops.square(self.detector.weight - wanted).mean()
         b = ops.square(self.detector.score - wanted).mean() * 0.01
         return ops.stack((a + b, a, b) + (a * 0.0,) * (len(self.names) - 3))

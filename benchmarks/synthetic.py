@@ -28,7 +28,7 @@ def synthetic_batch(config: Config, objects: int = 8, seed: int = 0) -> dict[str
         "gt_boxes": boxes,
         "gt_labels": labels,
         "gt_valid": valid,
-        "gt_masks": masks,
+        **({"gt_masks": masks} if config.with_mask else {}),
         "ignore_boxes": np.zeros((b, config.max_crowd_count, 4), np.float32),
         "image_id": np.arange(b, dtype=np.int64),
     }

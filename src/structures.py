@@ -13,16 +13,9 @@ from mindspore import Tensor
 __all__ = ["Detections", "GroundTruth", "Proposals", "Sample"]
 
 
-class GroundTruth(TypedDict):
-    """boxes (B, G, 4); labels (B, G) int32, 1 the first class; valid (B, G) bool; masks (B, G, M, M) uint8, each in its
-    own box; ignore (B, K, 4), crowds.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    valid: Tensor
-    masks: Tensor
-    ignore: Tensor
+# boxes (B, G, 4); labels (B, G) int32, 1 the first class; valid (B, G) bool; ignore (B, K, 4), crowds; and what
+# branches learn from, (B, G, ...): masks (B, G, M, M) uint8, each in its own box
+GroundTruth = dict[str, Tensor]
 
 
 class Proposals(TypedDict):

@@ -1,5 +1,6 @@
 """The configuration: one schema, checked key by key; what foreign checkpoints were trained with, as records."""
 
+from src.config.backbones import backbone_channels, backbone_strides
 from src.config.keys import (
     COCO_CLASSES,
     Backbone,
@@ -10,7 +11,6 @@ from src.config.keys import (
     RcnnTest,
     Roi,
     RoiLayer,
-    backbone_channels,
 )
 from src.config.reading import (
     add_config_arguments,
@@ -34,6 +34,7 @@ __all__ = [
     "RoiLayer",
     "add_config_arguments",
     "backbone_channels",
+    "backbone_strides",
     "config_from_arguments",
     "describe_keys",
     "load_config",

@@ -1,12 +1,27 @@
 """What of a configuration concerns more than one key: contradictions that could only fail later."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from src.config.keys import PLAIN, Config, ConfigError, backbone_channels
+from src.config.backbones import FAMILIES, backbone_channels, backbone_strides
+from src.config.keys import Config, ConfigError
 from src.runtime.errors import shown
 
-__all__ = ["check_together"]
+__all__ = ["check_together", "doubling", "level_strides"]
+
+
+def level_strides(c: Config) -> list[int]:
+    """Strides of the neck's outputs: the backbone's, then each twice the one before."""
+    strides = backbone_strides(c.backbone)
+    while strides and len(strides) < c.neck.fpn.num_outs:
+        strides.append(2 * strides[-1])
+    return strides
+
+
+def doubling(strides: Sequence[int]) -> list[int]:
+    """The first of these strides, as far as each is twice the one before: RoIs choose among levels by factors of 2."""
+    end = next((i for i in range(1, len(strides)) if strides[i] != 2 * strides[i - 1]), len(strides))
+    return list(strides[:end])
 
 
 def check_together(c: Config, source: str) -> None:
@@ -38,25 +53,34 @@ def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
         f"neck.fpn.in_channels has {len(fpn.in_channels)} entries, backbone.out_indices {len(bb.out_indices)}",
     )
     demand(len(bb.out_indices) > 0, "backbone.out_indices is empty")
-    first, outs = bb.out_indices[0], len(bb.out_indices)
+    outs, family = len(bb.out_indices), FAMILIES[bb.type]
+    first = bb.out_indices[0]
     demand(bb.out_indices == list(range(first, first + outs)), "backbone.out_indices must rise one by one")
+    most = len(family.channels)
+    demand(bb.num_stages <= most, f"backbone.num_stages is {bb.num_stages}, but {bb.type} has {most}")
+    demand(bb.frozen_stages <= most, f"backbone.frozen_stages is {bb.frozen_stages}, but {bb.type} has {most} stages")
     demand(bb.out_indices[-1] < bb.num_stages, "backbone.out_indices names a stage past backbone.num_stages")
-    for names, kind in ((("groups", "base_width"), "resnext"), (("width_multiplier", "relu6"), "mobilenet_v1")):
-        for name in names if bb.type != kind else ():
+    for kind, other in FAMILIES.items():
+        for name, plain in other.options.items() if kind != bb.type else ():
             demand(
-                getattr(bb, name) == PLAIN[name],
-                f"backbone.{name} is {kind}'s, backbone.type {bb.type}; leave it at {PLAIN[name]} or set the type",
+                getattr(bb, name) == plain,
+                f"backbone.{name} is {kind}'s, backbone.type {bb.type}; leave it at {plain} or set the type",
             )
     demand(
         fpn.in_channels == backbone_channels(bb),
         f"neck.fpn.in_channels is {fpn.in_channels}, but the backbone's outputs have {backbone_channels(bb)} channels",
     )
     demand(fpn.num_outs >= outs, "neck.fpn.num_outs is less than the number of its inputs")
-    strides = c.rpn.anchor_generator.strides
-    given = [2 ** (2 + first + i) for i in range(fpn.num_outs)]
+    strides, given = c.rpn.anchor_generator.strides, level_strides(c)
     demand(strides == given, f"rpn.anchor_generator.strides is {strides}, but the neck's outputs have strides {given}")
+    own = given[:outs]
+    demand(
+        fpn.upsample == "nearest" or doubling(own) == own,
+        f"neck.fpn.upsample: {fpn.upsample} is between maps of which each has twice the stride of the one before; the"
+        f" backbone's have {own}",
+    )
     # levels past the backbone's subsample, and round up
-    last = given[outs - 1]
+    last = own[-1]
     demand(
         c.img_width % last == 0 and c.img_height % last == 0,
         f"img_width and img_height must be multiples of the backbone's last stride, {last}",
@@ -65,14 +89,26 @@ def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
 
 def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
     """What comes after the neck; parts that the detector lacks aren't looked at."""
+    anchors = c.rpn.anchor_generator
     for name in ("scales", "ratios"):
-        demand(len(getattr(c.rpn.anchor_generator, name)) > 0, f"rpn.anchor_generator.{name} is empty")
+        demand(len(getattr(anchors, name)) > 0, f"rpn.anchor_generator.{name} is empty")
+    if anchors.sizes:
+        given, levels = [len(sizes) for sizes in anchors.sizes], c.neck.fpn.num_outs
+        demand(
+            len(given) == levels and len(set(given)) == 1 and given[0] > 0,
+            f"rpn.anchor_generator.sizes has {given} sides a level; as many, one or more, in each of {levels} levels",
+        )
+        demand(not anchors.legacy, f"rpn.anchor_generator.legacy {anchors.legacy} goes by scales; leave out sizes")
     mask = (("mask_roi", c.mask_roi),) if c.with_mask else ()
     for name, roi in (("roi", c.roi), *mask):
         levels = len(roi.featmap_strides)
         demand(
-            levels > 0 and roi.featmap_strides == c.rpn.anchor_generator.strides[:levels],
+            levels > 0 and roi.featmap_strides == anchors.strides[:levels],
             f"{name}.featmap_strides must be the first of rpn.anchor_generator.strides, one or more",
+        )
+        demand(
+            doubling(roi.featmap_strides) == roi.featmap_strides,
+            f"{name}.featmap_strides: each must be twice the one before, as RoIs choose their level by factors of 2",
         )
     demand(
         c.bbox_head.roi_feat_size == c.roi.roi_layer.out_size,

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from src.config.backbones import FAMILIES
 from src.runtime.errors import UserError
 
-__all__ = ["BACKBONES", "COCO_CLASSES", "Config", "ConfigError", "backbone_channels"]
+__all__ = ["BRANCHES", "COCO_CLASSES", "Config", "ConfigError"]
 
 
 class ConfigError(UserError):
@@ -16,6 +17,7 @@ class ConfigError(UserError):
 # what numbers without bounds of their own are held to: what MindSpore's and NumPy's integers and float32 hold
 LARGEST = {int: 2**31 - 1, float: 3e38}
 WIDEST, MOST_CLASSES, MOST_BOXES = 2**12, 2**16, 10**5  # past these no memory would do
+MOST_STAGES = max(len(family.channels) for family in FAMILIES.values())
 
 
 def key(default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None) -> Any:
@@ -31,15 +33,6 @@ def group(cls: type, doc: str, **defaults: Any) -> Any:
     return field(default_factory=lambda: cls(**defaults), metadata={"doc": doc, "defaults": defaults})
 
 
-# The names that the launchers and older configs give backbones: `backbone: resnet_v1_50`. Only resnet_v1_50 was ever
-# v1: the model zoo's 101 and 152, and the classifiers that they start from, stride in the 3x3 convolution.
-BACKBONES: dict[str, dict[str, Any]] = {
-    "resnet_v1_50": {"type": "resnet", "depth": 50, "stride_in_1x1": True},
-    "resnet_v1.5_50": {"type": "resnet", "depth": 50, "stride_in_1x1": False},
-    "resnet_v1_101": {"type": "resnet", "depth": 101, "stride_in_1x1": False},
-    "resnet_v1_152": {"type": "resnet", "depth": 152, "stride_in_1x1": False},
-    "mobilenet_v1": {"type": "mobilenet_v1"},
-}
 # The heads that each detector has on what its box head finds.
 BRANCHES: dict[str, tuple[str, ...]] = {
     "mask_rcnn": ("mask",),
@@ -49,38 +42,28 @@ BRANCHES: dict[str, tuple[str, ...]] = {
 }
 # Names that older configs give the same keys.
 ALIASES = {"IMAGE_DIR": "image_dir", "ANNO_PATH": "anno_path"}
-# what these don't name is as of a ResNet or MobileNet of full width
-PLAIN: dict[str, Any] = {"groups": 1, "base_width": 64, "width_multiplier": 1.0, "relu6": False}
-BACKBONE_CHANNELS = {"resnet": [256, 512, 1024, 2048], "mobilenet_v1": [128, 256, 512, 1024]}
 
 
 @dataclass
 class Backbone:
-    type: str = key("resnet", "backbone family", choices=("resnet", "resnext", "mobilenet_v1"))
+    type: str = key("resnet", "backbone family", choices=tuple(FAMILIES))
     depth: int = key(50, "ResNet and ResNeXt depth", choices=(50, 101, 152))
     stride_in_1x1: bool = key(False, "stride of a stage in its first 1x1 convolution (v1) or in its 3x3 (v1.5)")
     pretrained: str = key("", "checkpoint with the backbone's weights; empty: random weights")
-    frozen_stages: int = key(1, "stages without training: -1 none, 0 the stem, 1 stem and stage 1, ...", low=-1, high=4)
+    frozen_stages: int = key(
+        1, "stages without training: -1 none, 0 the stem, 1 stem and stage 1, ...", low=-1, high=MOST_STAGES
+    )
     norm_eval: bool = key(True, "batch norm uses its running statistics in training")
     norm_grad: bool = key(True, "batch norm's scale and shift are trained (outside frozen stages)")
     norm_eps: float = key(1e-5, "batch norm epsilon", low=1e-12, high=1)
     norm_momentum: float = key(0.9, "share of the old running statistics kept at each step", low=0, high=1)
-    num_stages: int = key(4, "number of stages", low=1, high=4)
-    out_indices: list[int] = key([0, 1, 2, 3], "stages whose output the neck takes", low=0, high=3)
+    num_stages: int = key(4, "number of stages", low=1, high=MOST_STAGES)
+    out_indices: list[int] = key([0, 1, 2, 3], "stages whose output the neck takes", low=0, high=MOST_STAGES - 1)
     groups: int = key(1, "ResNeXt groups of the 3x3 convolution", low=1, high=256)
     base_width: int = key(64, "ResNeXt width of one group at stage 1", low=1, high=256)
     width_multiplier: float = key(1.0, "MobileNetV1 width multiplier", low=0.05, high=8)
     same_padding: bool = key(False, "ResNet's stem pool, MobileNetV1's convolutions: padded right and below alone")
     relu6: bool = key(False, "MobileNetV1's activation is ReLU6")
-
-
-def backbone_channels(backbone: Backbone) -> list[int]:
-    """Channels of the maps that a backbone gives the neck, as src.models.backbones make them."""
-    if backbone.type == "mobilenet_v1":
-        each = [max(8, int(c * backbone.width_multiplier + 4) // 8 * 8) for c in BACKBONE_CHANNELS["mobilenet_v1"]]
-    else:
-        each = BACKBONE_CHANNELS["resnet"]
-    return [each[i] for i in backbone.out_indices]
 
 
 @dataclass
@@ -126,6 +109,12 @@ class BoxLoss:
 @dataclass
 class AnchorGenerator:
     scales: list[float] = key([8], "anchor side in strides", low=1e-3, high=1e3)
+    sizes: list[list[float]] = key(
+        [],
+        "anchor sides in pixels, a list a level, as many in each; empty: scales * stride",
+        low=1e-3,
+        high=1e5,
+    )
     ratios: list[float] = key([0.5, 1.0, 2.0], "anchor height / width", low=1e-3, high=1e3)
     strides: list[int] = key(
         [4, 8, 16, 32, 64], "pixels between anchors, one per FPN level; follow from the neck", low=1, high=2**13
@@ -215,7 +204,9 @@ class RoiLayer:
 class Roi:
     roi_layer: RoiLayer = group(RoiLayer, "RoI pooling")
     featmap_strides: list[int] = key(
-        [4, 8, 16, 32], "strides of the FPN levels that RoIs are taken from (default: the backbone's)", low=1
+        [4, 8, 16, 32],
+        "strides of the FPN levels that RoIs are taken from (default: the backbone's, as far as they double)",
+        low=1,
     )
     finest_scale: float = key(56.0, "RoIs of up to twice this size (square root of area) go to the finest level", low=1)
 
@@ -264,6 +255,7 @@ class Proposals:
     max_per_img: int = key(1000, "proposals an image", low=1, high=MOST_BOXES)
     iou_threshold: float = key(0.7, "NMS threshold", low=0, high=1)
     min_bbox_size: float = key(1e-3, "boxes with a smaller side are dropped (pixels)", low=0)
+    score_thr: float = key(0.0, "boxes of a lower probability are dropped before NMS", low=0, high=1)
 
 
 @dataclass
@@ -615,6 +607,12 @@ class Config:
     def turns_canvas(self) -> bool:
         """Whether upright pictures have the canvas turned; a square one has no other side."""
         return self.resize == "short_side" and self.img_height != self.img_width
+
+    @property
+    def anchors_a_cell(self) -> int:
+        """Anchors of each cell of each level."""
+        a = self.rpn.anchor_generator
+        return len(a.sizes[0] if a.sizes else a.scales) * len(a.ratios)
 
     @property
     def is_cascade(self) -> bool:

@@ -17,19 +17,10 @@ from typing import Any
 
 import yaml
 
-from src.config.checks import check_together
+from src.config.backbones import BACKBONES, FAMILIES, PLAIN, backbone_channels
+from src.config.checks import check_together, doubling, level_strides
 from src.config.conventions import keys_of
-from src.config.keys import (
-    ALIASES,
-    BACKBONES,
-    LARGEST,
-    MOST_CLASSES,
-    PLAIN,
-    Backbone,
-    Config,
-    ConfigError,
-    backbone_channels,
-)
+from src.config.keys import ALIASES, LARGEST, MOST_CLASSES, Backbone, Config, ConfigError
 from src.runtime.errors import shown
 from src.runtime.files import whole
 from src.runtime.masking import masked_keys
@@ -143,21 +134,29 @@ def _class_names(value: Any) -> Any:
 def _apply_backbone(config: Any, name: str, where: str, source: str, given: set[str]) -> None:
     """`backbone: NAME`: one of BACKBONES, and the neck that fits it."""
     if name not in BACKBONES:
-        raise ConfigError(f"{where}: {shown(name)} is not one of {', '.join(BACKBONES)}")
-    _apply(config.backbone, PLAIN | BACKBONES[name], source, given, "backbone.")
+        near = difflib.get_close_matches(name, BACKBONES, 1, 0.5)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{where}: {shown(name)} is not one of {', '.join(BACKBONES)}{meant}")
+    keys = PLAIN | BACKBONES[name]
+    before, after = (len(FAMILIES[kind].channels) for kind in (config.backbone.type, keys["type"]))
+    if before != after:
+        plain = Backbone()
+        keys = {"num_stages": plain.num_stages, "out_indices": plain.out_indices} | keys
+    _apply(config.backbone, keys, source, given, "backbone.")
     given.discard("neck.fpn.in_channels")
 
 
 def _derive(c: Config, given: set[str]) -> None:
     """Fills the keys that follow from others, where they aren't given; check_together compares those that are."""
-    fpn, bb = c.neck.fpn, c.backbone
-    first = bb.out_indices[0] if bb.out_indices else 0
+    fpn = c.neck.fpn
+    strides = level_strides(c)
+    pooled = doubling(strides[: len(c.backbone.out_indices)])
     for name, value in (
         ("num_classes", len(c.coco_classes) or c.num_classes),
-        ("neck.fpn.in_channels", backbone_channels(bb)),
-        ("rpn.anchor_generator.strides", [2 ** (2 + first + i) for i in range(fpn.num_outs)]),
-        ("roi.featmap_strides", [2 ** (2 + i) for i in bb.out_indices]),
-        ("mask_roi.featmap_strides", [2 ** (2 + i) for i in bb.out_indices]),
+        ("neck.fpn.in_channels", backbone_channels(c.backbone)),
+        ("rpn.anchor_generator.strides", strides),
+        ("roi.featmap_strides", pooled),
+        ("mask_roi.featmap_strides", pooled),
         *((f"{part}.in_channels", fpn.out_channels) for part in ("rpn", "bbox_head", "mask_head")),
         ("bbox_head.roi_feat_size", c.roi.roi_layer.out_size),
         ("train_cfg.rcnn.mask_size", 2 * c.mask_roi.roi_layer.out_size),

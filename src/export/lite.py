@@ -14,8 +14,9 @@ def for_lite(plain: RCNN) -> RCNN:
     """Puts what Lite 2.0 runs in the place of what it lacks or has wrong, in place; `plain`: of `standard`."""
     if hasattr(plain.backbone, "maxpool"):
         plain.backbone.maxpool = StemPool(plain.backbone.maxpool.same_padding)
-    if plain.neck.upsample_add.mean is not None:
-        plain.neck.upsample_add.mean = MeanOfNext(plain.neck.upsample_add.ones.shape[0])
+    for top_down in plain.neck.upsample_add:
+        if top_down.mean is not None:
+            top_down.mean = MeanOfNext(top_down.ones.shape[0])
     for _, parent in list(plain.backbone.cells_and_names()):
         for name, cell in list(parent.name_cells().items()):
             if isinstance(cell, nn.Conv2d) and 1 < cell.group < cell.in_channels:

@@ -19,18 +19,16 @@ import onnx
 from mindspore import nn
 from onnx import TensorProto, helper, numpy_helper
 
-from src.config import Config, Roi
+from src.config import Config
 from src.export.sidecar import describe
 from src.models.anchors import cell_steps, map_size
-from src.models.backbones.mobilenet_v1 import MobileNetV1, SeparableBlock
-from src.models.backbones.parts import ChannelBias, StagedBackbone
-from src.models.backbones.resnet import Bottleneck
+from src.models.backbones.parts import ChannelBias
 from src.models.box_coder import BoxCoder
 from src.models.fpn import FPN
 from src.models.heads.box import BBoxHead
-from src.models.heads.mask import MaskBranch, MaskHead
 from src.models.proposals import LEAST_LOGIT, NO_LOGIT
 from src.models.rcnn import RCNN
+from src.models.roi_extractor import RoIExtractor
 from src.models.roi_heads.cascade import CascadeRoIHeads
 from src.models.rpn import RPNHead
 from src.ops.nms import float32_below
@@ -110,7 +108,7 @@ def values(ports: list[dict]) -> list[onnx.ValueInfoProto]:
 
 
 class DetectorGraph(Graph):
-    """The detector's parts, each written as its cell's `construct`; N images, everything batched."""
+    """The detector, its cells written as their `construct` says; a GraphWriter for those that write themselves."""
 
     def __init__(self, config: Config, detector: RCNN, batch_size: int):
         super().__init__()
@@ -122,13 +120,13 @@ class DetectorGraph(Graph):
         # (height, width, original height, original width) of a picture to the limits of x1 y1 x2 y2
         limit = self.op("Unsqueeze", self.columns(image_shape, [1, 0, 1, 0]), [1])
         original = self.op("Unsqueeze", self.columns(image_shape, [3, 2, 3, 2]), [1])
-        maps = self.fpn(d.neck, self.backbone(d.backbone, image))
+        maps = self.fpn(d.neck, d.backbone.onnx(self, image))
         proposals, _, valid, _ = self.suppress(*self.rpn(d.rpn.head, maps, limit), sum(d.rpn.proposals.taken), test.rpn)
         scores, deltas, references = self.classify(maps, proposals, valid, limit)
         boxes, scores, labels, valid = self.detections(scores, deltas, references, valid, limit)
         outputs = [self.op("Div", boxes, self.op("Div", limit, original)), scores, labels, valid]
         for branch in d.roi_heads.more:
-            outputs.append(self.masks(branch, maps, boxes, labels, valid))
+            outputs.append(branch.onnx(self, maps, boxes, labels, valid, test.rcnn.max_per_img))
         return outputs
 
     # ---- convolutions
@@ -162,48 +160,18 @@ class DetectorGraph(Graph):
     def relu6(self, x: str) -> str:
         return self.op("Clip", x, np.float32(0), np.float32(6))
 
-    def backbone(self, net: StagedBackbone, x: str) -> list[str]:
-        x = self.conv(x, net.conv1, net.bn1, relu=True)
-        if not isinstance(net, MobileNetV1):
-            pads = {"auto_pad": "SAME_UPPER"} if net.maxpool.same_padding else {"pads": [1, 1, 1, 1]}
-            x = self.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], **pads)
-        elif net.relu6:
-            x = self.relu6(x)
-        outputs = []
-        for stage in net.stages:
-            for block in stage:
-                x = self.separable(block, x) if isinstance(block, SeparableBlock) else self.bottleneck(block, x)
-            outputs.append(x)
-        return [outputs[i] for i in net.out_indices]
-
-    def separable(self, block: SeparableBlock, x: str) -> str:
-        x = self.conv(x, block.depthwise, block.bn1, relu=True)
-        if block.relu6:
-            x = self.relu6(x)
-        x = self.conv(x, block.pointwise, block.bn2, relu=True)
-        return self.relu6(x) if block.relu6 else x
-
-    def bottleneck(self, block: Bottleneck, x: str) -> str:
-        y = self.conv(x, block.conv1, block.bn1, relu=True)
-        y = self.conv(y, block.conv2, block.bn2, relu=True)
-        y = self.conv(y, block.conv3, block.bn3)
-        if block.has_projection:
-            x = self.conv(x, block.downsample[0], block.downsample[1])
-        return self.op("Relu", self.op("Add", y, x))
-
     def fpn(self, neck: FPN, inputs: list[str]) -> list[str]:
         x = self.conv(inputs[-1], neck.lateral_convs[-1])
         outputs = [self.conv(x, neck.fpn_convs[-1])]
-        twice = np.array([1, 1, 2, 2], np.float32)
-        how: dict[str, Any] = {
-            "mode": "nearest",
-            "coordinate_transformation_mode": "asymmetric",
-            "nearest_mode": "floor",
-        }
-        if neck.upsample_add.mean is not None:
-            how = {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}
+        how: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric"}
         for i in range(len(inputs) - 2, -1, -1):
-            x = self.op("Add", self.conv(inputs[i], neck.lateral_convs[i]), self.op("Resize", x, "", twice, **how))
+            top_down = neck.upsample_add[i]
+            mode: dict[str, Any] = (
+                {"mode": "nearest", "nearest_mode": "floor"} if top_down.mean is None else {"mode": "linear"}
+            )
+            if top_down.factor > 1:
+                x = self.op("Resize", x, "", np.array([1, 1] + 2 * [top_down.factor], np.float32), **how, **mode)
+            x = self.op("Add", self.conv(inputs[i], neck.lateral_convs[i]), x)
             outputs.insert(0, self.conv(x, neck.fpn_convs[i]))
         for _ in range(neck.extra):
             outputs.append(self.op("MaxPool", outputs[-1], kernel_shape=[1, 1], strides=[2, 2]))
@@ -261,6 +229,10 @@ class DetectorGraph(Graph):
         )
         if d.rpn.proposals.rank_by == "logits_first":
             logit = self.op("Sigmoid", logit)
+        if c.test_cfg.rpn.score_thr > 0:
+            probability = self.op("Sigmoid", logit) if d.rpn.proposals.rank_by == "logits" else logit
+            likely = self.op("GreaterOrEqual", probability, np.float32(c.test_cfg.rpn.score_thr))
+            usable = self.op("And", usable, likely)
         scores = self.op("Where", usable, logit, UNUSABLE)
         return boxes, scores, self.constant(np.array(levels)[None, None] == np.arange(len(maps))[None, :, None])
 
@@ -297,23 +269,27 @@ class DetectorGraph(Graph):
 
     # ---- second stage
 
-    def roi_features(self, maps: list[str], boxes: str, valid: str, count: int, c: Roi) -> tuple[str, str]:
+    def roi_features(
+        self, maps: Sequence[str], boxes: str, valid: str, count: int, extractor: RoIExtractor
+    ) -> tuple[str, str]:
         """Features (R, C, S, S) of the valid ones of `count` boxes an image, and their places (R,) among all N * count.
 
         Level by level, as RoIAlign gives them; the first box is always among them.
         """
-        total = self.n * count
+        total, align = self.n * count, extractor.roi_align
         boxes = self.reshape(boxes, total, 4)
         wanted = self.op("Or", self.reshape(valid, total), np.arange(total) == 0)
         image = self.constant(np.repeat(np.arange(self.n), count))
         size = self.op("Sub", self.columns(boxes, [2, 3]), self.columns(boxes, [0, 1]))
-        side = self.op("Div", self.op("Sqrt", self.op("ReduceProd", size, axes=[-1], keepdims=0)), c.finest_scale)
+        side = self.op(
+            "Div", self.op("Sqrt", self.op("ReduceProd", size, axes=[-1], keepdims=0)), extractor.finest_scale
+        )
         # level k begins where floor(log2(side) + 1e-6) does: at side 2^(k - 1e-6)
-        above = [self.op("GreaterOrEqual", side, 2.0 ** (k - 1e-6)) for k in range(1, len(c.featmap_strides))]
-        if c.roi_layer.last_pixel_end:
+        above = [self.op("GreaterOrEqual", side, 2.0 ** (k - 1e-6)) for k in range(1, len(align.strides))]
+        if extractor.last_pixel_end:
             boxes = self.op("Sub", boxes, np.array([0, 0, 1, 1], np.float32))
         features, places = [], []
-        for k, stride in enumerate(c.featmap_strides):
+        for k, stride in enumerate(align.strides):
             own = wanted
             if k > 0:
                 own = self.op("And", own, above[k - 1])
@@ -327,11 +303,11 @@ class DetectorGraph(Graph):
                     maps[k],
                     self.op("Gather", boxes, place),
                     self.op("Gather", image, place),
-                    output_height=c.roi_layer.out_size,
-                    output_width=c.roi_layer.out_size,
-                    sampling_ratio=c.roi_layer.sampling_ratio,
+                    output_height=align.output_size,
+                    output_width=align.output_size,
+                    sampling_ratio=align.sampling_ratio,
                     spatial_scale=1.0 / stride,
-                    coordinate_transformation_mode="half_pixel" if c.roi_layer.aligned else "output_half_pixel",
+                    coordinate_transformation_mode="half_pixel" if align.aligned else "output_half_pixel",
                 )
             )
         return self.op("Concat", *features, axis=0), self.op("Concat", *places, axis=0)
@@ -343,7 +319,7 @@ class DetectorGraph(Graph):
     def box_head(self, head: BBoxHead, maps: list[str], proposals: str, valid: str) -> tuple[str, str]:
         """Logits (N, P, classes) and deltas (N, P, 4 * classes or 4) of P proposals an image; zero where not valid."""
         count = self.config.test_cfg.rpn.max_per_img
-        x, places = self.roi_features(maps, proposals, valid, count, self.config.roi)
+        x, places = self.roi_features(maps, proposals, valid, count, self.detector.roi_heads.extractor)
         x = self.dense(self.dense(self.op("Flatten", x), head.fc1, relu=True), head.fc2, relu=True)
         out = []
         for cell in (head.cls, head.reg):
@@ -411,26 +387,3 @@ class DetectorGraph(Graph):
         boxes, score, valid, index = self.suppress(boxes, score, members, kept, c)
         label = self.op("Where", valid, self.op("GatherElements", label, index, axis=1), 0)
         return boxes, score, self.op("Cast", label, to=TensorProto.INT32), valid
-
-    def masks(self, branch: MaskBranch, maps: list[str], boxes: str, labels: str, valid: str) -> str:
-        """Probabilities (N, D, M, M) of each detection's own class; zero where not valid."""
-        count = self.config.test_cfg.rcnn.max_per_img
-        x, places = self.roi_features(maps, boxes, valid, count, self.config.mask_roi)
-        label = self.op("Gather", self.reshape(labels, self.n * count), places)
-        logits = [self.mask_head(head, x, label) for head in branch.heads]
-        masks = self.mean(logits, branch.average_probabilities, "Sigmoid")
-        side = 2 * self.config.mask_roi.roi_layer.out_size
-        masks = self.put([self.n * count, side, side], places, self.reshape(masks, -1, side, side))
-        masks = self.reshape(masks, self.n, count, side, side)
-        return self.op("Where", self.op("Unsqueeze", valid, [-2, -1]), masks, 0.0)
-
-    def mask_head(self, head: MaskHead, x: str, label: str) -> str:
-        """Logits (R, 1, M * M) of features (R, C, S, S), by the filter of each one's class alone."""
-        for conv in head.convs:
-            x = self.conv(x, conv, relu=True)
-        x = self.conv(x, head.upsample, relu=True)
-        cells = (2 * self.config.mask_roi.roi_layer.out_size) ** 2
-        weight = self.constant(head.logits.weight.asnumpy()[:, None, :, 0, 0], head.logits.weight.name)
-        bias = self.constant(head.logits.bias.asnumpy()[:, None, None], head.logits.bias.name)
-        x = self.op("MatMul", self.op("Gather", weight, label), self.reshape(x, -1, head.logits.in_channels, cells))
-        return self.op("Add", x, self.op("Gather", bias, label))

@@ -8,11 +8,17 @@ __all__ = ["base_anchors", "cell_steps", "make_anchors", "map_size"]
 
 
 def base_anchors(
-    stride: int, scales: Sequence[float], ratios: Sequence[float], rounded: bool, legacy: str = ""
+    stride: int,
+    scales: Sequence[float],
+    ratios: Sequence[float],
+    rounded: bool,
+    legacy: str = "",
+    sizes: Sequence[float] = (),
 ) -> np.ndarray:
     """Anchors centred at the origin, (len(ratios) * len(scales), 4) float32, x1 y1 x2 y2 in pixels.
 
-    An anchor of scale s and ratio r has area (s * stride)^2 and height / width r. `rounded`: corners to whole
+    An anchor of scale s and ratio r has area (s * stride)^2 and height / width r; `sizes`, where there are any, stand
+    for the scales' s * stride. `rounded`: corners to whole
     pixels, half to even (torchvision). `legacy`: "caffe2" (py-faster-rcnn, maskrcnn-benchmark) rounds the sides of
     the anchor of scale 1, "mmdet1" (mmdetection 1.x, MindSpore's model zoo) the corners; both centre on the cell's
     middle, and their anchors ended at the last pixel: x2 and y2 are one more here.
@@ -22,7 +28,7 @@ def base_anchors(
     # float32 throughout: rounding sits on halves, where one ulp decides
     h = np.sqrt(np.asarray(ratios, np.float32))[:, None]
     w = (np.float32(1) / h).astype(np.float32)
-    sides = (np.asarray(scales, np.float32) * np.float32(stride))[None]
+    sides = (np.asarray(sizes, np.float32) if sizes else np.asarray(scales, np.float32) * np.float32(stride))[None]
     half_w, half_h = (w * sides).ravel() / 2, (h * sides).ravel() / 2
     anchors = np.stack([-half_w, -half_h, half_w, half_h], 1).astype(np.float32)
     return np.round(anchors) if rounded else anchors
@@ -73,17 +79,18 @@ def make_anchors(
     rounded: bool,
     legacy: str = "",
     grid_strides: bool = False,
+    sizes: Sequence[Sequence[float]] = (),
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """All anchors of a canvas, level by level, row by row, cell by cell.
 
-    grid_strides: see cell_steps.
+    grid_strides: see cell_steps.  sizes: of each level, see base_anchors; or none.
 
     Returns the anchors (N, 4) float32, x1 y1 x2 y2 in canvas pixels; the corner (x, y) of each anchor's cell
     (N, 2) float32, for leaving out cells that lie in an image's padding; and the number of anchors a level.
     """
     all_anchors, corners, counts = [], [], []
-    for stride in strides:
-        base = base_anchors(stride, scales, ratios, rounded, legacy)
+    for level, stride in enumerate(strides):
+        base = base_anchors(stride, scales, ratios, rounded, legacy, sizes[level] if sizes else ())
         rows, columns = map_size(height, width, stride)
         y, x = np.mgrid[:rows, :columns].astype(np.float32)
         down, across = cell_steps(height, width, stride, grid_strides)

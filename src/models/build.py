@@ -1,24 +1,23 @@
 """Detectors and their losses from a config: the one place that reads it."""
 
-from typing import Any
+import itertools
 
 from mindspore import Tensor, nn
 
-from src.config import Config
+from src.config import Config, backbone_strides
 from src.models.anchors import make_anchors
 from src.models.assigner_sampler import AssignerSampler
-from src.models.backbones.mobilenet_v1 import MobileNetV1
+from src.models.backbones import build_backbone
 from src.models.backbones.parts import freeze
-from src.models.backbones.resnet import ResNet
 from src.models.box_coder import BoxCoder
 from src.models.fpn import FPN
+from src.models.heads import BRANCHES
 from src.models.heads.box import BBoxHead, BBoxLoss, BoxSelector
-from src.models.heads.mask import MaskBranch, MaskHead, MaskLoss, MaskTargets
 from src.models.names import name_parameters, parts
 from src.models.precision import use_float16
 from src.models.proposals import ProposalGenerator
 from src.models.rcnn import RCNN, RCNNLoss
-from src.models.roi_extractor import RoIExtractor
+from src.models.roi_extractor import build_roi_extractor
 from src.models.roi_heads.cascade import CascadeRoIHeads, CascadeRoILoss
 from src.models.roi_heads.standard import StandardRoIHeads, StandardRoILoss
 from src.models.rpn import RPN, RPNHead, RPNLoss, SampledRPN
@@ -26,25 +25,6 @@ from src.ops.library import standard_operators
 from src.runtime.errors import UserError
 
 __all__ = ["build_detector", "build_loss", "sampler_key_sizes"]
-
-
-def build_backbone(config: Config) -> nn.Cell:
-    """The backbone that config.backbone names."""
-    c = config.backbone
-    shared: dict[str, Any] = {
-        "num_stages": c.num_stages,
-        "out_indices": c.out_indices,
-        "frozen_stages": c.frozen_stages,
-        "norm_eval": c.norm_eval,
-        "norm_grad": c.norm_grad,
-        "norm_eps": c.norm_eps,
-        "norm_momentum": c.norm_momentum,
-        "same_padding": c.same_padding,
-    }
-    if c.type == "mobilenet_v1":
-        return MobileNetV1(c.width_multiplier, relu6=c.relu6, **shared)
-    groups, base_width = (c.groups, c.base_width) if c.type == "resnext" else (1, 64)
-    return ResNet(c.depth, c.stride_in_1x1, groups, base_width, **shared)
 
 
 def _coder(c, stds: list[float] | None = None) -> BoxCoder:
@@ -63,19 +43,7 @@ def _proposals(config: Config, c, counts: list[int], builtin_ops: bool) -> Propo
         plus_one=config.box_plus_one,
         rank_by=config.rpn.rank_by,
         builtin_ops=builtin_ops,
-    )
-
-
-def _roi_extractor(c, builtin_ops: bool) -> RoIExtractor:
-    layer = c.roi_layer
-    return RoIExtractor(
-        layer.out_size,
-        layer.sampling_ratio,
-        layer.aligned,
-        c.featmap_strides,
-        c.finest_scale,
-        last_pixel_end=layer.last_pixel_end,
-        builtin_ops=builtin_ops,
+        score_thr=c.score_thr,
     )
 
 
@@ -101,17 +69,12 @@ def _sampler(assigner, sampler, builtin_ops: bool = False, **changes) -> Assigne
 def _anchors(config: Config, turned: bool = False):
     a, canvas = config.rpn.anchor_generator, (config.img_height, config.img_width)
     height, width = canvas[::-1] if turned else canvas
-    return make_anchors(height, width, a.strides, a.scales, a.ratios, a.rounded, a.legacy, a.grid_strides)
+    return make_anchors(height, width, a.strides, a.scales, a.ratios, a.rounded, a.legacy, a.grid_strides, a.sizes)
 
 
 def _bbox_head(config: Config) -> BBoxHead:
     c = config.bbox_head
     return BBoxHead(c.in_channels, c.roi_feat_size, c.fc_out_channels, config.num_classes, c.reg_class_agnostic)
-
-
-def _mask_head(config: Config) -> MaskHead:
-    c = config.mask_head
-    return MaskHead(c.num_convs, c.in_channels, c.conv_out_channels, config.num_classes)
 
 
 def _selector(config: Config, coder: BoxCoder, builtin_ops: bool) -> BoxSelector:
@@ -146,10 +109,10 @@ def _detector(config: Config, builtin_ops: bool) -> RCNN:
     anchors, corners, counts = _anchors(config)
     fpn, rpn = config.neck.fpn, config.rpn
     backbone = build_backbone(config)
-    neck = FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, fpn.upsample == "bilinear")
-    head = RPNHead(
-        rpn.in_channels, rpn.feat_channels, len(rpn.anchor_generator.scales) * len(rpn.anchor_generator.ratios)
-    )
+    strides = backbone_strides(config.backbone)
+    factors = [below // above for above, below in itertools.pairwise(strides)]
+    neck = FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, fpn.upsample == "bilinear", factors)
+    head = RPNHead(rpn.in_channels, rpn.feat_channels, config.anchors_a_cell)
     proposals = RPN(
         head,
         Tensor(anchors),
@@ -164,10 +127,11 @@ def _detector(config: Config, builtin_ops: bool) -> RCNN:
 
 def _roi_heads(config: Config, builtin_ops: bool) -> StandardRoIHeads | CascadeRoIHeads:
     cascade, coder = config.cascade, config.bbox_head.bbox_coder
-    extractor = _roi_extractor(config.roi, builtin_ops)
+    extractor = build_roi_extractor(config.roi, builtin_ops)
+    more = [BRANCHES[name].build(config, builtin_ops) for name in config.branches]
     if not config.is_cascade:
         box, selector = _bbox_head(config), _selector(config, _coder(coder), builtin_ops)
-        return StandardRoIHeads(extractor, box, selector, _mask_branch(config, builtin_ops))
+        return StandardRoIHeads(extractor, box, selector, more)
     coders = [_coder(coder, stds) for stds in cascade.target_stds]
     return CascadeRoIHeads(
         extractor,
@@ -175,18 +139,8 @@ def _roi_heads(config: Config, builtin_ops: bool) -> StandardRoIHeads | CascadeR
         coders,
         _selector(config, coders[-1], builtin_ops),
         cascade.average_scores == "probabilities",
-        _mask_branch(config, builtin_ops),
+        more,
     )
-
-
-def _mask_branch(config: Config, builtin_ops: bool) -> list[MaskBranch]:
-    """The branch of config.mask_head; none where the detector has none."""
-    if not config.with_mask:
-        return []
-    cascade, staged = config.cascade, config.is_cascade
-    count = len(cascade.target_stds) if staged and cascade.mask_head_per_stage else 1
-    heads, extractor = [_mask_head(config) for _ in range(count)], _roi_extractor(config.mask_roi, builtin_ops)
-    return [MaskBranch(extractor, heads, staged, staged and cascade.average_masks == "probabilities")]
 
 
 def _bbox_loss(config: Config, coder: BoxCoder, ranks: int) -> BBoxLoss:
@@ -194,15 +148,13 @@ def _bbox_loss(config: Config, coder: BoxCoder, ranks: int) -> BBoxLoss:
     return BBoxLoss(coder, c.loss_cls.loss_weight, c.loss_bbox.loss_weight, c.loss_bbox.beta, ranks)
 
 
-def _mask_losses(config: Config, detector: RCNN, ranks: int, weights: list[float]) -> list[list[MaskLoss]]:
-    """Of each stage, whose loss has that weight, the losses of the mask heads on its sample."""
-    rcnn, (branch,) = config.train_cfg.rcnn, detector.roi_heads.more
-    out = []
-    for head, weight in zip(branch.heads, weights, strict=False):
-        targets = MaskTargets(rcnn.mask_size, config.mask_target_box, rcnn.mask_targets == "binary")
-        weight = weight * config.mask_head.loss_mask.loss_weight
-        out.append([MaskLoss(head, branch.extractor, targets, weight, rcnn.mask_buckets, ranks)])
-    return out + [[] for _ in weights[len(out) :]]
+def _branch_losses(config: Config, detector: RCNN, ranks: int, weights: list[float]) -> list[list[nn.Cell]]:
+    """Of each stage, whose losses have that weight, those of the further heads on its sample."""
+    out: list[list[nn.Cell]] = [[] for _ in weights]
+    for name, branch in zip(config.branches, detector.roi_heads.more, strict=True):
+        for stage, losses in enumerate(BRANCHES[name].build_losses(config, branch, ranks, weights)):
+            out[stage] += losses
+    return out
 
 
 def _freeze_parts(config: Config, detector: RCNN) -> None:
@@ -252,7 +204,7 @@ def _roi_loss(config: Config, detector: RCNN, ranks: int) -> StandardRoILoss | C
     add_gt = sampler.add_gt_as_proposals
     with_gt = {"gt_appended": add_gt and assigner.matcher == "mmdet"}
     if not config.is_cascade:
-        losses = _mask_losses(config, detector, ranks, [1.0])[0] if config.with_mask else []
+        losses = _branch_losses(config, detector, ranks, [1.0])[0]
         box_loss = _bbox_loss(config, _coder(config.bbox_head.bbox_coder), ranks)
         return StandardRoILoss(heads, _sampler(assigner, sampler, **with_gt), box_loss, add_gt, losses)
     # a later stage that doesn't resample takes every box of the first one's sample
@@ -269,10 +221,7 @@ def _roi_loss(config: Config, detector: RCNN, ranks: int) -> StandardRoILoss | C
         add_gt,
         cascade.resample,
         cascade.feature_gradient,
-        # one head alone learns from the first stage, at full weight
-        _mask_losses(config, detector, ranks, weights if cascade.mask_head_per_stage else [1.0] * len(weights))
-        if config.with_mask
-        else [[] for _ in weights],
+        _branch_losses(config, detector, ranks, weights),
     )
 
 

@@ -13,21 +13,24 @@ __all__ = ["FPN"]
 
 
 class UpsampleAdd(nn.Cell):
-    """fine (B, C, 2H, 2W) + nearest-neighbour 2x of coarse (B, C, H, W).
+    """fine (B, C, f H, f W) + nearest-neighbour f-fold of coarse (B, C, H, W).
 
     The upsampling is a depthwise transposed convolution with a filter of ones, which copies each cell exactly and is
-    several times as fast on CPU as MindSpore's ResizeNearestNeighbor.  bilinear: every odd row and column is the mean
-    of its neighbours instead, the last ones the one before: what MindSpore's ResizeBilinear does.
+    several times as fast on CPU as MindSpore's ResizeNearestNeighbor.  bilinear, of f = 2: every odd row and column is
+    the mean of its neighbours instead, the last ones the one before: what MindSpore's ResizeBilinear does.
     """
 
-    def __init__(self, channels: int, bilinear: bool = False):
+    def __init__(self, channels: int, bilinear: bool = False, factor: int = 2):
         super().__init__()
         # of two cells at the right and lower borders
         self.mean = nn.AvgPool2d(2, 1, pad_mode="same") if bilinear else None
-        self.ones = Tensor(np.ones((channels, 1, 2, 2), np.float32))
-        self.upsample = ops.Conv2DTranspose(channels, 2, pad_mode="valid", stride=2, group=channels)
+        self.factor = factor
+        self.ones = Tensor(np.ones((channels, 1, factor, factor), np.float32))
+        self.upsample = ops.Conv2DTranspose(channels, factor, pad_mode="valid", stride=factor, group=channels)
 
     def construct(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        if self.factor == 1:
+            return float32(fine) + float32(coarse)
         up = self.upsample(float32(coarse), self.ones, fine.shape)
         return float32(fine) + (up if self.mean is None else self.mean(up))
 
@@ -39,12 +42,21 @@ class FPN(nn.Cell):
         in_channels: channels of each input.  out_channels: channels of each output.  num_outs: outputs, at
         least as many as inputs; each one past the inputs is a stride-2 max pool of kernel 1 of the one before.
         bilinear: the top-down path interpolates so, as the model zoo's Mask R-CNN; else to the nearest cell.
+        factors: how often each input but the last is as wide and high as the next; 2 by default, 1 where both have one
+        stride.
 
-    Input: a tuple of (B, C_i, H / 2^i, W / 2^i), finest first, sides even. Output: a tuple of num_outs maps
-    (B, out_channels, H / 2^i, W / 2^i).
+    Input: a tuple of maps (B, C_i, H_i, W_i), finest first, whose sides the factors divide. Output: a tuple of num_outs
+    maps (B, out_channels, H_i, W_i), those past the inputs half as wide and high each, rounded up.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int = 256, num_outs: int = 5, bilinear: bool = False):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int = 256,
+        num_outs: int = 5,
+        bilinear: bool = False,
+        factors: Sequence[int] = (),
+    ):
         super().__init__()
         self.lateral_convs = nn.CellList(
             [
@@ -59,14 +71,16 @@ class FPN(nn.Cell):
             ]
         )
         self.num_ins, self.extra = len(in_channels), num_outs - len(in_channels)
-        self.upsample_add = UpsampleAdd(out_channels, bilinear)
+        factors = tuple(factors) or (2,) * (self.num_ins - 1)
+        # no parameters, so that a list's names don't matter
+        self.upsample_add = nn.CellList([UpsampleAdd(out_channels, bilinear, f) for f in factors])
         self.subsample = nn.MaxPool2d(1, 2, pad_mode="valid")
 
     def construct(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = self.lateral_convs[-1](inputs[-1])
         outputs = (float32(self.fpn_convs[-1](x)),)  # type: tuple[Tensor, ...]
         for i in range(self.num_ins - 2, -1, -1):
-            x = self.upsample_add(self.lateral_convs[i](inputs[i]), x)
+            x = self.upsample_add[i](self.lateral_convs[i](inputs[i]), x)
             outputs = (float32(self.fpn_convs[i](x)), *outputs)
         for _ in range(self.extra):
             outputs += (self.subsample(outputs[-1]),)

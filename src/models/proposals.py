@@ -23,6 +23,7 @@ class ProposalGenerator(nn.Cell):
         plus_one: see clip_boxes.  rank_by: "logits_first": logits in each level, then probabilities in NMS
         (torchvision); "logits" (Detectron2); "probabilities" (mmdetection, maskrcnn-benchmark, MindSpore's zoo). Of
         equal ones, as the probabilities of logits beyond 17 are, the first comes first, where others leave it open.
+        score_thr: boxes of a lower probability are dropped before NMS, as torchvision's; 0: none.
 
     Inputs: the head's logits and deltas (tuples by level), anchors (N, 4), anchor_valid (B, N), image_size (B, 2)
     (height, width). Outputs: proposals (B, max_per_img, 4), best first, all-zero where not valid; what they were
@@ -40,8 +41,10 @@ class ProposalGenerator(nn.Cell):
         plus_one: bool = False,
         rank_by: str = "logits_first",
         builtin_ops: bool = False,
+        score_thr: float = 0.0,
     ):
         super().__init__()
+        self.score_thr = score_thr
         self.coder, self.min_bbox_size, self.plus_one = coder, min_bbox_size, plus_one
         self.rank_by = rank_by
         self.starts = [0, *np.cumsum(counts)[:-1].tolist()]
@@ -76,6 +79,9 @@ class ProposalGenerator(nn.Cell):
         size = boxes[..., 2:] - boxes[..., :2]
         valid = ops.logical_and(size.min(axis=-1) >= self.min_bbox_size, score > LEAST_LOGIT)
         scores = ops.sigmoid(score) if self.rank_by == "logits_first" else score
+        if self.score_thr > 0:
+            probability = ops.sigmoid(score) if self.rank_by == "logits" else scores
+            valid = ops.logical_and(valid, probability >= self.score_thr)
         index, kept = self.nms(boxes, scores, self.levels.broadcast_to(scores.shape), valid)
         mask = kept.astype(boxes.dtype)
         proposals = take_rows(boxes, index) * mask.expand_dims(-1)

@@ -21,7 +21,7 @@ class RCNN(nn.Cell):
     Inputs: image (B, 3, H, W) float32, normalised, on the canvas, or, where the config has pictures' canvas turned, on
     that turned; image_size (B, 2) float32, the (height, width) that the picture takes of the canvas. Outputs, D =
     max_per_img rows an image, all-zero where not valid: boxes (B, D, 4) in canvas pixels, scores (B, D), labels (B, D)
-    int32, valid (B, D) bool, masks (B, D, 28, 28) probabilities of each detection's class (absent without a mask head).
+    int32, valid (B, D) bool, and what each branch gives: masks (B, D, 28, 28), probabilities of each detection's class.
     """
 
     def __init__(self, backbone: nn.Cell, neck: nn.Cell, rpn: RPN, roi_heads: nn.Cell):
@@ -46,11 +46,11 @@ class RCNNLoss(nn.Cell):
         detector: an RCNN.  rpn_loss: of its proposals' network; gives proposals to train on.  roi_loss: of its RoI
         heads.
 
-    Inputs: image (B, 3, H, W), image_size (B, 2), gt_boxes (B, G, 4), gt_labels (B, G) int32, gt_valid (B, G) bool,
-    gt_masks (B, G, S, S) uint8, ignore_boxes (B, K, 4), rpn_keys (B, N) and rcnn_keys (B, P + G) float32 uniform in
-    [0, 1). Of a batch in parts also totals (num_counts,) float32, the sum of all parts' counts: then the parts' losses
-    add up to the batch's. Output: one vector of the losses in the order of `names`, so that its first element is what
-    is differentiated and the others come with the same pass.
+    Inputs, by `inputs`: image (B, 3, H, W), image_size (B, 2), gt_boxes (B, G, 4), gt_labels (B, G) int32, gt_valid
+    (B, G) bool, what branches learn from, such as gt_masks (B, G, S, S) uint8, ignore_boxes (B, K, 4); then rpn_keys
+    (B, N) and rcnn_keys (B, P + G) float32 uniform in [0, 1). Of a batch in parts also totals (num_counts,) float32,
+    the sum of all parts' counts: then the parts' losses add up to the batch's. Output: one vector of the losses in the
+    order of `names`, so that its first element is what is differentiated and the others come with the same pass.
     """
 
     def __init__(self, detector: RCNN, rpn_loss: RPNLoss, roi_loss: nn.Cell):
@@ -58,34 +58,23 @@ class RCNNLoss(nn.Cell):
         self.detector, self.rpn_loss, self.roi_loss = detector, rpn_loss, roi_loss
         self.names = ("total_loss", "rpn_cls_loss", "rpn_reg_loss", *roi_loss.names)
         self.num_counts = 1 + roi_loss.num_counts
+        self.fields = tuple(dict.fromkeys(m.field for m in roi_loss.more))
+        own = tuple(f"gt_{name}" for name in self.fields)
+        self.inputs = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", *own, "ignore_boxes")
 
     def construct(self, *inputs: Tensor) -> Tensor:
         return self.with_counts(*inputs)[0]
 
-    def with_counts(
-        self,
-        image: Tensor,
-        image_size: Tensor,
-        gt_boxes: Tensor,
-        gt_labels: Tensor,
-        gt_valid: Tensor,
-        gt_masks: Tensor,
-        ignore_boxes: Tensor,
-        rpn_keys: Tensor,
-        rcnn_keys: Tensor,
-        totals: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def with_counts(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The losses, and what they are divided by, each () float32: the first stage's anchors, then the RoI heads'."""
-        truth = {
-            "boxes": gt_boxes,
-            "labels": gt_labels,
-            "valid": gt_valid,
-            "masks": gt_masks,
-            "ignore": ignore_boxes,
-        }
+        image, image_size, last = inputs[0], inputs[1], len(self.inputs)
+        truth = {"boxes": inputs[2], "labels": inputs[3], "valid": inputs[4], "ignore": inputs[last - 1]}
+        for i in range(len(self.fields)):
+            truth[self.fields[i]] = inputs[5 + i]
+        totals = inputs[last + 2] if len(inputs) > last + 2 else None
         features = self.detector.features(image)
-        proposals, losses, count = self.rpn_loss(features, image_size, truth, rpn_keys, totals)
-        roi_losses, counts = self.roi_loss(features, proposals, image_size, truth, rcnn_keys, totals)
+        proposals, losses, count = self.rpn_loss(features, image_size, truth, inputs[last], totals)
+        roi_losses, counts = self.roi_loss(features, proposals, image_size, truth, inputs[last + 1], totals)
         losses += roi_losses
         total = losses[0]
         for i in range(1, len(losses)):

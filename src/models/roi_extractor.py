@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from src.config import Roi
 from src.ops.roi_align import MultiScaleRoIAlign
 
-__all__ = ["RoIExtractor"]
+__all__ = ["RoIExtractor", "build_roi_extractor"]
 
 
 class RoIExtractor(nn.Cell):
@@ -51,3 +52,17 @@ class RoIExtractor(nn.Cell):
         if self.last_pixel_end:
             rois = ops.concat((rois[:, :3], rois[:, 3:] - 1.0), 1)
         return self.roi_align(features[: self.num_levels], rois, level)
+
+
+def build_roi_extractor(c: Roi, builtin_ops: bool) -> RoIExtractor:
+    """The extractor of config.roi, or of a branch's like it."""
+    layer = c.roi_layer
+    return RoIExtractor(
+        layer.out_size,
+        layer.sampling_ratio,
+        layer.aligned,
+        c.featmap_strides,
+        c.finest_scale,
+        last_pixel_end=layer.last_pixel_end,
+        builtin_ops=builtin_ops,
+    )

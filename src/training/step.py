@@ -10,8 +10,6 @@ from src.training.update import Update, build_update
 
 __all__ = ["AccumulatedStep", "SamplerKeys", "TrainStep", "build_step", "step_inputs"]
 
-BATCH_KEYS = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", "gt_masks", "ignore_boxes")
-
 
 class TrainStep(nn.Cell):
     """Losses, gradients, update, in one graph.
@@ -153,8 +151,9 @@ def build_step(config: Config, loss: RCNNLoss, rates: np.ndarray, ranks: int = 1
 
 
 def step_inputs(batch: dict[str, np.ndarray], keys: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
-    """The inputs of TrainStep from a loader's batch and the samplers' keys."""
-    return [Tensor(batch[k]) for k in BATCH_KEYS] + [Tensor(k) for k in keys]
+    """The inputs of TrainStep, in RCNNLoss's order, from a loader's batch and the samplers' keys."""
+    truth = [k for k in batch if k.startswith("gt_")]
+    return [Tensor(batch[k]) for k in ("image", "image_size", *truth, "ignore_boxes")] + [Tensor(k) for k in keys]
 
 
 class SamplerKeys:

@@ -129,7 +129,7 @@ def test_backbones(small_config, backbone, groups):
     wanted = [x.asnumpy() for x in net(Tensor(image))]
     fold_batch_norms(net)
     graph = DetectorGraph(config, None, 1)
-    names = graph.backbone(net, "image")
+    names = net.onnx(graph, "image")
     for got, want in zip(run(graph, image, names), wanted, strict=True):
         # float32 sums of 50 layers in another order; a wrong stride or group is an error of 1
         np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mindspore import Tensor, nn, ops
 
 from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm
+from src.models.graph_writer import GraphWriter
 
 __all__ = ["MobileNetV1"]
 
@@ -36,6 +37,12 @@ class SeparableBlock(nn.Cell):
             x = ops.relu6(x)
         x = conv_norm(x, self.pointwise, self.bn2, folded, relu=True)
         return ops.relu6(x) if self.relu6 else x
+
+    def onnx(self, g: GraphWriter, x: str) -> str:
+        for layer, bias in ((self.depthwise, self.bn1), (self.pointwise, self.bn2)):
+            x = g.conv(x, layer, bias, relu=True)
+            x = g.relu6(x) if self.relu6 else x
+        return x
 
 
 class MobileNetV1(StagedBackbone):
@@ -81,6 +88,10 @@ class MobileNetV1(StagedBackbone):
     def stem(self, x: Tensor) -> Tensor:
         x = conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training, relu=True)
         return ops.relu6(x) if self.relu6 else x
+
+    def onnx_stem(self, g: GraphWriter, x: str) -> str:
+        x = g.conv(x, self.conv1, self.bn1, relu=True)
+        return g.relu6(x) if self.relu6 else x
 
 
 def scaled_channels(channels: int, width_multiplier: float) -> int:

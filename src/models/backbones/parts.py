@@ -6,6 +6,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
+from src.models.graph_writer import GraphWriter
 from src.ops.conv import Conv2d
 
 __all__ = ["ChannelBias", "NormMaker", "StagedBackbone", "conv", "conv_norm", "freeze"]
@@ -90,7 +91,9 @@ class NormMaker:
 
 
 class StagedBackbone(nn.Cell):
-    """A stem and stages, some of them frozen; a subclass makes them and says in `stem` how the stem runs."""
+    """A stem and stages, some of them frozen; a subclass makes them and says in `stem` how the stem runs, and in
+    `onnx_stem` how ONNX's operators say that; so do the stages' blocks in `onnx`.
+    """
 
     def add_stages(self, stages: Sequence[nn.Cell], out_indices: Sequence[int], frozen_stages: int) -> None:
         """Takes the stages as layer1, layer2, ..., and freezes the stem (conv1, bn1) and the first `frozen_stages`."""
@@ -117,3 +120,13 @@ class StagedBackbone(nn.Cell):
             if i in self.out_indices:
                 outputs += (x,)
         return outputs
+
+    def onnx(self, g: GraphWriter, x: str) -> list[str]:
+        """The maps in ONNX's operators."""
+        x = self.onnx_stem(g, x)
+        outputs = []
+        for stage in self.stages:
+            for block in stage:
+                x = block.onnx(g, x)
+            outputs.append(x)
+        return [outputs[i] for i in self.out_indices]

@@ -6,10 +6,12 @@ four named as MindSpore names them (gamma, beta, moving_mean, moving_variance).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from mindspore import Tensor, nn, ops
 
 from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm
+from src.models.graph_writer import GraphWriter
 from src.models.precision import float32
 
 __all__ = ["RESNET_BLOCKS", "ResNet"]
@@ -41,6 +43,13 @@ class Bottleneck(nn.Cell):
         y = conv_norm(y, self.conv3, self.bn3, folded)
         shortcut = conv_norm(x, self.downsample[0], self.downsample[1], folded) if self.has_projection else x
         return self.relu(float32(y) + float32(shortcut))
+
+    def onnx(self, g: GraphWriter, x: str) -> str:
+        y = g.conv(x, self.conv1, self.bn1, relu=True)
+        y = g.conv(y, self.conv2, self.bn2, relu=True)
+        y = g.conv(y, self.conv3, self.bn3)
+        shortcut = g.conv(x, *self.downsample) if self.has_projection else x
+        return g.op("Relu", g.op("Add", y, shortcut))
 
 
 class StemPool(nn.Cell):
@@ -114,3 +123,7 @@ class ResNet(StagedBackbone):
     def stem(self, x: Tensor) -> Tensor:
         folded = self.stem_folded or not self.training
         return self.maxpool(conv_norm(x, self.conv1, self.bn1, folded, relu=True))
+
+    def onnx_stem(self, g: GraphWriter, x: str) -> str:
+        pads: dict[str, Any] = {"auto_pad": "SAME_UPPER"} if self.maxpool.same_padding else {"pads": [1, 1, 1, 1]}
+        return g.op("MaxPool", g.conv(x, self.conv1, self.bn1, relu=True), kernel_shape=[3, 3], strides=[2, 2], **pads)

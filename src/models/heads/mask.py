@@ -6,14 +6,16 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import HeNormal
 
+from src.config import Config
+from src.models.graph_writer import GraphWriter
 from src.models.losses import Normaliser, binary_cross_entropy
 from src.models.precision import float32
-from src.models.roi_extractor import RoIExtractor
+from src.models.roi_extractor import RoIExtractor, build_roi_extractor
 from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
 from src.structures import Detections, GroundTruth, Sample
 
-__all__ = ["MaskBranch", "MaskHead", "MaskLoss", "MaskTargets"]
+__all__ = ["MaskBranch", "MaskHead", "MaskLoss", "MaskTargets", "build_mask_branch", "build_mask_losses"]
 
 
 class MaskHead(nn.Cell):
@@ -53,6 +55,16 @@ class MaskHead(nn.Cell):
         bias = ops.gather(self.logits.bias, labels, 0).reshape(r, 1, 1)
         return (self.bmm(weight, x.reshape(r, c, h * w)) + bias).reshape(r, h, w)
 
+    def onnx(self, g: GraphWriter, x: str, label: str, cells: int) -> str:
+        """Logits (R, 1, cells) of features (R, C, S, S), cells = (2 S)^2, by the filter of each one's class alone."""
+        for conv in self.convs:
+            x = g.conv(x, conv, relu=True)
+        x = g.conv(x, self.upsample, relu=True)
+        weight = g.constant(self.logits.weight.asnumpy()[:, None, :, 0, 0], self.logits.weight.name)
+        bias = g.constant(self.logits.bias.asnumpy()[:, None, None], self.logits.bias.name)
+        x = g.op("MatMul", g.op("Gather", weight, label), g.reshape(x, -1, self.logits.in_channels, cells))
+        return g.op("Add", x, g.op("Gather", bias, label))
+
 
 class MaskBranch(nn.Cell):
     """Masks of detections, by one mask head or by the mean of several (arXiv:1712.00726).
@@ -89,6 +101,17 @@ class MaskBranch(nn.Cell):
         mean = total / len(self.heads)
         masks = mean if self.average_probabilities else ops.sigmoid(mean)
         return masks.reshape(found["valid"].shape + masks.shape[1:])
+
+    def onnx(self, g: GraphWriter, maps: Sequence[str], boxes: str, labels: str, valid: str, count: int) -> str:
+        """The masks of `count` detections an image, (N, count, 28, 28); zero where not valid."""
+        x, places = g.roi_features(maps, boxes, valid, count, self.extractor)
+        label = g.op("Gather", g.reshape(labels, g.n * count), places)
+        side = 2 * self.extractor.roi_align.output_size
+        logits = [head.onnx(g, x, label, side**2) for head in self.heads]
+        masks = g.reshape(g.mean(logits, self.average_probabilities, "Sigmoid"), -1, side, side)
+        masks = g.put([g.n * count, side, side], places, masks)
+        masks = g.reshape(masks, g.n, count, side, side)
+        return g.op("Where", g.op("Unsqueeze", valid, [-2, -1]), masks, 0.0)
 
 
 class MaskTargets(nn.Cell):
@@ -161,7 +184,7 @@ class MaskLoss(nn.Cell):
     all positives' cells, and the count of these positives, each ().
     """
 
-    name = "rcnn_mask_loss"
+    name, field = "rcnn_mask_loss", "masks"
 
     def __init__(
         self,
@@ -185,7 +208,7 @@ class MaskLoss(nn.Cell):
         truth: GroundTruth,
         total: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        positive, masks, rois = sample["positive"], truth["masks"], sample["boxes"].reshape(-1, 4)
+        positive, masks, rois = sample["positive"], truth[self.field], sample["boxes"].reshape(-1, 4)
         b, p = positive.shape
         g = masks.shape[1]
         flat = positive.reshape(-1)
@@ -220,3 +243,26 @@ class MaskLoss(nn.Cell):
         logits = self.head(self.roi_extractor.extract(features, rois, positive > 0), labels)
         targets = self.targets(masks, index, rois[:, 1:], gt_boxes)
         return (binary_cross_entropy(logits, targets).mean((1, 2)) * positive).sum()
+
+
+def build_mask_branch(config: Config, builtin_ops: bool) -> MaskBranch:
+    """The branch of config.mask_head."""
+    cascade, staged, c = config.cascade, config.is_cascade, config.mask_head
+    count = len(cascade.target_stds) if staged and cascade.mask_head_per_stage else 1
+    heads = [MaskHead(c.num_convs, c.in_channels, c.conv_out_channels, config.num_classes) for _ in range(count)]
+    extractor = build_roi_extractor(config.mask_roi, builtin_ops)
+    return MaskBranch(extractor, heads, staged, staged and cascade.average_masks == "probabilities")
+
+
+def build_mask_losses(config: Config, branch: MaskBranch, ranks: int, weights: Sequence[float]) -> list[list[nn.Cell]]:
+    """Of each stage, whose losses have that weight, those of the mask heads on its sample."""
+    rcnn, staged = config.train_cfg.rcnn, config.is_cascade
+    if staged and not config.cascade.mask_head_per_stage:
+        # one head alone learns from the first stage, at full weight
+        weights = [1.0] * len(weights)
+    out: list[list[nn.Cell]] = []
+    for head, weight in zip(branch.heads, weights, strict=False):
+        targets = MaskTargets(rcnn.mask_size, config.mask_target_box, rcnn.mask_targets == "binary")
+        weight = weight * config.mask_head.loss_mask.loss_weight
+        out.append([MaskLoss(head, branch.extractor, targets, weight, rcnn.mask_buckets, ranks)])
+    return out + [[] for _ in weights[len(out) :]]

@@ -54,7 +54,8 @@ class MultiScaleRoIAlign(nn.Cell):
         if output_size < 1 or sampling_ratio < 0 or min(strides) <= 0:
             raise ValueError("output_size and strides must be positive, sampling_ratio not negative")
         library = custom_operator_path(builtin)
-        self.output_size = output_size
+        self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
+        self.strides = tuple(strides)
         self.missing_levels = MAX_LEVELS - len(strides)
         if library is not None:
             self.align = _CustomRoIAlign(library, output_size, sampling_ratio, aligned, strides)
