@@ -14,7 +14,7 @@ from src.checkpoints.convert.conventions import EPSILON, differing, said_of_itse
 from src.checkpoints.convert.conversion import (
     LAYOUTS,
     Conversion,
-    backbone_keys,
+    backbone_of,
     config_name,
     convert,
     find_prefix,
@@ -44,7 +44,7 @@ def choose_config(layout: str, named: Conversion, given: str | None, overrides: 
     if given:
         return load_nameless_config(given, overrides), given
     shapes = {n: v.shape for n, v in named.params.items()}
-    keys = backbone_keys(shapes)
+    keys = backbone_of(shapes)[0]
     if named.backbone_only:
         config = load_config(CONFIGS / "mask_rcnn_r50_fpn.yaml", keys | overrides)
         return config, ", ".join(f"{k} {v}" for k, v in keys.items() if k.startswith("backbone."))

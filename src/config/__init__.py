@@ -3,6 +3,7 @@
 from src.config.backbones import backbone_channels, backbone_strides
 from src.config.keys import (
     COCO_CLASSES,
+    DETECTORS,
     Backbone,
     BoxCoder,
     Config,
@@ -24,6 +25,7 @@ from src.config.reading import (
 
 __all__ = [
     "COCO_CLASSES",
+    "DETECTORS",
     "Backbone",
     "BoxCoder",
     "Config",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from src.config.backbones import FAMILIES
 from src.runtime.errors import UserError
 
-__all__ = ["BRANCHES", "COCO_CLASSES", "Config", "ConfigError"]
+__all__ = ["DETECTORS", "COCO_CLASSES", "Config", "ConfigError"]
 
 
 class ConfigError(UserError):
@@ -34,7 +34,7 @@ def group(cls: type, doc: str, **defaults: Any) -> Any:
 
 
 # The heads that each detector has on what its box head finds.
-BRANCHES: dict[str, tuple[str, ...]] = {
+DETECTORS: dict[str, tuple[str, ...]] = {
     "mask_rcnn": ("mask",),
     "faster_rcnn": (),
     "cascade_rcnn": (),
@@ -346,7 +346,7 @@ class Config:
         choices=("auto", "float32", "float16"),
     )
     seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0, high=2**32 - 1)
-    detector: str = key("mask_rcnn", "which detector", choices=tuple(BRANCHES))
+    detector: str = key("mask_rcnn", "which detector", choices=tuple(DETECTORS))
     conventions: str = key(
         "",
         "the project whose checkpoints this is for: stands for the keys in which it has a way of its own"
@@ -578,7 +578,7 @@ class Config:
     @property
     def branches(self) -> tuple[str, ...]:
         """The heads on what the box head finds, in the order of their outputs."""
-        return BRANCHES[self.detector]
+        return DETECTORS[self.detector]
 
     @property
     def with_mask(self) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from src.checkpoints.convert.conversion import (
     LAYOUTS,
-    backbone_keys,
+    backbone_of,
     config_name,
     convert,
     recognise,
@@ -374,7 +374,7 @@ def test_resnets(what):
     assert recognise(state) == layout
     first = renamed(state, layout)
     assert first.backbone_only
-    keys = backbone_keys({n: v.shape for n, v in first.params.items()})
+    keys = backbone_of({n: v.shape for n, v in first.params.items()})[0]
     config = load_config(ROOT / "configs/mask_rcnn_r50_fpn.yaml", keys)
     out = convert(state, layout, config, target_shapes(build_backbone(config), "backbone."))
     assert out.unfilled == out.mismatched == out.extra == []
@@ -427,7 +427,7 @@ def test_backbone_renamed_from_torchvision():
 def test_mobilenets(make, width):
     state = foreign.values(make(width=width))
     assert recognise(state) == "mindspore_zoo"
-    keys = backbone_keys({n: v.shape for n, v in renamed(state, "mindspore_zoo").params.items()})
+    keys = backbone_of({n: v.shape for n, v in renamed(state, "mindspore_zoo").params.items()})[0]
     config = load_config(ROOT / "configs/mask_rcnn_mobilenetv1_fpn.yaml", keys)
     assert config.backbone.width_multiplier == width
     out = convert(state, "mindspore_zoo", config, target_shapes(build_backbone(config), "backbone."))
@@ -451,7 +451,7 @@ def test_which_config():
 def test_other_resnets_are_refused():
     shapes = {n: s for n, s in foreign.torchvision_backbone("backbone.").items() if ".layer3.5" not in n}
     with pytest.raises(ConversionError, match=r"\(3, 4, 5, 3\) blocks"):
-        backbone_keys(shapes)
+        backbone_of(shapes)
 
 
 # Names that tell nothing

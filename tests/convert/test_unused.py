@@ -70,13 +70,13 @@ TAKES_NO_PART = [
 
 @pytest.mark.parametrize("name", TAKES_PART)
 def test_part_of_the_model(name):
-    assert left_out([name], MMDET + TORCHVISION, True, False) == [name]
+    assert left_out([name], MMDET + TORCHVISION, ("mask",), False) == [name]
     assert kinds_of([name]) == ([TAKES_PART[name]] if TAKES_PART[name] else [])
 
 
 @pytest.mark.parametrize("name", TAKES_NO_PART)
 def test_no_part_of_the_model(name):
-    assert left_out([name], MMDET + TORCHVISION, True, False) == []
+    assert left_out([name], MMDET + TORCHVISION, ("mask",), False) == []
 
 
 def test_masks_where_there_are_none():
@@ -86,11 +86,11 @@ def test_masks_where_there_are_none():
         "roi_head.mask_iou_head.fcs.0.weight",
         "mask_head.convs.0.conv.bias",
     ]
-    assert left_out(names, MMDET, False, False) == []
-    assert left_out(names, MMDET, True, False) == names
+    assert left_out(names, MMDET, (), False) == []
+    assert left_out(names, MMDET, ("mask",), False) == names
 
 
 def test_of_a_backbone_all_but_its_classifier():
     names = ["fc.weight", "fc1000_w", "classifier.bias", "head.fc.bias", "end_point.weight", "bn1.num_batches_tracked"]
     more = ["conv2.weight", "layer1.0.se.fc1.weight", "attnpool.k_proj.weight", "transformer.x.weight"]
-    assert left_out(names + more, ["conv1.weight", "layer1.0.conv1.weight"], True, True) == more
+    assert left_out(names + more, ["conv1.weight", "layer1.0.conv1.weight"], ("mask",), True) == more

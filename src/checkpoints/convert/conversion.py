@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from mindspore import nn
@@ -11,12 +12,13 @@ from src.checkpoints.convert import detectron2, maskrcnn_benchmark, mindspore_zo
 from src.checkpoints.convert.pickles import ConversionError
 from src.checkpoints.convert.rules import Traits
 from src.checkpoints.convert.unused import AVERAGES, left_out
-from src.config import COCO_CLASSES, Backbone, Config, backbone_channels
+from src.config import COCO_CLASSES, DETECTORS, Config
+from src.models.backbones import backbone_keys
 
 __all__ = [
     "LAYOUTS",
     "Conversion",
-    "backbone_keys",
+    "backbone_of",
     "config_name",
     "convert",
     "find_prefix",
@@ -41,8 +43,8 @@ DEEPEST_PREFIX, FEWEST, MOST_PREFIXES, MOST_NAMES = 3, 20, 50, 20_000
 NOTHING = np.zeros(0, np.float32)
 # COCO's category ids run to 90; these ten were never given an object
 UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+ALL_BRANCHES = {branch for branches in DETECTORS.values() for branch in branches}
 CLASS_LOGITS = re.compile(r"bbox_heads?\.(\d\.)?cls\.weight")
-DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 
 @dataclass
@@ -118,7 +120,7 @@ def find_prefix(names: Collection[str]) -> str:
             continue
         model = renamed(dict.fromkeys(groups[prefix], NOTHING), layouts[0])
         outside = [unwrapped(n) for n in names if not n.startswith(prefix)]
-        if not model.backbone_only or not left_out(outside, (), True, True):
+        if not model.backbone_only or not left_out(outside, (), ALL_BRANCHES, True):
             found.append(prefix)
     first = [p for p in found if not AVERAGES.match(unwrapped(p))] or found
     if len(first) > 1:
@@ -190,7 +192,7 @@ def convert(
     fit(out, targets)
     plain = {n: unwrapped(n) for n in out.unused if n not in copies}
     used = {unwrapped(n) for n in out.used.values()}
-    extra = set(left_out(plain.values(), used, any(n.startswith("mask_head") for n in targets), out.backbone_only))
+    extra = set(left_out(plain.values(), used, branches_of(targets), out.backbone_only))
     out.extra = [n for n, name in plain.items() if name in extra]
     return out
 
@@ -277,8 +279,8 @@ def transpose_dense(out: Conversion, pattern: str) -> None:
 
 def arrange_anchors(out: Conversion, config: Config, traits: Traits) -> None:
     """The RPN's rows in our order of a cell's anchors (scales within each ratio), one logit an anchor."""
-    anchors = config.rpn.anchor_generator
-    scales, ratios = len(anchors.scales), len(anchors.ratios)
+    ratios = len(config.rpn.anchor_generator.ratios)
+    scales = config.anchors_a_cell // ratios
     for part in ("weight", "bias"):
         cls, reg = out.params.get(f"rpn.cls.{part}"), out.params.get(f"rpn.reg.{part}")
         if cls is None or reg is None or not cls.ndim or reg.shape[:1] != (4 * scales * ratios,):
@@ -334,40 +336,30 @@ def arrange_classes(out: Conversion, config: Config, traits: Traits) -> None:
 # which config
 
 
-def backbone_keys(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
-    """Config keys of the backbone whose parameters have these names and shapes. ConversionError for no such one."""
-    if "backbone.layer1.0.depthwise.weight" in shapes:
-        width = shapes["backbone.conv1.weight"][0] / 32
-        channels = backbone_channels(Backbone(type="mobilenet_v1", width_multiplier=width))
-        return {
-            "backbone.type": "mobilenet_v1",
-            "backbone.width_multiplier": width,
-            "neck.fpn.in_channels": channels,
-        }
-    found = {tuple(map(int, m.groups())) for n in shapes if (m := re.match(r"backbone\.layer(\d)\.(\d+)\.", n))}
-    blocks = tuple(sum(stage == s for s, _ in found) for stage in (1, 2, 3, 4))
-    conv2 = shapes.get("backbone.layer1.0.conv2.weight", ())
-    if blocks not in DEPTHS or len(conv2) != 4 or "backbone.layer1.0.conv3.weight" not in shapes:
+def backbone_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], str]:
+    """Config keys of the backbone whose parameters have these names and shapes, and what files of configs call it.
+
+    ConversionError for no such one.
+    """
+    found = backbone_keys(shapes)
+    if found is None:
+        blocks = {m[1] for n in shapes if (m := re.match(r"backbone\.(layer\d\.\d+)\.", n))}
+        count = tuple(sum(b.startswith(f"layer{stage}.") for b in blocks) for stage in (1, 2, 3, 4))
         raise ConversionError(
-            f"a backbone of {blocks} blocks; ResNets and ResNeXts of 50, 101 and 152 layers and MobileNetV1 are here"
+            f"a backbone of {count} blocks; ResNets and ResNeXts of 50, 101 and 152 layers and MobileNets are here"
         )
-    groups, base_width = conv2[0] // conv2[1] if conv2[1] else 1, conv2[1]
-    keys: dict[str, object] = {"backbone.type": "resnet", "backbone.depth": DEPTHS[blocks]}
-    if (groups, base_width) != (1, 64):
-        keys |= {"backbone.type": "resnext", "backbone.groups": groups, "backbone.base_width": base_width}
-    return keys
+    return found
+
+
+def branches_of(names: Collection[str]) -> set[str]:
+    """The branches, as Config.branches, of a detector with these parameters of ours."""
+    return {b for b in ALL_BRANCHES if any(n.startswith((f"{b}_head.", f"{b}_heads.")) for n in names)}
 
 
 def config_name(layout: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """File name that a config with the conventions of such a detector's published checkpoints would have."""
-    heads = {n.split(".")[0] for n in shapes}
-    kind = "cascade_" if "bbox_heads" in heads else ""
-    kind += "mask_rcnn" if heads & {"mask_head", "mask_heads"} else "rcnn" if kind else "faster_rcnn"
-    keys = backbone_keys(shapes)
-    if keys["backbone.type"] == "mobilenet_v1":
-        body = "mobilenetv1"
-    elif keys["backbone.type"] == "resnext":
-        body = f"x{keys['backbone.depth']}_{keys['backbone.groups']}x{keys['backbone.base_width']}d"
-    else:
-        body = f"r{keys['backbone.depth']}"
-    return f"{LAYOUTS[layout].FAMILY}_{kind}_{body}_fpn.yaml"
+    cascade, own = any(n.startswith("bbox_heads.") for n in shapes), branches_of(shapes)
+    detector = next(
+        name for name, branches in DETECTORS.items() if name.startswith("cascade") == cascade and set(branches) == own
+    )
+    return f"{LAYOUTS[layout].FAMILY}_{detector}_{backbone_of(shapes)[1]}_fpn.yaml"

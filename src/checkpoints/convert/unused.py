@@ -30,7 +30,7 @@ CLASSIFIER = re.compile(
 )
 # heads beside the ones of boxes and masks, that take from them or from the features and give nothing back
 OTHER_HEADS = re.compile(
-    r"(roi_heads?\.)?(keypoint|densepose|kp|track|reid|attribute)\w*\..*|(sem_seg_head|auxiliary_head|aux_head|da_heads"
+    r"(roi_heads?\.)?(key|densepose|kp|track|reid|attribute)\w*\..*|(sem_seg_head|auxiliary_head|aux_head|da_heads"
     r"|discriminator\w*|panoptic\w*|depth_head)\..*|semantic_head\.(conv_stages|conv_upsample\w*|conv_logits|loss)\w*\..*"
 )
 MASKS = re.compile(
@@ -71,20 +71,25 @@ KINDS = (
 )
 
 
-def left_out(names: Collection[str], used: Collection[str], with_mask: bool, backbone_only: bool) -> list[str]:
+def left_out(
+    names: Collection[str], used: Collection[str], branches: Collection[str], backbone_only: bool
+) -> list[str]:
     """Those of the `names` of unused arrays that the model computes with, as far as names tell.
 
     used: names of the source's arrays that are used; both without wrappers in front. Of a detector those count that lie
     in a module of which others are used, or in one that is called like a part of an R-CNN; of a backbone alone all but
-    its classifier. with_mask: whether the target has masks; a mask head is left out of one that hasn't.
+    its classifier. branches: the target's, as Config.branches; the head of one that it hasn't is left out.
     """
     tops = {n.partition(".")[0] for n in used}
-    return [n for n in names if not harmless(n, with_mask) and (backbone_only or inside(n, tops))]
+    return [n for n in names if not harmless(n, branches) and (backbone_only or inside(n, tops))]
 
 
-def harmless(name: str, with_mask: bool) -> bool:
-    """Whether an array of that name takes no part in boxes, classes and masks."""
-    patterns = [IDLE, FLAT_COPIES, TRAINING, CLASSIFIER, OTHER_HEADS] + ([] if with_mask else [MASKS])
+def harmless(name: str, branches: Collection[str]) -> bool:
+    """Whether an array of that name takes no part in boxes, classes and what these branches find."""
+    patterns = [IDLE, FLAT_COPIES, TRAINING, CLASSIFIER, *(() if "mask" in branches else (MASKS,))]
+    head = re.match(r"(?:roi_heads?\.)?([a-z]+)", name)
+    if head is None or head[1] not in branches:
+        patterns.append(OTHER_HEADS)
     return any(p.match(name) for p in (AVERAGES, TWINS)) or any(p.fullmatch(name) for p in patterns)
 
 

@@ -1,27 +1,41 @@
-"""The backbones by the type that a config names."""
+"""The backbones by the type that a config names: how each is made, and how its checkpoints are told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from src.config import Backbone, Config
-from src.models.backbones.mobilenet_v1 import MobileNetV1
-from src.models.backbones.parts import StagedBackbone
-from src.models.backbones.resnet import ResNet
+from src.models.backbones.mobilenet_v1 import MobileNetV1, mobilenet_v1_keys
+from src.models.backbones.parts import Shapes, StagedBackbone
+from src.models.backbones.resnet import ResNet, resnet_keys
 
-__all__ = ["BACKBONES", "build_backbone"]
+__all__ = ["BACKBONES", "Kind", "backbone_keys", "build_backbone"]
 
-# of the config's keys and of those that all families share
-BACKBONES: dict[str, Callable[[Backbone, dict[str, Any]], StagedBackbone]] = {
-    "resnet": lambda c, shared: ResNet(c.depth, c.stride_in_1x1, **shared),
-    "resnext": lambda c, shared: ResNet(c.depth, c.stride_in_1x1, c.groups, c.base_width, **shared),
-    "mobilenet_v1": lambda c, shared: MobileNetV1(c.width_multiplier, relu6=c.relu6, **shared),
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of backbone.
+
+    build: of config.backbone and of the arguments that all types share.  keys: (names and shapes of parameters,
+    "backbone." before each) -> the config's keys of the backbone that has them and what files of configs call it, or
+    None where they aren't this type's.
+    """
+
+    build: Callable[[Backbone, dict[str, Any]], StagedBackbone]
+    keys: Callable[[Shapes], tuple[dict[str, Any], str] | None]
+
+
+BACKBONES = {
+    "resnet": Kind(lambda c, shared: ResNet(c.depth, c.stride_in_1x1, **shared), resnet_keys),
+    "resnext": Kind(lambda c, shared: ResNet(c.depth, c.stride_in_1x1, c.groups, c.base_width, **shared), resnet_keys),
+    "mobilenet_v1": Kind(lambda c, shared: MobileNetV1(c.width_multiplier, relu6=c.relu6, **shared), mobilenet_v1_keys),
 }
 
 
 def build_backbone(config: Config) -> StagedBackbone:
     """The backbone that config.backbone names."""
     c = config.backbone
-    return BACKBONES[c.type](
+    return BACKBONES[c.type].build(
         c,
         {
             "num_stages": c.num_stages,
@@ -34,3 +48,10 @@ def build_backbone(config: Config) -> StagedBackbone:
             "same_padding": c.same_padding,
         },
     )
+
+
+def backbone_keys(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], str] | None:
+    """The config's keys of the backbone whose parameters have these names and shapes, and what files of configs call
+    it; None for no such one.
+    """
+    return next((found for kind in BACKBONES.values() if (found := kind.keys(shapes))), None)

@@ -1,13 +1,14 @@
 """MobileNetV1 backbone (Howard et al., 2017, arXiv:1704.04861) with outputs at strides 4, 8, 16 and 32."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mindspore import Tensor, nn, ops
 
-from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm
+from src.models.backbones.parts import NormMaker, Shapes, StagedBackbone, conv, conv_norm
 from src.models.graph_writer import GraphWriter
 
-__all__ = ["MobileNetV1"]
+__all__ = ["MobileNetV1", "mobilenet_v1_keys"]
 
 # (output channels, stride) of the depthwise-separable blocks, stage by stage; each stage ends at stride 4 * 2^i
 STAGES = (
@@ -97,3 +98,11 @@ class MobileNetV1(StagedBackbone):
 def scaled_channels(channels: int, width_multiplier: float) -> int:
     """`channels` times the multiplier, to the nearest multiple of 8, at least 8."""
     return max(8, int(channels * width_multiplier + 4) // 8 * 8)
+
+
+def mobilenet_v1_keys(shapes: Shapes) -> tuple[dict[str, Any], str] | None:
+    """See Kind.keys."""
+    if "backbone.layer1.0.depthwise.weight" not in shapes or "backbone.layer1.0.pointwise.weight" not in shapes:
+        return None
+    width = shapes["backbone.conv1.weight"][0] / 32
+    return {"backbone.type": "mobilenet_v1", "backbone.width_multiplier": width}, "mobilenetv1"

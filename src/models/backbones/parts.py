@@ -1,6 +1,6 @@
 """What the backbones share: convolutions, batch norms that may be frozen or folded, and the run through the stages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
@@ -9,7 +9,9 @@ from mindspore.common.initializer import HeNormal
 from src.models.graph_writer import GraphWriter
 from src.ops.conv import Conv2d
 
-__all__ = ["ChannelBias", "NormMaker", "StagedBackbone", "conv", "conv_norm", "freeze"]
+__all__ = ["ChannelBias", "NormMaker", "Shapes", "StagedBackbone", "conv", "conv_norm", "freeze"]
+
+Shapes = Mapping[str, tuple[int, ...]]  # of parameters by name
 
 
 def conv(

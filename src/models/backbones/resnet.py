@@ -5,16 +5,17 @@ v1 strides in a stage's first 1x1 convolution (the paper, Caffe2, Detectron2's R
 four named as MindSpore names them (gamma, beta, moving_mean, moving_variance).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from mindspore import Tensor, nn, ops
 
-from src.models.backbones.parts import NormMaker, StagedBackbone, conv, conv_norm
+from src.models.backbones.parts import NormMaker, Shapes, StagedBackbone, conv, conv_norm
 from src.models.graph_writer import GraphWriter
 from src.models.precision import float32
 
-__all__ = ["RESNET_BLOCKS", "ResNet"]
+__all__ = ["RESNET_BLOCKS", "ResNet", "resnet_keys"]
 
 RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -127,3 +128,18 @@ class ResNet(StagedBackbone):
     def onnx_stem(self, g: GraphWriter, x: str) -> str:
         pads: dict[str, Any] = {"auto_pad": "SAME_UPPER"} if self.maxpool.same_padding else {"pads": [1, 1, 1, 1]}
         return g.op("MaxPool", g.conv(x, self.conv1, self.bn1, relu=True), kernel_shape=[3, 3], strides=[2, 2], **pads)
+
+
+def resnet_keys(shapes: Shapes) -> tuple[dict[str, Any], str] | None:
+    """See Kind.keys; of a ResNeXt too."""
+    found = {tuple(map(int, m.groups())) for n in shapes if (m := re.match(r"backbone\.layer(\d)\.(\d+)\.", n))}
+    blocks = tuple(sum(stage == s for s, _ in found) for stage in (1, 2, 3, 4))
+    depth = next((depth for depth, plan in RESNET_BLOCKS.items() if plan == blocks), None)
+    conv2 = shapes.get("backbone.layer1.0.conv2.weight", ())
+    if depth is None or len(conv2) != 4 or "backbone.layer1.0.conv3.weight" not in shapes:
+        return None
+    groups, base_width = conv2[0] // conv2[1] if conv2[1] else 1, conv2[1]
+    if (groups, base_width) == (1, 64):
+        return {"backbone.type": "resnet", "backbone.depth": depth}, f"r{depth}"
+    own = {"backbone.groups": groups, "backbone.base_width": base_width}
+    return {"backbone.type": "resnext", "backbone.depth": depth, **own}, f"x{depth}_{groups}x{base_width}d"
