@@ -41,6 +41,13 @@ RESNET = {"backbone.type": "resnet", "backbone.width_multiplier": 1.0, "backbone
 RESNEXT = RESNET | {"backbone.type": "resnext", "backbone.depth": 101}
 BACKBONES = {
     "mobilenet_v1": {"backbone.width_multiplier": 0.25},
+    "mobilenet_v3_large": {
+        "backbone.type": "mobilenet_v3_large",
+        "backbone.width_multiplier": 1.0,
+        "backbone.num_stages": 5,
+        "backbone.out_indices": [3, 4],
+        "neck.fpn.num_outs": 3,
+    },
     "resnet_v1_50": RESNET | {"backbone.depth": 50, "backbone.stride_in_1x1": True},
     "resnet_v1.5_50": RESNET | {"backbone.depth": 50, "backbone.stride_in_1x1": False},
     "resnet_v1_101": RESNET | {"backbone.depth": 101, "backbone.stride_in_1x1": False},

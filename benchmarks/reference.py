@@ -1,6 +1,6 @@
 """Every stage of the detector against golden values that another project computed.
 
-    python -m benchmarks.reference --npz tests/reference/maskrcnn_r50_fpn.npz --salt 0 [--json OUT]
+    python -m benchmarks.reference --npz tests/reference/maskrcnn_r50_fpn.npz --salt 0 [--config CONFIG] [--json OUT]
 
 Weights and inputs are made from names and the salt (tests/reference/reference_weights.py); the file holds what
 torchvision, Detectron2 or mmdetection gave for them, with that project's parameter names, which pass through the
@@ -87,15 +87,24 @@ class Stages(nn.Cell):
         features = d.features(image)
         logits, deltas = d.rpn.head(features)
         proposals = d.rpn(features, image_size)
-        heads, (branch,) = d.roi_heads, d.roi_heads.more
-        given = ops.ones(rois.shape[:2], ms.bool_)
-        box_features = heads.extractor(features, rois, given)
+        heads = d.roi_heads
+        box_features = heads.extractor(features, rois, ops.ones(rois.shape[:2], ms.bool_))
         cls, reg = heads.box(box_features)
-        mask_features = branch.extractor(features, rois, given)
-        mask_head = branch.heads[0]
-        masks = mask_head.logits(mask_head.features(mask_features[:8]))
-        boxes, valid = proposals["boxes"], proposals["valid"]
-        return features, logits, deltas, boxes, valid, box_features, cls, reg, mask_features, masks
+        return features, logits, deltas, proposals["boxes"], proposals["valid"], box_features, cls, reg
+
+
+class MaskStages(nn.Cell):
+    """The mask head's features of given RoIs, and its masks of the first eight."""
+
+    def __init__(self, detector: RCNN):
+        super().__init__(auto_prefix=False)
+        self.detector = detector
+
+    def construct(self, image: Tensor, rois: Tensor) -> tuple:
+        (branch,) = self.detector.roi_heads.more
+        found = branch.extractor(self.detector.features(image), rois, ops.ones(rois.shape[:2], ms.bool_))
+        head = branch.heads[0]
+        return found, head.logits(head.features(found[:8]))
 
 
 class GivenProposals(nn.Cell):
@@ -105,14 +114,19 @@ class GivenProposals(nn.Cell):
         super().__init__(auto_prefix=False)
         self.loss = loss
 
-    def construct(self, image, image_size, rois, gt_boxes, gt_labels, gt_valid, gt_masks, ignore, rpn_keys, rcnn_keys):
+    def construct(self, rois, *inputs):
+        image, image_size, last = inputs[0], inputs[1], len(self.loss.inputs)
         features = self.loss.detector.features(image)
-        truth = {"boxes": gt_boxes, "labels": gt_labels, "valid": gt_valid, "masks": gt_masks, "ignore": ignore}
-        _, rpn, _ = self.loss.rpn_loss(features, image_size, truth, rpn_keys)
+        truth = {"boxes": inputs[2], "labels": inputs[3], "valid": inputs[4], "ignore": inputs[last - 1]}
+        for i in range(len(self.loss.fields)):
+            truth[self.loss.fields[i]] = inputs[5 + i]
+        rpn = self.loss.rpn_loss(features, image_size, truth, inputs[last])
         given = {"boxes": rois, "valid": ops.ones(rois.shape[:2], ms.bool_)}
-        rcnn, _ = self.loss.roi_loss(features, given, image_size, truth, rcnn_keys)
-        parts = rpn + rcnn
-        return ops.stack((parts[0] + parts[1] + parts[2] + parts[3] + parts[4],) + parts)
+        parts = rpn[1] + self.loss.roi_loss(features, given, image_size, truth, inputs[last + 1])[0]
+        total = parts[0]
+        for i in range(1, len(parts)):
+            total = total + parts[i]
+        return ops.stack((total,) + parts)
 
 
 class Gradients(nn.Cell):
@@ -197,8 +211,11 @@ def golden_shapes(golden: np.lib.npyio.NpzFile) -> dict[str, tuple[int, ...]]:
     }
 
 
-def reference_config(layout: str, shapes: dict, height: int, width: int) -> Config:
-    """The project's conventions on the golden canvas, nothing frozen, samplers that take all there is."""
+def reference_config(layout: str, shapes: dict, height: int, width: int, given: str | None = None) -> Config:
+    """The project's conventions on the golden canvas, nothing frozen, samplers that take all there is.
+
+    given: the config's path; by default the one that the shapes tell.
+    """
     overrides = {
         "img_height": height,
         "img_width": width,
@@ -212,7 +229,7 @@ def reference_config(layout: str, shapes: dict, height: int, width: int) -> Conf
     # only shapes matter for the config's name
     ours = renamed({n: np.broadcast_to(np.float32(0), s) for n, s in shapes.items()}, layout).params
     name = config_name(layout, {n: v.shape for n, v in ours.items()})
-    return load_config(ROOT / "configs" / name, overrides)
+    return load_config(given or ROOT / "configs" / name, overrides)
 
 
 def load_weights(
@@ -245,39 +262,43 @@ def compare_proposals(proposals: np.ndarray, valid: np.ndarray, golden: np.lib.n
     return rows
 
 
+def level_names(golden: np.lib.npyio.NpzFile) -> list[tuple[str, str]]:
+    """What the file calls each level's map, and its RPN outputs."""
+    maps = [n.removeprefix("fpn_") for n in golden.files if n.startswith("fpn_")]
+    return [(name, name if name.startswith("p") and name != "pool" else str(i)) for i, name in enumerate(maps)]
+
+
 def compare_stages(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
     """Feature maps, RPN, RoI features, heads on given RoIs, and proposals."""
     image = inputs["image"]
     b, _, h, w = image.shape
     size = Tensor(np.array([[h, w]] * b, np.float32))
     out = Stages(detector)(Tensor(image), size, Tensor(inputs["rois"]))
-    features, logits, deltas, proposals, valid, box_features, cls, reg, mask_features, masks = out
+    features, logits, deltas, proposals, valid, box_features, cls, reg = out
     rows = []
-    for i, f in enumerate(features):
-        f = f.asnumpy()
-        rows.append(Row(f"fpn_p{i + 2}", relative(f[:, ::16, ::2, ::2], golden[f"fpn_p{i + 2}"]), MAPS))
+    for i, (level, rpn) in enumerate(level_names(golden)):
+        f = features[i].asnumpy()
+        rows.append(Row(f"fpn_{level}", relative(f[:, ::16, ::2, ::2], golden[f"fpn_{level}"]), MAPS))
         grid = f.shape[2:]
         o = logits[i].asnumpy().reshape(b, *grid, -1).transpose(0, 3, 1, 2)
         d = deltas[i].asnumpy().reshape(b, *grid, -1).transpose(0, 3, 1, 2)
-        rows.append(Row(f"rpn_logits_p{i + 2}", relative(o[:, :, ::2, ::2], golden[f"rpn_logits_p{i + 2}"]), MAPS))
-        rows.append(Row(f"rpn_deltas_p{i + 2}", relative(d[:, :, ::2, ::2], golden[f"rpn_deltas_p{i + 2}"]), MAPS))
-    for name, ours in (
-        ("roi_feats_7", box_features.asnumpy()[:, ::16]),
-        ("box_logits", cls.asnumpy()),
-        ("box_deltas", reg.asnumpy()),
-        ("roi_feats_14", mask_features.asnumpy()[:, ::16, ::2, ::2]),
-        ("mask_logits", masks.asnumpy()[:, ::10]),
-    ):
-        rows.append(Row(name, relative(ours, golden[name]), MAPS))
+        rows.append(Row(f"rpn_logits_{level}", relative(o[:, :, ::2, ::2], golden[f"rpn_logits_{rpn}"]), MAPS))
+        rows.append(Row(f"rpn_deltas_{level}", relative(d[:, :, ::2, ::2], golden[f"rpn_deltas_{rpn}"]), MAPS))
+    found = {"roi_feats_7": box_features.asnumpy()[:, ::16], "box_logits": cls.asnumpy(), "box_deltas": reg.asnumpy()}
+    if "mask_logits" in golden:
+        mask_features, masks = MaskStages(detector)(Tensor(image), Tensor(inputs["rois"]))
+        found["roi_feats_14"] = mask_features.asnumpy()[:, ::16, ::2, ::2]
+        found["mask_logits"] = masks.asnumpy()[:, ::10]
+    rows += [Row(name, relative(ours, golden[name]), MAPS) for name, ours in found.items() if name in golden]
     return rows + compare_proposals(proposals.asnumpy(), valid.asnumpy(), golden)
 
 
 def compare_detections(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile, labels_from: int = 0) -> list[Row]:
-    """Final detections and their masks. labels_from: our label of the project's class 0."""
+    """Final detections and their masks, if any. labels_from: our label of the project's class 0."""
     image = inputs["image"]
     b, _, h, w = image.shape
     size = Tensor(np.array([[h, w]] * b, np.float32))
-    boxes, scores, labels, valid, masks = (x.asnumpy() for x in detector(Tensor(image), size))
+    boxes, scores, labels, valid, *more = (x.asnumpy() for x in detector(Tensor(image), size))
     rows = []
     for i in range(b):
         v = valid[i]
@@ -293,10 +314,12 @@ def compare_detections(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFil
         )
         rows.append(Row(f"detections_{i} matched", matched_share(pairs, boxes[i][v], want), MATCHED, True))
         if f"det_masks_{i}" in golden:
+            (masks,) = more
             ours_masks, want_masks = masks[i][v][pairs[:, 0]], golden[f"det_masks_{i}"][pairs[:, 1]]
             # masks hang on boxes that differ by up to 0.05 px
             rows.append(Row(f"det_masks_{i}", relative(ours_masks, want_masks), 1e-3))
-        else:
+        elif f"det_masks_packed_{i}" in golden:
+            (masks,) = more
             want_masks = np.unpackbits(golden[f"det_masks_packed_{i}"], axis=-1)[pairs[:, 1], :, :w]
             rows.append(
                 Row(
@@ -320,20 +343,23 @@ def worst_iou(masks: np.ndarray, boxes: np.ndarray, pairs: np.ndarray, want: np.
 
 
 def compare_training(config: Config, detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
-    """The five losses, and the norm of each parameter's gradient."""
+    """The losses, and the norm of each parameter's gradient."""
     loss = GivenProposals(build_loss(config, detector))
     image = inputs["image"]
     b, _, h, w = image.shape
     anchors = detector.rpn.anchors.shape[0]
     given, objects = inputs["rois"].shape[1], inputs["gt_boxes"].shape[1]
+    fields = {
+        "masks": lambda: crop_masks(inputs["gt_masks"], inputs["gt_boxes"], config.mask_crop_size),
+    }
     losses, grads = Gradients(loss).set_train()(
+        Tensor(inputs["rois"]),
         Tensor(image),
         Tensor(np.array([[h, w]] * b, np.float32)),
-        Tensor(inputs["rois"]),
         Tensor(inputs["gt_boxes"]),
         Tensor(inputs["gt_labels"].astype(np.int32)),
         Tensor(np.ones((b, objects), bool)),
-        Tensor(crop_masks(inputs["gt_masks"], inputs["gt_boxes"], config.mask_crop_size)),
+        *(Tensor(fields[name]()) for name in loss.loss.fields),
         Tensor(np.zeros((b, config.max_crowd_count, 4), np.float32)),
         Tensor(np.full((b, anchors), 0.5, np.float32)),
         Tensor(np.full((b, given + objects), 0.5, np.float32)),
@@ -360,8 +386,13 @@ def compare_training(config: Config, detector: RCNN, inputs: dict, golden: np.li
     return rows
 
 
-def compare(npz: str | Path, salt: int = 0, training: bool = True, builtin_ops: bool = False) -> list[Row]:
-    """Every comparison of the golden file `npz`, made with `salt`; `builtin_ops`: without the C++ operators."""
+def compare(
+    npz: str | Path, salt: int = 0, training: bool = True, builtin_ops: bool = False, config_path: str | None = None
+) -> list[Row]:
+    """Every comparison of the golden file `npz`, made with `salt`; `builtin_ops`: without the C++ operators.
+
+    config_path: of models whose weights don't tell them from others.
+    """
     try:
         golden = np.load(npz)
     except (OSError, ValueError) as e:
@@ -370,11 +401,11 @@ def compare(npz: str | Path, salt: int = 0, training: bool = True, builtin_ops: 
     inputs = reference_inputs(salt)
     shapes = golden_shapes(golden)
     layout = recognise(shapes)
-    config = reference_config(layout, shapes, *inputs["image"].shape[2:])
+    config = reference_config(layout, shapes, *inputs["image"].shape[2:], config_path)
     detector = build_detector(config, builtin_ops)
     load_weights(config, detector, golden, salt, layout)
     detector.set_train(False)
-    if "rpn_logits_p2" not in golden:
+    if "loss_objectness" not in golden:
         return compare_first_stage(detector, inputs, golden) + compare_detections(detector, inputs, golden, 1)
     rows = compare_stages(detector, inputs, golden) + compare_detections(detector, inputs, golden)
     return rows + (compare_training(config, detector, inputs, golden) if training else [])
@@ -384,9 +415,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--npz", required=True, help="golden values")
     parser.add_argument("--salt", type=int, default=0, help="salt that the golden values were made with")
+    parser.add_argument("--config", help="of a model whose weights don't tell it from others (default: by its weights)")
     parser.add_argument("--json", help="write the table here too")
     arguments = parser.parse_args()
-    rows = compare(arguments.npz, arguments.salt)
+    rows = compare(arguments.npz, arguments.salt, config_path=arguments.config)
     for r in rows:
         sign = ">=" if r.share else "<="
         print(f"{'ok  ' if r.passed else 'FAIL'} {r.stage:60s} {r.value:10.3g} {sign} {r.limit:g}")

@@ -53,6 +53,15 @@ def test_detectron2_and_mmdetection_through_the_converter(name):
         assert part in stages
 
 
+def test_torchvisions_mobilenet_v3():
+    """Two levels of one stride, anchors of five sizes at each level, a score threshold for proposals."""
+    rows = compare(GOLDEN.with_name("tv_fasterrcnn_mobilenet_v3_large_fpn.npz"))
+    assert failures(rows) == []
+    stages = " ".join(r.stage for r in rows)
+    for part in ("fpn_pool", "rpn_deltas_pool", "proposals_1", "detections_1", "loss_box_reg", "gradients compared"):
+        assert part in stages
+
+
 @pytest.mark.full
 def test_mindspores_own_operators_give_the_same(rows):
     """What a checkout without a compiler runs, and what is exported."""

@@ -31,6 +31,7 @@ FAMILIES = {
     "resnet": Family((256, 512, 1024, 2048)),
     "resnext": Family((256, 512, 1024, 2048), options={"groups": 1, "base_width": 64}),
     "mobilenet_v1": Family((128, 256, 512, 1024), options={"width_multiplier": 1.0, "relu6": False}, scaled=_to_width),
+    "mobilenet_v3_large": Family((24, 40, 80, 160, 960), (4, 8, 16, 32, 32)),
 }
 # The names that the launchers and older configs give backbones: `backbone: resnet_v1_50`. Only resnet_v1_50 was ever
 # v1: the model zoo's 101 and 152, and the classifiers that they start from, stride in the 3x3 convolution.
@@ -40,6 +41,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "resnet_v1_101": {"type": "resnet", "depth": 101, "stride_in_1x1": False},
     "resnet_v1_152": {"type": "resnet", "depth": 152, "stride_in_1x1": False},
     "mobilenet_v1": {"type": "mobilenet_v1"},
+    "mobilenet_v3_large": {"type": "mobilenet_v3_large", "num_stages": 5, "out_indices": [3, 4]},
 }
 # what a name stands for besides, so that it leaves nothing of another family's behind
 PLAIN: dict[str, Any] = {k: v for family in FAMILIES.values() for k, v in family.options.items()}

@@ -135,6 +135,28 @@ def test_backbones(small_config, backbone, groups):
         np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("picture", [(64, 96), (30, 70)], ids=["whole canvas", "padded"])
+def test_mobilenet_v3(small_config, picture):
+    """Means over the picture's part of the canvas; the last two maps have one stride."""
+    config = small_config(
+        backbone__type="mobilenet_v3_large",
+        backbone__num_stages=5,
+        backbone__out_indices=[2, 3, 4],
+        backbone__width_multiplier=1.0,
+    )
+    detector = build_detector(config).set_train(False)
+    image = np.zeros((1, 3, 64, 96), np.float32)
+    image[:, :, : picture[0], : picture[1]] = np.random.default_rng(0).normal(size=(1, 3, *picture))
+    wanted = [x.asnumpy() for x in detector.features(Tensor(image))]
+    fold_batch_norms(detector)
+    graph = DetectorGraph(config, detector, 1)
+    names = graph.fpn(detector.neck, detector.backbone.onnx(graph, "image"))
+    assert [w.shape[2:] for w in wanted[:3]] == [(4, 6), (2, 3), (2, 3)]
+    for got, want in zip(run(graph, image, names), wanted, strict=True):
+        # as above
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
 def run(graph, image, names):
     from onnx import TensorProto, helper
 

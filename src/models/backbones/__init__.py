@@ -6,6 +6,7 @@ from typing import Any
 
 from src.config import Backbone, Config
 from src.models.backbones.mobilenet_v1 import MobileNetV1, mobilenet_v1_keys
+from src.models.backbones.mobilenet_v3 import MobileNetV3, mobilenet_v3_keys
 from src.models.backbones.parts import Shapes, StagedBackbone
 from src.models.backbones.resnet import ResNet, resnet_keys
 
@@ -29,6 +30,7 @@ BACKBONES = {
     "resnet": Kind(lambda c, shared: ResNet(c.depth, c.stride_in_1x1, **shared), resnet_keys),
     "resnext": Kind(lambda c, shared: ResNet(c.depth, c.stride_in_1x1, c.groups, c.base_width, **shared), resnet_keys),
     "mobilenet_v1": Kind(lambda c, shared: MobileNetV1(c.width_multiplier, relu6=c.relu6, **shared), mobilenet_v1_keys),
+    "mobilenet_v3_large": Kind(lambda c, shared: MobileNetV3(**shared), mobilenet_v3_keys),
 }
 
 
