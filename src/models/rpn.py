@@ -82,9 +82,10 @@ class RPN(nn.Cell):
 
     def construct(self, features: tuple[Tensor, ...], image_size: Tensor) -> Proposals:
         logits, deltas = self.head(features)
-        anchors, _, inside = self.grid(features, image_size)
-        boxes, _, valid = self.proposals(logits, deltas, anchors, inside, image_size)
-        return {"boxes": boxes, "valid": valid}
+        grid = self.grid(features, image_size)
+        # one unpacked in vain here, MindSpore warns of side effects that it eliminated
+        found = self.proposals(logits, deltas, grid[0], grid[2], image_size)
+        return {"boxes": found[0], "valid": found[2]}
 
 
 class SampledRPN(nn.Cell):
@@ -213,7 +214,6 @@ class RPNLoss(nn.Cell):
     ) -> tuple[Proposals, tuple[Tensor, Tensor], Tensor]:
         logits, deltas = self.rpn.head(frozen(features))
         anchors, corners, inside = self.rpn.grid(features, image_size)
-        # one unpacked in vain here, MindSpore warns of side effects that it eliminated
         drawn_from = self.proposals(logits, deltas, anchors, inside, image_size)
         index, valid, positive, gt_index = self.assigner_sampler(
             anchors, inside, truth["boxes"], truth["valid"], truth["ignore"], keys
