@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from tqdm import tqdm
 
+from src.data.fields import field_keys
 from src.data.formats.yolo import LabelFinder
 from src.data.polygons import mask_polygons, one_polygon
 from src.data.records import DataError, ImageRecord, Instance
@@ -158,6 +159,7 @@ def write_coco(data: Labelled, folder: Path) -> None:
                 row = {"image_id": record.image_id, "iscrowd": int(i.crowd), "bbox": list(i.bbox), "area": i.area}
                 if i.segmentation is not None and not data.boxes:
                     row["segmentation"] = segmentation_json(i.segmentation)
+                row |= field_keys(i)
                 # a region of no class is a crowd of each
                 for category in data.categories if i.label == 0 else (data.categories[i.label - 1],):
                     annotations.append({"id": len(annotations) + 1, "category_id": category["id"], **row})

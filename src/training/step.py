@@ -154,7 +154,9 @@ def build_step(config: Config, loss: RCNNLoss, rates: np.ndarray, ranks: int = 1
 
 def step_inputs(batch: dict[str, np.ndarray], keys: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
     """The inputs of TrainStep from a loader's batch and the samplers' keys."""
-    return [Tensor(batch[k]) for k in BATCH_KEYS] + [Tensor(k) for k in keys]
+    # a detector without masks reads none, but its loss has a place for them
+    absent = np.zeros((len(batch["image"]), 1, 1, 1), np.uint8)
+    return [Tensor(batch.get(k, absent)) for k in BATCH_KEYS] + [Tensor(k) for k in keys]
 
 
 class SamplerKeys:
