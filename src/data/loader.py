@@ -103,7 +103,8 @@ class SampleReader:
             raise
         except Exception as e:
             raise InternalError.of(e, f"reading image {int(image_id)}") from e
-        return Sample(image_id, np.array(fault), np.array(fatal), how[2], *[np.zeros(0, np.float32)] * 5, {})
+        none = np.zeros(0, np.float32)
+        return Sample(image_id, np.array(fault), np.array(fatal), how[2], none, none, none, none, none, {})
 
     def arrays(
         self, image_id: int, crc: int, data: bytes, annotation: bytes, flip: int, turned: int, occurrence: int

@@ -167,9 +167,7 @@ def test_configs_that_lose_it_are_refused_early(middles, shapes_config):
     check_training(shapes_config(detector="faster_rcnn"))
     with pytest.raises(ConfigError, match="^dataset: voc has boxes but no middles, which detector: faster_rcnn trains"):
         check_training(shapes_config(detector="faster_rcnn", dataset="voc"))
-    with pytest.raises(
-        ConfigError, match="^transform: middles, which .*faster_rcnn trains on, can't follow it"
-    ):
+    with pytest.raises(ConfigError, match="^transform: middles, which .*faster_rcnn trains on, can't follow it"):
         check_training(shapes_config(detector="faster_rcnn", transform="mine.py:f"))
     check_augmentation(shapes_config(detector="mask_rcnn", transform="mine.py:f", aug_prob=1.0))
 
