@@ -18,6 +18,7 @@ import numpy as np
 
 from src.config import Config
 from src.data.export_labels import WRITERS, Labelled, write_labels
+from src.data.fields import all_fields
 from src.data.formats import FORMATS, SPLITS, find_split, formats_at
 from src.data.formats.base import NoSplitError, load_json
 from src.data.formats.coco import Coco, category_names, read_json
@@ -212,7 +213,7 @@ def read_results(results: Path, annotations: Path, images: Path | None, score_th
     config = Config(coco_classes=["background", *category_names(data, annotations)])
     config.num_classes = len(config.coco_classes)
     # what the reader finds amiss is in the results
-    records = Coco().parse(data, Split(results, where.images), config, "unneeded")
+    records = Coco().parse(data, Split(results, where.images), config, "unneeded", fields=all_fields(config))
     out = Read({}, [], [f"{len(kept)} of {len(rows)} detections have a score of {score_thr:g} or more"])
     take(records, "", out)
     own = images or is_beside(where.images, annotations)
