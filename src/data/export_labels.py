@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from tqdm import tqdm
 
+from src.data.fields import field_keys
 from src.data.formats.yolo import LabelFinder
 from src.data.polygons import mask_polygons, one_polygon
 from src.data.records import DataError, ImageRecord, Instance
@@ -73,6 +74,9 @@ def write_labels(data: Labelled, to: str, folder: Path) -> list[str]:
     WRITERS[to](data, folder)
     lines = []
     records = [r for records in data.splits.values() for r in records]
+    if to != "coco" or data.boxes:
+        carried = Counter(name for r in records for i in r.instances for name in i.fields)
+        data.lost.update({f"{name}, left out": count for name, count in carried.items()})
     turned = sum(r.orientation != 1 for r in records)
     if turned:
         lines.append(f"{turned} pictures are written upright, as their labels are; JPEG at quality {QUALITY}")
@@ -158,6 +162,8 @@ def write_coco(data: Labelled, folder: Path) -> None:
                 row = {"image_id": record.image_id, "iscrowd": int(i.crowd), "bbox": list(i.bbox), "area": i.area}
                 if i.segmentation is not None and not data.boxes:
                     row["segmentation"] = segmentation_json(i.segmentation)
+                if not data.boxes:
+                    row |= field_keys(i)
                 # a region of no class is a crowd of each
                 for category in data.categories if i.label == 0 else (data.categories[i.label - 1],):
                     annotations.append({"id": len(annotations) + 1, "category_id": category["id"], **row})

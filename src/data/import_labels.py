@@ -11,17 +11,18 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
 from src.config import Config
 from src.data.export_labels import WRITERS, Labelled, write_labels
+from src.data.fields import all_fields
 from src.data.formats import FORMATS, SPLITS, find_split, formats_at
 from src.data.formats.base import NoSplitError, load_json
 from src.data.formats.coco import Coco, category_names, read_json
-from src.data.formats.labelme import LabelmeReader, name_below
+from src.data.formats.labelme import name_below
 from src.data.images import file_header, orientation_for
 from src.data.records import DataError, ImageRecord, Records, Split, number
 from src.runtime.errors import one_line, run_command
@@ -140,7 +141,7 @@ def source_splits(config: Config) -> dict[str, Split]:
     if fault and not found:
         raise fault
     listed = {split: where for split, where in found.items() if where.listing}
-    if listed and config.dataset == "voc":
+    if listed and FORMATS[config.dataset].listed_alone:
         return listed
     if len({(w.annotations, w.images, w.listing) for w in found.values()}) > 1:
         return found
@@ -154,7 +155,7 @@ def source_splits(config: Config) -> dict[str, Split]:
 def read_labels(labels: Path, images: Path | None, source: str, options: dict, skip: bool, embedded: Path) -> Read:
     """The records of all splits. Raises DataError."""
     source = source or told_format(labels)
-    if source == "other" and not images:
+    if FORMATS[source].needs_images and not images:
         raise DataError(f"{labels}: a file of boxes needs --images, the folder that its paths start from")
     config = reading_config(labels, images, source, options)
     config.on_bad_image = "skip" if skip else "stop"
@@ -164,12 +165,8 @@ def read_labels(labels: Path, images: Path | None, source: str, options: dict, s
     config.num_classes = len(config.coco_classes)
     out = Read({}, [], [], [images] if images else [])
     for split, where in splits.items():
-        if source == "labelme":
-            records = LabelmeReader(where, config, embedded).records()
-        else:
-            records = form.records(where, config, "unneeded")
-        take(records, split, out)
-    if source == "coco":
+        take(form.labels(where, config, embedded), split, out)
+    if form.images_beside:
         out.roots += [where.images for where in splits.values() if is_beside(where.images, labels)]
     out.roots += [home_of(labels), embedded]
     return out
@@ -216,7 +213,7 @@ def read_results(results: Path, annotations: Path, images: Path | None, score_th
     config = Config(coco_classes=["background", *category_names(data, annotations)])
     config.num_classes = len(config.coco_classes)
     # what the reader finds amiss is in the results
-    records = Coco().parse(data, Split(results, where.images), config, "unneeded")
+    records = Coco().parse(data, Split(results, where.images), config, "unneeded", fields=all_fields(config))
     out = Read({}, [], [f"{len(kept)} of {len(rows)} detections have a score of {score_thr:g} or more"])
     take(records, "", out)
     own = images or is_beside(where.images, annotations)
@@ -296,6 +293,15 @@ def drawn(records: list[ImageRecord], val: float, seed: int) -> dict[str, list[I
     return {split: [records[i] for i in rows] for split, rows in parts.items()}
 
 
+def add_key(parser: argparse.ArgumentParser, key: str) -> None:
+    """Adds a key of the config as an option of the same name, default and meaning; of text or a number."""
+    schema = next(f for f in fields(Config) if f.name == key)
+    kind = type(schema.default)
+    doc = schema.metadata["doc"].replace("%", "%%")
+    choices = schema.metadata["choices"] or None
+    parser.add_argument(f"--{key}", type=kind, choices=choices, default=schema.default, help=doc)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--labels", type=Path, required=True, help="folder or file of labels, or of detections")
@@ -310,14 +316,15 @@ def main() -> int:
     parser.add_argument("--annotations", type=Path, help="COCO file whose images the detections of --labels are of")
     parser.add_argument("--score_thr", type=float, default=0.5, help="least score of such a detection (default: 0.5)")
     parser.add_argument("--exif", choices=("auto", "upright", "stored"), default="auto", help="frame of the labels")
-    parser.add_argument("--labelme_ignore", choices=("skip", "crowd"), default="skip", help="shapes called __ignore__")
-    parser.add_argument("--voc_first_pixel", type=int, choices=(0, 1), default=1, help="as in the config")
+    own = [key for form in FORMATS.values() for key in form.options]
+    for key in own:
+        add_key(parser, key)
     a = parser.parse_args()
     if not os.path.exists(a.labels):
         raise DataError(f"{a.labels}: no such file or folder")
     if not 0 <= a.val < 1:
         raise DataError(f"--val {a.val}: expected a share from 0 to 1")
-    options = {"exif": a.exif, "labelme_ignore": a.labelme_ignore, "voc_first_pixel": a.voc_first_pixel}
+    options = {key: getattr(a, key) for key in ("exif", *own)}
     more = {"source": a.source, "to": a.to, "boxes": a.boxes, "annotations": a.annotations, "score_thr": a.score_thr}
     skip = a.on_bad_image == "skip"
     skipped = import_labels(a.labels, a.out, a.images, a.val, a.seed, skip, options=options, **more)

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ import yaml
 
 from src.config import Config, load_config, parse_overrides
 from src.data.augment import without_augmentation
+from src.data.fields import fields_of, without_branches
 from src.data.formats import resolve_classes
 from src.data.images import picture_size
 from src.data.loader import TrainLoader
@@ -176,21 +178,20 @@ def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.nd
     if split != "train":
         config = without_augmentation(config)
         changes["train_empty_images"] = True
-    if not index["with_masks"]:
-        changes["detector"] = config.detector.replace("_mask", "").replace("mask", "faster")
+    if config.with_mask and not index["with_masks"]:
+        changes["detector"] = without_branches(config)
     config = dataclasses.replace(config, **changes)
-    out = []
+    fields, out = fields_of(config), []
     for batch, _ in zip(TrainLoader(config, folder).epoch(0), range(count), strict=False):
         height, width = batch["image_size"][0].astype(int)
         image = restored(batch["image"][0][:, :height, :width], config)
         valid = batch["gt_valid"][0]
-        boxes, masks = batch["gt_boxes"][0][valid], batch["gt_masks"][0][valid]
-        shown = [on_canvas(m, b, picture_size(image)) for m, b in zip(masks, boxes, strict=True)]
+        boxes, labels = batch["gt_boxes"][0][valid], batch["gt_labels"][0][valid]
+        more: dict[str, Any] = {}
+        for f in fields:
+            more |= f.drawn(batch[f"gt_{f.name}"][0][valid], boxes, picture_size(image))
         zoom = max(1.0, TILE / image.shape[0])
-        labels = batch["gt_labels"][0][valid]
-        out.append(
-            draw_ground_truth(image, boxes, labels, shown if config.with_mask else None, config.coco_classes, zoom=zoom)
-        )
+        out.append(draw_ground_truth(image, boxes, labels, class_names=config.coco_classes, zoom=zoom, **more))
     return out
 
 
@@ -199,13 +200,6 @@ def restored(image: np.ndarray, config: Config) -> np.ndarray:
     pixels = image.transpose(1, 2, 0) * np.array(config.img_std) + np.array(config.img_mean)
     pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels[:, :, ::-1] if config.to_rgb else pixels)
-
-
-def on_canvas(crop: np.ndarray, box: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A box-relative crop (S, S) uint8 0..255 where its box is, (H, W) uint8 0 or 1."""
-    step = (box[2:] - box[:2]) / crop.shape[0]
-    to_canvas = np.array([[step[0], 0, box[0] + 0.5 * step[0] - 0.5], [0, step[1], box[1] + 0.5 * step[1] - 0.5]])
-    return (cv2.warpAffine(crop, to_canvas, shape[::-1], flags=cv2.INTER_LINEAR) > 127).astype(np.uint8)
 
 
 def contact_sheet(images: list[np.ndarray]) -> np.ndarray:

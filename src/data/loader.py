@@ -1,5 +1,6 @@
 """Batches for training and evaluation, from MindRecord, by several workers, in an order that repeats."""
 
+import dataclasses
 import json
 from collections import deque
 from collections.abc import Iterator
@@ -16,12 +17,14 @@ from src.data.augment import CUSTOM, sample_generator
 from src.data.augment.colour import photometric_distortion
 from src.data.augment.custom import Transform, TransformError, load_transform
 from src.data.augment.geometry import draw_view, turned_boxes, turned_scene
-from src.data.augment.instaboost import Scene, instaboost
+from src.data.augment.instaboost import instaboost
+from src.data.fields import fields_of
 from src.data.images import decode_image, picture_size, turn
 from src.data.mindrecord import OpenRecords, record_crc, record_files
 from src.data.records import DataError
 from src.data.repeats import UNIT, draw_copies, earlier_copies, repeat_factors
-from src.data.transforms import View, canvas_size, crop_mask, fit_size, prepare_image, visible_objects
+from src.data.scene import Scene
+from src.data.transforms import View, canvas_size, fit_size, prepare_image, visible_objects
 from src.data.workers import worker_count, worker_pool
 from src.runtime.errors import InternalError
 
@@ -51,8 +54,8 @@ class Sample(NamedTuple):
 
     image_id () int64; fault () text; fatal () bool: not the image's fault, so that leaving it out is no cure;
     occurrence () int64; image (3, H, W) float32, the canvas; sizes (4,) float32, (height, width) of the picture on the
-    canvas, then of the image; boxes (N, 4) float32 x1 y1 x2 y2 in canvas pixels; labels (N,) int32; masks (N, S, S)
-    uint8, box-relative, none where nothing trains on them; ignore (K, 4) float32, crowds.
+    canvas, then of the image; boxes (N, 4) float32 x1 y1 x2 y2 in canvas pixels; labels (N,) int32; ignore (K, 4)
+    float32, crowds; fields, an array (N, ...) by name of what training reads of the objects beyond that.
     """
 
     image_id: np.ndarray
@@ -63,8 +66,8 @@ class Sample(NamedTuple):
     sizes: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
-    masks: np.ndarray
     ignore: np.ndarray
+    fields: dict[str, np.ndarray]
 
 
 class SampleReader:
@@ -75,19 +78,21 @@ class SampleReader:
 
     def __init__(self, config: Config, training: bool, epoch: int = 0, transform: Transform | None = None):
         self.config, self.training, self.epoch, self.transform = config, training, epoch, transform
+        self.fields = fields_of(config) if training else []
+        self.carried = [f for f in self.fields if f.carried]
 
     def __call__(
         self, image_id: np.ndarray, crc: np.ndarray, image: np.ndarray, annotation: np.ndarray, how: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
-        """A Sample's fields, with the image shown as `how` (flip, turn, occurrence) says; a fault is told, not raised,
-        so that the caller can decide.
+    ) -> Sample:
+        """The image shown as `how` (flip, turn, occurrence) says; a fault is told, not raised, so that the caller can
+        decide.
 
         Raises MemoryError, and InternalError for whatever is no fault of the picture.
         """
         fatal = False
         try:
             arrays = self.arrays(int(image_id), int(crc), image.tobytes(), annotation.tobytes(), *how.tolist())
-            return tuple(Sample(image_id, np.array(""), np.array(False), how[2], *arrays))
+            return Sample(image_id, np.array(""), np.array(False), how[2], *arrays)
         except DataError as e:
             fault, fatal = str(e), isinstance(e, TransformError)
         except cv2.error as e:
@@ -98,11 +103,12 @@ class SampleReader:
             raise
         except Exception as e:
             raise InternalError.of(e, f"reading image {int(image_id)}") from e
-        return tuple(Sample(image_id, np.array(fault), np.array(fatal), how[2], *[np.zeros(0, np.float32)] * 6))
+        none = np.zeros(0, np.float32)
+        return Sample(image_id, np.array(fault), np.array(fatal), how[2], none, none, none, none, none, {})
 
     def arrays(
         self, image_id: int, crc: int, data: bytes, annotation: bytes, flip: int, turned: int, occurrence: int
-    ) -> tuple[np.ndarray, ...]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         if record_crc(data, annotation) != crc:
             raise DataError(f"image {image_id}: {ROW_DAMAGED}")
         a = json.loads(annotation)
@@ -116,7 +122,8 @@ class SampleReader:
         boxes, crowd = np.array(a["boxes"], np.float32).reshape(-1, 4), np.array(a["crowd"], bool)
         labels = np.array(a["labels"], np.int32)[~crowd]
         masks = a["segmentations"] or [None] * len(labels)
-        scene, crowds = Scene(picture, boxes[~crowd], masks), boxes[crowd]
+        values = {f.name: f.pack(a[f.name]) for f in self.carried}
+        scene, crowds = Scene(picture, boxes[~crowd], masks, values), boxes[crowd]
         # the batch's, whatever size a user's function returns
         canvas = canvas_size(*(original[::-1] if turned % 2 else original), self.config)
         if not self.training:
@@ -131,40 +138,30 @@ class SampleReader:
             labels = labels[rows]
             if turned:
                 crowds = turned_boxes(crowds, turned, *scene.image.shape[:2])
-                scene = turned_scene(scene, turned)
+                scene = turned_scene(scene, turned, self.carried)
             view = draw_view(self.config, *picture_size(scene.image), scene.boxes, bool(flip), random, canvas)
         size = picture_size(scene.image)
         rows, boxes = visible_objects(view, scene.boxes, scene.masks if self.config.needs_masks else None, *size)
         _, crowds = visible_objects(view, crowds, None, *size)
         image, resized = prepare_image(scene.image, self.config, view=view, canvas=canvas)
+        scene = scene.objects(rows)
         return (
             image,
             np.array([*resized, *original], np.float32),
             view.to_canvas(boxes),
             labels[rows],
-            self.masks([scene.masks[i] for i in rows], boxes, size, view.flip),
             self.largest(view.to_canvas(crowds)),
+            {f.name: f.shown(scene, boxes, view) for f in self.fields},
         )
 
     def augment(self, scene: Scene, random: np.random.Generator) -> tuple[Scene, np.ndarray]:
         """The scene with objects moved and colours changed, and the rows of the objects that are left in it."""
         c, rows = self.config, np.arange(len(scene.boxes))
         if c.aug_prob and random.random() < c.aug_prob:
-            scene, rows = instaboost(scene, c, random)
+            scene, rows = instaboost(scene, c, random, self.carried)
         if c.photo_ratio and random.random() < c.photo_ratio:
-            scene = Scene(photometric_distortion(scene.image, random), scene.boxes, scene.masks)
+            scene = dataclasses.replace(scene, image=photometric_distortion(scene.image, random))
         return scene, rows
-
-    def masks(self, masks: list, boxes: np.ndarray, shape: tuple[int, int], flip: bool) -> np.ndarray:
-        """Crops (N, S, S) uint8 of the objects; none where nothing trains on them."""
-        size = self.config.mask_crop_size
-        if not self.training or not self.config.with_mask:
-            return np.zeros((0, size, size), np.uint8)
-        crops = np.zeros((len(masks), size, size), np.uint8)
-        for row, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
-            crop = crop_mask(mask, box, *shape, size)
-            crops[row] = crop[:, ::-1] if flip else crop
-        return crops
 
     def largest(self, crowds: np.ndarray) -> np.ndarray:
         """The max_crowd_count largest crowd boxes."""
@@ -183,10 +180,10 @@ def samples(records: OpenRecords, places: Places, reader: SampleReader) -> Itera
     workers = min(worker_count(config.num_parallel_workers), len(how))
     # so many that the workers go on while a batch is trained on
     ahead = workers + max(workers, config.images_a_step if reader.training else config.test_batch_size)
-    pending: deque[Future] = deque()
+    pending: deque[Future[Sample]] = deque()
 
     def oldest() -> Sample:
-        sample = Sample._make(pending.popleft().result())
+        sample = pending.popleft().result()
         if ROW_DAMAGED in str(sample.fault):
             records.doubt()
         return sample
@@ -247,7 +244,7 @@ class BatchMaker:
 
     def train_batch(self, batch: list[Sample]) -> dict[str, np.ndarray]:
         c, b = self.config, len(batch)
-        g, k, s = c.max_instance_count, c.max_crowd_count, c.mask_crop_size
+        g, k = c.max_instance_count, c.max_crowd_count
         out = {
             "image_id": np.array([x.image_id for x in batch], np.int64),
             "occurrence": np.array([x.occurrence for x in batch], np.int64),
@@ -256,14 +253,16 @@ class BatchMaker:
             "gt_boxes": np.zeros((b, g, 4), np.float32),
             "gt_labels": np.zeros((b, g), np.int32),
             "gt_valid": np.zeros((b, g), bool),
-            "gt_masks": np.zeros((b, g, s, s), np.uint8),
             "ignore_boxes": np.zeros((b, k, 4), np.float32),
         }
+        for name, values in batch[0].fields.items():
+            out[f"gt_{name}"] = np.zeros((b, g, *values.shape[1:]), values.dtype)
         for i, x in enumerate(batch):
             n = len(x.labels)
             out["gt_boxes"][i, :n], out["gt_labels"][i, :n], out["gt_valid"][i, :n] = x.boxes, x.labels, True
-            out["gt_masks"][i, : len(x.masks)] = x.masks
             out["ignore_boxes"][i, : len(x.ignore)] = x.ignore
+            for name, values in x.fields.items():
+                out[f"gt_{name}"][i, :n] = values
         return out
 
 
@@ -287,8 +286,9 @@ class TrainLoader:
     `epoch(e, start_step)` yields dicts of arrays, B = images_a_step, a step's images of one rank:
         image (B, 3, H, W) float32; image_size (B, 2) float32, (height, width) of the picture on the canvas;
         gt_boxes (B, G, 4) float32 x1 y1 x2 y2 in canvas pixels; gt_labels (B, G) int32; gt_valid (B, G) bool;
-        gt_masks (B, G, S, S) uint8, box-relative; ignore_boxes (B, K, 4) float32, crowds; image_id (B,) int64;
-        occurrence (B,) int64, how often the image came before in the epoch.
+        ignore_boxes (B, K, 4) float32, crowds; image_id (B,) int64; occurrence (B,) int64, how often the image came
+        before in the epoch; and gt_NAME (B, G, ...) of each field (src/data/fields) that the detector's branches learn:
+        gt_masks (B, G, S, S) uint8, box-relative.
 
     Raises DataError, and ConfigError for a config.transform that can't be loaded.
     """

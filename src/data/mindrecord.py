@@ -29,6 +29,7 @@ from mindspore.mindrecord.common.exceptions import MindRecordException
 from tqdm import tqdm
 
 from src.config import Config, add_config_arguments, config_from_arguments
+from src.data.fields import carried_fields
 from src.data.formats import find_split, read_split, source_digest
 from src.data.images import (
     check_decodes,
@@ -114,6 +115,7 @@ def settings_digest(where: Split, config: Config, training: bool) -> str:
         config.needs_masks if training else config.with_mask,
         config.on_bad_image,
         config.mindrecord_shards,
+        *([f.name, *f.options] for f in carried_fields(config)),
     ]
     digest.update(json.dumps(options).encode())
     return digest.hexdigest()
@@ -529,6 +531,7 @@ def make_row(record: ImageRecord, config: Config) -> dict:
         # a crowd's mask is never trained on, its box is enough
         "segmentations": [segmentation_json(i.segmentation) for i in objects] if config.needs_masks else [],
     }
+    content |= {f.name: [i.fields.get(f.name) for i in objects] for f in carried_fields(config)}
     annotation = json.dumps(content, separators=(",", ":")).encode("utf-8", "surrogateescape")
     crc = record_crc(image, annotation)
     return {"image_id": record.image_id, "crc": crc, "image": image, "annotation": annotation}

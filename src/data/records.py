@@ -4,9 +4,11 @@ import contextlib
 import gc
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,7 @@ MOST_REPEATS = 100  # images of one picture: each is copied, into a data set or 
 SKIP_ADVICE = "(or leave such images out: on_bad_image: skip)"
 
 Box = tuple[float, float, float, float]
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})  # of all the objects that have none, which may be millions
 
 
 class DataError(UserError):
@@ -72,7 +75,7 @@ class Instance:
     label: place in the config's coco_classes; 0 for a region of no one class that is neither object nor background.
     box: x1 y1 x2 y2 in pixels of the image, inside it. bbox: x, y, width, height as the annotation gives it. area: in
     pixels, of the mask where there is one. segmentation: polygons, (2 x points,) float64 each, or compressed RLE
-    ({"size": [height, width], "counts": text}), or None.
+    ({"size": [height, width], "counts": text}), or None. fields: values by the name of their field, src/data/fields.
     """
 
     label: int
@@ -81,6 +84,7 @@ class Instance:
     bbox: Box
     area: float
     segmentation: list[np.ndarray] | dict | None = None
+    fields: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS)
 
 
 @dataclass(slots=True)
@@ -140,10 +144,10 @@ class ImageRecord:
 class Records:
     """A split as its reader found it: every image, with or without faults.
 
-    categories: what its truth lists, {"id", "name"} of each class of the config in order, and "source_id" where the
-    annotations' own id is no number; notes: what was passed over, computed or looks odd, a line each; with_masks:
-    objects have segmentations; opened: other files that were read for it; listed: folders whose names of files
-    decided which images are meant.
+    categories: what its truth lists, {"id", "name"} of each class of the config in order, "source_id" where the
+    annotations' own id is no number, and what fields have of it; notes: what was passed over, computed or looks odd, a
+    line each; with_masks: objects have segmentations; opened: other files that were read for it; listed: folders whose
+    names of files decided which images are meant.
     """
 
     split: Split

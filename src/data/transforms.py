@@ -99,6 +99,16 @@ class View:
         x1, y1, x2, y2 = self.window
         return np.array([self.size[1] / (x2 - x1), self.size[0] / (y2 - y1)], np.float32)
 
+    @property
+    def move(self) -> np.ndarray:
+        """(2, 3) float64: from a point of the image, x and y, to its place on the canvas."""
+        x1, y1, x2, y2 = self.window
+        height, width = self.size
+        across, down = width / (x2 - x1), height / (y2 - y1)
+        if self.flip:
+            return np.array([[-across, 0, width + x1 * across], [0, down, -y1 * down]])
+        return np.array([[across, 0, -x1 * across], [0, down, -y1 * down]])
+
     def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (N, 4) float32 of image pixels in canvas pixels."""
         x1, y1, x2, y2 = self.window

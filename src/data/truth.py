@@ -2,17 +2,19 @@
 
 Annotation ids count from 1, ids of images and categories are integers, iscrowd is 0 or 1, every annotation has a box
 and an area, masks are polygons of three points or more or whole run lengths of the image's size. A box and an area that
-the annotations gave stay as they are. Images that can't be used are in it, with those of their objects that are whole:
-they count as missed. "source_id" beside an id says what the annotations call the image or category, where that is no
-number; "source" at the top, the file that the truth was made of. The first line holds a checksum of the rest.
+the annotations gave stay as they are. Fields (src/data/fields) add keys of their own to annotations and categories.
+Images that can't be used are in it, with those of their objects that are whole: they count as missed. "source_id"
+beside an id says what the annotations call the image or category, where that is no number; "source" at the top, the
+file that the truth was made of. The first line holds a checksum of the rest.
 """
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from src.config import Config
+from src.data.fields import all_fields, field_keys
 from src.data.formats import read_split
 from src.data.formats.base import Masks
 from src.data.formats.coco import Coco, category_names, folder_beside, read_json
@@ -50,7 +52,7 @@ def truth_annotations(records: Iterable[ImageRecord], categories: list[dict], ma
             for category in categories if i.label == 0 else (categories[i.label - 1],):
                 number += 1
                 out = {"id": number, "image_id": r.image_id, "category_id": category["id"], "iscrowd": int(i.crowd)}
-                out |= {"bbox": list(i.bbox), "area": i.area}
+                out |= {"bbox": list(i.bbox), "area": i.area} | field_keys(i)
                 yield out | {"segmentation": segmentation} if masks else out
 
 
@@ -108,12 +110,14 @@ def read_truth(path: Path) -> dict:
     return dict(json.loads(data))
 
 
-def truth_of(path: str | Path, on_bad_image: str = "stop", masks: Masks = "if_any") -> dict:
+def truth_of(
+    path: str | Path, on_bad_image: str = "stop", masks: Masks = "if_any", fields: Sequence[str] | None = None
+) -> dict:
     """Any COCO instances file as truth: its own truth where it is one, else as the reader of data sets takes it.
 
     With the classes of the file itself; the images' files aren't looked for but where it lacks their sizes. Raises
     DataError for what that reader doesn't take; on_bad_image: skip leaves out what is wrong with single objects and
-    images. masks: as Format.records.
+    images. masks: as Format.records; fields: names of those that are read beside them (default: all that the file has).
     """
     path = Path(path)
     if is_truth(path):
@@ -124,7 +128,8 @@ def truth_of(path: str | Path, on_bad_image: str = "stop", masks: Masks = "if_an
         on_bad_image=on_bad_image,
     )
     config.num_classes = len(config.coco_classes)
-    records = Coco().parse(data, Split(path, folder_beside(path, "val")), config, masks, files=False)
+    wanted = [f for f in all_fields(config) if fields is None or f.name in fields]
+    records = Coco().parse(data, Split(path, folder_beside(path, "val")), config, masks, files=False, fields=wanted)
     if on_bad_image == "stop" and records.skipped():
         raise DataError(records.skipped()[0])
     return truth_dict(records)

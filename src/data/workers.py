@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ LESS_MEMORY = (
 )
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
-Reader = Callable[..., tuple[np.ndarray, ...]]
+Reader = Callable[..., Any]  # of arrays; what it returns is pickled where workers are processes
 
 told: set[int] = set()  # more workers than cores
 
@@ -56,7 +57,7 @@ class WorkerProcess:
         # so that nobody else holds it open, and its end is noticed
         theirs.close()
 
-    def __call__(self, *row: np.ndarray) -> tuple[np.ndarray, ...]:
+    def __call__(self, *row: np.ndarray) -> Any:
         """Raises what the reader raises, and WorkerDied."""
         try:
             self.connection.send(row)
@@ -90,7 +91,7 @@ def serve(connection: Connection, reader: Reader, parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     while os.getppid() == parent:
         row = connection.recv()
-        answer: tuple[np.ndarray, ...] | Exception
+        answer: Any
         try:
             answer = reader(*row)
         except (InternalError, MemoryError) as e:
@@ -100,9 +101,7 @@ def serve(connection: Connection, reader: Reader, parent: int) -> None:
 
 
 @contextlib.contextmanager
-def worker_pool(
-    reader: Reader, workers: int, processes: bool
-) -> Iterator[Callable[..., Future[tuple[np.ndarray, ...]]]]:
+def worker_pool(reader: Reader, workers: int, processes: bool) -> Iterator[Callable[..., Future]]:
     """Hands `reader` the rows that a block gives, by so many threads, or processes with a thread each.
 
     Raises WorkerDied where one has no memory, or is killed.
@@ -110,7 +109,7 @@ def worker_pool(
     free: queue.SimpleQueue = queue.SimpleQueue()
     begun: list[WorkerProcess] = []
 
-    def work(row: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    def work(row: tuple[np.ndarray, ...]) -> Any:
         worker = free.get()
         try:
             return worker(*row)

@@ -9,7 +9,8 @@ from src.config import Config
 from src.data.augment import CUSTOM, sample_generator
 from src.data.augment.colour import photometric_distortion
 from src.data.augment.geometry import draw_view
-from src.data.augment.instaboost import Scene, instaboost
+from src.data.augment.instaboost import instaboost
+from src.data.scene import Scene
 from src.data.transforms import View, crop_mask, fit_size, prepare_image, tight_box, to_bitmap, visible_objects
 
 CANVAS = (192, 256)

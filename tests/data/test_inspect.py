@@ -6,7 +6,8 @@ import json
 import cv2
 import numpy as np
 
-from src.data.inspect import contact_sheet, inspect_split, on_canvas, pictures
+from src.data.fields.masks import on_canvas
+from src.data.inspect import contact_sheet, inspect_split, pictures
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 

@@ -26,8 +26,8 @@ import numpy as np
 from pycocotools import mask as rle
 
 from src.config import Config, ConfigError
-from src.data.augment.instaboost import Scene
 from src.data.records import DataError
+from src.data.scene import Scene
 from src.data.transforms import to_bitmap
 from src.runtime.errors import UserError
 from src.runtime.files import read_regular

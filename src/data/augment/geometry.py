@@ -5,12 +5,15 @@ So boxes follow by two multiplications, masks are cut from their polygons withou
 once, whatever the chain. Quarter turns come before, of the whole image.
 """
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from pycocotools import mask as rle
 
 from src.config import Config
-from src.data.augment.instaboost import Scene
+from src.data.fields.base import Field
+from src.data.scene import Scene
 from src.data.transforms import View, canvas_size, fit_scale, fit_size, to_bitmap
 
 __all__ = ["draw_view", "turned_boxes", "turned_scene"]
@@ -21,12 +24,20 @@ ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE
 Window = tuple[int, int, int, int]
 
 
-def turned_scene(scene: Scene, quarters: int) -> Scene:
+def turned_scene(scene: Scene, quarters: int, carried: Sequence[Field] = ()) -> Scene:
     """A scene turned anticlockwise by 1 to 3 quarters, to the pixel; polygons stay polygons."""
     height, width = scene.image.shape[:2]
     masks = [turned_mask(m, quarters, height, width) for m in scene.masks]
     image = cv2.rotate(scene.image, ROTATIONS[quarters])
-    return Scene(image, turned_boxes(scene.boxes, quarters, height, width), masks)
+    move = turning(quarters, height, width)
+    fields = {f.name: f.moved(scene.fields[f.name], move) for f in carried}
+    return Scene(image, turned_boxes(scene.boxes, quarters, height, width), masks, fields)
+
+
+def turning(quarters: int, height: int, width: int) -> np.ndarray:
+    """(2, 3): turned_points as a matrix."""
+    origin, *axes = turned_points(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), quarters, height, width)
+    return np.column_stack([axes[0] - origin, axes[1] - origin, origin])
 
 
 def turned_points(points: np.ndarray, quarters: int, height: int, width: int) -> np.ndarray:

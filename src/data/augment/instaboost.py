@@ -9,6 +9,7 @@ part of the image that it changes, holes are filled at a lower resolution, and w
 option means, and the ranges of the colours, are the package's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,10 +17,12 @@ import numpy as np
 from pycocotools import mask as rle
 
 from src.config import Config
+from src.data.fields.base import Field
 from src.data.images import picture_size
+from src.data.scene import Scene
 from src.data.transforms import moved_polygons, tight_box, to_bitmap
 
-__all__ = ["Scene", "instaboost"]
+__all__ = ["instaboost"]
 
 NEAR_BORDER = 10  # pixels: an object so near the image's border continues beyond it
 HOLE_MARGIN = 3  # pixels around a mask that still show its object
@@ -30,15 +33,6 @@ HEAT_SIDE = 96  # pixels: places are compared at a resolution that makes the ima
 RINGS = (0.4, 0.35, 0.25)  # weights of the pixels at 1, 2, 3 pixels' distance, at that resolution
 LEAST_HEAT = 0.6  # places of less than this share of the best one's likeness aren't used
 MOST_LOST = 0.5  # share of an object's area that moving may push out of the image, or hide of another
-
-
-@dataclass
-class Scene:
-    """An image (H, W, 3) uint8 BGR and its objects: boxes (N, 4) float32 x1 y1 x2 y2, masks as COCO polygons or RLE."""
-
-    image: np.ndarray
-    boxes: np.ndarray
-    masks: list
 
 
 @dataclass
@@ -56,14 +50,18 @@ class Group:
     still: bool = True  # near a border, so that a place elsewhere would show where it was cut
 
 
-def instaboost(scene: Scene, config: Config, random: np.random.Generator) -> tuple[Scene, np.ndarray]:
+def instaboost(
+    scene: Scene, config: Config, random: np.random.Generator, carried: Sequence[Field] = ()
+) -> tuple[Scene, np.ndarray]:
     """A scene with its objects moved, and the (K,) rows of those that are left of the N: what is wholly covered goes.
 
-    The scene given stays as it was.
+    The scene given stays as it was. carried: the fields of its objects; they go where the objects go, whatever then
+    covers them.
     """
     groups = [make_group(scene, members) for members in overlapping(scene.boxes)]
     moving = [g for g in groups if g is not None and draw_move(g, scene, config, random)]
     masks, boxes = list(scene.masks), scene.boxes.copy()
+    fields = {f.name: scene.fields[f.name].copy() for f in carried}
     image, kept = scene.image, np.arange(len(boxes))
     if moving:
         hole = hole_of(moving, picture_size(image))
@@ -77,10 +75,13 @@ def instaboost(scene: Scene, config: Config, random: np.random.Generator) -> tup
                 to_like_surroundings(g, scene.image, background, random)
             if not paste(g, scene, image, masks, changed):
                 put_back(g, scene.image, image, hole)
+                continue
+            for f in carried:
+                fields[f.name][g.members] = f.moved(fields[f.name][g.members], g.move)
         kept = update_boxes(boxes, masks, sorted(changed), picture_size(image))
     if random.random() < config.color_prob:
         image = jitter_colours(image, random)
-    return Scene(image, boxes[kept], [masks[i] for i in kept]), kept
+    return Scene(image, boxes, masks, fields).objects(kept), kept
 
 
 def overlapping(boxes: np.ndarray) -> list[list[int]]:

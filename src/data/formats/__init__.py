@@ -7,12 +7,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from src.config import Config, ConfigError
+from src.data.fields import carried_fields, check_augmentation, fields_of, without_branches
 from src.data.formats.base import Format, Masks, split_source
 from src.data.formats.coco import Coco
-from src.data.formats.labelme import Labelme, is_labelme
+from src.data.formats.labelme import Labelme
 from src.data.formats.txt import Txt
 from src.data.formats.voc import Voc
 from src.data.formats.yolo import Yolo
@@ -32,33 +32,26 @@ __all__ = [
     "source_digest",
 ]
 
-FORMATS: dict[str, Format] = {f.name: f for f in (Coco(), Labelme(), Txt(), Voc(), Yolo())}
+# labelme's labels are told last: any JSON file may be one
+FORMATS: dict[str, Format] = {f.name: f for f in (Coco(), Voc(), Yolo(), Labelme(), Txt())}
 SPLITS = ("train", "val", "test")
-FILES = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".txt": "other"}
+# what conversions on disk were told to depend on, in this order, whatever their format
+DIGESTED = ("voc_difficult", "voc_first_pixel", "exif", "other_classes", "labelme_ignore")
 RUN_CONFIG = "config.yaml"
 
 
 def format_of(config: Config) -> Format:
     """The format that the config names. Raises DataError."""
     if config.dataset not in FORMATS:
-        raise DataError(f"dataset: {config.dataset!r} is not one of {', '.join(FORMATS)}")
+        raise DataError(f"dataset: {config.dataset!r} is not one of {', '.join(sorted(FORMATS))}")
     return FORMATS[config.dataset]
 
 
 def formats_at(labels: Path) -> list[str]:
     """Names of the formats whose labels lie in a folder, or whose file that is."""
-    if not labels.is_dir():
-        return [FILES[labels.suffix.lower()]] if labels.is_file() and labels.suffix.lower() in FILES else []
-    found = []
-    places: dict[str, Any] = {"train_dataset": str(labels), "val_dataset": str(labels)}
-    for name in ("coco", "voc", "yolo"):
-        config = Config(dataset=name, coco_classes=[], val_share=0.0, **places)
-        for split in SPLITS:
-            with contextlib.suppress(DataError):
-                FORMATS[name].locate(config, split)
-                found.append(name)
-                break
-    return found + (["labelme"] if is_labelme(labels) else [])
+    if labels.is_dir():
+        return [name for name, form in FORMATS.items() if form.lies_in(labels)]
+    return [n for n, form in FORMATS.items() if labels.suffix.lower() in form.suffixes] if labels.is_file() else []
 
 
 @contextlib.contextmanager
@@ -80,16 +73,17 @@ def naming_format(config: Config, split: str) -> Iterator[None]:
 
 
 def check_training(config: Config) -> None:
-    """Raises ConfigError where training needs masks, which the config's format never has."""
-    if format_of(config).has_masks:
-        return
-    if config.with_mask:
-        raise ConfigError(
-            f"dataset: {config.dataset} has boxes but no masks, which detector: {config.detector} trains on; use"
-            f" detector: {config.detector.replace('_mask', '').replace('mask', 'faster')}"
-        )
-    if config.aug_prob:
+    """Raises ConfigError where training needs what the config's format never has, or loses it to an augmentation."""
+    there = format_of(config).fields
+    for field in fields_of(config):
+        if field.name not in there:
+            raise ConfigError(
+                f"dataset: {config.dataset} has boxes but no {field.name}, which detector: {config.detector} trains on;"
+                f" use detector: {without_branches(config)}"
+            )
+    if config.aug_prob and "masks" not in there:
         raise ConfigError(f"aug_prob: InstaBoost needs masks, and dataset: {config.dataset} has none; set it to 0")
+    check_augmentation(config)
 
 
 def find_split(config: Config, split: str) -> Split:
@@ -134,18 +128,28 @@ def read_split(
     records.notes += outside_notes(records, named_folders(config, where, split))
     if training:
         records.check_counts(config.max_instance_count)
+        check_carried(records, config)
     return records
+
+
+def check_carried(records: Records, config: Config) -> None:
+    """Raises DataError where no object of a split has what the detector trains on."""
+    for field in carried_fields(config):
+        if not any(field.name in i.fields for r in records.images for i in r.instances):
+            raise DataError(
+                f"{records.split.annotations}: no object has {field.name}, which detector: {config.detector} trains on;"
+                f" use detector: {without_branches(config)}"
+            )
 
 
 def named_folders(config: Config, where: Split, split: str) -> list[Path]:
     """The folders that the config names for a split, the likeliest to hold its images first."""
     listing = "" if split == "train" else split if split not in SPLITS else config.val_annotations
-    places = [config.image_dir, config.anno_path, listing]
-    if config.dataset != "other":
-        places.insert(0, split_source(config, split))
+    form = format_of(config)
+    places = [*form.folders(config, split), config.image_dir, config.anno_path, listing]
     folders = [p if p.is_dir() else p.parent for p in map(Path, filter(None, places))]
     # of COCO's layouts some have the images beside the folder of the annotations
-    return [*folders, where.images] if config.dataset == "coco" else folders
+    return [*folders, where.images] if form.images_beside else folders
 
 
 def outside_notes(records: Records, folders: list[Path]) -> list[str]:
@@ -170,7 +174,7 @@ def source_digest(config: Config, where: Split) -> str:
     except OSError as e:
         raise DataError(f"{e.filename or where.annotations}: can't read: {e.strerror}") from None
     options = [config.dataset, where.part, config.val_share, config.seed if form.draws else 0]
-    options += [config.voc_difficult, config.voc_first_pixel, config.exif, config.other_classes, config.labelme_ignore]
+    options += [getattr(config, k) for k in (*DIGESTED, *(k for k in form.options if k not in DIGESTED))]
     digest.update(json.dumps(options).encode())
     return digest.hexdigest()
 
@@ -186,7 +190,7 @@ def resolve_classes(config: Config, training: bool, checkpoint: str | Path = "")
         return config
     names = trained_classes(Path(checkpoint)) if checkpoint else None
     if names is None:
-        use_train = training or bool(config.anno_path if config.dataset == "other" else config.train_dataset)
+        use_train = training or bool(format_of(config).training_source(config))
         if checkpoint and not (use_train or config.val_dataset):
             raise DataError(
                 f"{checkpoint}: no {RUN_CONFIG} of its run beside it says which classes it knows; set coco_classes and"

@@ -1,5 +1,6 @@
 """What a format of data sets is to the rest: where a split lies, its classes, its records."""
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -39,13 +40,22 @@ class NoSplitError(DataError):
 class Format:
     """One format. Its methods raise DataError. A split is "train", "val" or "test".
 
-    has_masks: objects can have masks; draws: where nothing tells which images validate, they are drawn by the config's
-    seed.
+    fields: names of the fields (src/data/fields) that objects can have; options: keys of the config, of text or a
+    number, by which it alone is read, which import_labels takes too; draws: where nothing tells which images validate,
+    they are drawn by the config's seed. suffixes: in lower case, of a file that holds a data set's labels.
+    images_beside: a split's images can lie beside the folder of its annotations; listed_alone: of the splits that it
+    tells apart, those with a list of their images leave nothing to the others; needs_images: paths start from
+    config.image_dir.
     """
 
     name = ""
-    has_masks = False
+    fields: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     draws = False
+    suffixes: tuple[str, ...] = ()
+    images_beside = False
+    listed_alone = False
+    needs_images = False
 
     def locate(self, config: Config, split: str) -> Split:
         """Where `split` lies; NoSplitError where there is none."""
@@ -62,9 +72,35 @@ class Format:
         """
         raise NotImplementedError
 
+    def labels(self, where: Split, config: Config, embedded: Path) -> Records:
+        """As records, of all that the labels hold, masks where there are some; for another format. Images that labels
+        hold themselves are written into the folder `embedded`.
+        """
+        return self.records(where, config, "unneeded")
+
     def annotation_files(self, where: Split) -> list[Path]:
         """The files that the annotations are read from."""
         return [where.annotations]
+
+    def training_source(self, config: Config) -> str:
+        """What the config names as the training split's data set, or "" where it names none."""
+        return config.train_dataset
+
+    def folders(self, config: Config, split: str) -> list[str]:
+        """Files and folders that the config names as places of a split's labels, the likeliest to hold its images
+        first.
+        """
+        return [split_source(config, split)]
+
+    def lies_in(self, folder: Path) -> bool:
+        """Whether a folder holds labels of this format."""
+        config = Config(dataset=self.name, coco_classes=[], val_share=0.0)
+        config.train_dataset = config.val_dataset = str(folder)
+        for split in FOLDER_NAMES:
+            with contextlib.suppress(DataError):
+                self.locate(config, split)
+                return True
+        return False
 
 
 def split_source(config: Config, split: str) -> str:

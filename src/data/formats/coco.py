@@ -1,7 +1,7 @@
 """COCO's instances (Lin et al., 2014, arXiv:1405.0312): one JSON file a split."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src.config import Config
+from src.data.fields import FIELDS, Field, all_fields, carried_fields
 from src.data.finding import ImageFinder, refuse_shared
 from src.data.formats.base import FOLDER_NAMES, Format, Masks, NoSplitError, class_labels, load_json, split_source
 from src.data.images import frame_of
@@ -32,7 +33,9 @@ class Coco(Format):
     """
 
     name = "coco"
-    has_masks = True
+    suffixes = (".json",)
+    images_beside = True
+    fields = tuple(f.name for f in FIELDS.values())
 
     def locate(self, config: Config, split: str) -> Split:
         annotations = config.val_annotations if split == "val" else ""
@@ -44,9 +47,22 @@ class Coco(Format):
     def records(self, where: Split, config: Config, masks: Masks, files: bool = True) -> Records:
         return self.parse(read_json(where.annotations), where, config, masks, files)
 
-    def parse(self, data: dict, where: Split, config: Config, masks: Masks, files: bool = True) -> Records:
-        """As records, of a file's content; `files`: images' files are looked for."""
-        return CocoReader(data, where, config, masks, files).records()
+    def labels(self, where: Split, config: Config, embedded: Path) -> Records:
+        return self.parse(read_json(where.annotations), where, config, "unneeded", fields=all_fields(config))
+
+    def parse(
+        self,
+        data: dict,
+        where: Split,
+        config: Config,
+        masks: Masks,
+        files: bool = True,
+        fields: Sequence[Field] | None = None,
+    ) -> Records:
+        """As records, of a file's content; `files`: images' files are looked for; `fields`: those that objects get in
+        Instance.fields (default: what the detector's branches learn).
+        """
+        return CocoReader(data, where, config, masks, files, fields).records()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -196,7 +212,16 @@ def read_categories(data: dict, annotations: Path) -> list[tuple[Key, str]]:
 class CocoReader:
     """One file on its way to records."""
 
-    def __init__(self, data: dict, where: Split, config: Config, masks: Masks, files: bool):
+    def __init__(
+        self,
+        data: dict,
+        where: Split,
+        config: Config,
+        masks: Masks,
+        files: bool,
+        fields: Sequence[Field] | None,
+    ):
+        self.fields = carried_fields(config) if fields is None else fields
         self.data, self.where, self.config, self.masks, self.files = data, where, config, masks, files
         self.path = where.annotations
         self.notes: Counter = Counter()
@@ -207,6 +232,7 @@ class CocoReader:
         entries = read_categories(data, self.path)
         self.categories = Ids([k for k, _ in entries])
         self.labels = self.label_of_category(entries)
+        self.details = self.category_details(entries)
 
     def image_keys(self) -> list[Key]:
         keys, seen = [], set()
@@ -257,6 +283,15 @@ class CocoReader:
             self.take_foreign(foreign)
         return labels
 
+    def category_details(self, entries: list[tuple[Key, str]]) -> dict[Key, dict[str, dict[str, Any]]]:
+        """What each field has of the categories that the config names, by id and the field's name. Raises DataError."""
+        listed = zip(entries, self.data["categories"], strict=True)
+        used = [(key, entry, name) for (key, name), entry in listed if self.labels[key] is not None]
+        return {
+            key: {f.name: f.category(entry, f"{self.path}: category {name!r}") for f in self.fields}
+            for key, entry, name in used
+        }
+
     def take_foreign(self, foreign: Counter) -> None:
         """Classes of the file that the config doesn't name: refused, or told. Raises DataError."""
         name, count = foreign.most_common(1)[0]
@@ -279,6 +314,8 @@ class CocoReader:
                 key = self.id_of_label[label]
                 number = self.categories.number[key]
                 out.append({"id": number, "name": name} | ({} if self.categories.kept else {"source_id": key}))
+                for detail in self.details[key].values():
+                    out[-1] |= detail
             else:
                 lacking.append(name)
                 out.append({"id": fresh, "name": name})
@@ -362,7 +399,8 @@ class CocoReader:
 
     def instance(self, a: dict, height: int, width: int, masks: bool, where: str) -> Instance | None:
         """An annotation as an object, or None for one that the config leaves out. Raises DataError."""
-        label = self.labels[self.categories.listed(a["category_id"])]
+        category = self.categories.listed(a["category_id"])
+        label = self.labels[category]
         if label is None and self.config.other_classes == "background":
             return None
         crowd = is_crowd(a.get("iscrowd"), where)
@@ -386,7 +424,11 @@ class CocoReader:
             area = bbox[2] * bbox[3] if segmentation is None else mask_area(segmentation, height, width)
         if label is None:
             return Instance(0, True, box, bbox, area, segmentation)
-        return Instance(label, crowd, box, bbox, area, segmentation)
+        found = Instance(label, crowd, box, bbox, area, segmentation)
+        if self.fields:
+            read = {f.name: f.read(a, self.details[category][f.name], height, width, where) for f in self.fields}
+            found.fields = {name: value for name, value in read.items() if value is not None}
+        return found
 
     def segmentation(
         self, value: object, height: int, width: int, needed: bool, where: str

@@ -46,7 +46,7 @@ from src.data.segmentations import (
     union,
 )
 
-__all__ = ["Labelme", "LabelmeReader", "is_labelme"]
+__all__ = ["Labelme", "name_below"]
 
 FARTHEST = 1e9  # pixels: no picture reaches there
 CIRCLE_CORNERS = 64
@@ -67,8 +67,9 @@ class Labelme(Format):
     """
 
     name = "labelme"
+    fields = ("masks",)
+    options = ("labelme_ignore",)
     draws = True
-    has_masks = True
 
     def locate(self, config: Config, split: str) -> Split:
         root = Path(split_source(config, split))
@@ -111,6 +112,12 @@ class Labelme(Format):
         _background_ covers is cut from the objects before it, as labelme draws it; __ignore__: config.labelme_ignore.
         """
         return LabelmeReader(where, config).records()
+
+    def labels(self, where: Split, config: Config, embedded: Path) -> Records:
+        return LabelmeReader(where, config, embedded).records()
+
+    def lies_in(self, folder: Path) -> bool:
+        return is_labelme(folder)
 
 
 def json_files(folder: Path) -> tuple[list[Path], list[Path]]:

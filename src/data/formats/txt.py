@@ -29,6 +29,8 @@ class Txt(Format):
     """
 
     name = "other"
+    suffixes = (".txt",)
+    needs_images = True
 
     def locate(self, config: Config, split: str) -> Split:
         if split == "test":
@@ -90,6 +92,16 @@ class Txt(Format):
             record.told = f"{told}: {name}"
         refuse_shared(records, finder)
         return Records(where, records, truth_categories(config), listed=finder.listed)
+
+    def training_source(self, config: Config) -> str:
+        return config.anno_path
+
+    def folders(self, config: Config, split: str) -> list[str]:
+        return []
+
+    def lies_in(self, folder: Path) -> bool:
+        """Never: its rows are a file."""
+        return False
 
 
 def read_rows(split: Split) -> list[tuple[int, str, list[str]]]:

@@ -111,7 +111,9 @@ class Voc(Format):
     """
 
     name = "voc"
+    options = ("voc_difficult", "voc_first_pixel")
     draws = True
+    listed_alone = True
 
     def locate(self, config: Config, split: str) -> Split:
         root = Path(split_source(config, split))

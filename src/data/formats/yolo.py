@@ -56,8 +56,9 @@ class Yolo(Format):
     """
 
     name = "yolo"
+    fields = ("masks",)
     draws = True
-    has_masks = True
+    suffixes = (".yaml", ".yml")
 
     def locate(self, config: Config, split: str) -> Split:
         source = Path(split_source(config, split))

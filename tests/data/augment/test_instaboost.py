@@ -8,9 +8,10 @@ import pytest
 from pycocotools import mask as rle
 
 from src.config import Config, ConfigError, load_config
-from src.data.augment.instaboost import Scene, instaboost
+from src.data.augment.instaboost import instaboost
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
+from src.data.scene import Scene
 from src.data.transforms import to_bitmap
 
 HEIGHT, WIDTH = 120, 160

@@ -8,9 +8,9 @@ import pytest
 from pycocotools import mask as rle
 
 from src.data.augment.geometry import turned_scene
-from src.data.augment.instaboost import Scene
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
+from src.data.scene import Scene
 from src.data.transforms import prepare_image, to_bitmap
 
 # Rectangles and an L, from which no flip or turn makes the same; corners on whole pixels, away from the border
