@@ -24,7 +24,7 @@ from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord, read_index, record_files
 from src.data.records import DataError
 from src.data.transforms import fit_size
-from src.drawing.objects import draw_ground_truth
+from src.drawing.objects import draw_ground_truth, mask_layer
 from src.runtime.errors import run_command
 from src.runtime.files import whole
 
@@ -188,9 +188,8 @@ def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.nd
         shown = [on_canvas(m, b, picture_size(image)) for m, b in zip(masks, boxes, strict=True)]
         zoom = max(1.0, TILE / image.shape[0])
         labels = batch["gt_labels"][0][valid]
-        out.append(
-            draw_ground_truth(image, boxes, labels, shown if config.with_mask else None, config.coco_classes, zoom=zoom)
-        )
+        layers = [mask_layer(shown)] if config.with_mask else []
+        out.append(draw_ground_truth(image, boxes, labels, layers, config.coco_classes, zoom=zoom))
     return out
 
 
