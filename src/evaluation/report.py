@@ -14,6 +14,7 @@ import cv2
 import matplotlib
 import mindspore.dataset as ds
 import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
@@ -134,6 +135,8 @@ def write_report(
         "images": best_and_worst(matches, truth, results, records, summary, config.exif),
         "speed": speed(timing, [kind.noun for kind in branch_kinds(config.branches).values()]),
         "losses": losses(config),
+        # as the charts colour them; boxes have the style sheet's own
+        "bars": "".join(f" .bar.{k} {{ background: {to_hex(f'C{i}')}; }}" for i, k in enumerate(KINDS) if i),
         "score": f"{summary.score:g}",
         "iou": f"{summary.iou:g}",
     }

@@ -8,7 +8,15 @@ from src.evaluation.kinds.base import Kind
 from src.evaluation.kinds.box import Boxes
 from src.evaluation.kinds.masks import Masks
 
-__all__ = ["KINDS", "Kind", "annotated_kinds", "branch_kinds", "choose_kinds", "layers_of", "needed_branches"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "branch_kinds",
+    "choose_kinds",
+    "layers_of",
+    "leading_ap",
+    "needed_branches",
+]
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (Boxes(), Masks())}
 
@@ -44,6 +52,11 @@ def choose_kinds(
     ]
     note = f"{' and '.join(k.noun for k in chosen)} alone are measured: {'; '.join(left_out)}" if left_out else ""
     return tuple(k.name for k in chosen), note
+
+
+def leading_ap(metrics: Mapping[str, float]) -> float | None:
+    """The AP by which a detector is judged, of its metrics by "segm AP" and the like; None without one."""
+    return next((metrics[f"{k} AP"] for k in reversed(KINDS) if f"{k} AP" in metrics), None)
 
 
 def layers_of(fields: Mapping[str, Sequence[Any]]) -> list[Layer]:
