@@ -37,17 +37,6 @@ TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN = 4  # best and worst images, each
 PICTURE_SIDE = 420, 720  # longer sides that pictures are enlarged or reduced to
 MOST_CLASSES = 40  # in the confusion matrix; the commonest
-MEANING = {
-    "AP": "AP, mean over IoU 0.50 to 0.95",
-    "AP50": "AP at IoU 0.50",
-    "AP75": "AP at IoU 0.75",
-    "APs": "AP of small objects (area below 32²)",
-    "APm": "AP of medium objects (32² to 96²)",
-    "APl": "AP of large objects (above 96²)",
-    "ARs": "recall of small objects",
-    "ARm": "recall of medium objects",
-    "ARl": "recall of large objects",
-}
 
 
 @dataclass
@@ -201,17 +190,13 @@ def facts(config: Config, index: dict, truth: Truth, results: list[dict], checkp
 
 def metrics_table(summary: Summary) -> str:
     kinds = list(summary.metrics)
-    names = dict.fromkeys(name for k in kinds for name in summary.metrics[k])
-    rows = [[meaning(m), *(summary.metrics[k].get(m, -1.0) for k in kinds)] for m in names]
-    for k, numbers in summary.standard.items():
+    numbers = {n.name: n for k in kinds for n in KINDS[k].numbers(KINDS[k].limit(summary.max_dets))}
+    rows = [[n.meaning, *(summary.metrics[k].get(n.name, -1.0) for k in kinds)] for n in numbers.values()]
+    for k, standard in summary.standard.items():
         kind = KINDS[k]
         text = f"AP of {kind.noun} with COCO's {kind.standard} detections a class, beside {summary.max_dets}"
-        rows.append([text, *(numbers["AP"] if k == other else -1.0 for other in kinds)])
+        rows.append([text, *(standard["AP"] if k == other else -1.0 for other in kinds)])
     return table(["COCO's metrics", *(KINDS[k].noun for k in kinds)], rows)
-
-
-def meaning(metric: str) -> str:
-    return MEANING.get(metric, f"recall with {metric[2:]} detections of a class in an image")
 
 
 def class_table(summary: Summary) -> str:

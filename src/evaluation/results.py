@@ -153,7 +153,7 @@ def _checked(entry: object, images: dict, categories: dict, truth: Truth, comput
         new: dict = {"image_id": image, "category_id": category, "score": float(r["score"])}
         for kind in (*branch_kinds().values(), KINDS["bbox"]):
             if kind.held(r):
-                new[kind.key] = kind.checked(r[kind.key], truth.imgs[image])
+                new[kind.key] = kind.checked(r[kind.key], truth.imgs[image], truth.cats.get(category, {}))
     except ValueError as e:
         raise ValueError(f", of image {brief(r['image_id'])}: {e}") from None
     return new

@@ -52,9 +52,9 @@ class Dots(Kind):
     def shapes(self, value):
         return [Shape(p[None, :2], "point", f"dot {i}") for i, p in enumerate(value)]
 
-    def checked(self, value, image):
+    def checked(self, value, image, category):
         if len(value) != 6:
-            raise ValueError("not two points")
+            raise ValueError(f"not two points of a {category['name']}")
         return list(map(float, value))
 
     def box(self, value):
@@ -192,7 +192,7 @@ def test_results_that_are_read(tmp_path, refusal):
     save_results(tmp_path / "results.json", bare)
     read = load_results(tmp_path / "results.json", truth(tmp_path))
     assert read[0]["bbox"] == [20, 20, 20, 11]
-    with refusal(EvaluationError, "entry 1, of image 1: not two points"):
+    with refusal(EvaluationError, "entry 1, of image 1: not two points of a cat"):
         checked_results([bare[0], bare[1] | {"keypoints": [1]}], truth(tmp_path), "results")
     without = [{k: v for k, v in r.items() if k != "keypoints"} for r in detections().to_coco(1)]
     with refusal(EvaluationError, "no points"):

@@ -16,6 +16,8 @@ __all__ = ["STANDARD", "Kind", "Number", "Shape", "coco_numbers"]
 
 STANDARD = 100  # detections of a class in an image that COCO's metrics of boxes and masks count
 
+AREAS = {"small": "area below 32²", "medium": "32² to 96²", "large": "above 96²"}
+
 
 @dataclass(frozen=True)
 class Number:
@@ -29,6 +31,18 @@ class Number:
     max_dets: int
     iou: float | None = None
     area: str = "all"
+
+    @property
+    def meaning(self) -> str:
+        """What it is, for readers of a report."""
+        if self.of == "precision":
+            area = AREAS.get(self.area, "")
+            at = "" if self.iou is None else f" at IoU {self.iou:.2f}"
+            return f"AP of {self.area} objects ({area}){at}" if area else f"AP{at or ', mean over IoU 0.50 to 0.95'}"
+        if self.area != "all":
+            return f"recall of {self.area} objects"
+        with_all = f"recall with {self.max_dets} detections of a class in an image"
+        return with_all if self.iou is None else f"{with_all}, at IoU {self.iou:.2f}"
 
 
 def coco_numbers(max_dets: int = STANDARD) -> tuple[Number, ...]:
@@ -123,9 +137,9 @@ class Kind(abc.ABC):
         return bool(entry.get(self.key))
 
     @abc.abstractmethod
-    def checked(self, value: Any, image: Mapping[str, Any]) -> Any:
-        """A result's value as evaluation needs it; image: its entry in the truth. Raises ValueError, which says what is
-        wrong with it."""
+    def checked(self, value: Any, image: Mapping[str, Any], category: Mapping[str, Any]) -> Any:
+        """A result's value as evaluation needs it; image, category: its entries in the truth, none of a category that
+        the truth lacks. Raises ValueError, which says what is wrong with it."""
 
     def faults(self, values: Sequence[Any]) -> Iterator[tuple[int, str]]:
         """Place and fault of values that passed `checked`, where it's quicker to look at all of them at once."""

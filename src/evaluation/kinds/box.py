@@ -17,7 +17,7 @@ class Boxes(Kind):
     def held(self, entry: Mapping[str, Any]) -> bool:
         return entry.get(self.key) is not None
 
-    def checked(self, value: Any, image: Mapping[str, Any]) -> list[float]:
+    def checked(self, value: Any, image: Mapping[str, Any], category: Mapping[str, Any]) -> list[float]:
         if not all(map(is_finite, value)):
             raise ValueError(f"bbox {str(value)[:60]} isn't finite numbers")
         if value[2] < 0 or value[3] < 0:

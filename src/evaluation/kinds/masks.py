@@ -51,7 +51,7 @@ class Masks(Kind):
     def shapes(self, value: dict) -> list[Shape]:
         return [Shape(p, "polygon") for p in mask_polygons(rle.decode(value), TOLERANCE)]
 
-    def checked(self, value: Any, image: Mapping[str, Any]) -> dict:
+    def checked(self, value: Any, image: Mapping[str, Any], category: Mapping[str, Any]) -> dict:
         height, width = image.get("height"), image.get("width")
         if not (isinstance(height, int) and height > 0 and isinstance(width, int) and width > 0):
             raise ValueError("it has a mask, but the annotations don't say the image's height and width")
