@@ -1,6 +1,7 @@
 """A kind beside boxes and masks goes every way that theirs go, by nothing but its entry in KINDS."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -209,3 +210,14 @@ def test_chosen_where_detector_and_annotations_have_it():
     )
     assert choose_kinds((), {}, ["keypoints", "bbox"]) == (("bbox", "keypoints"), "")
     assert needed_branches(["bbox", "keypoints"]) == ("dots",)
+
+
+def test_masks_are_a_field_by_their_own_name():
+    mask = {"size": [HEIGHT, WIDTH], "counts": "0"}
+    one = detections().above(0.5)
+    with_masks = Detections(HEIGHT, WIDTH, one.boxes, one.scores, one.labels, one.names, one.category_ids, [mask])
+    assert (with_masks.masks, with_masks.fields) == ([mask], {"mask": [mask]})
+    assert replace(with_masks, orientation=6).masks == [mask]
+    assert with_masks.above(1).masks == []
+    with_masks.masks = None
+    assert with_masks.fields == {}
