@@ -73,7 +73,9 @@ def time_metrics(images: list, a: argparse.Namespace) -> dict[str, Timing]:
             area = float(rle.area(r["segmentation"]))
             truth.append({k: r[k] for k in r if k != "score"} | {"id": len(truth) + 1, "iscrowd": 0, "area": area})
         results += found
-    sizes = [{"id": i + 1, "height": a.height, "width": a.width} for i in range(len(images))]
+    sizes = [
+        {"id": i + 1, "file_name": f"{i + 1}.jpg", "height": a.height, "width": a.width} for i in range(len(images))
+    ]
     data = {
         "images": sizes,
         "annotations": truth,
