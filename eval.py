@@ -2,16 +2,17 @@
 
 import argparse
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from src.checkpoints.files import load_detector
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.formats import resolve_classes
-from src.data.truth import truth_of_split
-from src.evaluation.coco import Summary, choose_kinds, evaluate
+from src.evaluation.coco import Summary, evaluate
 from src.evaluation.inference import Evaluator, records_of
+from src.evaluation.kinds import KINDS, Kind, choose_kinds, needed_branches
 from src.evaluation.results import apply_options, saved_results, write_json
-from src.evaluation.truth import Truth
+from src.evaluation.truth import split_truth
 from src.models.build import build_detector
 from src.ops.device import set_device, use_local_device
 from src.ops.library import describe_operators
@@ -44,8 +45,9 @@ def main() -> int:
     parser.add_argument(
         "--iou_types",
         nargs="+",
-        choices=("bbox", "segm"),
-        help="what to measure: boxes, masks (default: what detector and annotations have)",
+        choices=tuple(KINDS),
+        help=f"what to measure: {', '.join(k.noun for k in KINDS.values())} (default: what detector and annotations"
+        " have)",
     )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="measure these classes alone (default: all)")
     parser.add_argument(
@@ -112,9 +114,9 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
 
 def evaluate_saved(config: Config, arguments: argparse.Namespace, measured: dict) -> bool:
     """Evaluates arguments.predictions; False if that file was cut short, and the network has to run."""
-    boxes_alone = arguments.iou_types == ["bbox"] or not config.with_mask
-    data = truth_of_split(config, arguments.split, "unneeded" if boxes_alone else "if_any")
-    truth = Truth(data["source"], data)
+    asked = arguments.iou_types
+    needed = [b for b in config.branches if not asked or b in needed_branches(asked)]
+    truth = split_truth(config, arguments.split, needed)
     results = saved_results(arguments.predictions, truth)
     if results is None:
         return False
@@ -122,8 +124,11 @@ def evaluate_saved(config: Config, arguments: argparse.Namespace, measured: dict
     results, note = apply_options(results, config.test_cfg.rcnn)
     if note:
         print(note)
-    masks = {"annotations": truth.has_masks, "detections": not results or any("segmentation" in r for r in results)}
-    kinds, note = choose_kinds(masks, arguments.iou_types or (None if config.with_mask else ("bbox",)))
+    have: dict[str, Callable[[Kind], bool]] = {
+        "annotations": lambda kind: kind.annotated(truth),
+        "detections": lambda kind: not results or any(kind.key in r for r in results),
+    }
+    kinds, note = choose_kinds(config.branches, have, asked)
     if note:
         print(note)
     summary = evaluate(truth, results, kinds, max_per_img=config.test_cfg.rcnn.max_per_img, **measured)

@@ -37,7 +37,7 @@ def main() -> int:
         check_classes(paths[canvas], model.classes, config.coco_classes)
     records = records_of(config)
     loader = EvalLoader(config, records)
-    kinds = kinds_of(config, loader.index["with_masks"])
+    kinds = kinds_of(config, loader.index)
     truth = open_truth(records, kinds)
     seconds = []
 

@@ -5,8 +5,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.evaluation.coco import STANDARD, choose_kinds, coco_results, evaluate
+from src.evaluation.coco import evaluate
 from src.evaluation.cpp_results import annotated_images, class_categories, read_result, read_summary
+from src.evaluation.kinds import KINDS, branch_kinds, choose_kinds
+from src.evaluation.kinds.base import STANDARD
+from src.evaluation.paste import Found, results_of
 from src.evaluation.results import save_results
 from src.evaluation.truth import EvaluationError, read_annotations
 from src.runtime.errors import run_command
@@ -17,35 +20,29 @@ def main() -> int:
     parser.add_argument("--results", type=Path, required=True, help="folder that the program wrote")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO instances file of the same images")
     parser.add_argument("--output", type=Path, help="COCO results file (default: results.json in the folder)")
-    parser.add_argument(
-        "--iou_types", nargs="+", choices=("bbox", "segm"), help="what to measure (default: all there is)"
-    )
+    parser.add_argument("--iou_types", nargs="+", choices=tuple(KINDS), help="what to measure (default: all there is)")
     arguments = parser.parse_args()
 
     summary = read_summary(arguments.results)
-    paste = summary.get("mask_paste")
+    told = {branch: kind.told(summary) for branch, kind in branch_kinds().items()}
+    options = {branch: how for branch, how in told.items() if how is not None}
+    nouns = [kind.noun for kind in branch_kinds(options).values()]
     truth = read_annotations(arguments.annotations)
     categories = class_categories(summary["classes"], truth.dataset["categories"], arguments.annotations)
     images = annotated_images(summary, truth.dataset["images"], arguments.annotations)
     results, most = [], 0
-    for name, image in tqdm(images.items(), unit="image", desc="pasting masks" if paste else "reading boxes"):
+    doing = f"pasting {' and '.join(nouns)}" if nouns else "reading boxes"
+    for name, image in tqdm(images.items(), unit="image", desc=doing):
         path = arguments.results / f"{name}.det"
         r = read_result(path, image)
-        if (r.masks is None) != (paste is None):
-            which = "has no masks, the summary says" if paste else "has masks, the summary doesn't say"
-            raise EvaluationError(f"{path}: {which} how to paste them; run the inference again")
+        for branch, kind in branch_kinds().items():
+            if (branch in r.fields) != (branch in options):
+                no, not_told = ("no ", "says") if branch in options else ("", "doesn't say")
+                which = f"has {no}{kind.noun}, the summary {not_told} how to paste them"
+                raise EvaluationError(f"{path}: {which}; run the inference again")
         most = max(most, len(r.scores))
-        results += coco_results(
-            image["id"],
-            r.boxes,
-            r.scores,
-            r.labels,
-            r.masks,
-            (r.height, r.width),
-            (1.0, 1.0),
-            categories,
-            *((paste["threshold"], paste["convention"]) if paste else ()),
-        )
+        found = Found(r.boxes, r.scores, r.labels, r.fields).in_original((1.0, 1.0), f"image {image['id']}")
+        results += results_of(found, image["id"], (r.height, r.width), summary["classes"], categories, options)
     output = arguments.output or arguments.results / "results.json"
     save_results(output, results, truth)
     print(f"\n{len(results)} detections in {len(images)} images -> {output}")
@@ -54,7 +51,7 @@ def main() -> int:
     if missed:
         some = ", ".join(missed[:10]) + (", ..." if len(missed) > 10 else "")
         print(f"{len(missed)} annotated images without a result count as missed: {some}")
-    kinds, note = choose_kinds({"annotations": truth.has_masks}, arguments.iou_types or (None if paste else ("bbox",)))
+    kinds, note = choose_kinds(options, {"annotations": lambda kind: kind.annotated(truth)}, arguments.iou_types)
     if note:
         print(note)
     # the model kept as many as it was told to

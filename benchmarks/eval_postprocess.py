@@ -56,19 +56,26 @@ def time_metrics(images: list, a: argparse.Namespace) -> dict[str, Timing]:
     """pycocotools' metrics of all images, the first OBJECTS detections of each taken for its ground truth."""
     from pycocotools import mask as rle
 
-    from src.evaluation.coco import coco_results, evaluate
+    from src.evaluation.coco import evaluate
+    from src.evaluation.paste import Found, results_of
 
     random = np.random.default_rng(0)
     categories = {k: k for k in range(1, 81)}
+    names = [f"class {k}" for k in range(81)]
+    options = {"mask": {"threshold": 0.5, "convention": "torchvision"}}
     truth, results = [], []
     for i, (masks, boxes) in enumerate(images):
         labels, scores = random.integers(1, 81, len(boxes)), random.random(len(boxes))
-        found = coco_results(i + 1, boxes, scores, labels, masks, (a.height, a.width), (1, 1), categories)
+        found = results_of(
+            Found(boxes, scores, labels, {"mask": masks}), i + 1, (a.height, a.width), names, categories, options
+        )
         for r in found[:OBJECTS]:
             area = float(rle.area(r["segmentation"]))
             truth.append({k: r[k] for k in r if k != "score"} | {"id": len(truth) + 1, "iscrowd": 0, "area": area})
         results += found
-    sizes = [{"id": i + 1, "height": a.height, "width": a.width} for i in range(len(images))]
+    sizes = [
+        {"id": i + 1, "file_name": f"{i + 1}.jpg", "height": a.height, "width": a.width} for i in range(len(images))
+    ]
     data = {
         "images": sizes,
         "annotations": truth,

@@ -40,6 +40,7 @@ from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord, ground_truth, read_index
 from src.data.truth import read_truth, truth_of, truth_of_split
 from src.evaluation.coco import evaluate
+from src.evaluation.kinds import KINDS
 from src.evaluation.results import load_results, save_results
 from src.evaluation.truth import read_annotations
 from src.inference.files import split_inputs
@@ -193,7 +194,7 @@ def check_file(config: Config, direct: dict) -> None:
 def measure(path: Path, results: list[dict], config: Config, whole: bool) -> None:
     """Raises DifferenceError where perfect predictions aren't perfect; of masks if those are `whole`."""
     truth = read_annotations(path)
-    kinds = ("bbox", "segm") if truth.has_masks and config.with_mask else ("bbox",)
+    kinds = ("bbox", "segm") if KINDS["segm"].annotated(truth) and config.with_mask else ("bbox",)
     summary = evaluate(truth, results, kinds)
     expected = 1.0 if results else -1.0
     for kind, metrics in summary.metrics.items():

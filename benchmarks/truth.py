@@ -37,6 +37,7 @@ from src.data.transforms import crop_mask
 from src.data.truth import read_truth
 from src.evaluation.coco import evaluate
 from src.evaluation.inference import EvalLoader, collect_results, kinds_of, open_truth, records_of, report
+from src.evaluation.kinds import KINDS
 from src.evaluation.results import load_results, save_results
 from src.evaluation.truth import Truth, read_annotations
 
@@ -135,7 +136,7 @@ def by_onnx(config: Config, split: str, truth: dict, out: Path) -> Pair:
     """AP by what eval_onnx.py does with a model's detections; masks, which leave a model as grids, as they are."""
     records = records_of(config, split=split)
     loader = EvalLoader(config, records)
-    kinds = kinds_of(config, loader.index["with_masks"], tell=False)
+    kinds = kinds_of(config, loader.index, tell=False)
     opened = open_truth(records, kinds)
     labels = {c["id"]: label for label, c in enumerate(truth["categories"], 1)}
     rows = rows_by_image(truth)
@@ -197,8 +198,9 @@ def write_det(path: Path, image: dict, rows: list[dict], labels: dict[int, int],
 
 def by_infer(truth: Truth, index: dict, annotations: Path, out: Path) -> Pair:
     """AP of what infer.py --annotations writes, with a stand-in that detects what the truth holds."""
+    from src.evaluation.detections import Detections
     from src.inference.files import Annotations, Inputs, common_folder, predict_images
-    from src.inference.predictor import Detections, Prediction
+    from src.inference.predictor import Prediction
 
     names = {Path(path).resolve(): None for path, *_ in index["opened"]}
     known = Annotations.read(annotations)
@@ -231,13 +233,13 @@ def by_infer(truth: Truth, index: dict, annotations: Path, out: Path) -> Pair:
                         np.array([1 + classes.index(n) for n in called], np.int32),
                         called,
                         [self.category_ids[1 + classes.index(n)] for n in called],
-                        [r["segmentation"] for r in found] if truth.has_masks else None,
+                        [r["segmentation"] for r in found] if KINDS["segm"].annotated(truth) else None,
                     ),
                 )
 
     inputs = Inputs(images=list(names), root=common_folder(names))
     predict_images(StandIn(), inputs, out / "infer.json", None, out / "infer_coco.json", known)
-    kinds = ("bbox", "segm") if truth.has_masks else ("bbox",)
+    kinds = tuple(name for name, kind in KINDS.items() if kind.annotated(truth))
     results = load_results(out / "infer_coco.json", truth)
     return {k: m["AP"] for k, m in evaluate(truth, results, kinds, max_per_img=MOST).metrics.items()}
 

@@ -21,8 +21,12 @@ if (
 
 def __getattr__(name: str) -> Any:
     """`from src import Predictor`, without making every import of a part of `src` load MindSpore."""
-    if name in __all__:
-        from src.inference import predictor
+    if name == "Predictor":
+        from src.inference.predictor import Predictor
 
-        return getattr(predictor, name)
+        return Predictor
+    if name == "Detections":
+        from src.evaluation.detections import Detections
+
+        return Detections
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,7 +39,7 @@ class Nothing:
     def __init__(self, image):
         self.height, self.width = image.shape[:2]
         self.boxes, self.scores = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-        self.labels, self.names, self.masks = np.zeros(0, np.int32), [], None
+        self.labels, self.names, self.fields = np.zeros(0, np.int32), [], {}
 
     def above(self, _):
         return self

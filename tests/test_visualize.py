@@ -6,7 +6,8 @@ import pytest
 from pycocotools import mask as rle
 
 from src.drawing.curves import CurveError, plot_loss_curve, read_loss_log, running_steps
-from src.drawing.objects import draw_detections, draw_ground_truth, draw_records, side_by_side
+from src.drawing.objects import draw_detections, draw_ground_truth, mask_layer, side_by_side
+from src.evaluation.pictures import draw_records
 
 HEIGHT, WIDTH = 240, 320
 BOX = [100, 80, 220, 180]
@@ -29,7 +30,7 @@ def changed(before, after):
 
 def test_a_detection_is_drawn_where_it_is(image):
     given = image.copy()
-    out = draw_detections(image, [BOX], [0.9], [1], [rle.encode(np.asfortranarray(disc()))], NAMES)
+    out = draw_detections(image, [BOX], [0.9], [1], [mask_layer([rle.encode(np.asfortranarray(disc()))])], NAMES)
     assert out.shape == image.shape
     assert out.dtype == np.uint8
     np.testing.assert_array_equal(image, given)
@@ -44,32 +45,32 @@ def test_a_detection_is_drawn_where_it_is(image):
 
 def test_masks_are_translucent(image):
     image[:, 160:] = 30
-    out = draw_detections(image, [BOX], [0.9], [1], disc()[None], NAMES).astype(int)
+    out = draw_detections(image, [BOX], [0.9], [1], [mask_layer(disc()[None])], NAMES).astype(int)
     difference = out[130, 140] - out[130, 180]
     assert (difference > 30).all()  # the picture shows through
 
 
 def test_bitmap_and_rle_look_the_same(image):
     bitmap = disc()
-    a = draw_detections(image, [BOX], [0.9], [1], bitmap[None], NAMES)
-    b = draw_detections(image, [BOX], [0.9], [1], [rle.encode(np.asfortranarray(bitmap))], NAMES)
+    a = draw_detections(image, [BOX], [0.9], [1], [mask_layer(bitmap[None])], NAMES)
+    b = draw_detections(image, [BOX], [0.9], [1], [mask_layer([rle.encode(np.asfortranarray(bitmap))])], NAMES)
     np.testing.assert_array_equal(a, b)
 
 
 def test_threshold_hides(image):
-    shown = draw_detections(image, [BOX, [5, 200, 50, 235]], [0.9, 0.3], [1, 2], None, NAMES, score_thr=0.5)
-    np.testing.assert_array_equal(shown, draw_detections(image, [BOX], [0.9], [1], None, NAMES))
-    np.testing.assert_array_equal(draw_detections(image, [BOX], [0.3], [1], None, NAMES), image)
+    shown = draw_detections(image, [BOX, [5, 200, 50, 235]], [0.9, 0.3], [1, 2], (), NAMES, score_thr=0.5)
+    np.testing.assert_array_equal(shown, draw_detections(image, [BOX], [0.9], [1], (), NAMES))
+    np.testing.assert_array_equal(draw_detections(image, [BOX], [0.3], [1], (), NAMES), image)
 
 
 def test_classes_have_their_colours(image):
-    outs = [draw_detections(image, [BOX], [0.9], [k], disc()[None], NAMES) for k in (1, 2)]
+    outs = [draw_detections(image, [BOX], [0.9], [k], [mask_layer(disc()[None])], NAMES) for k in (1, 2)]
     assert np.abs(outs[0][130, 160].astype(int) - outs[1][130, 160]).max() > 40
 
 
 def test_name_and_score_are_in_the_label(image):
     def label(text_name, score):
-        return draw_detections(image, [BOX], [score], [1], None, ["", text_name])[60:80]
+        return draw_detections(image, [BOX], [score], [1], (), ["", text_name])[60:80]
 
     assert changed(label("cat", 0.9), label("cat", 0.8)).any()
     assert changed(label("cat", 0.9), label("cow", 0.9)).any()
@@ -80,14 +81,14 @@ def test_labels_are_legible_on_any_background(shade):
     """The text stands on a plate of its own, dark on light or light on dark."""
     image = np.full((HEIGHT, WIDTH, 3), shade, np.uint8)
     for label in range(1, 12):
-        out = draw_ground_truth(image, [[100, 80, 220, 180]], [label], None, ["w"] * 20)
+        out = draw_ground_truth(image, [[100, 80, 220, 180]], [label], (), ["w"] * 20)
         plate = cv2.cvtColor(out[62:79, 101:110], cv2.COLOR_BGR2GRAY).astype(int)
         assert plate.max() - plate.min() > 80
 
 
 def test_labels_stay_in_the_picture_and_apart(image):
     boxes = [[0, 0, 60, 40], [300, 220, 320, 240], [290, 0, 320, 30], [100, 80, 160, 120], [102, 82, 162, 122]]
-    out = draw_detections(image, boxes, [0.9] * 5, [1, 2, 1, 2, 1], None, NAMES)
+    out = draw_detections(image, boxes, [0.9] * 5, [1, 2, 1, 2, 1], (), NAMES)
     for box in boxes[:3]:
         x1, y1, x2, y2 = box
         around = changed(image, out)[max(y1 - 20, 0) : y2 + 20, max(x1 - 70, 0) : x2 + 70]
@@ -96,7 +97,9 @@ def test_labels_stay_in_the_picture_and_apart(image):
 
 def test_boxes_beyond_the_picture_and_empty_masks(image):
     boxes = [[-50, -50, 400, 300], [400, 300, 500, 400], [10, 10, 10, 10]]
-    out = draw_detections(image, boxes, [0.9] * 3, [1, 2, 1], np.zeros((3, HEIGHT, WIDTH), np.uint8), NAMES)
+    out = draw_detections(
+        image, boxes, [0.9] * 3, [1, 2, 1], [mask_layer(np.zeros((3, HEIGHT, WIDTH), np.uint8))], NAMES
+    )
     assert out.shape == image.shape
 
 
@@ -106,11 +109,11 @@ def test_nothing_to_draw(image):
 
 
 def test_unnamed_class(image):
-    assert changed(image, draw_ground_truth(image, [BOX], [77], None, NAMES)).any()
+    assert changed(image, draw_ground_truth(image, [BOX], [77], (), NAMES)).any()
 
 
 def test_zoom(image):
-    out = draw_detections(image, [BOX], [0.9], [1], disc()[None], NAMES, zoom=2)
+    out = draw_detections(image, [BOX], [0.9], [1], [mask_layer(disc()[None])], NAMES, zoom=2)
     assert out.shape == (2 * HEIGHT, 2 * WIDTH, 3)
     touched = changed(np.full_like(out, 128), out)
     assert touched[260, 320]

@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -187,11 +186,10 @@ def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.nd
         image = restored(batch["image"][0][:, :height, :width], config)
         valid = batch["gt_valid"][0]
         boxes, labels = batch["gt_boxes"][0][valid], batch["gt_labels"][0][valid]
-        more: dict[str, Any] = {}
-        for f in fields:
-            more |= f.drawn(batch[f"gt_{f.name}"][0][valid], boxes, picture_size(image))
+        drawn = (f.drawn(batch[f"gt_{f.name}"][0][valid], boxes, picture_size(image)) for f in fields)
+        layers = [layer for layer in drawn if layer is not None]
         zoom = max(1.0, TILE / image.shape[0])
-        out.append(draw_ground_truth(image, boxes, labels, class_names=config.coco_classes, zoom=zoom, **more))
+        out.append(draw_ground_truth(image, boxes, labels, layers, config.coco_classes, zoom=zoom))
     return out
 
 

@@ -1,18 +1,24 @@
 """Detections and ground truth drawn on pictures. Arrays in, arrays out."""
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
 from pycocotools import mask as rle
 
 __all__ = [
+    "Layer",
     "draw_detections",
     "draw_ground_truth",
-    "draw_records",
+    "mask_layer",
     "side_by_side",
 ]
+
+Shade = tuple[int, int, int]
+# layer(canvas, i, shade, line, zoom) paints what object i has beside its box, in place: in BGR `shade`, with lines of
+# `line` pixels, on a picture that was enlarged `zoom` times
+Layer = Callable[[np.ndarray, int, Shade, int, float], None]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 FILL = 0.45  # opacity of masks
@@ -23,7 +29,7 @@ def draw_detections(
     boxes: np.ndarray,
     scores: np.ndarray | None,
     labels: np.ndarray,
-    masks: Sequence | np.ndarray | None = None,
+    layers: Sequence[Layer] = (),
     class_names: Sequence[str] | Mapping[int, str] = (),
     score_thr: float = 0.5,
     zoom: float = 1.0,
@@ -31,9 +37,9 @@ def draw_detections(
     """A copy of `image` (H, W, 3) uint8 BGR, enlarged (or reduced) `zoom` times, with its detections.
 
     boxes (N, 4) x1 y1 x2 y2 in the image's pixels, finite, which may leave it; scores (N,), or None: no numbers,
-    everything is drawn; labels (N,) int, named by class_names[label] where it has one; masks: N RLEs ({"size",
-    "counts"}), (N, H, W) bitmaps, or None. Detections under score_thr are left out. A class has its hue, its instances
-    have shades of it.
+    everything is drawn; labels (N,) int, named by class_names[label] where it has one; layers: what is painted below
+    the boxes, one after the other. Detections under score_thr are left out. A class has its hue, its instances have
+    shades of it.
     """
     boxes, labels = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels, np.int64)
     # OpenCV takes no coordinates past its integers
@@ -54,8 +60,9 @@ def draw_detections(
         label = int(labels[i])
         colours[i] = colour(label, seen.setdefault(label, 0))
         seen[label] += 1
-        if masks is not None and masks[i] is not None:
-            draw_mask(canvas, masks[i], colours[i], line)
+    for layer in layers:
+        for i in order:
+            layer(canvas, i, colours[i], line, zoom)
     for i in order:
         x1, y1, x2, y2 = (round(float(v) * zoom) for v in boxes[i])
         cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colours[i], line, cv2.LINE_AA)
@@ -70,36 +77,12 @@ def draw_ground_truth(
     image: np.ndarray,
     boxes: np.ndarray,
     labels: np.ndarray,
-    masks: Sequence | np.ndarray | None = None,
+    layers: Sequence[Layer] = (),
     class_names: Sequence[str] | Mapping[int, str] = (),
     zoom: float = 1.0,
 ) -> np.ndarray:
     """As draw_detections, of annotated objects."""
-    return draw_detections(image, boxes, None, labels, masks, class_names, zoom=zoom)
-
-
-def draw_records(
-    image: np.ndarray,
-    records: Sequence[dict],
-    names: Mapping[int, str],
-    score_thr: float = 0.5,
-    zoom: float = 1.0,
-) -> np.ndarray:
-    """As draw_detections, of one image's COCO results, or annotations (polygons or RLE; without scores).
-
-    names: category id to class name; crowd regions are called so.
-    """
-    height, width = image.shape[:2]
-    boxes = np.array([r["bbox"] for r in records], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    masks = [to_rle(r.get("segmentation"), height, width) for r in records]
-    labels = np.array([r["category_id"] for r in records], np.int64)
-    scores = np.array([r["score"] for r in records]) if records and "score" in records[0] else None
-    if any(r.get("iscrowd") for r in records):
-        # a crowd is drawn as one more class of its own, below zero, also that of category 0
-        names = dict(names) | {-1 - k: f"{v} crowd" for k, v in names.items()}
-        labels = np.array([-1 - c if r.get("iscrowd") else c for c, r in zip(labels, records, strict=True)])
-    return draw_detections(image, boxes, scores, labels, masks, names, score_thr, zoom)
+    return draw_detections(image, boxes, None, labels, layers, class_names, zoom=zoom)
 
 
 def side_by_side(
@@ -124,7 +107,7 @@ def side_by_side(
 # parts of a picture
 
 
-def colour(label: int, instance: int = 0) -> tuple[int, int, int]:
+def colour(label: int, instance: int = 0) -> Shade:
     """BGR: hues of consecutive labels lie far apart; instances differ in lightness. Grey for crowds, below zero."""
     if label < 0:
         return 150, 150, 150
@@ -139,18 +122,17 @@ def name_of(class_names: Sequence[str] | Mapping[int, str], label: int) -> str:
     return class_names[label] if known else f"class {label}"
 
 
-def to_rle(segmentation: list | dict | None, height: int, width: int) -> dict | None:
-    """COCO polygons, uncompressed or compressed RLE, as compressed RLE; None for none."""
-    if not segmentation:
-        return None
-    if isinstance(segmentation, list):
-        # COCO holds stray polygons of one or two points, which pycocotools would take for boxes
-        whole = [p for p in segmentation if len(p) >= 6]
-        return rle.merge(rle.frPyObjects(whole, height, width)) if whole else None
-    return rle.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
+def mask_layer(masks: Sequence | np.ndarray) -> Layer:
+    """The layer of N masks: RLEs ({"size", "counts"}) or None, or (N, H, W) bitmaps."""
+
+    def paint(canvas: np.ndarray, i: int, shade: Shade, line: int, zoom: float) -> None:
+        if masks[i] is not None:
+            draw_mask(canvas, masks[i], shade, line)
+
+    return paint
 
 
-def draw_mask(canvas: np.ndarray, mask: dict | np.ndarray, shade: tuple[int, int, int], line: int) -> None:
+def draw_mask(canvas: np.ndarray, mask: dict | np.ndarray, shade: Shade, line: int) -> None:
     """Fills a mask (RLE or bitmap, of the canvas's proportions) translucently and outlines it, in place."""
     bitmap = rle.decode(mask) if isinstance(mask, dict) else (np.asarray(mask) > 0).astype(np.uint8)
     height, width = canvas.shape[:2]
@@ -179,7 +161,7 @@ def text_size(canvas: np.ndarray) -> tuple[float, int]:
 
 
 def draw_label(
-    canvas: np.ndarray, text: str, box: np.ndarray, shade: tuple[int, int, int], taken: list[tuple[int, int, int, int]]
+    canvas: np.ndarray, text: str, box: np.ndarray, shade: Shade, taken: list[tuple[int, int, int, int]]
 ) -> None:
     """Writes `text` on a plate at `box` (pixels of the canvas), where it covers none of the plates `taken`."""
     height, width = canvas.shape[:2]
@@ -205,7 +187,3 @@ def draw_label(
     bright = shade[0] * 0.114 + shade[1] * 0.587 + shade[2] * 0.299
     ink = (0, 0, 0) if bright > 110 else (255, 255, 255)
     cv2.putText(canvas, text, (x + edge, y + high + edge // 2 + 1), FONT, scale, ink, thickness, cv2.LINE_AA)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# losses

@@ -33,6 +33,11 @@ class ImageResult:
     labels: np.ndarray
     masks: np.ndarray | None
 
+    @property
+    def fields(self) -> dict[str, np.ndarray]:
+        """What each of the detector's branches gave, by its name."""
+        return {} if self.masks is None else {"mask": self.masks}
+
 
 def read_result(path: str | Path, image: dict | None = None) -> ImageResult:
     """Reads NAME.det; `image`: its entry in the annotations, whose size it must have. Raises EvaluationError."""

@@ -14,9 +14,12 @@ from tqdm import tqdm
 
 from src.checkpoints.files import CheckpointError, not_finite
 from src.config import Config
+from src.config.keys import DETECTORS
 from src.data.loader import EvalLoader
 from src.data.mindrecord import ensure_mindrecord, read_index
-from src.evaluation.coco import Summary, choose_kinds, chosen, coco_results, demand_masks, evaluate
+from src.evaluation.coco import Summary, chosen, evaluate
+from src.evaluation.kinds import KINDS, choose_kinds, needed_branches
+from src.evaluation.paste import found_in, paste_options, results_of
 from src.evaluation.results import save_results
 from src.evaluation.truth import Truth, read_annotations
 from src.models.rcnn import RCNN
@@ -40,8 +43,8 @@ __all__ = [
 class Timing:
     """Seconds that a split took.
 
-    network: of each batch, padded to batch_size images, the first one's with compiling; pasting: of each image's masks
-    and results, by threads beside the network; total: of everything, the reading of images included.
+    network: of each batch, padded to batch_size images, the first one's with compiling; pasting: of each image's
+    results, by threads beside the network; total: of everything, the reading of images included.
     """
 
     batch_size: int = 1
@@ -75,21 +78,24 @@ def collect_results(
     quiet: bool = False,
 ) -> list[dict]:
     """COCO results of every image of `loader`, from what `run` detects in a batch: boxes, scores, labels, valid, and
-    masks if there are any. Boxes are in canvas pixels, or `original`: in the image file's.
+    what the branches give. Boxes are in canvas pixels, or `original`: in the image file's.
 
-    Masks are pasted by threads while the network goes on. Fills `timing`.
+    Results are made by threads while the network goes on. Fills `timing`.
     """
     timing = timing or Timing()
     timing.batch_size = config.test_batch_size
     categories = {int(k): v for k, v in loader.index["category_ids"].items()}
+    options = paste_options(config)
     pending: list[Future] = []
     results: list[dict] = []
 
-    def paste(*job: Any) -> list[dict]:
+    def image_results(out: list[np.ndarray], i: int, batch: dict) -> list[dict]:
         start = time.perf_counter()
-        found = image_results(*job)
+        image_id, size = int(batch["image_id"][i]), batch["original_size"][i]
+        found = found_in(out, i, config.branches, batch["scale"][i], f"image {image_id}")
+        rows = results_of(found, image_id, size, config.coco_classes, categories, options)
         timing.pasting.append(time.perf_counter() - start)
-        return found
+        return rows
 
     begin = time.perf_counter()
     with ThreadPoolExecutor(max(1, config.num_parallel_workers)) as pool:
@@ -100,7 +106,7 @@ def collect_results(
             if original:
                 batch["scale"] = np.ones_like(batch["scale"])
             for i in np.flatnonzero(batch["valid"]):
-                pending.append(pool.submit(paste, config, out, int(i), batch, categories))
+                pending.append(pool.submit(image_results, out, int(i), batch))
         for future in pending:
             results += future.result()
     timing.total = time.perf_counter() - begin
@@ -138,59 +144,43 @@ def open_truth(records: Path, iou_types: Sequence[str] = (), class_names: Sequen
     truth = read_annotations(index["annotations"])
     truth.path = Path(index["source"])
     chosen(truth, None, class_names)
-    if "segm" in iou_types:
-        demand_masks(truth)
+    for name in iou_types:
+        KINDS[name].demand(truth)
     return truth
 
 
-def kinds_of(
-    config: Config, with_masks: bool, asked: Sequence[str] | None = None, tell: bool = True
-) -> tuple[str, ...]:
-    """What to measure of the config's detector where the annotations have masks or not; `tell`: in a line, if masks are
-    left out.
+def kinds_of(config: Config, index: dict, asked: Sequence[str] | None = None, tell: bool = True) -> tuple[str, ...]:
+    """What to measure of the config's detector on a converted split, of which this is the index; `tell`: in a line, if
+    something is left out.
 
-    Raises UserError for masks asked of a detector without.
+    Raises UserError for what is asked of a detector without it.
     """
-    if asked and "segm" in asked and not config.with_mask:
-        raise UserError(f"--iou_types segm: detector: {config.detector} has no masks; bbox alone")
-    asked = asked or (None if config.with_mask else ("bbox",))
-    kinds, note = choose_kinds({"annotations": with_masks}, asked)
+    for kind in KINDS.values():
+        if asked and kind.name in asked and kind.branch not in (None, *config.branches):
+            possible = ", ".join(k.name for k in KINDS.values() if k.branch in (None, *config.branches))
+            lacks = f"detector: {config.detector} has no {kind.noun}"
+            raise UserError(f"--iou_types {kind.name}: {lacks}; {possible} alone")
+    kinds, note = choose_kinds(config.branches, {"annotations": lambda kind: kind.converted(index)}, asked)
     if note and tell:
         print(note)
     return kinds
 
 
 def records_of(config: Config, asked: Sequence[str] | None = None, split: str = "val", quiet: bool = False) -> Path:
-    """The MindRecord folder of a split; where boxes alone are asked for, its objects need no masks."""
-    if asked and "segm" not in asked and config.with_mask:
-        boxes_alone = {"mask_rcnn": "faster_rcnn", "cascade_mask_rcnn": "cascade_rcnn"}
-        config = dataclasses.replace(config, detector=boxes_alone[config.detector])
+    """The MindRecord folder of a split; its objects need nothing but what is asked for."""
+    needed = tuple(b for b in config.branches if not asked or b in needed_branches(asked))
+    if needed != config.branches:
+        fits = (d for d, branches in DETECTORS.items() if branches == needed)
+        same = [d for d in fits if d.startswith("cascade") == config.is_cascade]
+        config = dataclasses.replace(config, detector=same[0] if same else config.detector)
     return ensure_mindrecord(config, split, training=False, quiet=quiet)
-
-
-def image_results(config: Config, out: list[np.ndarray], i: int, batch: dict, categories: dict[int, int]) -> list[dict]:
-    """COCO results of image `i` of a batch, from the detector's outputs."""
-    boxes, scores, labels, valid = (x[i] for x in out[:4])
-    masks = out[4][i][valid] if len(out) > 4 else None
-    return coco_results(
-        int(batch["image_id"][i]),
-        boxes[valid],
-        scores[valid],
-        labels[valid],
-        masks,
-        batch["original_size"][i],
-        batch["scale"][i],
-        categories,
-        config.test_cfg.rcnn.mask_thr_binary,
-        config.mask_paste,
-    )
 
 
 class Evaluator:
     """Evaluates one detector on a split, by default the validation's, as often as asked.
 
     group: ranks among which the images are shared; rank 0 collects the results, which `results` then holds. iou_types:
-    what to measure; by default boxes, and masks where detector and annotations have them. measured: class_names, score
+    what to measure; by default all that detector and annotations have. measured: class_names, score
     and iou, as evaluate takes them.
 
     Raises UserError where the split can't be measured so.
@@ -208,7 +198,7 @@ class Evaluator:
         self.config, self.detector, self.group = config, detector, group or Group()
         folder = records_of(config, iou_types, split)
         self.loader = EvalLoader(config, folder, self.group.rank, self.group.size)
-        self.kinds = kinds_of(config, self.loader.index["with_masks"], iou_types, tell=self.group.is_first)
+        self.kinds = kinds_of(config, self.loader.index, iou_types, tell=self.group.is_first)
         self.truth = open_truth(folder, self.kinds, measured.get("class_names"))
         self.measured: dict[str, Any] = {"iou_types": self.kinds, **measured}
         self.timing = Timing()

@@ -5,6 +5,7 @@ python -m src.evaluation.pictures --annotations JSON --images DIR --results RESU
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,12 +15,13 @@ from tqdm import tqdm
 from src.data.finding import ImageFinder, name_parts
 from src.data.images import EXIF_POLICIES, read_bytes, safe_decode
 from src.drawing.curves import plot_loss_curve
-from src.drawing.objects import draw_records, side_by_side
+from src.drawing.objects import draw_detections, side_by_side
+from src.evaluation.kinds import branch_kinds, layers_of
 from src.evaluation.results import load_results
 from src.evaluation.truth import read_annotations
 from src.runtime.errors import UserError, run_command
 
-__all__ = ["draw_results", "picture_of"]
+__all__ = ["draw_records", "draw_results", "picture_of"]
 
 SMALL = 480  # pictures with a longer side below this are enlarged, so that labels can be read
 
@@ -56,8 +58,8 @@ def draw_results(
         path = finder.find(truth.imgs[image_id]["file_name"])
         image = picture_of(read_bytes(path), str(path), truth.imgs[image_id], exif)
         zoom = 2.0 if max(image.shape[:2]) < SMALL else 1.0
-        left = draw_records(image, truth.imgToAnns[image_id], names, zoom=zoom)
-        right = draw_records(image, by_image[image_id], names, score, zoom)
+        left = draw_records(image, truth.imgToAnns[image_id], names, zoom=zoom, categories=truth.cats)
+        right = draw_records(image, by_image[image_id], names, score, zoom, truth.cats)
         target = out / target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +68,34 @@ def draw_results(
             raise UserError(f"{target}: can't write the picture: {e.strerror}; name another folder") from None
         written.append(target)
     return written
+
+
+def draw_records(
+    image: np.ndarray,
+    records: Sequence[dict],
+    names: Mapping[int, str],
+    score_thr: float = 0.5,
+    zoom: float = 1.0,
+    categories: Mapping[int, dict] | None = None,
+) -> np.ndarray:
+    """As src.drawing.objects.draw_detections, of one image's COCO results, or annotations (polygons or RLE;
+    without scores).
+
+    names: category id to class name; crowd regions are called so. categories: the truth's, by id.
+    """
+    height, width = image.shape[:2]
+    boxes = np.array([r["bbox"] for r in records], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    fields, known = {}, categories or {}
+    for branch, kind in branch_kinds().items():
+        fields[branch] = [kind.drawable(r, known.get(r["category_id"], {}), height, width) for r in records]
+    labels = np.array([r["category_id"] for r in records], np.int64)
+    scores = np.array([r["score"] for r in records]) if records and "score" in records[0] else None
+    if any(r.get("iscrowd") for r in records):
+        # a crowd is drawn as one more class of its own, below zero, also that of category 0
+        names = dict(names) | {-1 - k: f"{v} crowd" for k, v in names.items()}
+        labels = np.array([-1 - c if r.get("iscrowd") else c for c, r in zip(labels, records, strict=True)])
+    return draw_detections(image, boxes, scores, labels, layers_of(fields), names, score_thr, zoom)
 
 
 def picture_of(data: bytes, name: str, image: dict, exif: str) -> np.ndarray:

@@ -14,17 +14,19 @@ import cv2
 import matplotlib
 import mindspore.dataset as ds
 import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
 from src.config import Config
 from src.data.mindrecord import read_index, record_files
 from src.drawing.curves import plot_loss_curve
-from src.drawing.objects import draw_records, side_by_side
+from src.drawing.objects import side_by_side
 from src.evaluation.classes import OperatingPoint
 from src.evaluation.coco import Summary
 from src.evaluation.inference import Timing, open_truth
-from src.evaluation.pictures import picture_of
+from src.evaluation.kinds import KINDS, branch_kinds
+from src.evaluation.pictures import draw_records, picture_of
 from src.evaluation.truth import EvaluationError, Truth
 from src.runtime.errors import UserError
 from src.runtime.files import whole
@@ -35,18 +37,6 @@ TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN = 4  # best and worst images, each
 PICTURE_SIDE = 420, 720  # longer sides that pictures are enlarged or reduced to
 MOST_CLASSES = 40  # in the confusion matrix; the commonest
-TITLES = {"bbox": "boxes", "segm": "masks"}
-MEANING = {
-    "AP": "AP, mean over IoU 0.50 to 0.95",
-    "AP50": "AP at IoU 0.50",
-    "AP75": "AP at IoU 0.75",
-    "APs": "AP of small objects (area below 32²)",
-    "APm": "AP of medium objects (32² to 96²)",
-    "APl": "AP of large objects (above 96²)",
-    "ARs": "recall of small objects",
-    "ARm": "recall of medium objects",
-    "ARl": "recall of large objects",
-}
 
 
 @dataclass
@@ -126,14 +116,16 @@ def write_report(
         "metrics": metrics_table(summary),
         "sizes": picture(size_chart(summary), "AP by the size of objects"),
         "curves": "".join(
-            picture(curve_chart(summary.precision[k], TITLES[k]), f"precision over recall, {TITLES[k]}")
+            picture(curve_chart(summary.precision[k], KINDS[k].noun), f"precision over recall, {KINDS[k].noun}")
             for k in summary.precision
         ),
         "classes": class_table(summary),
         "confusion": confusion(matches, truth),
         "images": best_and_worst(matches, truth, results, records, summary, config.exif),
-        "speed": speed(timing, config.with_mask),
+        "speed": speed(timing, [kind.noun for kind in branch_kinds(config.branches).values()]),
         "losses": losses(config),
+        # as the charts colour them; boxes have the style sheet's own
+        "bars": "".join(f" .bar.{k} {{ background: {to_hex(f'C{i}')}; }}" for i, k in enumerate(KINDS) if i),
         "score": f"{summary.score:g}",
         "iou": f"{summary.iou:g}",
     }
@@ -198,22 +190,24 @@ def facts(config: Config, index: dict, truth: Truth, results: list[dict], checkp
 
 def metrics_table(summary: Summary) -> str:
     kinds = list(summary.metrics)
-    rows = [[meaning(m), *(summary.metrics[k][m] for k in kinds)] for m in summary.metrics[kinds[0]]]
-    for k, numbers in summary.standard.items():
-        text = f"AP of {TITLES[k]} with COCO's 100 detections a class, beside {summary.max_dets}"
-        rows.append([text, *(numbers["AP"] if k == other else -1.0 for other in kinds)])
-    return table(["COCO's metrics", *(TITLES[k] for k in kinds)], rows)
-
-
-def meaning(metric: str) -> str:
-    return MEANING.get(metric, f"recall with {metric[2:]} detections of a class in an image")
+    numbers = {n.name: n for k in kinds for n in KINDS[k].numbers(KINDS[k].limit(summary.max_dets))}
+    rows = [[n.meaning, *(summary.metrics[k].get(n.name, -1.0) for k in kinds)] for n in numbers.values()]
+    for k, standard in summary.standard.items():
+        kind = KINDS[k]
+        text = f"AP of {kind.noun} with COCO's {kind.standard} detections a class, beside {summary.max_dets}"
+        rows.append([text, *(standard["AP"] if k == other else -1.0 for other in kinds)])
+    return table(["COCO's metrics", *(KINDS[k].noun for k in kinds)], rows)
 
 
 def class_table(summary: Summary) -> str:
     """AP of each class, best first, with a bar each; then what each is worth at its best score, and at the given."""
     kinds = list(summary.classes)
     names = sorted(summary.per_class[kinds[0]], key=lambda n: -np.nan_to_num(summary.per_class[kinds[0]][n], nan=-1))
-    out = ["<table><thead><tr><th>class</th>", *(f"<th>AP, {TITLES[k]}</th><th></th>" for k in kinds), "</tr></thead>"]
+    out = [
+        "<table><thead><tr><th>class</th>",
+        *(f"<th>AP, {KINDS[k].noun}</th><th></th>" for k in kinds),
+        "</tr></thead>",
+    ]
     for n in names:
         out.append(f"<tr><td>{html.escape(n)}</td>")
         for k in kinds:
@@ -225,7 +219,7 @@ def class_table(summary: Summary) -> str:
     at = f"from {summary.score:g}"
     columns = ["precision", "recall", "F1"]
     for k in kinds:
-        head = [f"class, {TITLES[k]}", "objects", "detections", "AP", "AP50", "AR", "best score", *columns]
+        head = [f"class, {KINDS[k].noun}", "objects", "detections", "AP", "AP50", "AR", "best score", *columns]
         rows = []
         for n in names:
             c = summary.classes[k][n]
@@ -244,8 +238,8 @@ def point(p: OperatingPoint, score: bool = False, instead: float | None = None) 
     return [*first, p.precision, p.recall, p.f1]
 
 
-def speed(timing: Timing | None, with_mask: bool) -> str:
-    """Seconds an image, network apart from what comes after it."""
+def speed(timing: Timing | None, nouns: Sequence[str]) -> str:
+    """Seconds an image, network apart from what comes after it: `nouns` and results."""
     if timing is None or not timing.network:
         return "<p>Not measured: the detections were read from a file.</p>"
     later = np.array(timing.network[1:]) / timing.batch_size
@@ -253,7 +247,7 @@ def speed(timing: Timing | None, with_mask: bool) -> str:
     rows = [
         ["network, an image (median of the batches after the first)", float(np.median(later)) if len(later) else -1.0],
         [
-            f"{'masks and ' * with_mask}results, an image (median; by threads, beside the network)",
+            f"{' and '.join([*nouns, 'results'])}, an image (median; by threads, beside the network)",
             float(np.median(timing.pasting)),
         ],
         ["first batch, with compiling", timing.network[0]],
@@ -299,9 +293,9 @@ def size_chart(summary: Summary) -> bytes:
     names = ["APs", "APm", "APl", "AP"]
     kinds = list(summary.metrics)
     for i, k in enumerate(kinds):
-        values = [summary.metrics[k][n] for n in names]
+        values = [summary.metrics[k].get(n, -1.0) for n in names]
         place = np.arange(len(names)) + (i - (len(kinds) - 1) / 2) * 0.35
-        bars = axes.bar(place, np.maximum(values, 0), 0.33, label=TITLES[k])
+        bars = axes.bar(place, np.maximum(values, 0), 0.33, label=KINDS[k].noun)
         axes.bar_label(bars, ["none" if v < 0 else f"{v:.2f}" for v in values], fontsize=8)
     axes.set_xticks(range(len(names)), ["small", "medium", "large", "all"])
     axes.set(ylabel="AP", ylim=(0, 1.08))
@@ -396,8 +390,8 @@ def best_and_worst(
             image = pictures[i]
             long = max(image.shape[:2])
             zoom = min(max(1.0, PICTURE_SIDE[0] / long), PICTURE_SIDE[1] / long)
-            left = draw_records(image, truth.imgToAnns[i], names, zoom=zoom)
-            right = draw_records(image, found, names, summary.score, zoom)
+            left = draw_records(image, truth.imgToAnns[i], names, zoom=zoom, categories=truth.cats)
+            right = draw_records(image, found, names, summary.score, zoom, truth.cats)
             _, data = cv2.imencode(".jpg", side_by_side(left, right), [cv2.IMWRITE_JPEG_QUALITY, 85])
             name = html.escape(str(truth.imgs[i].get("file_name", i)))
             out.append(f"<figure>{picture(data.tobytes(), name, 'jpeg')}<figcaption>{name}: quality")

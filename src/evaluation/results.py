@@ -5,21 +5,18 @@ import re
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
-
-from pycocotools import mask as rle
 
 from src.config import RcnnTest
 from src.data.formats.base import json_reason
 from src.data.records import without_collector
-from src.data.segmentations import as_rle, normal_segmentation, run_totals
+from src.evaluation.kinds import KINDS, branch_kinds
+from src.evaluation.kinds.box import is_finite
 from src.evaluation.truth import EvaluationError, Truth
 from src.runtime.files import read_regular, whole
 
 __all__ = ["apply_options", "checked_results", "load_results", "save_results", "saved_results", "write_json"]
 
 FIRST_KEY = '{"image_id":'  # what each entry begins with
-FARTHEST = 1e15  # a box's numbers, so that areas are finite
 ROUNDED = 5e-7  # scores are written to six digits after the point
 
 
@@ -121,25 +118,20 @@ def checked_results(results: Sequence[dict], truth: Truth, where: str, computed:
     `where`, the entry and what is wrong with it.
     """
     images, categories = (_known_ids(entries, computed) for entries in _id_entries(truth).values())
-    out, masks = [], []
+    out = []
     for i, r in enumerate(results):
         try:
-            new = _checked(r, images, categories, truth, computed)
+            out.append(_checked(r, images, categories, truth, computed))
         except ValueError as e:
             raise EvaluationError(f"{where}: entry {i}{e}") from None
-        if "segmentation" in new:
-            masks.append(i)
-        out.append(new)
-    totals = run_totals([out[i]["segmentation"]["counts"] for i in masks])
-    for i, total in zip(masks, totals.tolist(), strict=True):
-        height, width = out[i]["segmentation"]["size"]
-        if total != height * width:
-            covered = f": they cover {total} pixels" if total >= 0 else ""
-            what = f"RLE counts that can't be decoded to {height} x {width} pixels{covered}"
-            raise EvaluationError(f"{where}: entry {i}, of image {brief(results[i]['image_id'])}: {what}")
+    for kind in branch_kinds().values():
+        places = [i for i, r in enumerate(out) if kind.key in r]
+        for place, fault in kind.faults([out[i][kind.key] for i in places]):
+            i = places[place]
+            raise EvaluationError(f"{where}: entry {i}, of image {brief(results[i]['image_id'])}: {fault}")
     for r in out:
         if "bbox" not in r:
-            r["bbox"] = rle.toBbox(r["segmentation"]).tolist()
+            r["bbox"] = next(box for k in branch_kinds().values() if k.key in r and (box := k.box(r[k.key])))
     return out
 
 
@@ -156,17 +148,12 @@ def _checked(entry: object, images: dict, categories: dict, truth: Truth, comput
                 known = ", ".join(str(k) for k in list(categories)[:10]) + (", ..." if len(categories) > 10 else "")
                 raise ValueError(f"{truth.path} has no category {brief(r['category_id'])}; it has {known}")
             category = r["category_id"]
-        if not _is_finite(r["score"]):
+        if not is_finite(r["score"]):
             raise ValueError(f"score {str(r['score'])[:40]} isn't a finite number")
         new: dict = {"image_id": image, "category_id": category, "score": float(r["score"])}
-        if r.get("segmentation"):
-            height, width = (truth.imgs[image].get(k) for k in ("height", "width"))
-            if not all(isinstance(v, int) and v > 0 for v in (height, width)):
-                raise ValueError("it has a mask, but the annotations don't say the image's height and width")
-            mask = normal_segmentation(r["segmentation"], height, width, "its segmentation", check_runs=False)
-            new["segmentation"] = as_rle(mask, height, width)
-        if r.get("bbox") is not None:
-            new["bbox"] = _checked_box(r["bbox"])
+        for kind in (*branch_kinds().values(), KINDS["bbox"]):
+            if kind.held(r):
+                new[kind.key] = kind.checked(r[kind.key], truth.imgs[image], truth.cats.get(category, {}))
     except ValueError as e:
         raise ValueError(f", of image {brief(r['image_id'])}: {e}") from None
     return new
@@ -221,23 +208,10 @@ def _check_keys(r: object) -> dict:
     if not isinstance(r, dict):
         raise ValueError(" isn't a COCO result (image_id, category_id, bbox of 4, score)")
     lacks = [k for k in ("image_id", "category_id", "score") if r.get(k) is None]
-    if r.get("bbox") is None and not r.get("segmentation"):
+    if not any(kind.held(r) for kind in KINDS.values()):
         lacks.append("bbox")
     if lacks:
         raise ValueError(f" isn't a COCO result: it lacks {', '.join(lacks)}")
     if r.get("bbox") is not None and not (hasattr(r["bbox"], "__len__") and len(r["bbox"]) == 4):
         raise ValueError(f" isn't a COCO result: bbox {str(r['bbox'])[:60]} isn't [x, y, width, height]")
     return r
-
-
-def _is_finite(v: Any) -> bool:
-    # the abstract class is slow to ask
-    return (type(v) in (float, int) or (isinstance(v, Real) and not isinstance(v, bool))) and -FARTHEST < v < FARTHEST
-
-
-def _checked_box(box: Sequence) -> list[float]:
-    if not all(map(_is_finite, box)):
-        raise ValueError(f"bbox {str(box)[:60]} isn't finite numbers")
-    if box[2] < 0 or box[3] < 0:
-        raise ValueError(f"bbox {str(box)[:60]} has a negative side; it is [x, y, width, height]")
-    return list(map(float, box))

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from src.config import Config
 from src.data.formats import read_split
 from src.data.images import MAX_PIXELS, is_image
+from src.evaluation.detections import Detections
 from src.inference.annotated import AnnotatedImage, Annotations
 from src.inference.labels import coco_labels, labelme_labels
-from src.inference.predictor import Detections, Prediction, Predictor
+from src.inference.predictor import Prediction, Predictor
 from src.runtime.errors import UserError
 from src.runtime.files import open_regular, whole
 

@@ -4,30 +4,32 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as rle
 
 from src.data.images import turn_points, turned_size
-from src.data.polygons import mask_polygons
-from src.inference.predictor import Detections
+from src.evaluation.detections import Detections
+from src.evaluation.kinds import branch_kinds
+from src.evaluation.kinds.base import Shape
 from src.runtime.errors import UserError
 from src.runtime.files import whole
 
 __all__ = ["LABEL_KINDS", "coco_labels", "labelme_labels"]
 
 LABEL_KINDS = ("coco", "labelme")
-TOLERANCE = 0.5  # pixels that a corner may lie beside the mask's edge, so that corners are few
 LABELME_VERSION = "5.4.1"  # whose files these are
 
 Add = Callable[[Path, Detections, int], None]
 
 
-def polygons_of(found: Detections, i: int) -> list[np.ndarray]:
-    """The polygons of a detection's mask; none without a mask, or with an empty one."""
-    return [] if found.masks is None else mask_polygons(rle.decode(found.masks[i]), TOLERANCE)
+def shapes_of(found: Detections, i: int) -> list[Shape]:
+    """What labelme shows of a detection; its box where nothing else tells its extent."""
+    shapes = [s for branch, kind in branch_kinds(found.fields).items() for s in kind.shapes(found.fields[branch][i])]
+    told = any(s.kind != "point" for s in shapes)
+    return shapes if told else [Shape(found.boxes[i].reshape(2, 2), "rectangle"), *shapes]
 
 
 def refuse_old(path: Path) -> None:
@@ -55,12 +57,11 @@ def coco_labels(
             nonlocal count
             name, image_id = images[image]
             entries.append({"id": image_id, "file_name": name, "height": found.height, "width": found.width})
-            for i, row in enumerate(found.to_coco(image_id)):
+            for i, row in enumerate(replace(found, fields={}).to_coco(image_id)):
                 count += 1
                 row = {"id": count, **row, "area": round(row["bbox"][2] * row["bbox"][3], 2), "iscrowd": 0}
-                mask = row.pop("segmentation", None)
-                if polygons := polygons_of(found, i):
-                    row |= {"area": int(rle.area(mask)), "segmentation": [p.ravel().tolist() for p in polygons]}
+                for branch, kind in branch_kinds(found.fields).items():
+                    row |= kind.annotation(found.fields[branch][i])
                 f.write(("," if count > 1 else "") + "\n" + json.dumps(row))
 
         yield add
@@ -81,20 +82,19 @@ def labelme_labels(paths: Mapping[Path, Path]) -> Iterator[Add]:
     def add(image: Path, found: Detections, orientation: int) -> None:
         size = found.height, found.width
         shapes = []
-        for i, box in enumerate(found.boxes):
-            polygons = polygons_of(found, i)
-            outlines, kind = (polygons, "polygon") if polygons else ([box.reshape(2, 2)], "rectangle")
-            for outline in outlines:
-                points = turn_points(outline, size, orientation)
-                if kind == "rectangle":
+        for i in range(len(found)):
+            of_object = shapes_of(found, i)
+            for shape in of_object:
+                points = turn_points(shape.points, size, orientation)
+                if shape.kind == "rectangle":
                     points = np.array([points.min(0), points.max(0)])
                 shapes.append(
                     {
-                        "label": found.names[i],
+                        "label": shape.label or found.names[i],
                         "points": points.round(2).tolist(),
-                        "group_id": i + 1 if len(outlines) > 1 else None,
+                        "group_id": i + 1 if len(of_object) > 1 else None,
                         "description": f"score {found.scores[i]:.3f}",
-                        "shape_type": kind,
+                        "shape_type": shape.kind,
                         "flags": {},
                     }
                 )

@@ -3,7 +3,6 @@
 import copy
 import difflib
 import functools
-import math
 import os
 import weakref
 from collections import deque
@@ -15,32 +14,27 @@ from typing import Any
 
 import numpy as np
 from mindspore import Tensor
-from PIL import Image
-from pycocotools import mask as rle
 
 from src.checkpoints.files import load_detector
 from src.config import COCO_CLASSES, Config, load_config
 from src.data.formats import resolve_classes
-from src.data.images import orientation_for, picture_size, read_frame, turn
+from src.data.images import picture_size
 from src.data.records import DataError
+from src.data.sources import Source, read_source
 from src.data.transforms import prepare_image
-from src.drawing.objects import draw_detections
-from src.evaluation.coco import clip_to_picture, in_original, result_rows
-from src.evaluation.masks import paste_masks
+from src.evaluation.detections import Detections
+from src.evaluation.paste import Found, found_in, paste, paste_options
 from src.inference.tiles import check_tile, cut_off, merge, windows
 from src.models.build import build_detector
 from src.ops.device import set_device
 from src.runtime.errors import UserError
 from src.runtime.interrupts import own_interrupts
 
-__all__ = ["Detections", "Prediction", "Predictor", "coco_category_ids"]
+__all__ = ["Prediction", "Predictor", "coco_category_ids"]
 
 # COCO's 80 classes have ids up to 90
 UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = dict(zip(COCO_CLASSES[1:], (i for i in range(1, 91) if i not in UNUSED_IDS), strict=True))
-
-EXIF_ORIENTATION = 0x0112
-Source = str | os.PathLike | np.ndarray | Image.Image
 
 
 def coco_category_ids(class_names: Sequence[str]) -> dict[int, int]:
@@ -48,116 +42,6 @@ def coco_category_ids(class_names: Sequence[str]) -> dict[int, int]:
     if set(class_names[1:]) <= COCO_IDS.keys():
         return {label: COCO_IDS[name] for label, name in enumerate(class_names) if label}
     return {}
-
-
-@dataclass
-class Detections:
-    """What was found in one image, best first: N objects.
-
-    height, width: of the image, pixels. boxes (N, 4) float32 x1 y1 x2 y2 in its pixels, inside it; scores (N,) float32;
-    labels (N,) int32; names: N class names; category_ids: N ids of the data set, None where unknown; masks: N RLEs
-    ({"size": [height, width], "counts": text}), None for a detector without masks. orientation: the EXIF orientation by
-    which viewers turn the picture further; 1 where these are of the upright.
-
-    A label is a place in the config's coco_classes, here and in to_dict: the first class has 1, as 0 is the background.
-    Two kinds of files have numbers of their own: COCO results (to_coco) the data set's category ids, and
-    predictions.json (to_entry) labels that count from 0, without the background.
-    """
-
-    height: int
-    width: int
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    names: list[str]
-    category_ids: list[int | str | None]
-    masks: list[dict] | None = None
-    orientation: int = 1
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def above(self, score: float, by_class: Mapping[str, float] | None = None) -> "Detections":
-        """Those of at least this score, or of classes named in `by_class` of at least that one. Raises UserError for
-        what is no score."""
-        for value in (score, *(by_class or {}).values()):
-            if not isinstance(value, (int, float, np.number)) or math.isnan(value):
-                raise UserError(f"above: {value!r} is no score; a score lies in 0..1")
-        least = [(by_class or {}).get(name, score) for name in self.names]
-        kept = np.flatnonzero(self.scores >= np.array(least, np.float32))
-        return replace(
-            self,
-            boxes=self.boxes[kept],
-            scores=self.scores[kept],
-            labels=self.labels[kept],
-            names=[self.names[i] for i in kept],
-            category_ids=[self.category_ids[i] for i in kept],
-            masks=None if self.masks is None else [self.masks[i] for i in kept],
-        )
-
-    def bitmaps(self) -> np.ndarray:
-        """Masks as (N, height, width) bool. Raises UserError for a detector without masks."""
-        if self.masks is None:
-            raise UserError("this detector has no masks; use one with detector: mask_rcnn or cascade_mask_rcnn")
-        out = np.zeros((len(self), self.height, self.width), bool)
-        for bitmap, mask in zip(out, self.masks, strict=True):
-            bitmap[:] = rle.decode(mask)
-        return out
-
-    def draw(self, image: Source, score_thr: float = 0.5, zoom: float = 1.0) -> np.ndarray:
-        """The image as (height, width, 3) uint8 RGB, enlarged `zoom` times, with masks, boxes, names, scores.
-
-        image: the one that these are of, as a Predictor takes it: path, array or PIL image; it stays as it is. Raises
-        UserError for one that can't be read, or of another size.
-        """
-        bgr = read_source(image, "upright" if self.orientation == 1 else "stored")[0]
-        if bgr.shape[:2] != (self.height, self.width):
-            raise UserError(
-                f"an image of {bgr.shape[1]} x {bgr.shape[0]} pixels; these detections are of one of"
-                f" {self.width} x {self.height}"
-            )
-        names = dict(zip(self.labels.tolist(), self.names, strict=True))
-        drawn = draw_detections(bgr, self.boxes, self.scores, self.labels, self.masks, names, score_thr, zoom)
-        return np.ascontiguousarray(drawn[:, :, ::-1])
-
-    def to_dict(self) -> dict:
-        """{"height", "width", "predictions": [{"bbox": {"x_min", "y_min", "width", "height"}, "class": {"label",
-        "category_id", "name"}, "mask": {"size", "counts"}, "score"}]}, as numbers and text.
-
-        category_id is "unknown" where it is. No "mask" for a detector without them.
-        """
-        rows = []
-        for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
-            category = self.category_ids[i]
-            row = {
-                "bbox": {"x_min": x1, "y_min": y1, "width": x2 - x1, "height": y2 - y1},
-                "class": {
-                    "label": int(self.labels[i]),
-                    "category_id": "unknown" if category is None else category,
-                    "name": self.names[i],
-                },
-            }
-            if self.masks is not None:
-                row["mask"] = self.masks[i]
-            rows.append(row | {"score": float(self.scores[i])})
-        return {"height": self.height, "width": self.width, "predictions": rows}
-
-    def to_entry(self) -> dict:
-        """What predictions.json holds of an image: to_dict with labels from 0, without the background, and numbers
-        rounded as in COCO results."""
-        entry = self.to_dict()
-        for row, result in zip(entry["predictions"], self.to_coco(0), strict=True):
-            row["bbox"] = dict(zip(row["bbox"], result["bbox"], strict=True))
-            row["class"]["label"] -= 1
-            row["score"] = result["score"]
-        return entry
-
-    def to_coco(self, image_id: int | str) -> list[dict]:
-        """COCO results, as eval.py writes them: boxes rounded to a hundredth, scores to six digits. A class without a
-        known id counts by its label."""
-        labels = self.labels.tolist()
-        ids = [label if known is None else known for label, known in zip(labels, self.category_ids, strict=True)]
-        return result_rows(image_id, self.boxes, self.scores, ids, self.masks)
 
 
 @dataclass
@@ -192,7 +76,7 @@ class Picture:
     orientation: int = 1
     fault: str = ""
     parts: list[tuple[int, int, int, int]] = field(default_factory=list)
-    found: list[list[np.ndarray]] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
 
 
 @dataclass
@@ -272,6 +156,7 @@ class Predictor:
         wanted = class_labels(self.class_names, classes)
         least = [self.class_score_thr.get(name, self.score_thr) for name in self.class_names]
         self._least = np.array([s if i in wanted else np.inf for i, s in enumerate(least)], np.float32)
+        self._options = paste_options(config)
         # MindSpore's graph mode is a setting of each thread, so the network stays in one
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._process = os.getpid()
@@ -411,7 +296,7 @@ class Predictor:
         for view in views:
             picture = view.picture
             if view.canvas is not None:
-                picture.found.append(self._rows(out, row, view))
+                picture.found.append(self._found(out, row, view))
                 row += 1
             if len(picture.found) == len(picture.parts):
                 done.append((picture, None if picture.fault else pool.submit(self._detections, picture)))
@@ -419,39 +304,24 @@ class Predictor:
             found = future.result() if future else None
             yield Prediction(picture.source, found, picture.image, picture.fault, picture.orientation)
 
-    def _rows(self, out: list[np.ndarray], row: int, view: View) -> list[np.ndarray]:
-        """A view's detections that are wanted: boxes (N, 4) in the picture's pixels, scores, labels, whether its edge
-        cuts them, and masks (N, M, M) where there are any."""
-        boxes, scores, labels, valid = (x[row] for x in out[:4])
-        kept = np.flatnonzero(valid & (scores >= self._least[labels]))
-        x, y, width, height = window = view.picture.parts[view.part]
+    def _found(self, out: list[np.ndarray], row: int, view: View) -> Found:
+        """A view's detections that are wanted, in the picture's pixels."""
+        x, y, width, height = view.picture.parts[view.part]
         scale = np.array(view.resized, np.float32) / np.array([height, width], np.float32)
-        boxes = in_original(boxes[kept], scores[kept], scale, str(view.picture.source)[:200])
-        boxes = boxes + np.array([x, y, x, y], np.float32)
-        cut = cut_off(boxes, window, *view.picture.size)
-        return [boxes, scores[kept], labels[kept], cut, *(m[row][kept] for m in out[4:])]
+        found = found_in(out, row, self.config.branches, scale, str(view.picture.source)[:200], self._least)
+        return replace(found, boxes=found.boxes + np.array([x, y, x, y], np.float32))
 
     def _detections(self, picture: Picture) -> Detections:
         """Of all parts of a picture."""
         rcnn, size = self.config.test_cfg.rcnn, picture.size
-        found = [np.concatenate(arrays) for arrays in zip(*picture.found, strict=True)]
+        found = Found.joined(picture.found)
         if len(picture.parts) > 1:
-            boxes, scores, labels, cut = found[:4]
-            kept = merge(boxes, scores, labels * (not rcnn.agnostic_nms), cut, rcnn.iou_threshold)
-            found = [array[kept] for array in found]
-        boxes, scores, labels, _, *masks = found
-        return Detections(
-            height=size[0],
-            width=size[1],
-            boxes=clip_to_picture(boxes, *size),
-            scores=scores,
-            labels=labels,
-            names=[self.class_names[i] for i in labels],
-            category_ids=[self.category_ids.get(int(i)) for i in labels],
-            # over the box that the mask head saw: clipping first would squeeze the mask
-            masks=paste_masks(masks[0], boxes, *size, rcnn.mask_thr_binary, self.config.mask_paste) if masks else None,
-            orientation=picture.orientation,
-        )
+            parts = zip(picture.found, picture.parts, strict=True)
+            cut = np.concatenate([cut_off(f.boxes, window, *size) for f, window in parts])
+            groups = found.labels * (not rcnn.agnostic_nms)
+            found = found.take(merge(found.boxes, found.scores, groups, cut, rcnn.iou_threshold))
+        detections = paste(found, *size, self.class_names, self.category_ids, self._options)
+        return replace(detections, orientation=picture.orientation)
 
 
 def class_labels(class_names: Sequence[str], wanted: Iterable[str] | None, key: str = "classes") -> set[int]:
@@ -467,46 +337,3 @@ def class_labels(class_names: Sequence[str], wanted: Iterable[str] | None, key: 
             meant = f" (did you mean {near[0]!r}?)" if near else ""
             raise UserError(f"{key}: the detector knows no {name!r}{meant}; it knows {', '.join(known)}")
     return {known.index(name) + 1 for name in wanted}
-
-
-def read_source(source: Source, exif: str, annotated: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:
-    """A source as (H, W, 3) uint8 BGR, and the EXIF orientation by which viewers turn it further, see read_frame.
-
-    Raises DataError, one line, for one that isn't an image.
-    """
-    if isinstance(source, np.ndarray):
-        return from_array(source), 1
-    if isinstance(source, Image.Image):
-        return from_pil(source, exif)
-    if isinstance(source, (str, os.PathLike)):
-        return read_frame(source, exif, annotated)
-    raise DataError(f"{str(source)[:60]!r}: not an image; give a path, an (H, W, 3) uint8 RGB array or a PIL image")
-
-
-def from_array(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 RGB as BGR. Raises DataError for another shape or type."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise DataError(f"an image of shape {image.shape}, {image.dtype}; expected (height, width, 3), uint8, RGB")
-    return np.ascontiguousarray(image[:, :, ::-1])
-
-
-def from_pil(image: Image.Image, exif: str) -> tuple[np.ndarray, int]:
-    """A PIL image as BGR, and the orientation that it lacks. As of files, alpha is dropped, and the lower 8 bits of 16.
-
-    Raises DataError.
-    """
-    name = getattr(image, "filename", "") or f"a PIL image of mode {image.mode}"
-    if image.mode in ("I", "F"):
-        raise DataError(
-            f"{name}: values of 32 bits, whose range nothing tells; scale them to 0..255 and convert to RGB"
-        )
-    try:
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as e:
-        raise DataError(f"{name}: can't be decoded: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
-    orientation = orientation if orientation in range(1, 9) else 1
-    applied = orientation_for(exif, picture_size(pixels), orientation)
-    return turn(from_array(pixels), applied), 1 if applied == orientation else orientation

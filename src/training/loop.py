@@ -16,6 +16,7 @@ from src.config import Config, save_config
 from src.data.loader import TrainLoader
 from src.data.workers import WorkerDied
 from src.evaluation.coco import Summary
+from src.evaluation.kinds import leading_ap
 from src.models.rcnn import RCNNLoss
 from src.runtime.errors import UserError
 from src.runtime.masking import masked_keys
@@ -206,7 +207,7 @@ class Trainer:
         if epoch not in found:
             return False
         # of equals the earlier
-        aps = {e: m.get("segm AP", m.get("bbox AP")) for e, m in sorted(found.items()) if e <= epoch}
+        aps = {e: leading_ap(m) for e, m in sorted(found.items()) if e <= epoch}
         ranked = {e: -1.0 if ap is None else ap for e, ap in aps.items()}
         best = max(ranked, key=ranked.__getitem__)
         return epoch - best >= patience
@@ -365,8 +366,8 @@ class Trainer:
         if not (self.group.is_first and summary):
             return
         metrics = {f"{kind} {name}": v for kind, values in summary.metrics.items() for name, v in values.items()}
-        ap = summary.metrics.get("segm", summary.metrics.get("bbox", {})).get("AP", math.nan)
-        if self.config.keep_best_checkpoints_max and math.isfinite(ap):
+        ap = leading_ap(metrics)
+        if self.config.keep_best_checkpoints_max and ap is not None and math.isfinite(ap):
             self.best.add(self.folder.weights.path(*self.state.position), *self.state.position, ap)
         self.drop_results(epoch)
         # the record that this evaluation is done comes last

@@ -34,9 +34,9 @@ __all__ = [
 
 
 def format_losses(epoch: int, step: int, losses: dict[str, float]) -> str:
-    """One line of loss_{rank}.log; a detector without masks has no rcnn_mask_loss."""
+    """One line of loss_{rank}.log; what a second stage's loss is the sum of depends on the detector."""
     rpn = losses["rpn_cls_loss"] + losses["rpn_reg_loss"]
-    rcnn = losses["rcnn_cls_loss"] + losses["rcnn_reg_loss"] + losses.get("rcnn_mask_loss", 0.0)
+    rcnn = sum(v for k, v in losses.items() if k.startswith("rcnn_"))
     rows = {"rpn_loss": rpn, "rcnn_loss": rcnn, **{k: v for k, v in losses.items() if k != "total_loss"}}
     rows["total_loss"] = losses["total_loss"]
     return f"epoch: {epoch} step: {step}, " + ", ".join(f"{k}: {v:.5f}" for k, v in rows.items())

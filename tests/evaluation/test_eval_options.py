@@ -148,7 +148,7 @@ def test_a_class_that_is_not_there_is_told_before_detecting(shapes_config, refus
 
 def test_masks_asked_of_a_detector_without(shapes_config, refusal):
     with refusal(UserError, "--iou_types segm", "faster_rcnn has no masks"):
-        kinds_of(shapes_config(detector="faster_rcnn"), True, ["segm"])
+        kinds_of(shapes_config(detector="faster_rcnn"), {"with_masks": True}, ["segm"])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 from src.config import Config
 from src.data.scene import Scene
 from src.data.transforms import View
+from src.drawing.objects import Layer
 
 __all__ = ["Field"]
 
@@ -78,8 +79,8 @@ class Field:
         """
         return self.moved(scene.fields[self.name], view.move)
 
-    def drawn(self, values: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) -> dict[str, Any]:
-        """Arguments by which draw_ground_truth (src/drawing) shows what a batch holds, (N, ...), of objects at boxes
-        (N, 4) of a canvas of that shape (height, width).
+    def drawn(self, values: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) -> Layer | None:
+        """What shows the values that a batch holds, (N, ...), of objects at boxes (N, 4) of a canvas of that shape
+        (height, width), on a picture; or nothing.
         """
-        return {}
+        return None

@@ -10,6 +10,7 @@ from src.data.fields.base import Field
 from src.data.images import picture_size
 from src.data.scene import Scene
 from src.data.transforms import View, crop_mask
+from src.drawing.objects import Layer, mask_layer
 
 __all__ = ["MaskField"]
 
@@ -33,9 +34,8 @@ class MaskField(Field):
             crops[row] = crop[:, ::-1] if view.flip else crop
         return crops
 
-    def drawn(self, values: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) -> dict[str, Any]:
-        """The masks (N, H, W) uint8, 0 or 1."""
-        return {"masks": [on_canvas(m, b, shape) for m, b in zip(values, boxes, strict=True)]}
+    def drawn(self, values: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) -> Layer:
+        return mask_layer([on_canvas(m, b, shape) for m, b in zip(values, boxes, strict=True)])
 
 
 def on_canvas(crop: np.ndarray, box: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -17,19 +17,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as rle
 
 from src.config import Config
 from src.data.images import safe_decode
 from src.runtime.errors import UserError
 from src.runtime.errors import shown as quoted
 
-if TYPE_CHECKING:  # with it comes MindSpore
-    from src.inference.predictor import Detections
+if TYPE_CHECKING:
+    from src.evaluation.detections import Detections
 
 __all__ = ["MAX_UPLOAD", "allowed_hosts", "bind", "create_app", "create_server", "serve"]
 
@@ -57,7 +56,7 @@ class Kept:
     name: str
     picture: np.ndarray
     detections: "Detections"
-    small: dict[int, dict] = field(default_factory=dict)  # masks (RLE) reduced to the picture's size, by place
+    shown: dict[tuple[str, int], Any] = field(default_factory=dict)  # values at the picture's size, by branch and place
 
 
 class Shelf:
@@ -241,26 +240,20 @@ def shown(image: np.ndarray) -> np.ndarray:
 def draw(kept: Kept, score: float) -> np.ndarray:
     """The kept picture (H, W, 3) BGR with its detections of at least `score`."""
     from src.drawing.objects import draw_detections
+    from src.evaluation.kinds import branch_kinds, layers_of
 
     d = kept.detections
     height, width = kept.picture.shape[:2]
     boxes = d.boxes * np.array([width / d.width, height / d.height] * 2, np.float32)
     names = dict(zip(d.labels.tolist(), d.names, strict=True))
-    masks: list | None = d.masks
-    if masks is not None and d.height > height:
+    fields = {}
+    for branch, kind in branch_kinds(d.fields).items():
         # a mask as large as the upload takes long to decode, so once
-        for i in np.flatnonzero(d.scores >= score):
-            if i not in kept.small:
-                kept.small[i] = reduced(masks[i], height, width)
-        masks = [kept.small.get(i) for i in range(len(masks))]
-    return draw_detections(kept.picture, boxes, d.scores, d.labels, masks, names, score)
-
-
-def reduced(mask: dict, height: int, width: int) -> dict:
-    """A mask (RLE) at a smaller size."""
-    # pycocotools' bitmaps lie in memory by columns
-    small = cv2.resize(rle.decode(mask).T, (height, width), interpolation=cv2.INTER_NEAREST)
-    return rle.encode(np.asfortranarray(small.T))
+        for i in np.flatnonzero(d.scores >= score).tolist():
+            if (branch, i) not in kept.shown:
+                kept.shown[branch, i] = kind.resized(d.fields[branch][i], d.height, d.width, (height, width))
+        fields[branch] = [kept.shown.get((branch, i)) for i in range(len(d))]
+    return draw_detections(kept.picture, boxes, d.scores, d.labels, layers_of(fields), names, score)
 
 
 def one_form(name: str) -> str:
