@@ -117,9 +117,11 @@ class PartsReader : public SidecarReader {
     Demand(out_->width % out_->canvas_step == 0 && out_->height % out_->canvas_step == 0,
            "the model's canvas, " + std::to_string(out_->width) + " x " + std::to_string(out_->height) +
                ", isn't in steps of " + std::to_string(out_->canvas_step));
-    Demand(out_->width * out_->height <= kMostPixels, "the model's canvas, " + std::to_string(out_->width) + " x " +
-                                                          std::to_string(out_->height) + ", of more than " +
-                                                          std::to_string(kMostPixels) + " pixels");
+    if (out_->width * out_->height > kMostPixels) {
+      throw UserError(out_->path + ": the model's canvas, " + std::to_string(out_->width) + " x " +
+                      std::to_string(out_->height) + ", has more than " + std::to_string(kMostPixels) + " pixels" +
+                      kAgain + " for a smaller canvas");
+    }
   }
 
   void ReadImages() {

@@ -201,7 +201,11 @@ def _check_together(c: dict[str, Any], path: str) -> None:
     steps = itertools.accumulate(strides, math.lcm)
     fits(step in steps, f"canvas_step {step}, no least common multiple of the first of rpn.strides")
     fits(width % step == height % step == 0, f"the model's canvas, {width} x {height}, isn't in steps of {step}")
-    fits(width * height <= MOST_PIXELS, f"the model's canvas, {width} x {height}, of more than {MOST_PIXELS} pixels")
+    if width * height > MOST_PIXELS:
+        raise ExportError(
+            f"{path}: the model's canvas, {width} x {height}, has more than {MOST_PIXELS} pixels; {AGAIN} for a smaller"
+            " canvas"
+        )
     sizes = c["rpn"].get("sizes", [])
     if sizes:
         fits(len(sizes) == len(strides), "rpn.sizes, one list for each of rpn.strides")
