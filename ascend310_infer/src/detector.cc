@@ -2,36 +2,18 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 
 #include "../../src/ops/roi_align/csrc/roi_align.h"
+#include "branch.h"
 #include "files.h"
-#include "mask_head.h"
 #include "reference.h"
 
 namespace rcnn {
 
 namespace {
-
-// Adds the time until its end to a stage.
-class Timed {
- public:
-  Timed(StageTimes *times, const char *stage) : times_(times), stage_(stage), begin_(Clock::now()) {}
-  ~Timed() { (*times_)[stage_] += std::chrono::duration<double, std::milli>(Clock::now() - begin_).count(); }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  StageTimes *times_;
-  const char *stage_;
-  Clock::time_point begin_;
-};
-
-uint8_t Quantised(float probability) { return static_cast<uint8_t>(std::lrintf(255.0f * probability)); }
-
-float Sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
 // In place, from canvas to file pixels.
 void ToFilePixels(const Prepared &image, std::vector<Box> *boxes) {
@@ -94,7 +76,8 @@ class WholeDetector : public Detector {
 
   std::vector<Detections> Detect(const std::vector<Prepared> &images, StageTimes *times) override {
     const int64_t batch = sidecar_.batch_size, height = images[0].canvas.height, width = images[0].canvas.width;
-    const int64_t most = sidecar_.max_per_img, cells = sidecar_.mask_size * sidecar_.mask_size;
+    const int64_t most = sidecar_.max_per_img;
+    const auto &branches = sidecar_.branches;
     Graph &graph = *graphs_.For(images[0].canvas, times);
     {
       const Timed timed(times, "normalise");
@@ -123,20 +106,32 @@ class WholeDetector : public Detector {
       const Timed timed(times, "network");
       graph.Run();
     }
-    graph.ExpectOutputs(sidecar_.with_mask ? 5 : 4);
+    graph.ExpectOutputs(4 + branches.size());
     const auto *boxes = graph.Output<float>(0, {batch, most, 4}), *scores = graph.Output<float>(1, {batch, most});
     const auto *labels = graph.Output<int32_t>(2, {batch, most});
     const auto *valid = graph.Output<uint8_t>(3, {batch, most});
-    const float *masks =
-        sidecar_.with_mask ? graph.Output<float>(4, {batch, most, sidecar_.mask_size, sidecar_.mask_size}) : nullptr;
+    std::vector<const float *> values;
+    std::vector<int64_t> each;
+    for (size_t b = 0; b < branches.size(); ++b) {
+      Shape shape = {batch, most};
+      each.push_back(1);
+      for (const int64_t side : branches[b]->Output().shape) {
+        shape.push_back(side);
+        each.back() *= side;
+      }
+      values.push_back(graph.Output<float>(4 + b, shape));
+    }
     std::vector<Detections> out(images.size());
     for (size_t i = 0; i < images.size(); ++i) {
+      out[i].fields.resize(branches.size());
       for (int64_t d = static_cast<int64_t>(i) * most; d < static_cast<int64_t>(i + 1) * most; ++d) {
         if (valid[d] == 0) continue;
         out[i].boxes.push_back({boxes[4 * d], boxes[4 * d + 1], boxes[4 * d + 2], boxes[4 * d + 3]});
         out[i].scores.push_back(scores[d]);
         out[i].labels.push_back(labels[d]);
-        for (int64_t c = 0; c < cells; ++c) out[i].masks.push_back(Quantised(masks[d * cells + c]));
+        for (size_t b = 0; b < branches.size(); ++b) {
+          branches[b]->Encode(values[b] + d * each[b], out[i].boxes.back(), &out[i].fields[b]);
+        }
       }
     }
     return out;
@@ -170,17 +165,54 @@ class WholeDetector : public Detector {
 
 constexpr size_t kBoxesAtOnce = 512;  // the network's memory grows with them, and they are no faster together
 
+// Of a level's map along a side of the canvas; a last level that is subsampled by 2 rounds up.
+int64_t Cells(const Sidecar &sidecar, int64_t side, size_t level) {
+  return (side + sidecar.strides[level] - 1) / sidecar.strides[level];
+}
+
 // What the features' graph gave for the image on a canvas.
-struct Maps {
-  Graph *graph;
-  Canvas canvas;
+class Maps : public Pyramid {
+ public:
+  Maps(const Sidecar &sidecar, Graph *graph, const Canvas &canvas)
+      : sidecar_(sidecar), graph_(graph), canvas_(canvas) {}
+
+  const Canvas &Of() const { return canvas_; }
+  void ExpectOutputs(size_t count) const { graph_->ExpectOutputs(count); }
+
+  const float *Map(size_t output, int64_t channels, size_t level) const {
+    const int64_t rows = Cells(sidecar_, canvas_.height, level), columns = Cells(sidecar_, canvas_.width, level);
+    return graph_->Output<float>(output, {1, channels, rows, columns});
+  }
+
+  void Align(const std::vector<Box> &boxes, const RoiSettings &roi, int64_t channels, float *to,
+             StageTimes *times) const override {
+    const Timed timed(times, "roi_align");
+    std::vector<float> rois;
+    const float end = roi.last_pixel_end ? 1.0f : 0.0f;
+    for (const Box &box : boxes) rois.insert(rois.end(), {0.0f, box[0], box[1], box[2] - end, box[3] - end});
+    std::vector<RoIAlignLevel> levels;
+    std::vector<const float *> maps;
+    for (size_t l = 0; l < roi.strides.size(); ++l) {
+      levels.push_back({Cells(sidecar_, canvas_.height, l), Cells(sidecar_, canvas_.width, l), roi.strides[l]});
+      maps.push_back(Map(l, channels, l));
+    }
+    const std::string problem =
+        RoIAlignForward({roi.out_size, roi.sampling_ratio, roi.aligned}, levels, maps, 1, channels, rois.data(),
+                        RoiLevels(boxes, roi).data(), static_cast<int64_t>(boxes.size()), to);
+    if (!problem.empty()) throw UserError(sidecar_.path + ": " + problem);
+  }
+
+ private:
+  const Sidecar &sidecar_;
+  Graph *graph_;
+  const Canvas canvas_;
 };
 
 class SplitDetector : public Detector {
  public:
   SplitDetector(const Sidecar &sidecar, const Device &device) : sidecar_(sidecar), device_(device) {
     // the largest last: what the others' loading needed is free by then
-    masks_ = MaskHeads(!device.ascend);
+    for (const auto &branch : sidecar_.branches) heads_.push_back(branch->Load(device));
     for (const ModelFile &file : sidecar.boxes) boxes_.push_back(std::make_unique<Graph>(file, "MINDIR", device));
     features_ = std::make_unique<CanvasGraphs>(sidecar, sidecar.features, device);
     StageTimes times;
@@ -204,7 +236,7 @@ class SplitDetector : public Detector {
         const Timed timed(times, "features");
         features->Run();
       }
-      out.push_back(DetectOne(image, {features, image.canvas}, times));
+      out.push_back(DetectOne(image, Maps(sidecar_, features, image.canvas), times));
     }
     return out;
   }
@@ -212,8 +244,6 @@ class SplitDetector : public Detector {
   void SelfCheck() override;
 
  private:
-  double CheckMaskHead(const ReferenceCase &c, MaskHead *head) const;
-
   static void CheckInput(Graph *features, const ModelFile &file) {
     const Shape shape = features->InputShape(0);
     if (features->Inputs() == 1 && shape.size() == 4 && shape[1] == 3) return;
@@ -232,74 +262,30 @@ class SplitDetector : public Detector {
     return {own, other};
   }
 
-  size_t NumMaps() const { return std::max(sidecar_.roi.strides.size(), sidecar_.mask_roi.strides.size()); }
-
-  // Of a level's map along a side of the canvas; a last level that is subsampled by 2 rounds up.
-  int64_t Cells(int64_t side, size_t level) const {
-    return (side + sidecar_.strides[level] - 1) / sidecar_.strides[level];
+  size_t NumMaps() const {
+    size_t most = sidecar_.roi.strides.size();
+    for (const auto &branch : sidecar_.branches) most = std::max(most, branch->Maps());
+    return most;
   }
 
   // Pixels between anchors (src/models/anchors.py's cell_steps).
   int64_t Step(int64_t side, size_t level) const {
-    return sidecar_.grid_strides ? side / Cells(side, level) : sidecar_.strides[level];
-  }
-
-  const float *Map(const Maps &maps, size_t output, int64_t channels, size_t level) const {
-    const auto &[height, width] = maps.canvas;
-    return maps.graph->Output<float>(output, {1, channels, Cells(height, level), Cells(width, level)});
+    return sidecar_.grid_strides ? side / Cells(sidecar_, side, level) : sidecar_.strides[level];
   }
 
   std::vector<Box> Proposals(const Maps &maps, const Bounds &bounds) const {
     const size_t levels = sidecar_.strides.size();
-    const auto &[height, width] = maps.canvas;
-    maps.graph->ExpectOutputs(NumMaps() + 2 * levels);
+    const auto &[height, width] = maps.Of();
+    maps.ExpectOutputs(NumMaps() + 2 * levels);
     std::vector<RpnLevel> inputs;
     for (size_t l = 0; l < levels; ++l) {
       const auto each = static_cast<int64_t>(sidecar_.base_anchors[l].size());
-      inputs.push_back({Map(maps, NumMaps() + l, each, l), Map(maps, NumMaps() + levels + l, 4 * each, l),
-                        Cells(height, l), Cells(width, l), Step(height, l), Step(width, l), &sidecar_.base_anchors[l]});
+      inputs.push_back({maps.Map(NumMaps() + l, each, l), maps.Map(NumMaps() + levels + l, 4 * each, l),
+                        Cells(sidecar_, height, l), Cells(sidecar_, width, l), Step(height, l), Step(width, l),
+                        &sidecar_.base_anchors[l]});
     }
-    return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn, {sidecar_.level_by_logits, sidecar_.nms_by_logits},
-                         bounds);
-  }
-
-  std::vector<std::unique_ptr<MaskHead>> MaskHeads(bool on_host) const {
-    std::vector<std::unique_ptr<MaskHead>> heads;
-    for (size_t i = 0; i < sidecar_.masks.size(); ++i) {
-      heads.push_back(on_host ? MakeHostMaskHead(sidecar_.mask_weights[i])
-                              : MakeGraphMaskHead(sidecar_.masks[i], device_));
-    }
-    return heads;
-  }
-
-  // Calls part(boxes, first, count) for equal parts of `boxes`, of at most `most` each.
-  template <typename Part>
-  static void InParts(const std::vector<Box> &boxes, size_t most, const Part &part) {
-    const size_t parts = (boxes.size() + most - 1) / most, each = (boxes.size() + parts - 1) / parts;
-    for (size_t first = 0; first < boxes.size(); first += each) {
-      const size_t count = std::min(each, boxes.size() - first);
-      part({boxes.begin() + static_cast<int64_t>(first), boxes.begin() + static_cast<int64_t>(first + count)},
-           static_cast<int64_t>(first), static_cast<int64_t>(count));
-    }
-  }
-
-  // Features (boxes, channels, out_size, out_size) of these boxes.
-  void Align(const Maps &from, const std::vector<Box> &boxes, const RoiSettings &roi, int64_t channels, float *to,
-             StageTimes *times) const {
-    const Timed timed(times, "roi_align");
-    std::vector<float> rois;
-    const float end = roi.last_pixel_end ? 1.0f : 0.0f;
-    for (const Box &box : boxes) rois.insert(rois.end(), {0.0f, box[0], box[1], box[2] - end, box[3] - end});
-    std::vector<RoIAlignLevel> levels;
-    std::vector<const float *> maps;
-    for (size_t l = 0; l < roi.strides.size(); ++l) {
-      levels.push_back({Cells(from.canvas.height, l), Cells(from.canvas.width, l), roi.strides[l]});
-      maps.push_back(Map(from, l, channels, l));
-    }
-    const std::string problem =
-        RoIAlignForward({roi.out_size, roi.sampling_ratio, roi.aligned}, levels, maps, 1, channels, rois.data(),
-                        RoiLevels(boxes, roi).data(), static_cast<int64_t>(boxes.size()), to);
-    if (!problem.empty()) throw UserError(sidecar_.path + ": " + problem);
+    return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn, sidecar_.rpn_score_thr,
+                         {sidecar_.level_by_logits, sidecar_.nms_by_logits}, bounds);
   }
 
   // A box head's logits and deltas of these boxes.
@@ -311,7 +297,7 @@ class SplitDetector : public Detector {
       const Shape wanted = head->InputShape(0);
       const int64_t channels = wanted.size() == 4 ? wanted[1] : 0, side = sidecar_.roi.out_size;
       head->SetShapes({{count, channels, side, side}});
-      Align(maps, part, sidecar_.roi, channels, head->Input<float>(0), times);
+      maps.Align(part, sidecar_.roi, channels, head->Input<float>(0), times);
       const Timed timed(times, "box_head");
       head->Run();
       head->ExpectOutputs(2);
@@ -328,6 +314,7 @@ class SplitDetector : public Detector {
       boxes = Proposals(maps, bounds);
     }
     Detections out;
+    out.fields.resize(heads_.size());
     if (boxes.empty()) return out;
     const auto classes = static_cast<int64_t>(sidecar_.classes.size()), count = static_cast<int64_t>(boxes.size());
     const int64_t numbers = sidecar_.class_agnostic ? 4 : 4 * classes;
@@ -350,41 +337,29 @@ class SplitDetector : public Detector {
       out = MakeDetections(total, deltas.data(), sidecar_.class_agnostic, classes, boxes, sidecar_.stages.back(),
                            sidecar_.rcnn, sidecar_.score_thr, bounds);
     }
-    if (!masks_.empty() && !out.boxes.empty()) PredictMasks(maps, &out, times);
+    out.fields.resize(heads_.size());
+    std::vector<std::vector<float>> values;
+    for (size_t b = 0; b < heads_.size() && !out.boxes.empty(); ++b) {
+      values.push_back(heads_[b]->Run(maps, out.boxes, out.labels, times));
+    }
     ToFilePixels(prepared, &out.boxes);
+    for (size_t b = 0; b < values.size(); ++b) Encode(values[b], b, times, &out);
     return out;
   }
 
-  void PredictMasks(const Maps &maps, Detections *out, StageTimes *times) {
-    const auto count = static_cast<int64_t>(out->boxes.size()), classes = static_cast<int64_t>(sidecar_.classes.size());
-    const int64_t cells = sidecar_.mask_size * sidecar_.mask_size;
-    std::vector<float> total(static_cast<size_t>(count * cells), 0.0f);
-    std::vector<float> logits(total.size());
-    for (const auto &head : masks_) {
-      InParts(out->boxes, head->MostRois(), [&](const std::vector<Box> &part, int64_t first, int64_t number) {
-        const int64_t channels = head->Channels();
-        Align(maps, part, sidecar_.mask_roi, channels, head->Input(number, sidecar_.mask_roi.out_size), times);
-        const Timed timed(times, "mask_head");
-        head->Run(out->labels.data() + first, classes, logits.data() + first * cells);
-      });
-      const Timed timed(times, "masks");
-      for (size_t i = 0; i < total.size(); ++i) {
-        total[i] += sidecar_.average_mask_probabilities ? Sigmoid(logits[i]) : logits[i];
-      }
-    }
-    const Timed timed(times, "masks");
-    const auto heads = static_cast<float>(masks_.size());
-    out->masks.reserve(total.size());
-    for (const float v : total) {
-      out->masks.push_back(Quantised(sidecar_.average_mask_probabilities ? v / heads : Sigmoid(v / heads)));
-    }
+  // Branch b's values to its field.
+  void Encode(const std::vector<float> &values, size_t b, StageTimes *times, Detections *out) const {
+    const Branch &branch = *sidecar_.branches[b];
+    const Timed timed(times, branch.Output().name);
+    const size_t each = values.size() / out->boxes.size();
+    for (size_t d = 0; d < out->boxes.size(); ++d) branch.Encode(&values[d * each], out->boxes[d], &out->fields[b]);
   }
 
   const Sidecar sidecar_;
   const Device device_;
   std::unique_ptr<CanvasGraphs> features_;
   std::vector<std::unique_ptr<Graph>> boxes_;
-  std::vector<std::unique_ptr<MaskHead>> masks_;
+  std::vector<std::unique_ptr<BranchHeads>> heads_;  // of each of the sidecar's branches
 };
 
 // ---- comparison with Python -----------------------------------------------------------------------------
@@ -402,26 +377,6 @@ double CheckGraph(const ReferenceCase &c, Graph *graph) {
   return worst;
 }
 
-double SplitDetector::CheckMaskHead(const ReferenceCase &c, MaskHead *head) const {
-  const int64_t count = c.shape[0], side = c.shape.back(), cells = 4 * side * side;
-  const auto classes = static_cast<int64_t>(sidecar_.classes.size()), most = static_cast<int64_t>(head->MostRois());
-  if (c.shape != Shape{count, head->Channels(), side, side} || c.outputs.size() != 1 ||
-      c.outputs[0].shape != Shape{count, 2 * side, 2 * side}) {
-    return INFINITY;
-  }
-  const std::vector<float> input = ReferenceInput(c);
-  const int64_t each = c.shape[1] * side * side;
-  std::vector<float> logits(static_cast<size_t>(count * cells));
-  for (int64_t first = 0; first < count; first += most) {
-    const int64_t number = std::min(most, count - first);
-    std::copy_n(input.data() + first * each, number * each, head->Input(number, side));
-    std::vector<int32_t> labels;
-    for (int64_t r = first; r < first + number; ++r) labels.push_back(static_cast<int32_t>(r % classes));
-    head->Run(labels.data(), classes, logits.data() + first * cells);
-  }
-  return Difference(c.outputs[0], logits.data());
-}
-
 void SplitDetector::SelfCheck() {
   const Reference reference = ReadReference(sidecar_.reference);
   const auto check = [&](const char *name, const ReferenceCase &c, double worst) {
@@ -432,21 +387,26 @@ void SplitDetector::SelfCheck() {
                       " doesn't give what it gave in Python; export again, with another release of MindSpore Lite");
     }
   };
-  // both kinds, the one that this device doesn't use too
-  const auto graphs = MaskHeads(false), hosts = MaskHeads(true);
+  // every kind, those that this device doesn't use too
+  std::vector<std::vector<std::pair<std::string, std::unique_ptr<BranchHeads>>>> kinds;
+  for (const auto &branch : sidecar_.branches) kinds.push_back(branch->LoadAll(device_));
+  const auto demand_stage = [&](const ReferenceCase &c, size_t stages) {
+    if (c.stage >= stages) throw UserError(sidecar_.reference.path + ": of another model; export the model again");
+  };
   StageTimes times;
   for (const ReferenceCase &c : reference.cases) {
-    const size_t stages = c.role == Role::kFeatures ? 1 : c.role == Role::kBox ? boxes_.size() : masks_.size();
-    if (c.stage >= stages) throw UserError(sidecar_.reference.path + ": of another model; export the model again");
-    if (c.role == Role::kFeatures) {
+    if (c.role == kFeatures) {
+      demand_stage(c, 1);
       for (const Canvas &canvas : CanvasesLike(c.shape)) {
         check("features", c, CheckGraph(c, features_->For(canvas, &times)));
       }
-    } else if (c.role == Role::kBox) {
+    } else if (c.role == kBox) {
+      demand_stage(c, boxes_.size());
       check("box head", c, CheckGraph(c, boxes_[c.stage].get()));
     } else {
-      check("mask head graph", c, CheckMaskHead(c, graphs[c.stage].get()));
-      check("mask head", c, CheckMaskHead(c, hosts[c.stage].get()));
+      const size_t b = c.role - kFirstBranch;
+      demand_stage(c, b < kinds.size() ? heads_[b]->Stages() : 0);
+      for (const auto &[name, heads] : kinds[b]) check(name.c_str(), c, heads->Check(c));
     }
   }
 }

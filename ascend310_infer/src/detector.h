@@ -3,7 +3,6 @@
 #define RCNN_INFER_DETECTOR_H_
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "graph.h"
 #include "image.h"
 #include "sidecar.h"
+#include "times.h"
 
 namespace rcnn {
 
@@ -18,12 +18,9 @@ namespace rcnn {
 struct Detections {
   std::vector<Box> boxes;  // pixels of the image file
   std::vector<float> scores;
-  std::vector<int32_t> labels;  // indices into the sidecar's classes
-  std::vector<uint8_t> masks;   // mask_size^2 each, over the box; 255: certain
+  std::vector<int32_t> labels;               // indices into the sidecar's classes
+  std::vector<std::vector<uint8_t>> fields;  // of each of the sidecar's branches, as its Result says
 };
-
-// Milliseconds by stage of the work.
-using StageTimes = std::map<std::string, double>;
 
 class Detector {
  public:
@@ -61,8 +58,9 @@ struct Bounds {
 };
 
 // src/models/proposals.py
+// score_thr: proposals of a lower probability are none.
 std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,
-                               const Ranking &ranking, const Bounds &bounds);
+                               float score_thr, const Ranking &ranking, const Bounds &bounds);
 
 // src/models/bbox_head.py's Detections. scores: (N, classes) probabilities; deltas: (N, 4 classes) or (N, 4). Boxes in
 // canvas pixels.

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "files.h"
+#include "include/api/model.h"
 
 namespace rcnn {
 
@@ -94,14 +95,20 @@ std::string ShapeText(const Shape &shape) {
   return out + ")";
 }
 
-Graph::Graph(const ModelFile &file, const std::string &format, const Device &device) : path_(file.path) {
+struct Graph::Session {
+  mindspore::Model model;
+  std::vector<mindspore::MSTensor> inputs, outputs;
+};
+
+Graph::Graph(const ModelFile &file, const std::string &format, const Device &device)
+    : path_(file.path), session_(std::make_unique<Session>()) {
   mindspore::ModelType type = mindspore::kMindIR;
   if (format == "AIR") type = mindspore::kAIR;
   CaughtLog log;
   mindspore::Status status;
   {
     const std::vector<uint8_t> bytes = ReadChecked(file);
-    status = model_.Build(bytes.data(), bytes.size(), type, MakeContext(device));
+    status = session_->model.Build(bytes.data(), bytes.size(), type, MakeContext(device));
   }
   if (status != mindspore::kSuccess) {
     const std::string reason = Because(log.Reason());
@@ -113,36 +120,40 @@ Graph::Graph(const ModelFile &file, const std::string &format, const Device &dev
     throw UserError(path_ + ": MindSpore Lite can't build it for the CPU" + reason +
                     ", whose RoIAlign and NMS it lacks; export with --split, or give --device_type Ascend");
   }
-  inputs_ = model_.GetInputs();
+  session_->inputs = session_->model.GetInputs();
   // loading leaves the file's parsed form behind
   malloc_trim(0);
 }
 
-Shape Graph::InputShape(size_t i) const { return i < inputs_.size() ? inputs_[i].Shape() : Shape(); }
+Graph::~Graph() = default;
+
+size_t Graph::Inputs() const { return session_->inputs.size(); }
+
+Shape Graph::InputShape(size_t i) const { return i < session_->inputs.size() ? session_->inputs[i].Shape() : Shape(); }
 
 bool Graph::TakesBytes() const {
-  return !inputs_.empty() && inputs_[0].DataType() == mindspore::DataType::kNumberTypeUInt8;
+  return !session_->inputs.empty() && session_->inputs[0].DataType() == mindspore::DataType::kNumberTypeUInt8;
 }
 
 void Graph::SetShapes(const std::vector<Shape> &shapes) {
-  if (shapes.size() != inputs_.size()) {
-    throw UserError(path_ + ": takes " + std::to_string(inputs_.size()) + " inputs, not " +
+  if (shapes.size() != session_->inputs.size()) {
+    throw UserError(path_ + ": takes " + std::to_string(session_->inputs.size()) + " inputs, not " +
                     std::to_string(shapes.size()) + "; not the model that its sidecar describes");
   }
   bool same = true;
-  for (size_t i = 0; i < shapes.size(); ++i) same = same && inputs_[i].Shape() == shapes[i];
+  for (size_t i = 0; i < shapes.size(); ++i) same = same && session_->inputs[i].Shape() == shapes[i];
   if (same) return;
   CaughtLog log;
-  if (model_.Resize(inputs_, shapes) != mindspore::kSuccess) {
+  if (session_->model.Resize(session_->inputs, shapes) != mindspore::kSuccess) {
     throw UserError(path_ + ": can't take input " + ShapeText(shapes[0]) + Because(log.Reason()));
   }
-  inputs_ = model_.GetInputs();
-  outputs_.clear();
+  session_->inputs = session_->model.GetInputs();
+  session_->outputs.clear();
 }
 
 void *Graph::InputMemory(size_t i, size_t element) {
-  void *memory = i < inputs_.size() ? inputs_[i].MutableData() : nullptr;
-  if (memory == nullptr || ElementSize(inputs_[i].DataType()) != element) {
+  void *memory = i < session_->inputs.size() ? session_->inputs[i].MutableData() : nullptr;
+  if (memory == nullptr || ElementSize(session_->inputs[i].DataType()) != element) {
     throw UserError(path_ + ": input " + std::to_string(i) +
                     " is of another type; not the model that its sidecar"
                     " describes");
@@ -152,28 +163,29 @@ void *Graph::InputMemory(size_t i, size_t element) {
 
 void Graph::Run() {
   CaughtLog log;
-  outputs_.clear();
-  if (model_.Predict(inputs_, &outputs_) != mindspore::kSuccess) {
-    const std::string input = inputs_.empty() ? "" : " on an input " + ShapeText(inputs_[0].Shape());
+  session_->outputs.clear();
+  if (session_->model.Predict(session_->inputs, &session_->outputs) != mindspore::kSuccess) {
+    const std::string input = session_->inputs.empty() ? "" : " on an input " + ShapeText(session_->inputs[0].Shape());
     throw UserError(path_ + ": MindSpore Lite can't run it" + input + Because(log.Reason()) +
                     "; a smaller canvas takes less memory");
   }
 }
 
 void Graph::ExpectOutputs(size_t count) const {
-  if (outputs_.size() != count) {
-    throw UserError(path_ + ": gives " + std::to_string(outputs_.size()) + " outputs, not " + std::to_string(count) +
-                    "; not the model that its sidecar describes");
+  if (session_->outputs.size() != count) {
+    throw UserError(path_ + ": gives " + std::to_string(session_->outputs.size()) + " outputs, not " +
+                    std::to_string(count) + "; not the model that its sidecar describes");
   }
 }
 
 const void *Graph::OutputMemory(size_t i, const Shape &shape, size_t element) {
-  if (i >= outputs_.size() || outputs_[i].Shape() != shape || ElementSize(outputs_[i].DataType()) != element) {
+  if (i >= session_->outputs.size() || session_->outputs[i].Shape() != shape ||
+      ElementSize(session_->outputs[i].DataType()) != element) {
     throw UserError(path_ + ": output " + std::to_string(i) + " is " +
-                    (i < outputs_.size() ? ShapeText(outputs_[i].Shape()) : "missing") + ", its sidecar means " +
-                    ShapeText(shape) + "; model and sidecar disagree, export again");
+                    (i < session_->outputs.size() ? ShapeText(session_->outputs[i].Shape()) : "missing") +
+                    ", its sidecar means " + ShapeText(shape) + "; model and sidecar disagree, export again");
   }
-  const void *memory = outputs_[i].MutableData();
+  const void *memory = session_->outputs[i].MutableData();
   if (memory == nullptr) throw UserError(path_ + ": output " + std::to_string(i) + " is empty");
   return memory;
 }

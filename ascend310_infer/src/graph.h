@@ -3,10 +3,10 @@
 #define RCNN_INFER_GRAPH_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "include/api/model.h"
 #include "sidecar.h"
 
 namespace rcnn {
@@ -25,6 +25,7 @@ class Graph {
  public:
   // Throws UserError for a file that isn't the sidecar's, or that the device can't run.
   Graph(const ModelFile &file, const std::string &format, const Device &device);
+  ~Graph();
   Graph(const Graph &) = delete;
   Graph &operator=(const Graph &) = delete;
 
@@ -32,7 +33,7 @@ class Graph {
   void SetShapes(const std::vector<Shape> &shapes);
   // The shape that the file itself says, or the last one set.
   Shape InputShape(size_t i) const;
-  size_t Inputs() const { return inputs_.size(); }
+  size_t Inputs() const;
   bool TakesBytes() const;  // input 0 is 8-bit pixels (AIPP)
 
   // Input i's memory, valid until SetShapes.
@@ -52,9 +53,11 @@ class Graph {
   void *InputMemory(size_t i, size_t element);
   const void *OutputMemory(size_t i, const Shape &shape, size_t element);
 
+  // of the runtime, whose headers only graph.cc reads
+  struct Session;
+
   std::string path_;
-  mindspore::Model model_;
-  std::vector<mindspore::MSTensor> inputs_, outputs_;
+  std::unique_ptr<Session> session_;
 };
 
 }  // namespace rcnn

@@ -13,6 +13,7 @@ namespace rcnn {
 namespace {
 
 constexpr int kDeepest = 64;
+constexpr double kLargest = 3e38;        // float32 holds it
 constexpr size_t kMostValues = 1 << 20;  // of a document that is kept whole: some 200 MiB
 
 // Bytes of the UTF-8 character at `i`; 0: there is none.
@@ -279,6 +280,26 @@ const Json &Json::At(const std::string &key) const {
   return found->second;
 }
 
+std::vector<std::string> Json::Keys() const {
+  if (kind_ != Kind::kObject) Wrong("an object");
+  std::vector<std::string> out;
+  for (const auto &entry : object_) out.push_back(entry.first);
+  return out;
+}
+
+void Json::DemandPlain() const {
+  if (kind_ == Kind::kList) {
+    for (const Json &item : list_) {
+      if (item.kind_ == Kind::kList) item.Wrong("a number, a flag or a text");
+      item.DemandPlain();
+    }
+  } else if (kind_ == Kind::kNumber) {
+    AsNumber(-kLargest, kLargest);
+  } else if (kind_ != Kind::kBool && kind_ != Kind::kText) {
+    Wrong("a number, a flag, a text, or a list of these");
+  }
+}
+
 void Json::DemandAllRead() const {
   for (const auto &[key, value] : object_) {
     if (!value.read_) throw UserError(value.where_ + ": no key of a sidecar; export the model again");
@@ -374,6 +395,12 @@ std::string Quoted(const std::string &text) {
     }
   }
   return out + "\"";
+}
+
+std::string Decimals(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.3f", value);
+  return text;
 }
 
 }  // namespace rcnn

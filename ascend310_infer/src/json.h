@@ -31,6 +31,10 @@ class Json {
   // `size` numbers, or one or more of them for 0.
   std::vector<double> Numbers(const std::string &key, size_t size, double low, double high) const;
   std::vector<int64_t> Integers(const std::string &key, int64_t low, int64_t high) const;
+  // The keys of an object.
+  std::vector<std::string> Keys() const;
+  // Throws UserError unless this is a number, a flag, a text, or a list of these.
+  void DemandPlain() const;
   // Throws UserError for a key, here or below, that no call has named.
   void DemandAllRead() const;
 
@@ -65,6 +69,9 @@ class Json {
 
 // `text` as a JSON string, with its quotes.
 std::string Quoted(const std::string &text);
+
+// `value` with three decimals.
+std::string Decimals(double value);
 
 }  // namespace rcnn
 

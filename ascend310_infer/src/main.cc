@@ -23,6 +23,7 @@
 
 #include "../../src/ops/csrc/parallel.h"
 #include "annotations.h"
+#include "branch.h"
 #include "detector.h"
 #include "files.h"
 #include "image.h"
@@ -404,14 +405,12 @@ void RunBatch(const std::string &folder, const Sidecar &sidecar, const std::vect
   const auto detect_begin = std::chrono::steady_clock::now();
   StageTimes times;
   const std::vector<Detections> found = detector->Detect(batch, &times);
-  for (const char *stage : {"loading", "normalise", "network", "features", "proposals", "roi_align", "box_head",
-                            "detections", "mask_head", "masks"}) {
-    if (times.count(stage) > 0) table->Add(stage, times[stage]);
-  }
+  for (const auto &[stage, milliseconds] : times) table->Add(stage, milliseconds);
   const auto write_begin = std::chrono::steady_clock::now();
+  std::vector<Field> fields;
+  for (const auto &branch : sidecar.branches) fields.push_back(branch->Result());
   for (size_t k = 0; k < batch.size(); ++k) {
-    const int64_t mask_size = sidecar.with_mask ? sidecar.mask_size : 0;
-    const std::vector<uint8_t> bytes = PackResult(batch[k], found[k], mask_size);
+    const std::vector<uint8_t> bytes = PackResult(batch[k], found[k], fields);
     const size_t slash = batch[k].name.rfind('/');
     if (slash != std::string::npos) MakeFolder(folder + "/" + batch[k].name.substr(0, slash));
     WriteFile(folder + "/" + batch[k].name + ".det", bytes.data(), bytes.size());

@@ -71,7 +71,7 @@ std::vector<int64_t> Largest(const std::vector<Value> &values, int64_t most) {
 }  // namespace
 
 std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,
-                               const Ranking &ranking, const Bounds &bounds) {
+                               float score_thr, const Ranking &ranking, const Bounds &bounds) {
   std::vector<Box> boxes;
   std::vector<float> scores;
   std::vector<int32_t> groups;
@@ -100,8 +100,9 @@ std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCod
       const float *delta = level.deltas + 4 * a * plane + y * level.width + x;
       const Box box = Decode(delta, plane, anchor, coder, bounds);
       if (!LargeEnough(box, settings.min_bbox_size)) continue;
-      boxes.push_back(box);
       const float value = ranked[static_cast<size_t>(place)];
+      if ((ranking.level_by_logits ? Sigmoid(value) : value) < score_thr) continue;
+      boxes.push_back(box);
       scores.push_back(ranking.level_by_logits && !ranking.nms_by_logits ? Sigmoid(value) : value);
       groups.push_back(static_cast<int32_t>(l));
     }

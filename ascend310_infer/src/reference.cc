@@ -53,9 +53,7 @@ class Reader {
 
   ReferenceCase NextCase() {
     ReferenceCase out;
-    const auto role = Next<uint32_t>();
-    if (role > static_cast<uint32_t>(Role::kMask)) Fail();
-    out.role = static_cast<Role>(role);
+    out.role = Next<uint32_t>();
     out.stage = Next<uint32_t>();
     out.seed = Next<uint64_t>();
     out.scale = Next<float>();

@@ -10,7 +10,8 @@
 
 namespace rcnn {
 
-enum class Role : uint32_t { kFeatures, kBox, kMask };
+// Roles; a detector's second branch is one more than its first, ...
+constexpr uint32_t kFeatures = 0, kBox = 1, kFirstBranch = 2;
 
 // Elements 0, step, 2 step, ... of an output.
 struct Samples {
@@ -21,8 +22,7 @@ struct Samples {
 };
 
 struct ReferenceCase {
-  Role role;
-  uint32_t stage;
+  uint32_t role, stage;
   uint64_t seed;
   float scale;
   Shape shape;  // of the input, not empty

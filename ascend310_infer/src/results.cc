@@ -21,16 +21,23 @@ void Append(const T *values, size_t count, std::vector<uint8_t> *to) {
   std::memcpy(to->data() + old, values, count * sizeof(T));
 }
 
+void AppendText(std::string text, size_t size, std::vector<uint8_t> *to) {
+  text.resize(size, '\0');
+  Append(text.data(), size, to);
+}
+
+void AppendLayout(const Field &field, std::vector<uint8_t> *to) {
+  AppendText(field.name, 16, to);
+  AppendText(field.type, 4, to);
+  std::vector<uint32_t> sides = {static_cast<uint32_t>(field.shape.size())};
+  for (const int64_t side : field.shape) sides.push_back(static_cast<uint32_t>(side));
+  Append(sides.data(), sides.size(), to);
+}
+
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const size_t half = values.size() / 2;
   return values.empty() ? 0 : values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
-std::string Number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.3f", value);
-  return text;
 }
 
 std::string List(const std::vector<std::string> &texts) {
@@ -41,16 +48,19 @@ std::string List(const std::vector<std::string> &texts) {
 
 }  // namespace
 
-std::vector<uint8_t> PackResult(const Prepared &image, const Detections &detections, int64_t mask_size) {
+std::vector<uint8_t> PackResult(const Prepared &image, const Detections &detections, const std::vector<Field> &fields) {
   std::vector<uint8_t> out;
+  const bool first = fields.empty() || (fields.size() == 1 && fields[0].first_format);
+  const int64_t last = first && !fields.empty() ? fields[0].shape[0] : static_cast<int64_t>(fields.size());
   const uint32_t header[] = {static_cast<uint32_t>(image.height), static_cast<uint32_t>(image.width),
-                             static_cast<uint32_t>(detections.boxes.size()), static_cast<uint32_t>(mask_size)};
-  Append("RCNNDET1", 8, &out);
+                             static_cast<uint32_t>(detections.boxes.size()), static_cast<uint32_t>(last)};
+  Append(first ? "RCNNDET1" : "RCNNDET2", 8, &out);
   Append(header, 4, &out);
+  for (size_t f = 0; !first && f < fields.size(); ++f) AppendLayout(fields[f], &out);
   Append(detections.boxes.data(), detections.boxes.size(), &out);
   Append(detections.scores.data(), detections.scores.size(), &out);
   Append(detections.labels.data(), detections.labels.size(), &out);
-  Append(detections.masks.data(), detections.masks.size(), &out);
+  for (const std::vector<uint8_t> &field : detections.fields) Append(field.data(), field.size(), &out);
   return out;
 }
 
@@ -71,9 +81,9 @@ std::string SummaryJson(const Summary &summary, const Sidecar &sidecar) {
          ", \"height\": " + std::to_string(sidecar.height) +
          ", \"keep_ratio\": " + (sidecar.keep_ratio ? "true" : "false") + "},\n";
   out += " \"classes\": " + List(sidecar.classes) + ",\n";
-  if (sidecar.with_mask) {
-    out += " \"mask_paste\": {\"convention\": " + Quoted(sidecar.mask_convention) +
-           ", \"threshold\": " + Number(sidecar.mask_threshold) + "},\n";
+  for (const auto &branch : sidecar.branches) {
+    const std::string text = branch->SummaryText();
+    if (!text.empty()) out += " " + text + ",\n";
   }
   out += " \"images\": " + List(summary.images) + ",\n \"unreadable\": [";
   for (size_t i = 0; i < summary.unreadable.size(); ++i) {
@@ -81,13 +91,13 @@ std::string SummaryJson(const Summary &summary, const Sidecar &sidecar) {
            ", \"reason\": " + Quoted(summary.unreadable[i].second) + "}";
   }
   out += "],\n \"not_images\": " + List(summary.not_images) + ",\n";
-  out += " \"load_s\": " + Number(summary.load_seconds) + ",\n \"run_s\": " + Number(summary.seconds) + ",\n";
+  out += " \"load_s\": " + Decimals(summary.load_seconds) + ",\n \"run_s\": " + Decimals(summary.seconds) + ",\n";
   out += " \"images_per_s\": " +
-         Number(summary.seconds > 0 ? static_cast<double>(summary.images.size()) / summary.seconds : 0) + ",\n";
-  out += " \"peak_memory_mib\": " + Number(PeakMemory()) + ",\n \"median_ms\": {";
+         Decimals(summary.seconds > 0 ? static_cast<double>(summary.images.size()) / summary.seconds : 0) + ",\n";
+  out += " \"peak_memory_mib\": " + Decimals(PeakMemory()) + ",\n \"median_ms\": {";
   for (size_t i = 0; i < summary.times.size(); ++i) {
     const auto &[stage, values] = summary.times[i];
-    out += std::string(i > 0 ? ", " : "") + Quoted(stage) + ": " + Number(Median(values));
+    out += std::string(i > 0 ? ", " : "") + Quoted(stage) + ": " + Decimals(Median(values));
   }
   return out + "}\n}\n";
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "branch.h"
 #include "detector.h"
 #include "sidecar.h"
 
@@ -13,7 +14,13 @@ namespace rcnn {
 // Little endian: "RCNNDET1"; uint32 image height, width, detections N, mask size M (0: no masks); then N boxes (4 x
 // float32, x1 y1 x2 y2 in pixels of the image file), N scores (float32), N labels (uint32), N masks (M x M bytes, 255
 // for probability 1).
-std::vector<uint8_t> PackResult(const Prepared &image, const Detections &detections, int64_t mask_size);
+//
+// What other branches give, it has no room for. With such: "RCNNDET2"; uint32 image height, width, N, number of fields;
+// each field's name (16 bytes, zeros after it), type as NumPy has it ("u1", "f4"; 4 bytes, zeros after it), uint32
+// number of dimensions, and each of them; then boxes, scores, labels as before, and each field's N arrays.
+//
+// fields: of `detections`, in order.
+std::vector<uint8_t> PackResult(const Prepared &image, const Detections &detections, const std::vector<Field> &fields);
 
 struct Summary {
   std::vector<std::string> images;                                 // with a result

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <numeric>
 
+#include "branch.h"
 #include "files.h"
-#include "json.h"
+#include "sidecar_reader.h"
 
 namespace rcnn {
 
@@ -17,33 +19,20 @@ constexpr int64_t kMostBytes = 8 << 20;  // of a sidecar; 65536 classes take a f
 // Bounds as in src/config/.
 constexpr int64_t kLeastSide = 64, kMostSide = 1 << 14, kMostClasses = 1 << 16, kMostBoxes = 100000;
 constexpr int64_t kMostStride = 1 << 13, kMostInteger = (int64_t{1} << 31) - 1;
+// Of a canvas: its largest maps, 256 channels at stride 4 or 64 bytes a pixel, stay below 2 GiB.
+constexpr int64_t kMostPixels = (1 << 25) - 1;
 constexpr double kLargest = 3e38;
 
 const char kAgain[] = "; export the model again";
 
-using Names = std::vector<std::string>;
-
-// One of `known`, without asking whether it is there.
-std::string OneOf(const Json &from, const std::string &key, const Names &known) {
-  const std::string &said = from.Text(key);
-  if (std::find(known.begin(), known.end(), said) != known.end()) return said;
-  std::string names;
-  for (const std::string &name : known) names += (names.empty() ? "" : ", ") + name;
-  from.At(key).Wrong("one of " + names + ", but \"" + said + "\"");
-}
-
 // Reads a sidecar's parts: those that the program goes by, and, for their form alone, those that it doesn't.
-class SidecarReader {
+class PartsReader : public SidecarReader {
  public:
-  SidecarReader(const Json &json, Sidecar *out) : json_(json), out_(out) {
-    const size_t slash = out->path.rfind('/');
-    folder_ = slash == std::string::npos ? "" : out->path.substr(0, slash + 1);
-  }
+  PartsReader(const Json &json, Sidecar *out) : SidecarReader(json, out->path), json_(json), out_(out) {}
 
   void Read() {
-    old_ = json_.Integer("version", 1, 2) == 1;
-    out_->has_checksum = !old_;
-    out_->whole = OneOf(json_, "form", {"whole", "split"}) == "whole";
+    out_->has_checksum = !IsOld();
+    out_->whole = IsWhole();
     out_->file_format = OneOf(json_, "file_format", {"MINDIR", "AIR", "ONNX"});
     if (out_->whole && out_->file_format == "ONNX") {
       throw UserError(out_->path +
@@ -54,7 +43,7 @@ class SidecarReader {
     ReadCanvas();
     ReadImages();
     ReadBoxes();
-    ReadMasks();
+    out_->branches = ReadBranches(*this, json_.Text("detector"));
     if (out_->whole) {
       out_->model = File(json_.At("files").At("model"));
       ReadInterface();
@@ -65,58 +54,16 @@ class SidecarReader {
   }
 
  private:
-  [[noreturn]] void Misfit(const std::string &what) const {
-    throw UserError(out_->path + ": its parts don't fit together: " + what + kAgain);
-  }
-  void Demand(bool fits, const std::string &what) const {
-    if (!fits) Misfit(what);
-  }
-
-  // Whether to read a key that older exports lack.
-  bool Says(const Json &from, const std::string &key) const { return !old_ || from.Has(key); }
-
-  // A convention by its name; older exports, which don't say it, did the first.
-  std::string Convention(const Json &from, const std::string &key, const Names &known) const {
-    return Says(from, key) ? OneOf(from, key, known) : known[0];
-  }
-
-  ModelFile File(const Json &entry) const {
-    const std::string &name = entry.Text("name"), &sum = entry.Text("sha256");
-    if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
-        name.find('\0') != std::string::npos) {
-      entry.At("name").Wrong("the name of a file of the sidecar's own folder, but \"" + name + "\"");
-    }
-    if (sum.size() != 64 || sum.find_first_not_of("0123456789abcdef") != std::string::npos) {
-      entry.At("sha256").Wrong("64 hexadecimal digits");
-    }
-    return {folder_ + name, sum, static_cast<uint64_t>(entry.Integer("bytes", 1, int64_t{1} << 50))};
-  }
-
-  std::vector<ModelFile> Files(const Json &files, const std::string &key) const {
-    std::vector<ModelFile> out;
-    for (const Json &entry : files.List(key)) out.push_back(File(entry));
-    return out;
-  }
-
   // The detector's kind and backbone, its classes.
   void ReadNetwork() {
     if (Says(json_, "mindspore")) json_.Text("mindspore");
-    const std::string detector =
-        OneOf(json_, "detector", {"mask_rcnn", "faster_rcnn", "cascade_rcnn", "cascade_mask_rcnn"});
-    out_->with_mask = json_.Bool("with_mask");
-    const bool masks = detector == "mask_rcnn" || detector == "cascade_mask_rcnn";
-    Demand(out_->with_mask == masks, "with_mask, and the detector " + detector);
-    cascade_ = detector == "cascade_rcnn" || detector == "cascade_mask_rcnn";
+    const std::string detector = OneOf(json_, "detector", DetectorNames());
+    cascade_ = detector.rfind("cascade", 0) == 0;
     Demand(json_.Has("cascade") == cascade_, "cascade, and the detector " + detector);
     if (Says(json_, "backbone")) {
       const Json &backbone = json_.At("backbone");
-      const std::string type = OneOf(backbone, "type", {"resnet", "resnext", "mobilenet_v1"});
-      if (type == "mobilenet_v1") {
-        backbone.Number("width_multiplier", 0.05, 8);
-      } else {
-        backbone.Integer("depth", 50, 152), backbone.Bool("stride_in_1x1");
-      }
-      if (type == "resnext") backbone.Integer("groups", 1, 256), backbone.Integer("base_width", 1, 256);
+      backbone.Text("type");
+      for (const std::string &key : backbone.Keys()) backbone.At(key).DemandPlain();
     }
     for (const Json &name : json_.List("classes")) out_->classes.push_back(name.AsText());
     const auto count = static_cast<int64_t>(out_->classes.size());
@@ -126,7 +73,7 @@ class SidecarReader {
     Names sorted = out_->classes;
     std::sort(sorted.begin(), sorted.end());
     const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-    if (twice != sorted.end()) Misfit("two classes are called \"" + *twice + "\"");
+    if (twice != sorted.end()) Demand(false, "two classes are called \"" + *twice + "\"");
   }
 
   // The pyramid's levels and their anchors.
@@ -134,9 +81,19 @@ class SidecarReader {
     const Json &rpn = json_.At("rpn");
     out_->strides = rpn.Integers("strides", 1, kMostStride);
     for (size_t l = 1; l < out_->strides.size(); ++l) {
-      Demand(out_->strides[l] == 2 * out_->strides[l - 1], "rpn.strides, each of which is twice the one before");
+      Demand(out_->strides[l] >= out_->strides[l - 1], "rpn.strides, none of which is less than the one before");
     }
-    anchors_ = rpn.Numbers("scales", 0, 1e-3, 1e3).size() * rpn.Numbers("ratios", 0, 1e-3, 1e3).size();
+    anchors_ = rpn.Numbers("scales", 0, 1e-3, 1e3).size();
+    if (rpn.Has("sizes")) {
+      const std::vector<Json> &sizes = rpn.List("sizes");
+      Demand(sizes.size() == out_->strides.size(), "rpn.sizes, one list for each of rpn.strides");
+      anchors_ = sizes[0].AsList().size();
+      sized_ = "sizes";
+      for (const Json &level : sizes) {
+        Demand(level.AsNumbers(0, 1e-3, kLargest).size() == anchors_, "rpn.sizes, as many for each level");
+      }
+    }
+    anchors_ *= rpn.Numbers("ratios", 0, 1e-3, 1e3).size();
     rpn.Bool("rounded");
     if (Says(rpn, "legacy")) OneOf(rpn, "legacy", {"", "caffe2", "mmdet1"});
     out_->grid_strides = Says(rpn, "grid_strides") && rpn.Bool("grid_strides");
@@ -149,11 +106,22 @@ class SidecarReader {
     out_->batch_size = json_.Integer("batch_size", 1, 1024);
     const std::vector<int64_t> &strides = out_->strides;
     out_->canvas_step = Says(json_, "canvas_step") ? json_.Integer("canvas_step", 1, kMostStride) : strides.back();
-    Demand(std::find(strides.begin(), strides.end(), out_->canvas_step) != strides.end(),
-           "canvas_step " + std::to_string(out_->canvas_step) + ", which is none of rpn.strides");
+    int64_t least = 1;
+    bool is_step = false;
+    for (size_t l = 0; l < strides.size() && least <= out_->canvas_step && !is_step; ++l) {
+      least = std::lcm(least, strides[l]);
+      is_step = least == out_->canvas_step;
+    }
+    Demand(is_step, "canvas_step " + std::to_string(out_->canvas_step) +
+                        ", no least common multiple of the first of rpn.strides");
     Demand(out_->width % out_->canvas_step == 0 && out_->height % out_->canvas_step == 0,
            "the model's canvas, " + std::to_string(out_->width) + " x " + std::to_string(out_->height) +
                ", isn't in steps of " + std::to_string(out_->canvas_step));
+    if (out_->width * out_->height > kMostPixels) {
+      throw UserError(out_->path + ": the model's canvas, " + std::to_string(out_->width) + " x " +
+                      std::to_string(out_->height) + ", has more than " + std::to_string(kMostPixels) + " pixels" +
+                      kAgain + " for a smaller canvas");
+    }
   }
 
   void ReadImages() {
@@ -205,22 +173,6 @@ class SidecarReader {
             static_cast<float>(from.Number("min_bbox_size", 0, kLargest))};
   }
 
-  RoiSettings Roi(const std::string &name) const {
-    const Json &from = json_.At(name);
-    RoiSettings roi;
-    roi.out_size = static_cast<int>(from.Integer("out_size", 1, 128));
-    roi.sampling_ratio = static_cast<int>(from.Integer("sampling_ratio", 0, 32));
-    if (Says(from, "trained_sampling_ratio")) from.Integer("trained_sampling_ratio", 0, 32);
-    roi.aligned = from.Bool("aligned");
-    roi.last_pixel_end = Says(from, "last_pixel_end") && from.Bool("last_pixel_end");
-    const std::vector<int64_t> strides = from.Integers("strides", 1, kMostStride);
-    Demand(strides.size() <= out_->strides.size() && std::equal(strides.begin(), strides.end(), out_->strides.begin()),
-           name + ".strides, which aren't the first of rpn.strides");
-    for (const int64_t stride : strides) roi.strides.push_back(static_cast<float>(stride));
-    roi.finest_scale = static_cast<float>(from.Number("finest_scale", 1, kLargest));
-    return roi;
-  }
-
   void ReadBoxes() {
     const Json &rpn = json_.At("rpn"), &rcnn = json_.At("rcnn");
     out_->rpn_coder = Coder(rpn.At("means"), rpn.At("stds"));
@@ -229,6 +181,7 @@ class SidecarReader {
     out_->level_by_logits = rank_by != "probabilities";
     out_->nms_by_logits = rank_by == "logits";
     out_->rpn = Nms(rpn);
+    if (rpn.Has("score_thr")) out_->rpn_score_thr = static_cast<float>(rpn.Number("score_thr", 0, 1));
     out_->rcnn = Nms(rcnn);
     out_->max_per_img = out_->rcnn.max_per_img;
     out_->score_thr = static_cast<float>(rcnn.Number("score_thr", 0, 1));
@@ -246,50 +199,35 @@ class SidecarReader {
       const Json &cascade = json_.At("cascade");
       const auto stages = static_cast<size_t>(cascade.Integer("stages", 1, 100));
       Demand(means.size() == stages && stds.size() == stages, "cascade.stages, rcnn.means and rcnn.stds");
-      const Names averaged = {"logits", "probabilities"};
-      out_->average_probabilities = OneOf(cascade, "average_scores", averaged) == "probabilities";
-      out_->average_mask_probabilities = OneOf(cascade, "average_masks", averaged) == "probabilities";
-      mask_heads_ = cascade.Integer("mask_heads", 0, 100);
-      Demand(mask_heads_ == static_cast<int64_t>(stages) || mask_heads_ == (out_->with_mask ? 1 : 0),
-             "cascade.mask_heads, and its stages");
-      Demand((mask_heads_ > 0) == out_->with_mask, "cascade.mask_heads, and with_mask");
+      out_->average_probabilities = OneOf(cascade, "average_scores", {"logits", "probabilities"}) == "probabilities";
     }
     for (BoxCoder &coder : out_->stages) ReadClamp(rcnn, &coder);
   }
 
-  void ReadMasks() {
-    for (const char *part : {"mask_roi", "mask_paste"}) {
-      Demand(json_.Has(part) == out_->with_mask, std::string(part) + ", and with_mask");
-    }
-    if (!out_->with_mask) return;
-    if (!cascade_) mask_heads_ = 1;
-    out_->mask_roi = Roi("mask_roi");
-    const Json &paste = json_.At("mask_paste");
-    out_->mask_size = paste.Integer("size", 2, 256);
-    out_->mask_convention = OneOf(paste, "convention", {"torchvision", "grid"});
-    out_->mask_threshold = paste.Number("threshold", 0, 1);
-    Demand(out_->mask_size == 2 * out_->mask_roi.out_size, "mask_paste.size, and mask_roi.out_size");
-  }
-
   // The whole graph's inputs and outputs, which are what the rest says.
   void ReadInterface() const {
-    const int64_t n = out_->batch_size, d = out_->max_per_img, side = out_->mask_size;
+    const int64_t n = out_->batch_size, d = out_->max_per_img;
     CheckPorts("inputs", {{"image", {n, 3, out_->height, out_->width}, "float32"}, {"image_shape", {n, 4}, "float32"}});
-    std::vector<Port> outputs = {{"boxes", {n, d, 4}, "float32"},
-                                 {"scores", {n, d}, "float32"},
-                                 {"labels", {n, d}, "int32"},
-                                 {"valid", {n, d}, "bool"}};
-    if (out_->with_mask) outputs.push_back({"masks", {n, d, side, side}, "float32"});
+    std::vector<Expected> outputs = {{"boxes", {n, d, 4}, "float32"},
+                                     {"scores", {n, d}, "float32"},
+                                     {"labels", {n, d}, "int32"},
+                                     {"valid", {n, d}, "bool"}};
+    for (const auto &branch : out_->branches) {
+      const Port port = branch->Output();
+      Shape shape = {n, d};
+      shape.insert(shape.end(), port.shape.begin(), port.shape.end());
+      outputs.push_back({port.name, shape, "float32"});
+    }
     CheckPorts("outputs", outputs);
   }
 
-  struct Port {
+  struct Expected {
     std::string name;
-    std::vector<int64_t> shape;
+    Shape shape;
     std::string type;
   };
 
-  void CheckPorts(const std::string &key, const std::vector<Port> &wanted) const {
+  void CheckPorts(const std::string &key, const std::vector<Expected> &wanted) const {
     if (!Says(json_, key)) return;
     const std::vector<Json> &ports = json_.List(key);
     Demand(ports.size() == wanted.size(), "the number of its " + key);
@@ -305,13 +243,8 @@ class SidecarReader {
     Demand(out_->file_format == "MINDIR", "form split, and file_format " + out_->file_format);
     const Json &files = json_.At("files");
     out_->features = File(files.At("features"));
-    out_->boxes = Files(files, "box");
-    out_->masks = Files(files, "mask");
-    out_->mask_weights = Files(files, "mask_weights");
+    out_->boxes = Files("box");
     Demand(out_->boxes.size() == out_->stages.size(), "files.box, one for each stage");
-    const auto heads = static_cast<size_t>(mask_heads_);
-    Demand(out_->masks.size() == heads && out_->mask_weights.size() == heads,
-           "files.mask and files.mask_weights, one for each mask head");
     const int64_t version = json_.Integer("mindir_version", 1, 3);
     if (version == 2) json_.At("mindir_version").Wrong("1 or 3");
     for (const Json &level : json_.List("base_anchors")) {
@@ -323,7 +256,8 @@ class SidecarReader {
         for (size_t i = 0; i < 4; ++i) box[i] = static_cast<float>(sides[i]);
         anchors.push_back(box);
       }
-      Demand(anchors.size() == anchors_, "base_anchors, as many a level as rpn.scales times rpn.ratios");
+      Demand(anchors.size() == anchors_,
+             "base_anchors, as many a level as rpn." + std::string(sized_) + " times rpn.ratios");
       out_->base_anchors.push_back(anchors);
     }
     Demand(out_->base_anchors.size() == out_->strides.size(), "base_anchors, one list for each of rpn.strides");
@@ -348,17 +282,18 @@ class SidecarReader {
     for (const char *key : {"detections", "matched"}) {
       if (from.Has(key)) from.Integer(key, 0, kMostInteger);
     }
-    for (const char *key : {"max_error", "max_score_error", "max_mask_error"}) {
+    std::vector<std::string> keys = {"max_error", "max_score_error"};
+    for (const std::string &name : BranchNames()) keys.push_back("max_" + name + "_error");
+    for (const std::string &key : keys) {
       if (from.Has(key)) from.Number(key, 0, kLargest);
     }
   }
 
   const Json &json_;
   Sidecar *out_;
-  std::string folder_;
-  bool old_ = false, cascade_ = false;
-  size_t anchors_ = 0;  // of a cell of a level
-  int64_t mask_heads_ = 0;
+  bool cascade_ = false;
+  size_t anchors_ = 0;            // of a cell of a level
+  const char *sized_ = "scales";  // by which key
 };
 
 // src/export/sidecar.py's: of the file with zeros for the checksum's own digits.
@@ -393,6 +328,64 @@ std::string FindSidecar(const std::string &path) {
 
 }  // namespace
 
+SidecarReader::SidecarReader(const Json &json, const std::string &path) : json_(json), path_(path) {
+  const size_t slash = path.rfind('/');
+  folder_ = slash == std::string::npos ? "" : path.substr(0, slash + 1);
+  old_ = json_.Integer("version", 1, 2) == 1;
+  whole_ = OneOf(json_, "form", {"whole", "split"}) == "whole";
+}
+
+void SidecarReader::Demand(bool fits, const std::string &what) const {
+  if (!fits) throw UserError(path_ + ": its parts don't fit together: " + what + kAgain);
+}
+
+std::string SidecarReader::OneOf(const Json &from, const std::string &key, const Names &known) {
+  const std::string &said = from.Text(key);
+  if (std::find(known.begin(), known.end(), said) != known.end()) return said;
+  std::string names;
+  for (const std::string &name : known) names += (names.empty() ? "" : ", ") + name;
+  from.At(key).Wrong("one of " + names + ", but \"" + said + "\"");
+}
+
+ModelFile SidecarReader::File(const Json &entry) const {
+  const std::string &name = entry.Text("name"), &sum = entry.Text("sha256");
+  if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
+      name.find('\0') != std::string::npos) {
+    entry.At("name").Wrong("the name of a file of the sidecar's own folder, but \"" + name + "\"");
+  }
+  if (sum.size() != 64 || sum.find_first_not_of("0123456789abcdef") != std::string::npos) {
+    entry.At("sha256").Wrong("64 hexadecimal digits");
+  }
+  return {folder_ + name, sum, static_cast<uint64_t>(entry.Integer("bytes", 1, int64_t{1} << 50))};
+}
+
+std::vector<ModelFile> SidecarReader::Files(const std::string &name) const {
+  std::vector<ModelFile> out;
+  for (const Json &entry : json_.At("files").List(name)) out.push_back(File(entry));
+  return out;
+}
+
+RoiSettings SidecarReader::Roi(const std::string &name) const {
+  const Json &from = json_.At(name);
+  RoiSettings roi;
+  roi.out_size = static_cast<int>(from.Integer("out_size", 1, 128));
+  roi.sampling_ratio = static_cast<int>(from.Integer("sampling_ratio", 0, 32));
+  if (Says(from, "trained_sampling_ratio")) from.Integer("trained_sampling_ratio", 0, 32);
+  roi.aligned = from.Bool("aligned");
+  roi.last_pixel_end = Says(from, "last_pixel_end") && from.Bool("last_pixel_end");
+  const std::vector<int64_t> strides = from.Integers("strides", 1, kMostStride);
+  const std::vector<int64_t> levels = json_.At("rpn").Integers("strides", 1, kMostStride);
+  Demand(strides.size() <= levels.size() && std::equal(strides.begin(), strides.end(), levels.begin()),
+         name + ".strides, which aren't the first of rpn.strides");
+  for (const int64_t stride : strides) roi.strides.push_back(static_cast<float>(stride));
+  roi.finest_scale = static_cast<float>(from.Number("finest_scale", 1, kLargest));
+  return roi;
+}
+
+int64_t SidecarReader::Stages() const {
+  return json_.Has("cascade") ? json_.At("cascade").Integer("stages", 1, 100) : 0;
+}
+
 Canvas Sidecar::CanvasOf(int64_t picture_height, int64_t picture_width) const {
   const bool own = !Turns() || (picture_height > picture_width) == (height > width);
   return own ? Canvas{height, width} : Canvas{width, height};
@@ -411,7 +404,7 @@ Sidecar ReadSidecar(const std::string &path) {
   if (version != 1 && version != 2) {
     throw UserError(out.path + ": of another version than 1 and 2, which this program reads; export the model again");
   }
-  SidecarReader(json, &out).Read();
+  PartsReader(json, &out).Read();
   const std::string checksum = out.has_checksum ? json.Text("checksum") : "";
   json.DemandAllRead();
   if (out.has_checksum) CheckChecksum(checksum, text, out.path);

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,8 @@ struct RoiSettings {
   float finest_scale = 0;
 };
 
+class Branch;  // branch.h
+
 struct Sidecar {
   std::string path, file_format;
   bool has_checksum = true;  // older exports have none, and aren't checked for damage
@@ -45,34 +48,32 @@ struct Sidecar {
   int64_t width = 0, height = 0, batch_size = 0;
   int64_t canvas_step = 0;  // what other canvases of the split form are multiples of
   ResizeRule resize;
-  bool keep_ratio = true, to_rgb = true, with_mask = false;
+  bool keep_ratio = true, to_rgb = true;
   bool box_plus_one = false;  // boxes are clipped as src/models/box_coder.py has it for the oldest R-CNNs
   std::array<double, 3> mean{}, std{};
   std::vector<std::string> classes;  // the first is the background
-  int64_t max_per_img = 0, mask_size = 0;
-  // how masks are pasted into images, for who reads the results
-  std::string mask_convention;
-  double mask_threshold = 0;
+  int64_t max_per_img = 0;
+  std::vector<std::shared_ptr<const Branch>> branches;  // in the order of their outputs
 
   // the model, or the split form's features, of the other orientation's pictures, on the canvas turned; no path: all
   // have one canvas
   ModelFile turned;
 
-  ModelFile model;                      // of the whole form
-  ModelFile features, reference;        // the rest: of the split form
-  std::vector<ModelFile> boxes, masks;  // one, or one a stage
-  std::vector<ModelFile> mask_weights;  // of masks, for the host
-  std::vector<int64_t> strides;         // of the RPN's levels
-  bool grid_strides = false;            // anchors lie canvas side / map side apart, rounded down, not a stride
-  bool level_by_logits = true;          // a level's best are those of the largest logits, else probabilities
-  bool nms_by_logits = false;           // so does NMS rank proposals
+  ModelFile model;                // of the whole form
+  ModelFile features, reference;  // the rest: of the split form
+  std::vector<ModelFile> boxes;   // one, or one a stage
+  std::vector<int64_t> strides;   // of the RPN's levels, none less than the one before
+  bool grid_strides = false;      // anchors lie canvas side / map side apart, rounded down, not a stride
+  bool level_by_logits = true;    // a level's best are those of the largest logits, else probabilities
+  bool nms_by_logits = false;     // so does NMS rank proposals
   std::vector<std::vector<Box>> base_anchors;
   BoxCoder rpn_coder;
   NmsSettings rpn, rcnn;
-  RoiSettings roi, mask_roi;
+  RoiSettings roi;
   std::vector<BoxCoder> stages;
-  bool class_agnostic = false, average_probabilities = false, average_mask_probabilities = false;
+  bool class_agnostic = false, average_probabilities = false;
   float score_thr = 0;
+  float rpn_score_thr = 0;  // least objectness of a proposal
 
   bool Turns() const { return !turned.path.empty(); }
   // The canvas of a picture of this size.

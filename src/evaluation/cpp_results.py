@@ -1,6 +1,7 @@
 """What the C++ program (ascend310_infer/) wrote for a folder of images: its summary, and a file of each image."""
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +17,17 @@ from src.runtime.files import read_regular
 __all__ = ["ImageResult", "annotated_images", "class_categories", "read_result", "read_summary"]
 
 HEADER = struct.Struct("<8s4I")
+FIELD = struct.Struct("<16s4sI")
 MOST_DETECTIONS, MOST_SIDE = 10**5, 256  # as a model can be told to give
+MOST_FIELDS, MOST_DIMENSIONS, MOST_ELEMENTS = 16, 4, 1 << 20  # the last: of a detection
+TYPES = ("u1", "f4")
 MOST_BYTES = 256 << 20  # of a summary: a million images
 
 
 @dataclass
 class ImageResult:
     """Detections of one image, best score first: boxes (N, 4) float32 x1 y1 x2 y2 in pixels of the image file, scores
-    (N,) float32, labels (N,) uint32, masks (N, M, M) uint8 over each box with 255 for probability 1, or None.
+    (N,) float32, labels (N,) uint32; fields: what branches found of each, (N, ...), by the branch's name.
     """
 
     height: int
@@ -31,7 +35,12 @@ class ImageResult:
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
-    masks: np.ndarray | None
+    fields: dict[str, np.ndarray]
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """(N, M, M) uint8 over each box with 255 for probability 1, or None."""
+        return self.fields.get("mask")
 
     @property
     def fields(self) -> dict[str, np.ndarray]:
@@ -45,22 +54,58 @@ def read_result(path: str | Path, image: dict | None = None) -> ImageResult:
         data = read_regular(path)
     except OSError as e:
         raise EvaluationError(f"{path}: can't read the result: {e.strerror}; run the inference again") from None
-    magic, height, width, count, side = HEADER.unpack_from(data) if len(data) >= HEADER.size else (b"", 0, 0, 0, 0)
-    bounded = count <= MOST_DETECTIONS and side <= MOST_SIDE and height > 0 and width > 0
-    if magic != b"RCNNDET1" or not bounded or len(data) != HEADER.size + count * (24 + side * side):
-        raise EvaluationError(f"{path}: not a whole result of this version; run the inference again")
+    foreign = EvaluationError(f"{path}: not a whole result of this version; run the inference again")
+    if len(data) < HEADER.size:
+        raise foreign
+    magic, height, width, count, last = HEADER.unpack_from(data)
+    layout, at = _layout(data, last) if magic == b"RCNNDET2" else (_first_layout(magic, last), HEADER.size)
+    if layout is None or count > MOST_DETECTIONS or height == 0 or width == 0:
+        raise foreign
+    arrays = [("<f4", (4,)), ("<f4", ()), ("<u4", ()), *layout.values()]
+    sizes = [count * int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in arrays]
+    if len(data) != at + sum(sizes):
+        raise foreign
     if image is not None and (height, width) != (image["height"], image["width"]):
         raise EvaluationError(
             f"{path}: of an image of {width} x {height} pixels, annotated as {image['width']} x {image['height']};"
             " not these annotations' images?"
         )
-    at, parts = HEADER.size, []
-    for dtype, shape in (("<f4", (count, 4)), ("<f4", (count,)), ("<u4", (count,)), ("u1", (count, side, side))):
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        parts.append(np.frombuffer(data, dtype, count=int(np.prod(shape)), offset=at).reshape(shape))
+    parts = []
+    for (dtype, shape), size in zip(arrays, sizes, strict=True):
+        parts.append(np.frombuffer(data[at : at + size], dtype).reshape(count, *shape))
         at += size
-    boxes, scores, labels, masks = parts
-    return ImageResult(height, width, boxes, scores, labels, masks if side else None)
+    boxes, scores, labels, *more = parts
+    return ImageResult(height, width, boxes, scores, labels, dict(zip(layout, more, strict=True)))
+
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # of each field: what a detection has of it
+
+
+def _first_layout(magic: bytes, side: int) -> Layout | None:
+    """Of RCNNDET1, which has room for masks alone; None: it isn't that."""
+    if magic != b"RCNNDET1" or side > MOST_SIDE:
+        return None
+    return {"mask": ("u1", (side, side))} if side else {}
+
+
+def _layout(data: bytes, fields: int) -> tuple[Layout | None, int]:
+    """RCNNDET2's table of fields, and where it ends (ascend310_infer/src/results.h); None: it is none."""
+    out: Layout = {}
+    at = HEADER.size
+    for _ in range(fields if fields <= MOST_FIELDS else 0):
+        if len(data) - at < FIELD.size:
+            return None, at
+        name, kind, dimensions = FIELD.unpack_from(data, at)
+        at += FIELD.size
+        if dimensions > MOST_DIMENSIONS or len(data) - at < 4 * dimensions:
+            return None, at
+        shape = struct.unpack_from(f"<{dimensions}I", data, at)
+        at += 4 * dimensions
+        text, dtype = (b.rstrip(b"\0").decode("ascii", "replace") for b in (name, kind))
+        if dtype not in TYPES or not 0 < math.prod(shape) <= MOST_ELEMENTS:
+            return None, at
+        out[text] = (f"<{dtype}", shape)
+    return (out if len(out) == fields else None), at
 
 
 def read_summary(folder: str | Path) -> dict:

@@ -17,7 +17,7 @@ MATCHED = 0.99  # a pair of boxes at a threshold may fall either way in float32
 @dataclass
 class Agreement:
     """Of two lists of detections: how many match within `box` pixels and `score`, of how many of the longer list, and
-    the largest differences of those that do.
+    the largest differences of those that do; max_errors: of what branches give, by the branch's name.
     """
 
     box: float
@@ -26,7 +26,7 @@ class Agreement:
     total: int
     max_box_error: float
     max_score_error: float
-    max_mask_error: float
+    max_errors: dict[str, float]
 
     @property
     def passed(self) -> bool:
@@ -37,14 +37,21 @@ class Agreement:
         if not self.matched:
             return text
         text += f", largest differences {self.max_box_error:.2g} px, {self.max_score_error:.2g} in score"
-        return text + (f", {self.max_mask_error:.2g} in mask" if self.max_mask_error == self.max_mask_error else "")
+        return text + "".join(f", {error:.2g} in {name}" for name, error in self.max_errors.items())
 
 
 def together(parts: Sequence[Agreement]) -> Agreement:
     """One agreement of several, of the same `box` and `score`."""
-    worst = np.max([[a.max_box_error, a.max_score_error, a.max_mask_error] for a in parts], 0)
-    counts = [sum(getattr(a, k) for a in parts) for k in ("matched", "total")]
-    return Agreement(parts[0].box, parts[0].score, *counts, *(float(v) for v in worst))
+    worst = np.max([[a.max_box_error, a.max_score_error, *a.max_errors.values()] for a in parts], 0)
+    matched, total = (sum(getattr(a, k) for a in parts) for k in ("matched", "total"))
+    return _agreement(parts[0].box, parts[0].score, matched, total, worst, tuple(parts[0].max_errors))
+
+
+def _agreement(
+    box: float, score: float, matched: int, total: int, worst: np.ndarray, branches: Sequence[str]
+) -> Agreement:
+    first, second, *more = (float(v) for v in worst)
+    return Agreement(box, score, matched, total, first, second, dict(zip(branches, more, strict=True)))
 
 
 def reference_input(config: Config, batch_size: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
@@ -65,15 +72,20 @@ def reference_input(config: Config, batch_size: int, seed: int = SEED) -> tuple[
 
 
 def compare_detections(
-    ours: Sequence[np.ndarray], wanted: Sequence[np.ndarray], box: float = BOX, score: float = SCORE
+    ours: Sequence[np.ndarray],
+    wanted: Sequence[np.ndarray],
+    box: float = BOX,
+    score: float = SCORE,
+    branches: Sequence[str] = (),
 ) -> Agreement:
-    """Detections (boxes (N, D, 4), scores, labels, valid (N, D), masks (N, D, M, M) if there are any) of two programs.
+    """Detections (boxes (N, D, 4), scores, labels, valid (N, D), and what `branches` give, (N, D, ...) each) of two
+    programs.
 
     One to one, nearest boxes first, within `box` pixels and `score`, and of one label. The differences are those of
-    matched pairs.
+    matched pairs. What follows the four and isn't among `branches` isn't looked at.
     """
     matched = total = 0
-    worst = np.zeros(3)
+    worst = np.zeros(2 + len(branches))
     for i in range(len(ours[0])):
         a, b = ([x[i][np.asarray(side[3][i], bool)] for x in side] for side in (ours, wanted))
         total += max(len(a[0]), len(b[0]))
@@ -87,6 +99,6 @@ def compare_detections(
                 free_a.remove(r)
                 free_b.remove(c)
                 matched += 1
-                mask = np.abs(a[4][r] - b[4][c]).max() if len(a) > 4 else np.nan
-                worst = np.maximum(worst, [distance[r, c], abs(float(a[1][r]) - float(b[1][c])), mask])
-    return Agreement(box, score, matched, total, *(float(v) for v in worst))
+                more = [np.abs(a[4 + k][r] - b[4 + k][c]).max() for k in range(len(branches))]
+                worst = np.maximum(worst, [distance[r, c], abs(float(a[1][r]) - float(b[1][c])), *more])
+    return _agreement(box, score, matched, total, worst, branches)

@@ -1,10 +1,10 @@
 """What the split form's graphs give in Python for inputs that any program can make again, in a small file.
 
-Little endian: "RCNNREF2", float32 tolerance, uint32 cases. Each case: uint32 role (0 features, 1 box, 2 mask), uint32
-stage, uint64 seed, float32 scale, uint32 dimensions and uint32 each of them: the input is `uniform` of these; uint32
-outputs, and for each: uint32 dimensions and each of them, float32 largest absolute value, uint32 step, uint32 samples,
-float32 each of them: elements 0, step, 2 step, ... What mask heads give is (R, 2 S, 2 S), the logits of RoI r's class
-r modulo the number of classes.
+Little endian: "RCNNREF2", float32 tolerance, uint32 cases. Each case: uint32 role (0 features, 1 box, 2 the detector's
+first branch, 3 its second, ...), uint32 stage, uint64 seed, float32 scale, uint32 dimensions and uint32 each of them:
+the input is `uniform` of these; uint32 outputs, and for each: uint32 dimensions and each of them, float32 largest
+absolute value, uint32 step, uint32 samples, float32 each of them: elements 0, step, 2 step, ... What a branch's heads
+give is what its `reference` says (src/export/branches/).
 """
 
 import struct
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["MAX_SAMPLES", "ROLES", "Case", "uniform", "write_reference"]
+__all__ = ["BOX", "FEATURES", "FIRST_BRANCH", "MAX_SAMPLES", "Case", "uniform", "write_reference"]
 
-ROLES = ("features", "box", "mask")
+FEATURES, BOX, FIRST_BRANCH = range(3)  # roles
 MAX_SAMPLES = 2048
 
 
@@ -23,7 +23,7 @@ MAX_SAMPLES = 2048
 class Case:
     """One run of one graph: its input is uniform(seed, shape, scale), `outputs` are what it has to give."""
 
-    role: str
+    role: int
     stage: int
     seed: int
     scale: float
@@ -46,7 +46,7 @@ def write_reference(path: str | Path, cases: list[Case], tolerance: float) -> No
     """Writes the file. Raises OSError."""
     parts = [b"RCNNREF2", struct.pack("<fI", tolerance, len(cases))]
     for c in cases:
-        parts.append(struct.pack("<IIQf", ROLES.index(c.role), c.stage, c.seed, c.scale))
+        parts.append(struct.pack("<IIQf", c.role, c.stage, c.seed, c.scale))
         parts += [dimensions(c.shape), struct.pack("<I", len(c.outputs))]
         for values in c.outputs:
             flat = np.ascontiguousarray(values, np.float32).ravel()

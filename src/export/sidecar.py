@@ -7,14 +7,17 @@ are called) and, so that the split form's host code and its Python agree, everyt
 import hashlib
 import importlib.metadata
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.config import Backbone, BoxCoder, Config, Proposals, RcnnTest, Roi
-from src.export.sidecar_schema import ExportError, check, parse
+from src.config import Backbone, BoxCoder, Config, Proposals, RcnnTest
+from src.export.branches import BRANCHES, branches_of, rois
+from src.export.branches.base import Output, describe_roi
+from src.export.sidecar_schema import MOST_PIXELS, ExportError, check, parse
 from src.runtime.errors import shown
 from src.runtime.files import open_regular, whole, why_unread
 
@@ -38,16 +41,16 @@ OLDEST = 1  # which has no checksum, and lacks some keys
 # what of a sidecar an evaluation's config must say too
 AGREED = (
     *("detector", "backbone", "resize", "canvas", "short_side", "long_side", "resize_rounding", "resize_filter"),
-    *("keep_ratio", "to_rgb", "mean", "std", "classes", "with_mask", "mask_paste"),
-    *("rpn", "roi", "mask_roi", "rcnn", "cascade", "box_plus_one"),
+    *("keep_ratio", "to_rgb", "mean", "std", "classes"),
+    *(key for branch in BRANCHES.values() for key in (*branch.everywhere, *branch.keys)),
+    *("rpn", "roi", "rcnn", "cascade", "box_plus_one"),
 )
 # what older exports, which don't say so, did
 UNSAID_AT_ALL = {"resize": "canvas", "resize_rounding": "nearest", "resize_filter": "bilinear", "box_plus_one": False}
 UNSAID = {
     "rpn": {"legacy": "", "grid_strides": False, "rank_by": "logits_first", "delta_clamp": "upper"},
     "rcnn": {"delta_clamp": "upper", "agnostic_nms": False},
-    "roi": {"last_pixel_end": False},
-    "mask_roi": {"last_pixel_end": False},
+    **{name: {"last_pixel_end": False} for name in ("roi", *(branch.roi for branch in BRANCHES.values()))},
 }
 UNSIGNED = "0" * 64  # what stands for the checksum's own digits where it is made
 KEYS = {
@@ -55,11 +58,11 @@ KEYS = {
     "mean": "img_mean",
     "std": "img_std",
     "classes": "coco_classes",
-    "with_mask": "detector",
-    "mask_paste": "test_cfg.rcnn.mask_paste, mask_roi, test_cfg.rcnn.mask_thr_binary",
     "rpn": "rpn, test_cfg.rpn",
     "rcnn": "bbox_head, test_cfg.rcnn",
 }
+for _branch in BRANCHES.values():
+    KEYS |= _branch.config_keys
 
 
 def checksum(path: str | Path) -> str:
@@ -105,16 +108,21 @@ def describe(
     """The sidecar of an export of `config`'s detector.
 
     form: "whole" or "split".  file_format: "MINDIR", "AIR" or "ONNX".  files: file_entry's by role.  reference: how
-    the file was compared with the detector, and the largest differences.  sampling_ratio: {"roi", "mask_roi"} as
-    exported, where they differ from the config's.
+    the file was compared with the detector, and the largest differences.  sampling_ratio: as exported, by the names of
+    `rois`, where they differ from the config's.  Raises ExportError for a canvas too large.
 
     Where config.turns_canvas, an export is two of these. upright: of the model for upright pictures, whose canvas is
     the config's turned.  pair: file_entry of the other orientation's model (of the split form, of its features).
     """
     test, sampling = config.test_cfg, sampling_ratio or {}
     anchors, head, cascade = config.rpn.anchor_generator, config.bbox_head, config.cascade
-    with_mask = config.with_mask
+    branches = branches_of(config)
     width, height = (config.img_height, config.img_width) if upright else (config.img_width, config.img_height)
+    if width * height > MOST_PIXELS:
+        raise ExportError(
+            f"img_width, img_height: a canvas of {width} x {height} can't be exported, of {MOST_PIXELS} pixels at most;"
+            " lower them"
+        )
     out = {
         "format": FORMAT,
         "version": VERSION,
@@ -125,7 +133,7 @@ def describe(
         "backbone": _backbone(config.backbone),
         "files": files,
         "canvas": {"width": width, "height": height},
-        "canvas_step": anchors.strides[len(config.neck.fpn.in_channels) - 1],
+        "canvas_step": math.lcm(*anchors.strides[: len(config.neck.fpn.in_channels)]),
         "batch_size": batch_size,
         "resize": config.resize,
         **({k: getattr(config, k) for k in ("short_side", "long_side")} if config.resize == "short_side" else {}),
@@ -136,7 +144,7 @@ def describe(
         "mean": list(config.img_mean),
         "std": list(config.img_std),
         "classes": list(config.coco_classes),
-        "with_mask": with_mask,
+        **{k: v for branch in BRANCHES.values() for k, v in branch.describe_everywhere(config).items()},
         "box_plus_one": config.box_plus_one,
         "rpn": {
             "strides": list(anchors.strides),
@@ -148,8 +156,11 @@ def describe(
             "rank_by": config.rpn.rank_by,
             **_coder(config.rpn.bbox_coder),
             **_proposals(test.rpn),
+            # not merged yet
+            **({"sizes": [list(v) for v in sizes]} if (sizes := getattr(anchors, "sizes", [])) else {}),
+            **({"score_thr": least} if (least := getattr(test.rpn, "score_thr", 0.0)) else {}),
         },
-        "roi": _roi(config.roi, sampling.get("roi")),
+        "roi": describe_roi(config.roi, sampling.get("roi")),
         "rcnn": {
             **_coder(head.bbox_coder),
             "reg_class_agnostic": head.reg_class_agnostic,
@@ -163,19 +174,13 @@ def describe(
         out["rcnn"]["stds"] = [list(v) for v in cascade.target_stds]
         out["cascade"] = {
             "stages": len(cascade.target_stds),
-            "mask_heads": (len(cascade.target_stds) if cascade.mask_head_per_stage else 1) if with_mask else 0,
             "average_scores": cascade.average_scores,
-            "average_masks": cascade.average_masks,
+            **{k: v for branch in BRANCHES.values() for k, v in branch.describe_cascade(config).items()},
         }
-    if with_mask:
-        out["mask_roi"] = _roi(config.mask_roi, sampling.get("mask_roi"))
-        out["mask_paste"] = {
-            "convention": config.mask_paste,
-            "size": 2 * config.mask_roi.roi_layer.out_size,
-            "threshold": test.rcnn.mask_thr_binary,
-        }
+    for branch in branches:
+        out |= branch.describe(config, sampling.get(branch.roi))
     if form == "whole":
-        out |= _interface(config, batch_size, (height, width))
+        out |= _interface(config, batch_size, (height, width), [branch.output(out) for branch in branches])
     return out | ({"pair": pair} if pair else {}) | ({"reference": reference} if reference else {})
 
 
@@ -205,21 +210,8 @@ def _proposals(c: Proposals | RcnnTest) -> dict[str, Any]:
     }
 
 
-def _roi(roi: Roi, sampling_ratio: int | None) -> dict[str, Any]:
-    layer = roi.roi_layer
-    return {
-        "out_size": layer.out_size,
-        "sampling_ratio": layer.sampling_ratio if sampling_ratio is None else sampling_ratio,
-        "trained_sampling_ratio": layer.sampling_ratio,
-        "aligned": layer.aligned,
-        "last_pixel_end": layer.last_pixel_end,
-        "strides": list(roi.featmap_strides),
-        "finest_scale": roi.finest_scale,
-    }
-
-
-def _interface(config: Config, batch_size: int, canvas: tuple[int, int]) -> dict[str, Any]:
-    """Inputs and outputs of the whole graph; canvas: (height, width)."""
+def _interface(config: Config, batch_size: int, canvas: tuple[int, int], more: list[Output]) -> dict[str, Any]:
+    """Inputs and outputs of the whole graph; canvas: (height, width); more: the branches' outputs."""
     n, d = batch_size, config.test_cfg.rcnn.max_per_img
 
     def port(name: str, shape: list[int], dtype: str, meaning: str) -> dict[str, Any]:
@@ -231,9 +223,7 @@ def _interface(config: Config, batch_size: int, canvas: tuple[int, int]) -> dict
         port("labels", [n, d], "int32", "index into classes, 0 where not valid"),
         port("valid", [n, d], "bool", "whether the row is a detection; the others are zero"),
     ]
-    if config.with_mask:
-        side = 2 * config.mask_roi.roi_layer.out_size
-        outputs.append(port("masks", [n, d, side, side], "float32", "probabilities over each box, of its class"))
+    outputs += [port(o.name, [n, d, *o.shape], "float32", o.meaning) for o in more]
     return {
         "inputs": [
             port(
@@ -340,7 +330,7 @@ def _complete(sidecar: dict[str, Any]) -> None:
 def check_config(path: str | Path, sidecar: dict[str, Any], config: Config) -> None:
     """Raises ExportError unless `config` describes the detector that was exported; `path` is the sidecar's."""
     # as exported: the config's own are compared as trained_sampling_ratio
-    sampling: dict[str, int] = {k: sidecar[k]["sampling_ratio"] for k in ("roi", "mask_roi") if k in sidecar}
+    sampling: dict[str, int] = {k: sidecar[k]["sampling_ratio"] for k in rois(config) if k in sidecar}
     upright = is_upright(sidecar) and config.turns_canvas
     wanted = describe(config, sidecar["form"], sidecar["file_format"], {}, sampling_ratio=sampling, upright=upright)
     for name in AGREED:

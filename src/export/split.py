@@ -2,11 +2,10 @@
 
     image (B, 3, H, W) -> FPN maps that RoIs are taken from; RPN logits (B, A, h, w) and deltas (B, 4 A, h, w) a level
     RoI features (R, C, s, s) -> class logits (R, num_classes); deltas (R, 4 num_classes) or (R, 4)
-    RoI features (R, C, S, S) -> mask logits (R, num_classes, 2 S, 2 S)
+    RoI features (R, C, S, S) -> what each branch's module says (src/export/branches/)
 
 The heads take any number of RoIs, the first graph any canvas, through MindSpore Lite's Model::Resize. Proposals, NMS
-and RoIAlign are the host's (ascend310_infer/), which reads the sidecar for their settings. So is, on a CPU, the mask
-head, faster than Lite's: it gets the weights for it.
+and RoIAlign are the host's (ascend310_infer/), which reads the sidecar for their settings.
 
 Where pictures of either orientation have a canvas of their own (config.turns_canvas), the first graph comes once for
 each, so that none is resized from picture to picture, and the heads serve both.
@@ -21,19 +20,19 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
-from src.config import Config
+from src.config import Config, Roi
 from src.export import sidecar
+from src.export.branches import branches_of, file_lists, rois
+from src.export.branches.base import Branch
 from src.export.lite import for_lite
-from src.export.mask_weights import write_mask_weights
 from src.export.mindir_v1 import rewrite_as_version_1
-from src.export.reference import Case, uniform, write_reference
+from src.export.reference import BOX, FEATURES, FIRST_BRANCH, Case, uniform, write_reference
 from src.export.sidecar import ExportError
 from src.export.whole import cannot_write, canvases, folder_beside, put_in_place, standard
 from src.models.anchors import map_size
 from src.models.heads.box import BBoxHead
-from src.models.heads.mask import MaskHead
 from src.models.rcnn import RCNN
 from src.models.roi_heads.cascade import CascadeRoIHeads
 from src.models.rpn import RPNHead
@@ -42,7 +41,7 @@ from src.runtime.errors import quiet_logging
 __all__ = ["PROGRAM", "export_split"]
 
 PROGRAM = Path(__file__).resolve().parents[2] / "ascend310_infer/build/rcnn_infer"
-FEATURES = ("features", "features1")  # roles of the first graph: of the canvas, and of the upright one
+FIRST = ("features", "features1")  # the first graph: of the canvas, and of the upright one
 # float32 sums in another order: some 1e-5 of the largest value measured; what goes wrong in Lite is off by far more
 TOLERANCE = 1e-4
 
@@ -84,22 +83,12 @@ class BoxGraph(nn.Cell):
         return self.head.cls(x), self.head.reg(x)
 
 
-class MaskGraph(nn.Cell):
-    """RoI features (R, C, S, S) -> the mask logits of every class."""
-
-    def __init__(self, head: MaskHead):
-        super().__init__(auto_prefix=False)
-        self.head = head
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.head.logits(self.head.features(x))
-
-
 def export_split(
     config: Config, detector: RCNN, path: str | Path, mindir_version: int = 1, program: Path | None = None
 ) -> Path:
-    """Writes NAME_features.mindir, NAME_box*.mindir, NAME_mask*.mindir and .bin, NAME_reference.bin, and the sidecar
-    NAME.json. Where config.turns_canvas, also NAME-upright_features.mindir and its sidecar NAME-upright.json.
+    """Writes NAME_features.mindir, NAME_box*.mindir, each branch's NAME_BRANCH*.mindir and other files,
+    NAME_reference.bin, and the sidecar NAME.json. Where config.turns_canvas, also NAME-upright_features.mindir and its
+    sidecar NAME-upright.json.
 
     path: NAME, or NAME.mindir.  detector: `config`'s, with its weights.  mindir_version: 1, which MindSpore Lite 2.0
     reads, or 3, as MindSpore 2.8 writes it.  program: the C++ program, which compares every graph with Python before
@@ -132,51 +121,57 @@ def stems(name: Path) -> tuple[Path, Path]:
     return name, name.with_name(f"{name.name}-upright")
 
 
-def heads(detector: RCNN) -> tuple[list[BBoxHead], list[MaskHead]]:
-    """The box heads and mask heads: one each, none, or one a stage of a cascade."""
+def box_heads(detector: RCNN) -> list[BBoxHead]:
+    """One, or one a stage of a cascade."""
     roi_heads = detector.roi_heads
-    boxes = list(roi_heads.boxes) if isinstance(roi_heads, CascadeRoIHeads) else [roi_heads.box]
-    return boxes, [head for branch in roi_heads.more for head in branch.heads]
+    return list(roi_heads.boxes) if isinstance(roi_heads, CascadeRoIHeads) else [roi_heads.box]
 
 
-def head_shape(config: Config, role: str, count: int) -> tuple[int, ...]:
-    """Of the RoI features that the box or mask heads take."""
-    side = (config.roi if role == "box" else config.mask_roi).roi_layer.out_size
+def branch_heads(config: Config, detector: RCNN) -> list[tuple[Branch, list[nn.Cell]]]:
+    """The branches, with one head each, or one a stage of a cascade."""
+    return [(b, list(cell.heads)) for b, cell in zip(branches_of(config), detector.roi_heads.more, strict=True)]
+
+
+def head_shape(config: Config, roi: Roi, count: int) -> tuple[int, ...]:
+    """Of the RoI features that heads take."""
+    side = roi.roi_layer.out_size
     return count, config.neck.fpn.out_channels, side, side
 
 
 def num_maps(config: Config) -> int:
     """FPN maps that RoIs are taken from."""
-    return max(len(r.featmap_strides) for r in (config.roi, config.mask_roi))
+    return max(len(r.featmap_strides) for r in rois(config).values())
 
 
 def small_canvas(config: Config) -> tuple[int, int]:
     """A height and width that every level divides."""
-    return (2 * config.rpn.anchor_generator.strides[-1],) * 2
+    return (2 * math.lcm(*config.rpn.anchor_generator.strides),) * 2
 
 
 def reference_cases(config: Config, detector: RCNN) -> list[Case]:
     """What the detector itself gives, on each canvas and on a small one, for as many RoIs as can be and for few."""
     detector.set_train(False)
-    boxes, masks = heads(detector)
     net = FeatureReference(detector, num_maps(config))
     sizes = [*((c.img_height, c.img_width) for c in canvases(config)), small_canvas(config)]
-    cases = [run_case(net, "features", 0, 1 + i, 2.0, (1, 3, *size)) for i, size in enumerate(sizes)]
+    cases = [run_case(net, FEATURES, 0, 1 + i, 2.0, (1, 3, *size)) for i, size in enumerate(sizes)]
     # RoI features of the size that the maps have
     scale = 2 * float(np.abs(cases[0].outputs[0]).mean())
-    nets: list[nn.Cell]
-    for role, nets, most in (
-        ("box", boxes, config.test_cfg.rpn.max_per_img),
-        ("mask", [EveryClass(head) for head in masks], config.test_cfg.rcnn.max_per_img),
-    ):
-        for i, head in enumerate(nets):
-            cases += [run_case(head, role, i, n, scale, head_shape(config, role, n)) for n in (most, 3, 1)]
+    cells: list[tuple[int, Roi, int, nn.Cell]] = []
+    for i, box in enumerate(box_heads(detector)):
+        cells.append((BOX, config.roi, i, box))
+    for k, (branch, heads) in enumerate(branch_heads(config, detector)):
+        for i, head in enumerate(heads):
+            cells.append((FIRST_BRANCH + k, rois(config)[branch.roi], i, branch.reference(head)))
+    for role, roi, i, cell in cells:
+        test = config.test_cfg.rpn if role == BOX else config.test_cfg.rcnn
+        for n in (test.max_per_img, 3, 1):
+            cases.append(run_case(cell, role, i, n, scale, head_shape(config, roi, n)))
     return cases
 
 
 def write_graphs(config: Config, detector: RCNN, name: Path, mindir_version: int) -> dict[str, Path]:
-    """The graphs' files NAME_ROLE.mindir, by role: "features", and "features1" of the upright canvas, "box0", ...,
-    "mask0", ..., and "mask_weights0", ...
+    """The graphs' files NAME_ROLE.mindir, by role: "features", and "features1" of the upright canvas, "box0", ..., and
+    those of the branches, by the names in Branch.files: "mask0", ..., "mask_weights0", ...
     """
     plain = for_lite(standard(config, detector))
     levels = len(config.rpn.anchor_generator.strides)
@@ -185,16 +180,19 @@ def write_graphs(config: Config, detector: RCNN, name: Path, mindir_version: int
     shapes: dict[str, tuple[int, ...]] = {}
     # any canvas and number of RoIs will do, but Lite chooses its kernels for the shapes that it finds here: with
     # ResNet-50 at 768 x 1280, those for a small canvas take a tenth less memory and a tenth more time
-    for view, role, stem in zip(canvases(config), FEATURES, stems(name), strict=False):
+    for view, role, stem in zip(canvases(config), FIRST, stems(name), strict=False):
         graphs[role] = FeatureGraph(plain.backbone, plain.neck, plain.rpn.head, levels, num_maps(config))
         shapes[role] = (1, 3, view.img_height, view.img_width)
         paths[role] = stem.with_name(f"{stem.name}_features.mindir")
-    most = {"box": config.test_cfg.rpn.max_per_img, "mask": config.test_cfg.rcnn.max_per_img}
-    boxes, masks = heads(plain)
-    for role, parts in (("box", [BoxGraph(h) for h in boxes]), ("mask", [MaskGraph(h) for h in masks])):
+    own = rois(config)
+    heads = [("box", config.test_cfg.rpn.max_per_img, own["roi"], [BoxGraph(h) for h in box_heads(plain)])]
+    for branch, cells in branch_heads(config, plain):
+        graph_of = [branch.graph(h) for h in cells]
+        heads.append((branch.files[0], config.test_cfg.rcnn.max_per_img, own[branch.roi], graph_of))
+    for role, most, roi, parts in heads:
         for i, part in enumerate(parts):
             graphs[f"{role}{i}"] = part
-            shapes[f"{role}{i}"] = head_shape(config, role, most[role])
+            shapes[f"{role}{i}"] = head_shape(config, roi, most)
             paths[f"{role}{i}"] = name.with_name(f"{name.name}_{role}{i}.mindir")
     for role, graph in graphs.items():
         with quiet_logging():
@@ -203,9 +201,10 @@ def write_graphs(config: Config, detector: RCNN, name: Path, mindir_version: int
         os.chmod(paths[role], 0o644)
         if mindir_version == 1:
             rewrite_as_version_1(paths[role])
-    for i, head in enumerate(heads(detector)[1]):
-        paths[f"mask_weights{i}"] = name.with_name(f"{name.name}_mask{i}.bin")
-        write_mask_weights(paths[f"mask_weights{i}"], head)
+    for branch, cells in branch_heads(config, detector):
+        for i, head in enumerate(cells):
+            written = branch.write_files(head, name.with_name(f"{name.name}_{branch.files[0]}{i}"))
+            paths |= {f"{role}{i}": path for role, path in zip(branch.files[1:], written, strict=True)}
     return paths
 
 
@@ -228,18 +227,7 @@ class FeatureReference(nn.Cell):
         return features[: self.num_maps] + logits + deltas
 
 
-class EveryClass(nn.Cell):
-    """RoI features (R, C, S, S) -> the mask logits (R, 2 S, 2 S) of classes 0, 1, ..., and around."""
-
-    def __init__(self, head: MaskHead):
-        super().__init__(auto_prefix=False)
-        self.head, self.num_classes = head, head.logits.out_channels
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.head(x, ops.arange(x.shape[0]).astype(ms.int32) % self.num_classes)
-
-
-def run_case(net: nn.Cell, role: str, stage: int, seed: int, scale: float, shape: Sequence[int]) -> Case:
+def run_case(net: nn.Cell, role: int, stage: int, seed: int, scale: float, shape: Sequence[int]) -> Case:
     """`net`'s answer to the input that (seed, shape, scale) name."""
     out = net.set_train(False)(Tensor(uniform(seed, tuple(shape), scale)))
     out = out if isinstance(out, tuple) else (out,)
@@ -254,9 +242,9 @@ def write_sidecars(
     reference = {"file": entries["reference"], "tolerance": TOLERANCE, "compared": False}
     heads_of = {
         kind: [e for role, e in entries.items() if role.rstrip("0123456789") == kind]
-        for kind in ("box", "mask", "mask_weights")
+        for kind in ("box", *file_lists(branches_of(config)))
     }
-    features, paths = [entries[role] for role in FEATURES if role in entries], []
+    features, paths = [entries[role] for role in FIRST if role in entries], []
     for i, own in enumerate(features):
         content = sidecar.describe(
             config,

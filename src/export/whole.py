@@ -19,6 +19,7 @@ from mindspore import Tensor, nn, ops
 
 from src.config import Config, Roi
 from src.export import sidecar
+from src.export.branches import rois
 from src.export.compare import SEED, Agreement, compare_detections, reference_input, together
 from src.export.folding import fold_batch_norms
 from src.export.sidecar import ExportError
@@ -42,7 +43,7 @@ class WholeGraph(nn.Cell):
 
     Inputs: image (N, 3, H, W) float32; image_shape (N, 4) float32, height and width that the picture takes of the
     canvas, height and width of the original. Outputs: boxes (N, D, 4) in pixels of the original; scores, labels, valid
-    (N, D); masks (N, D, M, M) if there is a mask head. Rows that aren't valid are zero.
+    (N, D); and what each branch gives, (N, D, ...). Rows that aren't valid are zero.
     """
 
     def __init__(self, detector: RCNN):
@@ -54,9 +55,11 @@ class WholeGraph(nn.Cell):
         scale = image_shape[:, :2] / image_shape[:, 2:]
         scale = ops.concat((scale[:, 1:], scale[:, :1]), 1)
         boxes = out[0] / ops.concat((scale, scale), 1).expand_dims(1)
-        if len(out) == 4:
-            return boxes, out[1], out[2], out[3]
-        return boxes, out[1], out[2], out[3], out[4] * out[3].astype(boxes.dtype).expand_dims(-1).expand_dims(-1)
+        found = (boxes, out[1], out[2], out[3])  # type: tuple[Tensor, ...]
+        for more in out[4:]:
+            valid = out[3].astype(boxes.dtype)
+            found += (more * valid.reshape(valid.shape + (1,) * (more.ndim - 2)),)
+        return found
 
 
 def model_path(file_name: str, file_format: str) -> Path:
@@ -88,7 +91,7 @@ def export_whole(config: Config, detector: RCNN, path: Path, file_format: str) -
             made.append(folder / name)
             reports.append(export_canvas(view, detector, made[-1], file_format, sampling))
         entries = [sidecar.file_entry(file) for file in made]
-        ratios = {k: sampling.get(k, getattr(config, k).roi_layer.sampling_ratio) for k in ("roi", "mask_roi")}
+        ratios = {k: sampling.get(k, roi.roi_layer.sampling_ratio) for k, roi in rois(config).items()}
         for i, (entry, (_, reference)) in enumerate(zip(entries, reports, strict=True)):
             about = sidecar.describe(
                 config,
@@ -138,7 +141,7 @@ def export_canvas(
                 sampling |= nearest_sampling(config, detector, inputs, file_format)
             exported = with_sampling(config, sampling)
             adaptively, wanted = wanted, every_detection(exported, standard(exported, detector), inputs)
-            nearest = compare_detections(wanted, adaptively, LOOSE_BOX, LOOSE_SCORE)
+            nearest = compare_detections(wanted, adaptively, LOOSE_BOX, LOOSE_SCORE, config.branches)
             print(f"adaptive against exported sampling on the reference input: {nearest}")
         agreement = write_mindspore(exported, standard(exported, detector), path, file_format, inputs, wanted)
     reference = {"seed": SEED} | (reference_of(agreement) if agreement else {})
@@ -182,13 +185,12 @@ def above(outputs: list[np.ndarray], threshold: float) -> list[np.ndarray]:
 def reference_of(agreement: Agreement) -> dict:
     """What the sidecar says of a comparison."""
     a = agreement
-    masks = {} if np.isnan(a.max_mask_error) else {"max_mask_error": a.max_mask_error}
     return {
         "detections": a.total,
         "matched": a.matched,
         "max_error": a.max_box_error,
         "max_score_error": a.max_score_error,
-        **masks,
+        **{f"max_{name}_error": error for name, error in a.max_errors.items()},
     }
 
 
@@ -323,7 +325,8 @@ def write_mindspore(
         reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
         raise ExportError(f"{path}: MindSpore can't export the model: {reason}") from e
     got = [x.asnumpy() for x in got]
-    return demand(compare_detections(got, above(wanted, config.test_cfg.rcnn.score_thr)), path, "MindSpore")
+    wanted = above(wanted, config.test_cfg.rcnn.score_thr)
+    return demand(compare_detections(got, wanted, branches=config.branches), path, "MindSpore")
 
 
 def write_onnx(
@@ -336,7 +339,7 @@ def write_onnx(
     threshold = next(c for c in model.graph.initializer if c.name == "score_thr")
     threshold.raw_data = np.float32(0).tobytes()
     got = runtime(model.SerializeToString())(*inputs)
-    agreement = demand(compare_detections(got, wanted), path, "ONNX Runtime")
+    agreement = demand(compare_detections(got, wanted, branches=config.branches), path, "ONNX Runtime")
     try:
         path.write_bytes(data)
     except OSError as e:
@@ -367,10 +370,6 @@ def missing_package(e: ImportError) -> ExportError:
 
 
 # ---- adaptive sampling, which MINDIR's and AIR's RoIAlign doesn't have
-
-
-def rois(config: Config) -> dict[str, Roi]:
-    return {"roi": config.roi} | ({"mask_roi": config.mask_roi} if config.with_mask else {})
 
 
 def adaptive(config: Config) -> bool:

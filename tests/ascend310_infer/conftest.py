@@ -73,8 +73,8 @@ class Exported:
         out = [x.asnumpy()[0] for x in (detector or self.detector)(Tensor(canvas[None]), Tensor(size))]
         sy, sx = np.float32(height) / np.float32(image.shape[0]), np.float32(width) / np.float32(image.shape[1])
         boxes = out[0] / np.array([sx, sy, sx, sy], np.float32)
-        masks = out[4][out[3]] if len(out) > 4 else None
-        return ImageResult(*image.shape[:2], boxes[out[3]], out[1][out[3]], out[2][out[3]], masks)
+        fields = {name: x[out[3]] for name, x in zip((config or self.config).branches, out[4:], strict=True)}
+        return ImageResult(*image.shape[:2], boxes[out[3]], out[1][out[3]], out[2][out[3]], fields)
 
 
 def random_detector(**overrides) -> tuple[Config, RCNN]:

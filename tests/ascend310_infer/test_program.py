@@ -686,13 +686,16 @@ def test_a_spoilt_model_is_refused(fault, spoilt, infer, pictures, tmp_path):
 
 def test_a_canvas_for_which_there_is_no_memory(spoilt, infer, pictures, tmp_path):
     def limit():
-        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+        resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 
     words = ("--model", spoilt, "--input", pictures / "val2017", "--output", tmp_path / "out")
     # of the model, not of the pictures
     refused(infer(*words, "--width", 2**14, "--height", 2**14, preexec_fn=limit), "16384 x 16384", "lower --width")
-    change(spoilt, canvas={"width": 2**14, "height": 2**14})
-    refused(infer(*words, preexec_fn=limit), spoilt, "the model's canvas, 16384 x 16384", "a smaller canvas")
+    change(spoilt, canvas={"width": 8128, "height": 2**12})
+    refused(infer(*words, preexec_fn=limit), spoilt, "the model's canvas, 8128 x 4096", "a smaller canvas")
+    # whatever the memory
+    change(spoilt, canvas={"width": 2**13, "height": 2**12})
+    refused(infer(*words), spoilt, "the model's canvas, 8192 x 4096", "more than 33554431 pixels", "a smaller canvas")
     assert not (tmp_path / "out").exists()
 
 

@@ -10,10 +10,9 @@ from benchmarks.mutations.sidecar import BYTES, CONTENTS, mutated
 from src.config import load_config
 from src.export import sidecar
 from src.export.sidecar import ExportError
-from tests.ascend310_infer.test_image import ROOT, compiled
+from tests.ascend310_infer.test_image import READER, ROOT, compiled
 
-SOURCES = [f"ascend310_infer/src/{name}.cc" for name in ("files", "json", "sidecar")]
-SOURCES += ["tests/ascend310_infer/sidecar_main.cc"]
+SOURCES = [*READER, "tests/ascend310_infer/sidecar_main.cc"]
 ENTRY = {"name": "m_box0.mindir", "sha256": "0" * 64, "bytes": 1}
 KINDS = {
     "mask_rcnn": {},
@@ -91,7 +90,17 @@ WRONG = {
     "no anchors of a level": ("base_anchors", ["base_anchors", 2], []),
     "an anchor turned over": ("base_anchors", ["base_anchors", 0, 1], [8.0, -4.0, -8.0, 4.0]),
     "anchors of a level less": ("base_anchors", ["base_anchors"], [[[-8.0, -4.0, 8.0, 4.0]] * 3] * 4),
-    "a stride between": ("rpn.strides", ["rpn", "strides", 1], 9),
+    "a stride less than the one before": ("none of which is less", ["rpn", "strides", 1], 2),
+    "a step that no levels need": ("canvas_step 12", ["canvas_step"], 12),
+    "a canvas of too many pixels": ("8192 x 8192", ["canvas"], {"width": 8192, "height": 8192}),
+    "sizes of a level less": ("rpn.sizes", ["rpn", "sizes"], [[8.0]] * 4),
+    "sizes, more of one level": ("rpn.sizes", ["rpn", "sizes"], [[8.0]] * 4 + [[8.0, 9.0]]),
+    "sizes that anchors don't have": ("base_anchors", ["rpn", "sizes"], [[8.0, 9.0]] * 5),
+    "a size of nothing": ("rpn.sizes", ["rpn", "sizes"], [[8.0]] * 4 + [[0]]),
+    "a proposal's score above one": ("rpn.score_thr", ["rpn", "score_thr"], 1.5),
+    "a backbone's key of no plain value": ("backbone.depth", ["backbone", "depth"], {"a": 1}),
+    "a backbone's list of lists": ("backbone.depth", ["backbone", "depth"], [[1]]),
+    "a backbone of no type": ("backbone.type", ["backbone", "type"], 50),
     "RoIs from other levels": ("roi.strides", ["roi", "strides", 0], 8),
     "a canvas between strides": ("the model's canvas, 250 x 192", ["canvas", "width"], 250),
     "a canvas too large": ("canvas.height", ["canvas", "height"], 2**20),
@@ -122,6 +131,27 @@ def test_numbers_out_of_bounds_and_parts_that_do_not_fit_are_named(fault, read, 
     sidecar.write(path, content)
     for said in (*read([path]), in_python(path)):
         assert said.startswith(f"{path}: ") and told in said and "export the model again" in said
+
+
+@pytest.mark.parametrize(
+    ("strides", "rois", "step", "width"),
+    [
+        ([32, 32, 64], [32, 32], 32, 224),
+        ([8, 12, 12, 48, 100], [8, 12], 24, 240),
+        ([4, 8, 16, 32, 64], [4, 8], 64, 256),
+    ],
+)
+def test_pyramids_of_any_strides_are_read(strides, rois, step, width, read, tmp_path):
+    content = described("mask_rcnn", "split")
+    sizes = [[32.0 * 2**i, 40.0 * 2**i] for i in range(len(strides))]
+    content["rpn"] |= {"strides": strides, "sizes": sizes, "score_thr": 0.05}
+    content["roi"]["strides"] = content["mask_roi"]["strides"] = rois
+    content |= {"canvas_step": step, "canvas": {"width": width, "height": 192}}
+    content["base_anchors"] = [[[-8.0, -4.0, 8.0, 4.0]] * 6] * len(strides)
+    content["backbone"] = {"type": "another", "widths": [1, 2.5, "x"], "norm": "batch", "wide": True, "none": []}
+    path = tmp_path / "m.json"
+    sidecar.write(path, content)
+    assert (read([path]), in_python(path)) == (["read"], "read")
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full)])

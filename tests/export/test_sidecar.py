@@ -66,6 +66,11 @@ def test_stages_of_a_cascade(shapes_config):
     assert "mask_roi" not in about
 
 
+def test_a_canvas_too_large_is_refused(shapes_config, refusal):
+    with refusal(ExportError, "img_width, img_height", "8192 x 4096"):
+        sidecar.describe(shapes_config(img_width=8192, img_height=4096), "whole", "ONNX", {})
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
