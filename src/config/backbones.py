@@ -13,12 +13,13 @@ class Family:
 
     channels, strides: of the map of each stage, channels before `scaled` does with them what the config's group
     `backbone` says, (group, channels) -> channels.  options: the keys of its own, with what they are in other families;
-    there nothing else is accepted.
+    there nothing else is accepted.  told: the keys by which an export says which backbone it has.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...] = (4, 8, 16, 32)
     options: dict[str, Any] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
     scaled: Callable[[Any, int], int] = lambda backbone, channels: channels
 
 
@@ -28,9 +29,18 @@ def _to_width(backbone: Any, channels: int) -> int:
 
 
 FAMILIES = {
-    "resnet": Family((256, 512, 1024, 2048)),
-    "resnext": Family((256, 512, 1024, 2048), options={"groups": 1, "base_width": 64}),
-    "mobilenet_v1": Family((128, 256, 512, 1024), options={"width_multiplier": 1.0, "relu6": False}, scaled=_to_width),
+    "resnet": Family((256, 512, 1024, 2048), told=("depth", "stride_in_1x1")),
+    "resnext": Family(
+        (256, 512, 1024, 2048),
+        options={"groups": 1, "base_width": 64},
+        told=("depth", "stride_in_1x1", "groups", "base_width"),
+    ),
+    "mobilenet_v1": Family(
+        (128, 256, 512, 1024),
+        options={"width_multiplier": 1.0, "relu6": False},
+        told=("width_multiplier",),
+        scaled=_to_width,
+    ),
     "mobilenet_v3_large": Family((24, 40, 80, 160, 960), (4, 8, 16, 32, 32)),
 }
 # The names that the launchers and older configs give backbones: `backbone: resnet_v1_50`. Only resnet_v1_50 was ever

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from src.data.finding import name_parts
+from src.evaluation.kinds import branch_kinds
 from src.evaluation.truth import EvaluationError
 from src.runtime.files import read_regular
 
@@ -41,11 +42,6 @@ class ImageResult:
     def masks(self) -> np.ndarray | None:
         """(N, M, M) uint8 over each box with 255 for probability 1, or None."""
         return self.fields.get("mask")
-
-    @property
-    def fields(self) -> dict[str, np.ndarray]:
-        """What each of the detector's branches gave, by its name."""
-        return {} if self.masks is None else {"mask": self.masks}
 
 
 def read_result(path: str | Path, image: dict | None = None) -> ImageResult:
@@ -120,11 +116,11 @@ def read_summary(folder: str | Path) -> dict:
     whole = isinstance(summary, dict) and {"images", "classes"} <= summary.keys()
     if not whole or summary.get("format") != "rcnn-mindspore results":
         raise EvaluationError(f"{path}: not the summary of an inference")
-    images, classes, paste = summary["images"], summary["classes"], summary.get("mask_paste", {})
+    images, classes = summary["images"], summary["classes"]
     for name, fits in (
         ("images", _are_texts(images) and all(_is_below(i) for i in images) and len(set(images)) == len(images)),
         ("classes", _are_texts(classes) and len(classes) > 1),
-        ("mask_paste", "mask_paste" not in summary or _is_paste(paste)),
+        *((kind.told_by, kind.tells(summary)) for kind in branch_kinds().values()),
     ):
         if not fits:
             raise EvaluationError(f"{path}: {name} isn't what an inference writes; run the inference again")
@@ -138,12 +134,6 @@ def _are_texts(value: Any) -> bool:
 def _is_below(name: str) -> bool:
     """Whether a result's name stays in its folder."""
     return not name.startswith("/") and "\0" not in name and ".." not in name.split("/") and bool(name)
-
-
-def _is_paste(value: Any) -> bool:
-    threshold = value.get("threshold") if isinstance(value, dict) else None
-    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and 0 <= threshold <= 1
-    return number and value.get("convention") in ("torchvision", "grid")
 
 
 def annotated_images(summary: dict, images: Sequence[dict], annotations: str | Path) -> dict[str, dict]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from src.config import Backbone, BoxCoder, Config, Proposals, RcnnTest
+from src.config.backbones import FAMILIES
 from src.export.branches import BRANCHES, branches_of, rois
 from src.export.branches.base import Output, describe_roi
 from src.export.sidecar_schema import MOST_PIXELS, ExportError, check, parse
@@ -156,9 +157,8 @@ def describe(
             "rank_by": config.rpn.rank_by,
             **_coder(config.rpn.bbox_coder),
             **_proposals(test.rpn),
-            # not merged yet
-            **({"sizes": [list(v) for v in sizes]} if (sizes := getattr(anchors, "sizes", [])) else {}),
-            **({"score_thr": least} if (least := getattr(test.rpn, "score_thr", 0.0)) else {}),
+            **({"sizes": anchors.sizes} if anchors.sizes else {}),
+            **({"score_thr": test.rpn.score_thr} if test.rpn.score_thr else {}),
         },
         "roi": describe_roi(config.roi, sampling.get("roi")),
         "rcnn": {
@@ -185,10 +185,7 @@ def describe(
 
 
 def _backbone(c: Backbone) -> dict[str, Any]:
-    if c.type == "mobilenet_v1":
-        return {"type": c.type, "width_multiplier": c.width_multiplier}
-    names = ("type", "depth", "stride_in_1x1") + (("groups", "base_width") if c.type == "resnext" else ())
-    return {name: getattr(c, name) for name in names}
+    return {name: getattr(c, name) for name in ("type", *FAMILIES[c.type].told)}
 
 
 def _coder(coder: BoxCoder) -> dict[str, Any]:

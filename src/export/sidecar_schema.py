@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from src.config.keys import BRANCHES as DETECTORS
+from src.config import DETECTORS
 from src.export.branches import BRANCHES, file_lists
 from src.export.branches.base import ROI, STRIDES, Branch, Fits
 from src.export.sidecar_values import (

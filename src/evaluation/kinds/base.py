@@ -72,7 +72,7 @@ class Kind(abc.ABC):
 
     name: pycocotools' IoU type; branch: the head that it needs, None for what every detector has; noun: what it
     measures, in the plural; key: of an object's value in COCO results and annotations; standard: detections of a class
-    in an image that COCO counts.
+    in an image that COCO counts; told_by: the key of the C++ program's summary that holds the options.
 
     A branch's `value` is what Detections.fields holds of one object.
     """
@@ -82,6 +82,7 @@ class Kind(abc.ABC):
     noun: str
     key: str
     standard: int = STANDARD
+    told_by: str = ""
 
     # -----------------------------------------------------------------------------------------------------
     # from a network's outputs to values; of kinds with a branch
@@ -92,7 +93,11 @@ class Kind(abc.ABC):
 
     def told(self, summary: Mapping[str, Any]) -> dict[str, Any] | None:
         """The same, from the summary of the C++ program's results; None where the detector lacks the branch."""
-        return None
+        return summary.get(self.told_by)
+
+    def tells(self, summary: Mapping[str, Any]) -> bool:
+        """Whether that summary has none, or options that an inference writes."""
+        return True
 
     def values(self, rows: np.ndarray, boxes: np.ndarray, height: int, width: int, options: Mapping[str, Any]) -> list:
         """The value of each of N objects.

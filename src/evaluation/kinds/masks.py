@@ -24,12 +24,18 @@ class Masks(Kind):
     """options: "threshold" (0..1) and "convention", as paste_masks takes them. rows (N, M, M), as there."""
 
     name, branch, noun, key = "segm", "mask", "masks", "segmentation"
+    told_by = "mask_paste"
 
     def options(self, config: Config) -> dict[str, Any]:
         return {"threshold": config.test_cfg.rcnn.mask_thr_binary, "convention": config.mask_paste}
 
-    def told(self, summary: Mapping[str, Any]) -> dict[str, Any] | None:
-        return summary.get("mask_paste")
+    def tells(self, summary: Mapping[str, Any]) -> bool:
+        if self.told_by not in summary:
+            return True
+        paste = summary[self.told_by]
+        threshold = paste.get("threshold") if isinstance(paste, dict) else None
+        number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and 0 <= threshold <= 1
+        return number and paste.get("convention") in ("torchvision", "grid")
 
     def values(self, rows: np.ndarray, boxes: np.ndarray, height: int, width: int, options: Mapping[str, Any]) -> list:
         return paste_masks(rows, boxes, height, width, options["threshold"], options["convention"])
