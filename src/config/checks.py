@@ -99,8 +99,7 @@ def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
             f"rpn.anchor_generator.sizes has {given} sides a level; as many, one or more, in each of {levels} levels",
         )
         demand(not anchors.legacy, f"rpn.anchor_generator.legacy {anchors.legacy} goes by scales; leave out sizes")
-    mask = (("mask_roi", c.mask_roi),) if c.with_mask else ()
-    for name, roi in (("roi", c.roi), *mask):
+    for name, roi in (("roi", c.roi), *((f"{b}_roi", getattr(c, f"{b}_roi")) for b in c.branches)):
         levels = len(roi.featmap_strides)
         demand(
             levels > 0 and roi.featmap_strides == anchors.strides[:levels],
@@ -118,8 +117,8 @@ def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
         not c.with_mask or c.train_cfg.rcnn.mask_size == 2 * c.mask_roi.roi_layer.out_size,
         "train_cfg.rcnn.mask_size must be twice mask_roi.roi_layer.out_size",
     )
-    mask_head = (("mask_head", c.mask_head),) if c.with_mask else ()
-    for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *mask_head):
+    heads = ((f"{b}_head", getattr(c, f"{b}_head")) for b in c.branches)
+    for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *heads):
         demand(got.in_channels == c.neck.fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")
     for name, coder in (("rpn", c.rpn.bbox_coder), ("bbox_head", c.bbox_head.bbox_coder)):
         for part in ("target_means", "target_stds"):
@@ -176,6 +175,6 @@ def _check_samplers(c: Config, demand: Callable[[bool, str], None]) -> None:
     boxes = min(sampler.num, c.train_cfg.rpn_proposal.max_per_img + c.max_instance_count * sampler.add_gt_as_proposals)
     rows, buckets = c.batch_size * min(boxes, int(sampler.num * sampler.pos_fraction)), c.train_cfg.rcnn.mask_buckets
     demand(
-        not c.with_mask or rows >> (buckets - 1) > 0,
+        not c.branches or rows >> (buckets - 1) > 0,
         f"train_cfg.rcnn.mask_buckets {buckets} halves {rows} positives a step to none; {rows.bit_length()} at most",
     )

@@ -263,7 +263,7 @@ class RcnnTrain:
     assigner: Assigner = group(Assigner, "assigner of proposals")
     sampler: Sampler = group(Sampler, "sampler of proposals", add_gt_as_proposals=True)
     mask_buckets: int = key(
-        4, "sizes that the mask head is compiled for: all positives, half, a quarter, ...", low=1, high=16
+        4, "sizes that the heads of branches are compiled for: all positives, half, a quarter, ...", low=1, high=16
     )
     mask_size: int = key(
         28, "side of the mask targets and of the mask head's output; follows from mask_roi.roi_layer", low=2, high=256

@@ -20,7 +20,7 @@ import yaml
 from src.config.backbones import BACKBONES, FAMILIES, PLAIN, backbone_channels
 from src.config.checks import check_together, doubling, level_strides
 from src.config.conventions import keys_of
-from src.config.keys import ALIASES, LARGEST, MOST_CLASSES, Backbone, Config, ConfigError
+from src.config.keys import ALIASES, DETECTORS, LARGEST, MOST_CLASSES, Backbone, Config, ConfigError
 from src.runtime.errors import shown
 from src.runtime.files import whole
 from src.runtime.masking import masked_keys
@@ -148,7 +148,7 @@ def _apply_backbone(config: Any, name: str, where: str, source: str, given: set[
 
 def _derive(c: Config, given: set[str]) -> None:
     """Fills the keys that follow from others, where they aren't given; check_together compares those that are."""
-    fpn = c.neck.fpn
+    fpn, branches = c.neck.fpn, {branch for names in DETECTORS.values() for branch in names}
     strides = level_strides(c)
     pooled = doubling(strides[: len(c.backbone.out_indices)])
     for name, value in (
@@ -156,8 +156,8 @@ def _derive(c: Config, given: set[str]) -> None:
         ("neck.fpn.in_channels", backbone_channels(c.backbone)),
         ("rpn.anchor_generator.strides", strides),
         ("roi.featmap_strides", pooled),
-        ("mask_roi.featmap_strides", pooled),
-        *((f"{part}.in_channels", fpn.out_channels) for part in ("rpn", "bbox_head", "mask_head")),
+        *((f"{branch}_roi.featmap_strides", pooled) for branch in branches),
+        *((f"{part}.in_channels", fpn.out_channels) for part in ("rpn", "bbox_head", *(f"{b}_head" for b in branches))),
         ("bbox_head.roi_feat_size", c.roi.roi_layer.out_size),
         ("train_cfg.rcnn.mask_size", 2 * c.mask_roi.roi_layer.out_size),
     ):

@@ -8,12 +8,13 @@ from mindspore.common.initializer import HeNormal
 
 from src.config import Config
 from src.models.graph_writer import GraphWriter
-from src.models.losses import Normaliser, binary_cross_entropy
+from src.models.heads.positives import PositivesLoss
+from src.models.losses import binary_cross_entropy
 from src.models.precision import float32
 from src.models.roi_extractor import RoIExtractor, build_roi_extractor
 from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
-from src.structures import Detections, GroundTruth, Sample
+from src.structures import Detections
 
 __all__ = ["MaskBranch", "MaskHead", "MaskLoss", "MaskTargets", "build_mask_branch", "build_mask_losses"]
 
@@ -169,19 +170,12 @@ class MaskTargets(nn.Cell):
         return ops.concat((low, ops.maximum(high, low + 1.0)), 1)
 
 
-class MaskLoss(nn.Cell):
-    """Binary cross entropy of the positive RoIs' masks.
-
-    The mask head is the dearest part of a step, and rarely are all RoIs that could be positive so. Positives of the
-    whole batch are moved to the front, and the head runs on the smallest of `buckets` graph sizes (R, R / 2, R / 4,
-    ...) that holds them: static shapes, and no work on more than twice the positives.
+class MaskLoss(PositivesLoss):
+    """Binary cross entropy of the positive RoIs' masks, the mean over their cells.
 
     Args:
-        head, roi_extractor, targets: the mask head, its features, its targets.  weight: of the loss.
-        buckets: number of sizes; 1: always all rows.
-
-    Inputs: features; Sample of positives first; GroundTruth; total (), see Normaliser. Outputs: the loss, the mean over
-    all positives' cells, and the count of these positives, each ().
+        head, roi_extractor, targets: the mask head, its features, its targets.  weight, buckets, ranks: see
+        PositivesLoss.
     """
 
     name, field = "rcnn_mask_loss", "masks"
@@ -195,50 +189,10 @@ class MaskLoss(nn.Cell):
         buckets: int = 1,
         ranks: int = 1,
     ):
-        super().__init__(auto_prefix=False)
-        self.normaliser = Normaliser(ranks)
-        self.head, self.roi_extractor, self.targets, self.weight = head, roi_extractor, targets, weight
-        self.buckets = buckets
-        self.topk = ops.TopK(sorted=True)
-
-    def construct(
-        self,
-        features: tuple[Tensor, ...],
-        sample: Sample,
-        truth: GroundTruth,
-        total: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        positive, masks, rois = sample["positive"], truth[self.field], sample["boxes"].reshape(-1, 4)
-        b, p = positive.shape
-        g = masks.shape[1]
-        flat = positive.reshape(-1)
-        # distinct keys, positives' above all others', in their order
-        _, order = self.topk(flat * (b * p) - ops.arange(b * p).astype(flat.dtype), b * p)
-        image = order // p
-        rows = (
-            ops.concat((image.astype(rois.dtype).expand_dims(1), ops.gather(rois, order, 0)), 1),
-            ops.gather(sample["targets"].reshape(-1, 4), order, 0),
-            ops.gather(sample["labels"].reshape(-1), order, 0),
-            ops.gather(sample["gt_index"].reshape(-1), order, 0) + image.astype(sample["gt_index"].dtype) * g,
-            ops.gather(flat, order, 0),
-        )
-        count = flat.sum()
-        found = self.bucket(features, rows, masks.reshape((b * g,) + masks.shape[2:]), count, self.buckets - 1)
-        return self.weight * found / self.normaliser(count, total), count
-
-    def bucket(self, features: tuple, rows: tuple, masks: Tensor, count: Tensor, halvings: int) -> Tensor:
-        """Sum of the losses of the first rows, on 1 / 2^halvings of them if that holds all `count` positives."""
-        n = rows[0].shape[0] // 2**halvings
-        if halvings == 0:
-            return self.sum_of(features, rows, masks, n)
-        if count <= n:
-            total = self.sum_of(features, rows, masks, n)
-        else:
-            total = self.bucket(features, rows, masks, count, halvings - 1)
-        return total
+        super().__init__(weight, buckets, ranks)
+        self.head, self.roi_extractor, self.targets = head, roi_extractor, targets
 
     def sum_of(self, features: tuple, rows: tuple, masks: Tensor, n: int) -> Tensor:
-        """Sum of the losses of the first n rows."""
         rois, gt_boxes, labels, index, positive = (rows[0][:n], rows[1][:n], rows[2][:n], rows[3][:n], rows[4][:n])
         logits = self.head(self.roi_extractor.extract(features, rois, positive > 0), labels)
         targets = self.targets(masks, index, rois[:, 1:], gt_boxes)
