@@ -7,14 +7,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from src.config.keys import ConfigError
+from src.config.keys import DETECTORS, ConfigError
 
 __all__ = ["CONVENTIONS", "Conventions", "keys_of", "table"]
 
 
 def choice(doc: str, *keys: str) -> Any:
-    """A choice that stands in `keys`."""
-    return dataclasses.field(metadata={"doc": doc, "keys": keys})
+    """A choice that stands in `keys`; one of "roi" stands for the branches' too."""
+    branches = sorted({branch for names in DETECTORS.values() for branch in names})
+    same = [f"{b}_{k}" for k in keys if k.startswith("roi.") for b in branches]
+    return dataclasses.field(metadata={"doc": doc, "keys": (*keys, *same)})
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,9 @@ class Conventions:
     matcher: str = choice(
         "whom a low-quality match trains on", "train_cfg.rpn.assigner.matcher", "train_cfg.rcnn.assigner.matcher"
     )
-    roi_shift: bool = choice(
-        "RoIAlign is shifted by half a pixel", "roi.roi_layer.aligned", "mask_roi.roi_layer.aligned"
-    )
-    roi_samples: int = choice(
-        "RoIAlign's samples, 0: adaptive", "roi.roi_layer.sampling_ratio", "mask_roi.roi_layer.sampling_ratio"
-    )
-    roi_end: bool = choice(
-        "a RoI ends at its last pixel", "roi.roi_layer.last_pixel_end", "mask_roi.roi_layer.last_pixel_end"
-    )
+    roi_shift: bool = choice("RoIAlign is shifted by half a pixel", "roi.roi_layer.aligned")
+    roi_samples: int = choice("RoIAlign's samples, 0: adaptive", "roi.roi_layer.sampling_ratio")
+    roi_end: bool = choice("a RoI ends at its last pixel", "roi.roi_layer.last_pixel_end")
     mask_targets: str = choice("a mask target's cell is a share, or 0 or 1", "train_cfg.rcnn.mask_targets")
     mask_target_box: str = choice("what of the mask is the target", "train_cfg.rcnn.mask_target_box")
     mask_paste: str = choice("how masks are drawn into the image", "test_cfg.rcnn.mask_paste")
