@@ -3,6 +3,7 @@
 #ifndef RCNN_INFER_BRANCH_H_
 #define RCNN_INFER_BRANCH_H_
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -17,6 +18,8 @@
 namespace rcnn {
 
 class SidecarReader;
+
+using Scale = std::array<float, 2>;
 
 // An array that results hold of each detection.
 struct Field {
@@ -60,8 +63,9 @@ class Branch {
   virtual Port Output() const = 0;
   virtual Field Result() const = 0;
   virtual size_t Maps() const = 0;  // feature maps that its RoIs are taken from
-  // Appends the result of a detection with these values; box: in pixels of the image file.
-  virtual void Encode(const float *values, const Box &box, std::vector<uint8_t> *to) const = 0;
+  // Appends the result of a detection with these values; box: in pixels of the image file; scale: (x, y) pixels of the
+  // canvas, where it was found, a pixel of the file.
+  virtual void Encode(const float *values, const Box &box, const Scale &scale, std::vector<uint8_t> *to) const = 0;
   // What else a reader of results has to know: keys and values of JSON, without braces, or nothing.
   virtual std::string SummaryText() const { return ""; }
   // Of the split form, for a device; and in every way that there is, by name, to compare with Python. They use this

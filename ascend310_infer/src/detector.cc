@@ -15,12 +15,17 @@ namespace rcnn {
 
 namespace {
 
+// Pixels of the canvas a pixel of the file, (x, y).
+Scale ScaleOf(const Prepared &image) {
+  return {static_cast<float>(image.picture.width) / static_cast<float>(image.width),
+          static_cast<float>(image.picture.height) / static_cast<float>(image.height)};
+}
+
 // In place, from canvas to file pixels.
 void ToFilePixels(const Prepared &image, std::vector<Box> *boxes) {
-  const float scale_x = static_cast<float>(image.picture.width) / static_cast<float>(image.width);
-  const float scale_y = static_cast<float>(image.picture.height) / static_cast<float>(image.height);
+  const Scale scale = ScaleOf(image);
   for (Box &box : *boxes) {
-    for (size_t i = 0; i < 4; ++i) box[i] /= i % 2 == 0 ? scale_x : scale_y;
+    for (size_t i = 0; i < 4; ++i) box[i] /= scale[i % 2];
   }
 }
 
@@ -130,7 +135,7 @@ class WholeDetector : public Detector {
         out[i].scores.push_back(scores[d]);
         out[i].labels.push_back(labels[d]);
         for (size_t b = 0; b < branches.size(); ++b) {
-          branches[b]->Encode(values[b] + d * each[b], out[i].boxes.back(), &out[i].fields[b]);
+          branches[b]->Encode(values[b] + d * each[b], out[i].boxes.back(), ScaleOf(images[i]), &out[i].fields[b]);
         }
       }
     }
@@ -343,16 +348,19 @@ class SplitDetector : public Detector {
       values.push_back(heads_[b]->Run(maps, out.boxes, out.labels, times));
     }
     ToFilePixels(prepared, &out.boxes);
-    for (size_t b = 0; b < values.size(); ++b) Encode(values[b], b, times, &out);
+    for (size_t b = 0; b < values.size(); ++b) Encode(values[b], b, ScaleOf(prepared), times, &out);
     return out;
   }
 
   // Branch b's values to its field.
-  void Encode(const std::vector<float> &values, size_t b, StageTimes *times, Detections *out) const {
+  void Encode(const std::vector<float> &values, size_t b, const Scale &scale, StageTimes *times,
+              Detections *out) const {
     const Branch &branch = *sidecar_.branches[b];
     const Timed timed(times, branch.Output().name);
     const size_t each = values.size() / out->boxes.size();
-    for (size_t d = 0; d < out->boxes.size(); ++d) branch.Encode(&values[d * each], out->boxes[d], &out->fields[b]);
+    for (size_t d = 0; d < out->boxes.size(); ++d) {
+      branch.Encode(&values[d * each], out->boxes[d], scale, &out->fields[b]);
+    }
   }
 
   const Sidecar sidecar_;

@@ -31,7 +31,7 @@ class MaskBranch : public Branch {
   Field Result() const override { return {"mask", "u1", {side_, side_}, true}; }
   size_t Maps() const override { return roi_.strides.size(); }
 
-  void Encode(const float *values, const Box &, std::vector<uint8_t> *to) const override {
+  void Encode(const float *values, const Box &, const Scale &, std::vector<uint8_t> *to) const override {
     for (int64_t c = 0; c < side_ * side_; ++c) to->push_back(static_cast<uint8_t>(std::lrintf(255.0f * values[c])));
   }
 

@@ -5,7 +5,7 @@ picture can be put together. paste makes Detections of it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,25 +23,33 @@ Options = Mapping[str, Mapping[str, Any]]  # of each branch, as its kind's `opti
 @dataclass
 class Found:
     """N detections: boxes (N, 4) float32 x1 y1 x2 y2 in pixels of the picture, which they may leave; scores (N,);
-    labels (N,) int; fields: of each branch its output's N rows.
+    labels (N,) int; fields: of each branch its output's N rows; scale (N, 2) float32 (y, x): pixels of the canvas on
+    which each was found, a pixel of the picture (default: 1).
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     fields: dict[str, np.ndarray]
+    scale: np.ndarray = field(default_factory=lambda: np.ones((0, 2), np.float32))
+
+    def __post_init__(self) -> None:
+        if len(self.scale) != len(self.boxes):
+            self.scale = np.ones((len(self.boxes), 2), np.float32)
 
     def take(self, places: np.ndarray) -> "Found":
         """Those at these places."""
         fields = {branch: rows[places] for branch, rows in self.fields.items()}
-        return Found(self.boxes[places], self.scores[places], self.labels[places], fields)
+        return Found(self.boxes[places], self.scores[places], self.labels[places], fields, self.scale[places])
 
     @staticmethod
     def joined(parts: Sequence["Found"]) -> "Found":
         """Those of all parts, one after the other."""
-        boxes, scores, labels = ([getattr(p, name) for p in parts] for name in ("boxes", "scores", "labels"))
+        boxes, scores, labels, scale = (
+            np.concatenate([getattr(p, name) for p in parts]) for name in ("boxes", "scores", "labels", "scale")
+        )
         fields = {branch: np.concatenate([p.fields[branch] for p in parts]) for branch in parts[0].fields}
-        return Found(np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels), fields)
+        return Found(boxes, scores, labels, fields, scale)
 
     def in_original(self, scale: Sequence[float] | np.ndarray, name: str) -> "Found":
         """These, of a canvas, in pixels of the original; scale (y, x): canvas = original * scale.
@@ -52,7 +60,7 @@ class Found:
             raise EvaluationError(f"{name}: a detection isn't finite; did the training diverge?")
         sy, sx = (float(v) for v in scale)
         boxes = self.boxes / np.array([sx, sy, sx, sy], np.float32)
-        return Found(boxes, self.scores, self.labels, self.fields)
+        return Found(boxes, self.scores, self.labels, self.fields, self.scale * np.array([sy, sx], np.float32))
 
 
 def found_in(
@@ -104,7 +112,9 @@ def paste(
         names=[class_names[i] for i in labels],
         category_ids=[category_ids.get(i) for i in labels],
         # over the box that the head saw
-        fields={b: k.values(found.fields[b], found.boxes, height, width, options[b]) for b, k in kinds.items()},
+        fields={
+            b: k.values(found.fields[b], found.boxes, found.scale, height, width, options[b]) for b, k in kinds.items()
+        },
     )
 
 

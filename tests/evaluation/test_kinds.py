@@ -31,7 +31,7 @@ class Dots(Kind):
     def told(self, summary):
         return summary.get("dots")
 
-    def values(self, rows, boxes, height, width, options):
+    def values(self, rows, boxes, scale, height, width, options):
         points = boxes[:, None, :2] + rows * (boxes[:, None, 2:] - boxes[:, None, :2])
         return list(np.concatenate([points, np.full((len(rows), 2, 1), options["visible"])], 2))
 

@@ -99,11 +99,20 @@ class Kind(abc.ABC):
         """Whether that summary has none, or options that an inference writes."""
         return True
 
-    def values(self, rows: np.ndarray, boxes: np.ndarray, height: int, width: int, options: Mapping[str, Any]) -> list:
+    def values(
+        self,
+        rows: np.ndarray,
+        boxes: np.ndarray,
+        scale: np.ndarray,
+        height: int,
+        width: int,
+        options: Mapping[str, Any],
+    ) -> list:
         """The value of each of N objects.
 
         rows (N, ...): the branch's output, or what the C++ program stored of it; boxes (N, 4) float32 x1 y1 x2 y2 in
-        pixels of the picture, which they may leave: clipped ones would squeeze what lies in them.
+        pixels of the picture (height, width), which they may leave: clipped ones would squeeze what lies in them;
+        scale (N, 2) float32 (y, x): pixels of the canvas, where each was found, a pixel of the picture.
         """
         return list(rows)
 

@@ -37,7 +37,15 @@ class Masks(Kind):
         number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and 0 <= threshold <= 1
         return number and paste.get("convention") in ("torchvision", "grid")
 
-    def values(self, rows: np.ndarray, boxes: np.ndarray, height: int, width: int, options: Mapping[str, Any]) -> list:
+    def values(
+        self,
+        rows: np.ndarray,
+        boxes: np.ndarray,
+        scale: np.ndarray,
+        height: int,
+        width: int,
+        options: Mapping[str, Any],
+    ) -> list:
         return paste_masks(rows, boxes, height, width, options["threshold"], options["convention"])
 
     def resized(self, value: dict, height: int, width: int, to: tuple[int, int]) -> dict:
