@@ -116,6 +116,7 @@ def evaluate(
     names = truth.class_names()
     for name in iou_types:
         kind = KINDS[name]
+        summary.notes += kind.notes(truth, categories)
         max_dets = kind.limit(max_per_img or 0)
         run = cocoeval(truth, results, kind, image_ids, categories, max_dets)
         numbers, standard = kind.numbers(max_dets), kind.numbers(kind.standard)

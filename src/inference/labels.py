@@ -48,7 +48,7 @@ def coco_labels(
     than COCO's, and polygons where the detector has masks. Raises UserError.
     """
     refuse_old(path)
-    categories = [{"id": ids.get(i, i), "name": n} for i, n in enumerate(class_names) if i]
+    by_label = {i: {"id": ids.get(i, i), "name": n} for i, n in enumerate(class_names) if i}
     entries, count = [], 0
     with whole(path) as beside, beside.open("w") as f:
         f.write('{"annotations": [')
@@ -61,11 +61,13 @@ def coco_labels(
                 count += 1
                 row = {"id": count, **row, "area": round(row["bbox"][2] * row["bbox"][3], 2), "iscrowd": 0}
                 for branch, kind in branch_kinds(found.fields).items():
-                    row |= kind.annotation(found.fields[branch][i])
+                    value = found.fields[branch][i]
+                    row |= kind.annotation(value)
+                    by_label[int(found.labels[i])] |= kind.category(value)
                 f.write(("," if count > 1 else "") + "\n" + json.dumps(row))
 
         yield add
-        f.write(f'\n],\n"images": {json.dumps(entries)},\n"categories": {json.dumps(categories)}}}\n')
+        f.write(f'\n],\n"images": {json.dumps(entries)},\n"categories": {json.dumps(list(by_label.values()))}}}\n')
 
 
 @contextlib.contextmanager

@@ -50,6 +50,9 @@ class Dots(Kind):
     def annotation(self, value):
         return self.result(self.rounded(value))
 
+    def category(self, value):
+        return {"keypoints": ["one", "two"][: len(value)]}
+
     def shapes(self, value):
         return [Shape(p[None, :2], "point", f"dot {i}") for i, p in enumerate(value)]
 
@@ -75,6 +78,9 @@ class Dots(Kind):
 
     def set_up(self, run):
         run.params.kpt_oks_sigmas = np.full(2, 0.05)
+
+    def notes(self, truth, categories):
+        return [f"two points of {truth.cats[c]['name']}" for c in categories]
 
     def limit(self, max_per_img):
         return self.standard
@@ -152,7 +158,9 @@ def test_labels_to_correct(tmp_path):
     image = tmp_path / "a.png"
     with coco_labels(tmp_path / "labels.json", {image: ("a.png", 1)}, ["background", "cat"], {1: 7}) as add:
         add(image, detections(), 1)
-    written = json.loads((tmp_path / "labels.json").read_text())["annotations"]
+    labels = json.loads((tmp_path / "labels.json").read_text())
+    written = labels["annotations"]
+    assert labels["categories"] == [{"id": 7, "name": "cat", "keypoints": ["one", "two"]}]
     assert (written[0]["keypoints"], written[0]["area"]) == ([20, 20, 2, 40, 31, 2], 1600)
     with labelme_labels({image: tmp_path / "a.json"}) as add:
         add(image, detections(), 1)
@@ -182,6 +190,8 @@ def test_metrics_of_its_own(tmp_path):
     }
     assert len(summary.metrics["bbox"]) == 12
     assert summary.text.count("maxDets= 20") == 6
+    assert summary.notes == ["two points of cat"] and summary.text.startswith("two points of cat\n")
+    assert evaluate(truth(tmp_path), results, ["bbox"]).notes == []
     assert summary.classes["keypoints"]["cat"].best.f1 == 1
     assert leading_ap({"keypoints AP": 0.5, "bbox AP": 1.0}) == 0.5
     moved = [r | {"keypoints": [20, 20, 2, 60, 31, 2]} for r in results[:1]]

@@ -1,7 +1,7 @@
 """What an evaluation measures: one IoU type of COCO's, and the values that objects have for it."""
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -139,6 +139,10 @@ class Kind(abc.ABC):
         """A value's keys in COCO annotations to correct by hand; none for nothing to correct."""
         return {}
 
+    def category(self, value: Any) -> dict[str, Any]:
+        """The keys of a value's category in such annotations, which say what its numbers are."""
+        return {}
+
     def shapes(self, value: Any) -> list[Shape]:
         """A value as labelme's shapes; none for nothing to correct."""
         return []
@@ -185,6 +189,10 @@ class Kind(abc.ABC):
     def set_up(self, run: COCOeval) -> None:
         """Sets what the kind has of its own in run.params; detections that count are set after it."""
         return
+
+    def notes(self, truth: Truth, categories: Collection[int]) -> list[str]:
+        """What a reader of the metrics of these categories must know, a line each."""
+        return []
 
     def limit(self, max_per_img: int) -> int:
         """Detections of a class in an image that count, of a detector that gives max_per_img."""
