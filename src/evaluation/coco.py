@@ -267,8 +267,9 @@ def class_table(per_class: dict[str, dict[str, float]]) -> str:
     kinds = list(per_class)
     names = list(per_class[kinds[0]]) if kinds else []
     width = max([len(n) for n in names] + [5])
+    wide = {k: max(8, len(k) + 3) for k in kinds}
     lines = [f"{'class':{width}s} " + " ".join(f"{k + ' AP':>8s}" for k in kinds)]
     for n in names:
-        values = (per_class[k][n] for k in kinds)
-        lines.append(f"{n:{width}s} " + " ".join(f"{'-':>8s}" if v != v else f"{v:8.3f}" for v in values))
+        values = ("-" if (v := per_class[k][n]) != v else f"{v:.3f}" for k in kinds)
+        lines.append(f"{n:{width}s} " + " ".join(f"{v:>{w}s}" for v, w in zip(values, wide.values(), strict=True)))
     return "\n".join(lines) + "\n"

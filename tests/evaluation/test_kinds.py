@@ -190,6 +190,7 @@ def test_metrics_of_its_own(tmp_path):
     }
     assert len(summary.metrics["bbox"]) == 12
     assert summary.text.count("maxDets= 20") == 6
+    assert summary.text.endswith("class  bbox AP keypoints AP\ncat      1.000        1.000\n")
     assert summary.notes == ["two points of cat"] and summary.text.startswith("two points of cat\n")
     assert evaluate(truth(tmp_path), results, ["bbox"]).notes == []
     assert summary.classes["keypoints"]["cat"].best.f1 == 1
