@@ -39,6 +39,7 @@ DETECTORS: dict[str, tuple[str, ...]] = {
     "faster_rcnn": (),
     "cascade_rcnn": (),
     "cascade_mask_rcnn": ("mask",),
+    "keypoint_rcnn": ("keypoint",),
 }
 # Names that older configs give the same keys.
 ALIASES = {"IMAGE_DIR": "image_dir", "ANNO_PATH": "anno_path"}
@@ -189,6 +190,31 @@ class MaskHead:
     in_channels: int = key(256, "input channels; follows from neck.fpn.out_channels", low=1, high=WIDEST)
     conv_out_channels: int = key(256, "channels of the convolutions", low=1, high=WIDEST)
     loss_mask: ClassLoss = group(ClassLoss, "mask loss (binary cross entropy)")
+
+
+COCO_KEYPOINTS = (
+    "nose,left_eye,right_eye,left_ear,right_ear,left_shoulder,right_shoulder,left_elbow,right_elbow,left_wrist,"
+    "right_wrist,left_hip,right_hip,left_knee,right_knee,left_ankle,right_ankle"
+).split(",")
+
+
+@dataclass
+class KeypointHead:
+    names: list[str] = key(
+        COCO_KEYPOINTS, "names of the keypoints; left_NAME and right_NAME change places where a picture is mirrored"
+    )
+    num_convs: int = key(8, "number of 3x3 convolutions", low=0, high=64)
+    in_channels: int = key(256, "input channels; follows from neck.fpn.out_channels", low=1, high=WIDEST)
+    conv_out_channels: int = key(512, "channels of the convolutions", low=1, high=WIDEST)
+    half_pixel: bool = key(
+        False, "annotations count pixels' centres as whole numbers (Detectron2), not their corners (torchvision)"
+    )
+    score: str = key(
+        "logit",
+        "a keypoint's score: its heatmap's largest value, or the share of it after softmax (Detectron2)",
+        choices=("logit", "probability"),
+    )
+    loss_keypoint: ClassLoss = group(ClassLoss, "keypoint loss (cross entropy over the heatmap's cells)")
 
 
 @dataclass
@@ -363,10 +389,15 @@ class Config:
     bbox_head: BboxHead = group(BboxHead, "box head")
     cascade: Cascade = group(Cascade, "stages of cascade_rcnn and cascade_mask_rcnn")
     mask_head: MaskHead = group(MaskHead, "mask head")
+    keypoint_head: KeypointHead = group(KeypointHead, "keypoint head")
     roi: Roi = group(Roi, "RoI features of the box head")
     mask_roi: Roi = field(
         default_factory=lambda: Roi(roi_layer=RoiLayer(out_size=14)),
         metadata={"doc": "RoI features of the mask head"},
+    )
+    keypoint_roi: Roi = field(
+        default_factory=lambda: Roi(roi_layer=RoiLayer(out_size=14)),
+        metadata={"doc": "RoI features of the keypoint head"},
     )
     train_cfg: TrainCfg = group(TrainCfg, "assigners, samplers, proposals in training")
     test_cfg: TestCfg = group(TestCfg, "proposals and detections at inference")
@@ -410,7 +441,7 @@ class Config:
     freeze: list[str] = key(
         [],
         "parts that don't train, their batch norms on running statistics; for stages alone: backbone.frozen_stages",
-        choices=("backbone", "neck", "rpn", "bbox_head", "mask_head"),
+        choices=("backbone", "neck", "rpn", "bbox_head", "mask_head", "keypoint_head"),
     )
     overwrite: bool = key(
         False, "train where another run has ended; its checkpoints and logs move to before.1, before.2, ... there"
