@@ -37,6 +37,9 @@ MATCHED = 0.99  # a pair at a threshold may fall either way in float32
 PASTED = 0.98  # IoU of a bitmap: a pixel whose probability is the threshold may fall either way, a few an outline
 PIXELS = 1  # and of a bitmap of less than 50 pixels that one alone is more than PASTED allows
 MASK_LOSS = 1e-2  # targets are cut from 112 x 112 crops, not from the image's bitmap
+NO_GRAD = (
+    1e-5  # a bias of whole heatmaps has none, as softmax doesn't see it: 2e-8, rounding; others have 4e-4 and more
+)
 GRAD, MASK_GRAD = 1e-2, 5e-2  # relative norms; the mask branch inherits the crops' difference
 LOSSES = {
     "rpn_cls_loss": "loss_objectness",
@@ -44,6 +47,7 @@ LOSSES = {
     "rcnn_cls_loss": "loss_classifier",
     "rcnn_reg_loss": "loss_box_reg",
     "rcnn_mask_loss": "loss_mask",
+    "rcnn_keypoint_loss": "loss_keypoint",
 }
 
 
@@ -351,13 +355,16 @@ def compare_training(config: Config, detector: RCNN, inputs: dict, golden: np.li
     given, objects = inputs["rois"].shape[1], inputs["gt_boxes"].shape[1]
     fields = {
         "masks": lambda: crop_masks(inputs["gt_masks"], inputs["gt_boxes"], config.mask_crop_size),
+        "keypoints": lambda: np.stack([golden[f"gt_keypoints_{i}"] for i in range(b)]),
     }
+    # one class alone where there are keypoints
+    labels = np.minimum(inputs["gt_labels"], config.num_classes - 1).astype(np.int32)
     losses, grads = Gradients(loss).set_train()(
         Tensor(inputs["rois"]),
         Tensor(image),
         Tensor(np.array([[h, w]] * b, np.float32)),
         Tensor(inputs["gt_boxes"]),
-        Tensor(inputs["gt_labels"].astype(np.int32)),
+        Tensor(labels),
         Tensor(np.ones((b, objects), bool)),
         *(Tensor(fields[name]()) for name in loss.loss.fields),
         Tensor(np.zeros((b, config.max_crowd_count, 4), np.float32)),
@@ -376,7 +383,7 @@ def compare_training(config: Config, detector: RCNN, inputs: dict, golden: np.li
             name = torchvision.rename(key.removeprefix("grad_norm/"))
             branch = "mask branch" if name.startswith("mask_head") else "other"
             ours = np.linalg.norm(norms[name].astype(np.float64))
-            error = abs(ours - golden[key]) / max(abs(float(golden[key])), 1e-12)
+            error = abs(ours - golden[key]) / max(abs(float(golden[key])), NO_GRAD)
             worst[branch] = max(worst.get(branch, (0.0, "")), (float(error), name))
             count += 1
     for branch, (error, name) in worst.items():

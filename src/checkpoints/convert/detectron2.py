@@ -48,6 +48,8 @@ PATTERNS = [
     (r"roi_heads\.box_predictor\.(\d)\.cls_score\.(\w+)", lambda m: f"bbox_heads.{m[1]}.cls.{m[2]}"),
     (r"roi_heads\.box_predictor\.(\d)\.bbox_pred\.(\w+)", lambda m: f"bbox_heads.{m[1]}.reg.{m[2]}"),
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)", lambda m: f"mask_head.convs.{int(m[1]) - 1}.{m[2]}"),
+    (r"roi_heads\.keypoint_head\.conv_fcn(\d)\.(weight|bias)", lambda m: f"keypoint_head.convs.{int(m[1]) - 1}.{m[2]}"),
+    (r"roi_heads\.keypoint_head\.score_lowres\.(weight|bias)", lambda m: f"keypoint_head.upsample.{m[1]}"),
     (r"roi_heads\.mask_head\.deconv\.(weight|bias)", lambda m: f"mask_head.upsample.{m[1]}"),
     (r"roi_heads\.mask_head\.predictor\.(weight|bias)", lambda m: f"mask_head.logits.{m[1]}"),
 ]

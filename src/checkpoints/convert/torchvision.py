@@ -1,9 +1,10 @@
-"""torchvision: `maskrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn`, `fasterrcnn_mobilenet_v3_large_fpn` and `_320_fpn`,
-and the backbones of ResNet, ResNeXt and MobileNetV3-Large classifiers.
+"""torchvision: `maskrcnn_resnet50_fpn`, `keypointrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn`,
+`fasterrcnn_mobilenet_v3_large_fpn` and `_320_fpn`; and the backbones of ResNet, ResNeXt and MobileNetV3-Large
+classifiers.
 
-Names: torchvision/models/detection/{faster_rcnn,mask_rcnn,rpn,backbone_utils}.py, models/resnet.py, mobilenetv3.py. The
-published ResNet detectors are of 2019, with the names of before their modules were wrapped (`mask_fcn1`,
-`inner_blocks.0.weight`), and `overwrite_eps(model, 0.0)` there says that their batch norms had no epsilon.
+Names: torchvision/models/detection/{faster_rcnn,mask_rcnn,keypoint_rcnn,rpn,backbone_utils}.py, models/resnet.py,
+models/mobilenetv3.py. The published ResNet detectors are of 2019, with the names of before their modules were wrapped
+(`mask_fcn1`, `inner_blocks.0.weight`); `overwrite_eps(model, 0.0)` there says that their batch norms had no epsilon.
 """
 
 from collections.abc import Collection
@@ -62,6 +63,8 @@ PATTERNS = [
     (r"roi_heads\.mask_head\.(\d)\.0\.(\w+)", lambda m: f"mask_head.convs.{m[1]}.{m[2]}"),
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", lambda m: f"mask_head.convs.{int(m[1]) - 1}.{m[2]}"),
     (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", lambda m: f"mask_head.upsample.{m[1]}"),
+    (r"roi_heads\.keypoint_head\.(\d+)\.(\w+)", lambda m: f"keypoint_head.convs.{int(m[1]) // 2}.{m[2]}"),
+    (r"roi_heads\.keypoint_predictor\.kps_score_lowres\.(\w+)", lambda m: f"keypoint_head.upsample.{m[1]}"),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", lambda m: f"mask_head.logits.{m[1]}"),
 ]
 

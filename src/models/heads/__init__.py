@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mindspore import nn
 
 from src.config import Config
+from src.models.heads.keypoint import build_keypoint_branch, build_keypoint_losses
 from src.models.heads.mask import build_mask_branch, build_mask_losses
 
 __all__ = ["BRANCHES", "Branch"]
@@ -28,4 +29,7 @@ class Branch:
     build_losses: Callable[[Config, nn.Cell, int, Sequence[float]], list[list[nn.Cell]]]
 
 
-BRANCHES = {"mask": Branch(build_mask_branch, build_mask_losses)}
+BRANCHES = {
+    "mask": Branch(build_mask_branch, build_mask_losses),
+    "keypoint": Branch(build_keypoint_branch, build_keypoint_losses),
+}
