@@ -365,6 +365,7 @@ def test_msrun_on_one_host(given):
     assert variables["PATH"].startswith("/v:")
     assert command[: command.index("train.py")] == [
         *("/v/python", "-m", "src.runtime.launch"),
+        "--any_port",
         "msrun",
         "--worker_num=2",
         "--local_worker_num=2",
