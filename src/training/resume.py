@@ -222,7 +222,7 @@ class Resumed:
 def find_run(path: str | Path) -> Resumed:
     """The run that `path` names: its output folder, checkpoints/ in it, or one of its checkpoints. Raises UserError."""
     path = Path(path).absolute()
-    if path.suffix == ".ckpt":
+    if path.suffix == ".ckpt" and not path.is_dir():
         if not is_checkpoint_name(path.name):
             raise UserError(
                 f"{path}: not the name of a run's checkpoint; start from its weights with --pre_trained {path}"
@@ -246,6 +246,8 @@ def run_folder(path: Path) -> Path:
     """The run's output folder that `path`, it or its checkpoints/, names. Raises UserError."""
     if path.name == "checkpoints":
         path = path.parent
+    if path.suffix == ".ckpt" and path.is_dir():
+        raise UserError(f"{path}: a folder, not a checkpoint; name a run's output folder or one of its checkpoints")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder to resume from; it is train_outputs/brief of a run, or start one")
     return path
