@@ -29,7 +29,7 @@ import psutil
 
 from src.runtime.errors import UserError
 from src.runtime.meeting import address_of, hold_port, join_host_0, wait_for_hosts
-from src.runtime.workers import Console, Worker, rank_of
+from src.runtime.workers import REFUSED, Console, Worker, rank_of
 
 __all__ = ["AGAIN_VARIABLE", "JOB_VARIABLE", "die_with_parent", "launch"]
 
@@ -76,6 +76,8 @@ class Job:
         self.console: Console | None = None
         self.known: set[int] = set()
         self.stopping = 0
+        self.without = 0.0  # since when there is no scheduler
+        self.told = ""  # on standard error
 
     def look(self) -> None:
         """Notes new workers."""
@@ -103,8 +105,12 @@ class Job:
         return ended if any((w.status or 0) > 0 for w in ended) else []
 
     def lost_scheduler(self) -> Worker | None:
-        """The scheduler, if it has ended before the workers, and not well."""
-        return self.scheduler if self.scheduler and self.alive() and self.scheduler.poll() not in (None, 0) else None
+        """The scheduler, if it has ended before the workers, and not well; what it is refused, they are too."""
+        s = self.scheduler
+        if s is None or s.poll() in (None, 0) or not self.alive():
+            return None
+        self.without = self.without or time.monotonic()
+        return s if s.status not in REFUSED or time.monotonic() > self.without + AFTER_FAILURE else None
 
     def alive(self) -> list[Worker]:
         return [w for w in self.workers.values() if w.poll() is None]
@@ -130,7 +136,7 @@ class Job:
             # those that end because one has ended come later: the first look sees the cause
             failed = failed or self.failed()
             if lost is None and deadline is None and not failed and (lost := self.lost_scheduler()):
-                print(f"error: {lost.epitaph()}\nthe ranks save and stop", file=sys.stderr, flush=True)
+                self.tell(f"{lost.refusal() or f'error: {lost.epitaph()}'}\nthe ranks save and stop")
                 self.stop(signal.SIGTERM)
             if deadline is None and (failed or self.stopping or self.command.poll() is not None):
                 deadline = time.monotonic() + (AFTER_FAILURE if failed and not self.stopping else GRACE)
@@ -146,22 +152,31 @@ class Job:
         failed = failed or self.failed()
         clear()
         self.command.wait()
-        if self.console:
-            self.console.end(told=any(w.log == self.console.log for w in failed))
         if not failed or any(w.status == -1 for w in failed):
             failed = self.named() or failed
+        status = self.status(failed, lost)
+        if self.console:
+            self.console.end(self.told)
+        return status
+
+    def status(self, failed: list[Worker], lost: Worker | None) -> int:
+        """The exit status of a job that has ended, after telling why it failed."""
         if lost:
             return lost.status if lost.status and lost.status > 0 else 1
         stopped = all(w.poll() in (0, -1, 128 + self.stopping) for w in self.workers.values())
         if self.stopping and stopped:
             return 128 + self.stopping
         if failed:
-            self.tell(failed)
+            refusals = [w.refusal() for w in failed]
+            if all(refusals):
+                self.tell("\n".join(dict.fromkeys(map(str, refusals))))
+            else:
+                self.tell("error: " + "\n".join(w.epitaph() for w in failed))
             return max(failed[0].status or 0, 0) or 1
         status = self.command.returncode if self.command.returncode >= 0 else 128 - self.command.returncode
         if status and self.is_msrun:
             lines = [line for line in self.msruns_log().splitlines() if line.strip()]
-            print(f"error: msrun ended with status {status}: {lines[-1] if lines else ''}", file=sys.stderr, flush=True)
+            self.tell(f"error: msrun ended with status {status}: {lines[-1] if lines else ''}")
         return status
 
     def named(self) -> list[Worker]:
@@ -181,13 +196,9 @@ class Job:
         self.said.seek(0)
         return self.said.read().decode(errors="replace")
 
-    def tell(self, failed: list[Worker]) -> None:
-        """Why workers ended: refusals as a line each, the same ones once."""
-        refusals = [w.refusal() for w in failed]
-        if all(refusals):
-            print(*dict.fromkeys(refusals), sep="\n", file=sys.stderr, flush=True)
-        else:
-            print("error: " + "\n".join(w.epitaph() for w in failed), file=sys.stderr, flush=True)
+    def tell(self, text: str) -> None:
+        self.told += text
+        print(text, file=sys.stderr, flush=True)
 
 
 def clear(keep: int | None = None) -> None:

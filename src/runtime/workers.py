@@ -11,7 +11,7 @@ import psutil
 
 from src.runtime.errors import ENDED_WITH_ANOTHER
 
-__all__ = ["RANK_VARIABLES", "Console", "Worker", "rank_of"]
+__all__ = ["RANK_VARIABLES", "REFUSED", "Console", "Worker", "rank_of"]
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "RANK_ID")
 LAST_LINES = 12
@@ -103,10 +103,10 @@ class Console:
                 self.write(text[:end])
                 self.held = text[end:]
 
-    def end(self, told: bool) -> None:
-        """What is left; without the error at its end where it has been `told`."""
+    def end(self, told: str) -> None:
+        """What is left; without the error at its end where `told`, which was printed otherwise, has it."""
         self.copy()
-        if not told:
+        if self.held.decode(errors="replace").partition("\n")[0] not in told:
             self.write(self.held)
         self.held = b""
 

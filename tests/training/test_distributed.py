@@ -106,7 +106,8 @@ def test_two_ranks_train_as_one_process_does(words, tmp_path):
 @pytest.mark.full
 def test_one_process_goes_on_with_what_two_ranks_began(words, tmp_path):
     """And the run's saved config, which says run_distribute, forbids neither that nor an evaluation."""
-    both_ranks = words(tmp_path / "two", batch_size=1, run_distribute="true", epoch_size=2, run_eval="false")
+    keys = {"batch_size": 1, "run_distribute": "true", "epoch_size": 2, "run_eval": "false"}
+    both_ranks = words(tmp_path / "two", **keys, save_every_epochs=1, keep_checkpoint_max=2)
     done = msrun(tmp_path, "train.py", *both_ranks)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     runs = [tmp_path / name / "shapes" for name in ("two", "one")]

@@ -147,6 +147,7 @@ WORKER = """import os, signal, sys, time
 rank, again, folder = os.environ["RANK_ID"], os.environ.get("RCNN_RESTART", "0"), {folder!r}
 if os.environ["MS_ROLE"] == "MS_SCHED":
     open(folder + "/scheduler", "w").write(str(os.getpid()))
+    exec({scheduler!r})
     time.sleep(600)
 open(f"{{folder}}/job_{{rank}}_{{again}}", "w").write(os.environ["RCNN_JOB"])
 """
@@ -160,10 +161,10 @@ def msrun(tmp_path):
     script.chmod(0o755)
     started = []
 
-    def start(worker, *options, port=None, name="job", **of_msrun):
+    def start(worker, *options, port=None, name="job", scheduler="", **of_msrun):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "worker.py").write_text(WORKER.format(folder=str(folder)) + worker)
+        (folder / "worker.py").write_text(WORKER.format(folder=str(folder), scheduler=scheduler) + worker)
         own = {"worker_num": 2, "local_worker_num": 2, "master_port": port or free_port(), "log_dir": folder / "log"}
         words = [f"--{k}={v}" for k, v in (own | of_msrun).items()]
         command = [sys.executable, "-m", "src.runtime.launch", *options, str(script), *words, str(folder / "worker.py")]
@@ -206,6 +207,19 @@ def test_a_refusal_is_told_once_in_one_line(msrun):
     # of the console the first rank's alone
     assert out.count("step 1") == 1 and "no such data set" not in out
     assert not list(folder.glob("job_*_1"))
+
+
+def test_what_the_scheduler_is_refused_too_is_told_once(msrun):
+    """It runs the workers' script, as far as where it waits for them."""
+    line = "error: command line: lerning_rate: unknown key"
+    refuse = f"sys.exit(print({line!r}, file=sys.stderr) or 2)\n"
+    worker = "time.sleep(2)\n" + refuse
+    process, _ = msrun(worker, scheduler=refuse)
+    assert end(process)[::2] == (2, line + "\n")
+    # and what it alone is refused, too
+    process, folder = msrun(SAVING, scheduler=f"time.sleep(2)\n{refuse}", name="alone")
+    assert end(process)[::2] == (2, f"{line}\nthe ranks save and stop\n")
+    assert len(list(folder.glob("saved_*"))) == 2
 
 
 def test_a_port_that_is_taken_is_told_at_once(msrun):
@@ -398,8 +412,8 @@ def test_the_console_keeps_an_error_at_the_end_for_the_end(tmp_path, capfd):
     console = Console(log)
     console.copy()
     assert capfd.readouterr().out == "loss 1\rloss 2\nerror: passing\nmore\n"
-    console.end(told=False)
+    console.end("error: other")
     assert capfd.readouterr().out == "error: last\n[ERROR] CORE(1): gone\n\n"
     console = Console(log)
-    console.end(told=True)
+    console.end("rank 0 ended:\n  error: last\n")
     assert "last" not in capfd.readouterr().out
