@@ -48,11 +48,10 @@ def read_arguments(words: list[str]) -> tuple[Config, Resumed | None]:
     return config_from_arguments(parser, words)[0], run
 
 
-def started_again(config: Config) -> Resumed | None:
-    """The run, where the launcher has started this job again after it had saved; else it begins as it did."""
+def goes_on(config: Config) -> bool:
+    """Whether the launcher has started this job again after it had saved; else it begins as it did."""
     found = newest_record(config.output_dir) if os.environ.get(AGAIN_VARIABLE) else None
-    ours = found and found[0].get("job") == os.environ.get(JOB_VARIABLE)
-    return Resumed(config.output_dir.absolute()) if ours else None
+    return found is not None and found[0].get("job") == os.environ.get(JOB_VARIABLE)
 
 
 def in_folder(config: Config, folder: Path) -> Config:
@@ -65,10 +64,7 @@ def in_folder(config: Config, folder: Path) -> Config:
 def main() -> int:
     config, run = read_arguments(sys.argv[1:])
     with on_modelarts(config) as config:
-        config = in_folder(config, run.folder) if run else config
-        if again := started_again(config):
-            config, run = in_folder(config, again.folder), again
-        return train(config, run)
+        return train(in_folder(config, run.folder) if run else config, run)
 
 
 def announce(config: Config, loader: TrainLoader, trainer: Trainer) -> None:
@@ -93,6 +89,9 @@ def train(config: Config, resume: Resumed | None = None) -> int:
     config = use_local_device(config)
     set_device(config)
     group = join_group(config.run_distribute, asks_for_several(sys.argv))
+    if group.from_first(lambda: goes_on(config)):
+        resume = Resumed(config.output_dir.absolute())
+        config = in_folder(config, resume.folder)
     if resume:
         config = dataclasses.replace(config, **group.from_first(lambda: same_step(config, resume, group.size)))
     with contextlib.ExitStack() as held:

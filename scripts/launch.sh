@@ -378,6 +378,7 @@ run_msrun() {
 run_mpirun() {
     local hosts=()
     if ((NODES > 1)); then
+        ((${RESTARTS:-0} == 0)) || die "RESTARTS: mpirun's jobs start again on one host alone; use msrun (LAUNCHER unset)"
         check_file HOSTFILE "${HOSTFILE:-}"
         hosts=(--hostfile "$(absolute "$HOSTFILE")")
     fi

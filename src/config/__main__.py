@@ -13,10 +13,11 @@ from src.runtime.masking import masked_keys
 
 def names_of(key: str) -> list[str]:
     """The values that a key takes, or the names of whole backbones. Raises ConfigError where it takes any."""
-    choices = {f.name: f.metadata.get("choices") for f in dataclasses.fields(Config)} | {"backbone": tuple(BACKBONES)}
-    if not choices.get(key):
-        raise ConfigError(f"--names {key}: not a key that takes one of a few names")
-    return [str(c) for c in choices[key]]
+    choices = {f.name: f.metadata.get("choices", ()) for f in dataclasses.fields(Config)}
+    found = tuple(BACKBONES) if key == "backbone" else choices.get(key, ())
+    if not found:
+        raise ConfigError(f"--names {shown(key)}: not a key that takes one of a few names")
+    return [str(c) for c in found]
 
 
 def check_name(key: str, value: str) -> None:

@@ -66,7 +66,7 @@ class Job:
         self.said = tempfile.TemporaryFile() if self.is_msrun else None  # noqa: SIM115 - as long as the job
         self.command = subprocess.Popen(
             command,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | variables,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(variables),
             stderr=self.said,
             start_new_session=True,  # Ctrl-C reaches this process alone: msrun would kill workers that save
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),
@@ -280,11 +280,14 @@ class Watch:
         options = {"cluster_time_out": words.number("cluster_time_out", int(self.wait)), "tail_worker_log": NO_RANK}
         # those that msrun has by default, too
         options |= {"worker_num": of, "local_worker_num": here}
+        if of > here and rank < 0:
+            # which host this is, msrun finds out by itself
+            return self.run_command(words.with_options(**options))
         if of > here and rank > 0:
             self.name = join_host_0(address, port, rank, here, of, self.wait, lambda: bool(self.stopping))
             return self.run_command(words.with_options(**options))
         with hold_port(address, port, self.any_port and of == here) as held:
-            if of > here and rank == 0:
+            if of > here:
                 wait_for_hosts(address, held, here, of, self.name, self.wait, lambda: bool(self.stopping))
             return self.run_command(words.with_options(**options, master_port=held))
 

@@ -224,7 +224,8 @@ def connect(rank: int, size: int) -> list[Connection]:
         listener = Listener((own_address(), 0), backlog=size, authkey=key)
         row[1:] = [*socket.inet_aton(listener.address[0]), listener.address[1], *key]
     rows = AllGather()(Tensor(row)).asnumpy().reshape(size, -1)
-    others = [i for i, mark in enumerate(rows[:, 0]) if mark != rows[0, 0]]
+    # mpirun doesn't name the job to other hosts
+    others = [i for i, mark in enumerate(rows[:, 0]) if mark and rows[0, 0] and mark != rows[0, 0]]
     if others:
         raise UserError(f"rank {others[0]} is of another job than rank 0; give each job a MASTER_PORT of its own")
     first = rows[0, 1:]

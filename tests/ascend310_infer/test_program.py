@@ -389,7 +389,8 @@ def test_annotations_of_another_size(exported, infer, turned):
 
 
 def test_folders_in_the_folder_are_told_of(exported, infer, turned):
-    folder, _, _ = turned
+    folder, names, _ = turned
+    (folder / "turned" / names[-1]).unlink()
     words = ("--model", exported.sidecar, "--input", folder / "turned", "--output", folder / "none")
     refused(
         infer(*words), folder / "turned", "no .jpg, .jpeg or .png image itself, but folders (a, ...)", "--recursive"

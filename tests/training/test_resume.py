@@ -200,9 +200,8 @@ def test_a_job_that_was_started_again_goes_on_with_what_it_saved_itself(shapes_c
     for restart, job, wanted in (("", "this", False), ("1", "another", False), ("1", "this", True)):
         folder.save(Net(1.0), [], TrainingState(1, 2, 10, config=dataclasses.asdict(config), job=job))
         monkeypatch.setenv("RCNN_RESTART", restart)
-        found = train.started_again(config)
-        assert (found is not None) == wanted
-    assert (found.folder, found.position) == (config.output_dir, None)
+        assert train.goes_on(config) == wanted
+    assert not train.goes_on(shapes_config(brief="another"))
 
 
 def test_a_trainings_state_names_its_job(stub_trainer, monkeypatch):
