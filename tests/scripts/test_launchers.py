@@ -257,9 +257,7 @@ def test_paths_in_extra_arguments_are_the_callers(given, tmp_path):
     assert (wanted["brief"], wanted["lr"], wanted["val_dataset"]) == ("b", "1", "")
     assert (wanted["mlflow_tracking_uri"], wanted["train_outputs"]) == ("http://host/x", "/absolute")
     given_files = ["labels.json", "whole.ckpt", "mobilenet_v1", "coco"]
-    extra = (
-        "--report r --metrics m.json --split val --split=mine.json --iou_types bbox segm --transform package.mine:turn"
-    )
+    extra = "--report r --metrics m.json --split val --split=mine.json --iou_types bbox segm --transform own.mine:turn"
     done = launch("run_eval_cpu.sh", *given_files, cwd=here, EXTRA_ARGS=extra)
     words = shlex.split(done.stdout.splitlines()[-1])[-12:]
     assert words == [
