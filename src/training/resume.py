@@ -307,7 +307,7 @@ def same_step(config: Config, resumed: Resumed, ranks: int) -> dict[str, int]:
     batch = math.gcd(images // ranks, config.batch_size)
     new = {"batch_size": batch, "accumulate": images // ranks // batch}
     told = ", ".join(f"{name} {own[name]} -> {value}" for name, value in new.items() if value != own[name])
-    print(f"resuming with {ranks} ranks, before {before}: {told}, so that a step has the same {images} images")
+    print(f"resuming with ranks {before} -> {ranks}: {told}, so that a step has the same {images} images")
     return new
 
 

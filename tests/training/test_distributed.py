@@ -117,7 +117,7 @@ def test_one_process_goes_on_with_what_two_ranks_began(words, tmp_path):
     done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert "run_distribute: true in the config; started alone, this is one process" in done.stdout
-    assert "resuming with 1 ranks, before 2: accumulate 1 -> 2, so that a step has the same 2 images" in done.stdout
+    assert "resuming with ranks 2 -> 1: accumulate 1 -> 2, so that a step has the same 2 images" in done.stdout
     weights = [load_checkpoint(r / "checkpoints" / last.name) for r in runs]
     for name, value in weights[0].items():
         np.testing.assert_allclose(weights[1][name], value, rtol=0, atol=1e-5, err_msg=name)

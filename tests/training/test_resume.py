@@ -180,7 +180,7 @@ def test_other_ranks_share_out_the_same_images(
     folder.save(Net(1.0), [], TrainingState(1, 2, 10, config=dataclasses.asdict(config), ranks=ranks))
     run = Resumed(config.output_dir)
     assert same_step(config, run, now) == wanted
-    assert ("before" in capsys.readouterr().out) == bool(wanted)
+    assert ("resuming with ranks" in capsys.readouterr().out) == bool(wanted)
     # who says another batch than the run's means it
     assert same_step(dataclasses.replace(config, batch_size=16), run, now) == {}
 
