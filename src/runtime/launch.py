@@ -94,6 +94,12 @@ class Job:
                 elif time.time() - p.create_time() < 1:
                     continue  # perhaps between fork and exec
                 self.known.add(p.pid)
+        # the others of them come within a second
+        if any(time.time() - w.started > 1 for w in self.workers.values()):
+            self.show_first()
+
+    def show_first(self) -> None:
+        """Copies the first rank's log to the console from now on, where msrun would copy all."""
         if self.is_msrun and self.workers and self.console is None:
             first = min(self.workers.values(), key=lambda w: w.rank or 0)
             if first.log and first.log.is_file():
@@ -155,6 +161,7 @@ class Job:
         if not failed or any(w.status == -1 for w in failed):
             failed = self.named() or failed
         status = self.status(failed, lost)
+        self.show_first()
         if self.console:
             self.console.end(self.told)
         return status

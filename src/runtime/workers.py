@@ -26,6 +26,7 @@ class Worker:
     def __init__(self, process: psutil.Process, rank: int | None):
         self.process, self.rank = process, rank
         self.status: int | None = None
+        self.started: float = process.create_time()
         # read while it lives: afterwards there is nothing to ask
         with contextlib.suppress(OSError):
             self.log = Path(os.readlink(f"/proc/{process.pid}/fd/2"))
