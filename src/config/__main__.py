@@ -5,8 +5,8 @@ import dataclasses
 import difflib
 
 from src.config.conventions import table
-from src.config.keys import BACKBONES, Config, ConfigError
-from src.config.reading import describe_keys, load_config
+from src.config.keys import Config, ConfigError
+from src.config.reading import BACKBONES, describe_keys, load_config
 from src.runtime.errors import one_line, run_command, shown
 from src.runtime.masking import masked_keys
 

@@ -143,9 +143,7 @@ def _class_names(value: Any) -> Any:
 def _apply_backbone(config: Any, name: str, where: str, source: str, given: set[str]) -> None:
     """`backbone: NAME`: one of BACKBONES, and the neck that fits it."""
     if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{where}: {shown(name)} is not one of {', '.join(BACKBONES)}{hint}")
+        raise ConfigError(f"{where}: {shown(name)} is not one of {', '.join(BACKBONES)}")
     _apply(config.backbone, PLAIN | BACKBONES[name], source, given, "backbone.")
     given.discard("neck.fpn.in_channels")
 

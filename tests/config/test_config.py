@@ -17,7 +17,7 @@ from src.config import (
     save_config,
 )
 from src.config.__main__ import main
-from src.config.keys import BACKBONES
+from src.config.reading import BACKBONES
 from src.runtime.errors import run_command, shown
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

@@ -13,8 +13,7 @@ import pytest
 
 from scripts.hccl_tools import make_table, save
 from src.config import load_config, parse_overrides
-from src.config.keys import BACKBONES
-from src.config.reading import describe_keys
+from src.config.reading import BACKBONES, describe_keys
 
 ROOT = Path(__file__).parents[2]
 TRAIN_FIRST = "[CONFIG_PATH] [TRAIN_DATA] [VAL_DATA] [TRAIN_OUT] [BRIEF] [PRETRAINED_PATH](optional)"
