@@ -438,7 +438,7 @@ def test_listing_the_keys(tmp_path, monkeypatch, capsys):
     assert "faster_rcnn" in listed("--names", "detector")[1].out.splitlines()
     assert listed("--names", "backbone", "mobilenet_v1") == (0, ("", ""))
     status, printed = listed("--names", "backbone", "mobilenet")
-    assert status == 2 and printed.err.endswith("mobilenet_v1; did you mean mobilenet_v1?\n")
+    assert status == 2 and printed.err.endswith("; did you mean mobilenet_v1?\n")
     assert listed("--names", "lr")[0] == 2
 
 
