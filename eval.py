@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from src.ops.device import set_device, use_local_device
 from src.ops.library import describe_operators
 from src.runtime.errors import UserError, run_command
 from src.runtime.files import demand_place
-from src.runtime.ranks import join_group
+from src.runtime.ranks import asks_for_several, join_group
 from src.training.modelarts import local_checkpoint, on_modelarts
 from src.training.signals import Stopped, StopRequest
 
@@ -98,7 +99,7 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
         return
     config = use_local_device(config)
     set_device(config)
-    group = join_group(config.run_distribute)
+    group = join_group(config.run_distribute, asks_for_several(sys.argv))
     if group.is_first:
         print(describe_operators(config.device_target))
     detector = build_detector(config)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from src.models.build import build_detector, build_loss
 from src.ops.device import set_device, use_local_device
 from src.ops.library import describe_operators
 from src.runtime.errors import run_command
-from src.runtime.ranks import Group, join_group
+from src.runtime.launch import AGAIN_VARIABLE, JOB_VARIABLE
+from src.runtime.ranks import Group, asks_for_several, is_scheduler, join_group
 from src.training.loop import Trainer
 from src.training.lr_schedule import describe_rates
-from src.training.modelarts import on_modelarts
-from src.training.resume import Resumed, find_run, has_checkpoint, hold_run, own_config
+from src.training.modelarts import fetch_run, on_modelarts
+from src.training.resume import Resumed, find_run, has_checkpoint, hold_run, newest_record, own_config, same_step
 from src.training.validation import ValidationLoss
 
 
@@ -32,13 +34,24 @@ def read_arguments(words: list[str]) -> tuple[Config, Resumed | None]:
     parser.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on with a run: its output folder, or one of its checkpoints",
+        help="go on with a run: its output folder, or one of its checkpoints; on ModelArts also their address",
     )
     given, _ = parser.parse_known_args(words)
-    run = find_run(given.resume) if given.resume else None
+    run = None
+    if given.resume and "://" in given.resume:
+        if not is_scheduler():
+            run = find_run(fetch_run(config_from_arguments(parser, words)[0], given.resume))
+    elif given.resume:
+        run = find_run(given.resume)
     if run and given.config_path == parser.get_default("config_path") and (own := own_config(run.folder)):
         parser.set_defaults(config_path=str(own))
     return config_from_arguments(parser, words)[0], run
+
+
+def goes_on(config: Config) -> bool:
+    """Whether the launcher has started this job again after it had saved; else it begins as it did."""
+    found = newest_record(config.output_dir) if os.environ.get(AGAIN_VARIABLE) else None
+    return found is not None and found[0].get("job") == os.environ.get(JOB_VARIABLE)
 
 
 def in_folder(config: Config, folder: Path) -> Config:
@@ -68,12 +81,19 @@ def announce(config: Config, loader: TrainLoader, trainer: Trainer) -> None:
 
 def train(config: Config, resume: Resumed | None = None) -> int:
     """Trains as the config says; returns the exit status."""
-    check_training(config)
-    if config.transform:
-        load_transform(config.transform)  # before the data set is converted
-    config = resolve_classes(use_local_device(config), training=True)
+    if not is_scheduler():
+        check_training(config)
+        if config.transform:
+            load_transform(config.transform)  # before the data set is converted
+        config = resolve_classes(config, training=True)
+    config = use_local_device(config)
     set_device(config)
-    group = join_group(config.run_distribute)
+    group = join_group(config.run_distribute, asks_for_several(sys.argv))
+    if group.from_first(lambda: goes_on(config)):
+        resume = Resumed(config.output_dir.absolute())
+        config = in_folder(config, resume.folder)
+    if resume:
+        config = dataclasses.replace(config, **group.from_first(lambda: same_step(config, resume, group.size)))
     with contextlib.ExitStack() as held:
         # one process's lock; all are refused
         group.from_first(lambda: held.enter_context(hold_run(config, resume is not None)))

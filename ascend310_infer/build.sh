@@ -70,11 +70,20 @@ fi
 command -v cmake >/dev/null || die "no cmake; install it (Debian, Ubuntu: apt-get install cmake g++ make)"
 command -v "${CXX:-c++}" >/dev/null || die "no C++ compiler '${CXX:-c++}'; install one or set CXX"
 
+# CMake refuses what a checkout that was moved or copied has kept of its former place
+if [ -f "$build/CMakeCache.txt" ] &&
+    [ "$(sed -n 's/^CMAKE_HOME_DIRECTORY:INTERNAL=//p' "$build/CMakeCache.txt")" != "$here" ]; then
+    rm -rf "$build/CMakeCache.txt" "$build/CMakeFiles"
+fi
 log=$(mktemp)
 if ! cmake -S "$here" -B "$build" -DMS_LITE_HOME="$sdk" -DRCNN_MARCH="$march" "${options[@]}" >"$log" 2>&1; then
     cat "$log" >&2
+    lacks=
+    if grep -Eq 'Could NOT find (JPEG|PNG)' "$log"; then
+        lacks="; decoding needs libjpeg and libpng (apt-get install libjpeg-dev libpng-dev)"
+    fi
     rm -f "$log"
-    die "cmake failed, see above; decoding needs libjpeg and libpng (apt-get install libjpeg-dev libpng-dev)"
+    die "cmake failed, see above$lacks"
 fi
 rm -f "$log"
 cmake --build "$build" --parallel "$(nproc)" || die "the build failed, see above"

@@ -101,7 +101,11 @@ def check_table(table: Any, where: str) -> None:
     demand(isinstance(table, dict), "not a rank table: expected a mapping")
     for name in ("version", "server_count", "server_list", "status"):
         demand(name in table, f"no {name!r}; make the table with scripts/hccl_tools.py")
-    demand(table["version"] == "1.0", f"version is {table['version']!r}, not '1.0'")
+    demand(
+        table["version"] == "1.0",
+        f"version is {table['version']!r}, not '1.0'; msrun needs no rank table: name a number of devices, and leave"
+        " RANK_TABLE_FILE unset",
+    )
     demand(table["status"] == "completed", f"status is {table['status']!r}, not 'completed'")
     servers = table["server_list"]
     demand(isinstance(servers, list) and len(servers) > 0, "server_list: expected a list of servers")

@@ -23,11 +23,12 @@ WEIGHTS_NAME=PRETRAINED_MODEL
 
 # Prints the forms that the script takes, and ends it.
 usage() {
-    local form word=usage:
+    local form word=usage: told
     for form in "$@"; do
         echo "$word bash $SCRIPT $form" >&2
         word="   or:"
     done
+    if [[ $* == *"[BACKBONE]"* ]] && told=$(names backbone); then echo "BACKBONE: ${told//$'\n'/, }" >&2; fi
     exit 2
 }
 
@@ -76,24 +77,29 @@ check_brief() {
     [[ -n $1 && $1 != */* && $1 != . && $1 != .. ]] || die "BRIEF: the name of a folder, not '$1'"
 }
 
-# The one table of backbones: sets CONFIG and MODEL, its overrides.
-choose_backbone() {
-    local detector=${DETECTOR:-mask_rcnn}
-    case $detector in
-        mask_rcnn | faster_rcnn | cascade_rcnn | cascade_mask_rcnn) ;;
-        *) die "DETECTOR: '$detector' is none of mask_rcnn, faster_rcnn, cascade_rcnn, cascade_mask_rcnn" ;;
-    esac
-    CONFIG=configs/${detector}_r50_fpn.yaml
-    case $1 in
-        resnet_v1_50) MODEL=(--backbone.depth 50 --backbone.stride_in_1x1 true) ;;
-        resnet_v1.5_50) MODEL=(--backbone.depth 50 --backbone.stride_in_1x1 false) ;;
-        resnet_v1_101) MODEL=(--backbone.depth 101 --backbone.stride_in_1x1 false) ;;
-        resnet_v1_152) MODEL=(--backbone.depth 152 --backbone.stride_in_1x1 false) ;;
-        mobilenet_v1) MODEL=(--backbone.type mobilenet_v1 --neck.fpn.in_channels '[128, 256, 512, 1024]') ;;
-        *) die "BACKBONE: '$1' is none of resnet_v1_50, resnet_v1.5_50, resnet_v1_101, resnet_v1_152, mobilenet_v1" ;;
-    esac
-    # its own file says the same
-    if [ "$detector $1" = "mask_rcnn mobilenet_v1" ]; then CONFIG=configs/mask_rcnn_mobilenetv1_fpn.yaml MODEL=(); fi
+# names KEY [VALUE]: the values that a key of the config takes, from its one table, or why VALUE is none of them, with
+# status 2. Status 1 where no interpreter is there to ask: then what is started refuses it.
+names() {
+    local python told status
+    for python in "$ROOT/.venv/bin/python" "${PYTHON:-}" python3 python; do
+        if [[ $python == */* ]]; then python=$(absolute "$python"); fi
+        command -v "$python" >/dev/null || continue
+        told=$(cd "$ROOT" && "$python" -m src.config --names "$@" 2>&1) && status=0 || status=$?
+        if ((status == 0 || status == 2)); then
+            echo "${told#error: }"
+            return "$status"
+        fi
+    done
+    return 1
+}
+
+# choose_model BACKBONE: sets CONFIG and MODEL, its overrides.
+choose_model() {
+    local detector=${DETECTOR:-mask_rcnn} told
+    told=$(names detector "$detector") || (($? == 1)) || die "DETECTOR: $told"
+    told=$(names backbone "$1") || (($? == 1)) || die "BACKBONE: $told"
+    CONFIG=configs/${detector}_r50_fpn.yaml MODEL=(--backbone "$1")
+    [ -f "$ROOT/$CONFIG" ] || die "DETECTOR: '$detector' has no $CONFIG"
     : "${BRIEF:=${detector}_$1}"
     check_brief "$BRIEF"
 }
@@ -123,13 +129,44 @@ choose_weights() {
     fi
 }
 
-# Sets EXTRA from EXTRA_ARGS, without evaluating anything.
+# What takes paths: the config's keys, then options of the entry scripts and of the C++ program.
+PATH_KEYS=" train_outputs mindrecord_dir train_dataset val_dataset val_annotations image_dir anno_path pre_trained
+ backbone.pretrained mlflow_tracking_uri data_path load_path output_path transform
+ config_path resume checkpoint_path results predictions metrics report split
+ ckpt_file input output pictures coco_results annotations aipp_config "
+PATH_KEYS=${PATH_KEYS//$'\n'/}
+
+# Sets EXTRA from EXTRA_ARGS, without evaluating anything; paths in it are the caller's.
 choose_extra() {
-    local words
+    local words i key="" value
     EXTRA=()
     if [ -z "${EXTRA_ARGS:-}" ]; then return; fi
     words=$(xargs -r printf '%s\n' <<<"$EXTRA_ARGS" 2>/dev/null) || die "EXTRA_ARGS: quotes don't match: $EXTRA_ARGS"
     if [ -n "$words" ]; then mapfile -t EXTRA <<<"$words"; fi
+    for i in "${!EXTRA[@]}"; do
+        value=${EXTRA[i]}
+        if [[ $value != --* ]]; then
+            if [[ $PATH_KEYS == *" ${key:-none} "* ]]; then EXTRA[i]=$(callers "$key" "$value"); fi
+            continue
+        fi
+        key=${value#--}
+        key=${key%%=*}
+        if [[ $value == *=* ]]; then
+            if [[ $PATH_KEYS == *" $key "* ]]; then EXTRA[i]=--$key=$(callers "$key" "${value#*=}"); fi
+            key=""
+        fi
+    done
+}
+
+# callers KEY VALUE: the value of a key that takes paths, as an absolute one, where it is a path: no address, and not one
+# of the words that such a key takes too.
+callers() {
+    case $1:$2 in
+        *: | *:*://* | pictures:none | split:train | split:val | split:test) echo "$2" ;;
+        transform:*/* | transform:*.py:*) absolute "$2" ;;
+        transform:*) echo "$2" ;;
+        *) absolute "$2" ;;
+    esac
 }
 
 # Sets OUTPUTS, where everything is written, and PLACES, the options that say so.
@@ -200,7 +237,7 @@ classic_train() {
         check_new_folder MINDRECORD_DIR "$4"
         DATA+=(--mindrecord_dir "$(absolute "$4")")
     fi
-    choose_backbone "$2"
+    choose_model "$2"
     choose_outputs TRAIN_OUTPUTS "${TRAIN_OUTPUTS:-$ROOT/train_outputs}"
 }
 
@@ -234,7 +271,8 @@ run_train() {
 # distribute_train DEVICE ARGUMENT...
 #
 # Its environment: NODES hosts (1), each of which starts this script with its NODE_RANK and the MASTER_ADDR and
-# MASTER_PORT (8118) of host 0, and trains on DEVICE_NUM devices; RANK_TABLE_FILE (Ascend) starts one process a device
+# MASTER_PORT (8118) of host 0, and trains on DEVICE_NUM devices; JOIN_TIMEOUT (600 s) for all of them to come; RESTARTS
+# (0) after which a job that dies isn't started again from its last checkpoint; RANK_TABLE_FILE (Ascend) starts one process a device
 # over HCCL instead of msrun, HCCL_CONNECT_TIMEOUT (600 s) for it; LAUNCHER=mpirun (GPU), HOSTFILE for several hosts;
 # BIND_CORES=false leaves the processes on all processors.
 distribute_train() {
@@ -252,6 +290,7 @@ distribute_train() {
         if [ "$device" = Ascend ]; then
             check_file RANK_TABLE_FILE "$1"
             RANK_TABLE_FILE=$1
+            unset DEVICE_NUM # the table's
         else
             check_number DEVICE_NUM "$1" 1 1024
             DEVICE_NUM=$1
@@ -273,6 +312,7 @@ default_distribute_train() {
         [ "$TARGET" = Ascend ] || die "DEVICE_TARGET: a rank table is for Ascend alone, not $TARGET"
         check_file RANK_TABLE_FILE "$1"
         RANK_TABLE_FILE=$1
+        unset DEVICE_NUM # the table's
         WEIGHTS_NAME=PRETRAINED_CKPT
         classic_train "$2" "${BACKBONE:-resnet_v1.5_50}" "${COCO_ROOT:-}"
         run_distributed Ascend
@@ -287,6 +327,13 @@ run_distributed() {
     local device=$1
     NODES=${NODES:-1} NODE_RANK=${NODE_RANK:-0}
     check_number NODES "$NODES" 1 1024
+    check_number RESTARTS "${RESTARTS:-0}" 0 1000
+    check_number JOIN_TIMEOUT "${JOIN_TIMEOUT:-600}" 1 604800
+    [ -z "${DEVICE_ID:-}" ] || die "DEVICE_ID: each process has a device of its own; unset it, and choose devices by the\
+ rank table, CUDA_VISIBLE_DEVICES or ASCEND_RT_VISIBLE_DEVICES"
+    WATCH=(-m src.runtime.launch)
+    if [ -n "${RESTARTS:-}" ]; then WATCH+=(--restarts "$RESTARTS"); fi
+    if [ -n "${JOIN_TIMEOUT:-}" ]; then WATCH+=(--wait "$JOIN_TIMEOUT"); fi
     # a rank table has its own number of hosts
     if [ -z "${RANK_TABLE_FILE:-}" ]; then check_number NODE_RANK "$NODE_RANK" 0 $((NODES - 1)); fi
     train_command "$device"
@@ -312,9 +359,7 @@ run_msrun() {
     if ((NODES > 1)); then [ -n "${MASTER_ADDR:-}" ] || die "MASTER_ADDR: with NODES=$NODES, name host 0"; fi
     check_number MASTER_PORT "$port" 1024 65535
     # two jobs on one host each take a port of their own
-    while [ "${DRY_RUN:-}" != 1 ] && [ -z "${MASTER_PORT:-}" ] && ((NODES == 1 && port < 8218)) && is_open "$port"; do
-        port=$((port + 1))
-    done
+    if [ -z "${MASTER_PORT:-}" ] && ((NODES == 1)); then WATCH+=(--any_port); fi
     choose_python "$1"
     # msrun starts its workers with the first python on PATH
     if [[ $PYTHON == */* ]]; then give PATH "$(dirname "$PYTHON"):$PATH"; fi
@@ -324,19 +369,16 @@ run_msrun() {
     share_processors "$DEVICE_NUM"
     if ((${#CORES[@]})); then bind=(--bind_core "$(core_map)"); fi
     # those of an earlier run with more workers would be taken for this one's
-    if [ "${DRY_RUN:-}" != 1 ] && ((NODES == 1)); then rm -f "$OUTPUTS"/workers/worker_*.log; fi
-    run "$OUTPUTS/train.log" "$PYTHON" -m src.runtime.launch msrun --worker_num=$((NODES * DEVICE_NUM)) --local_worker_num="$DEVICE_NUM" \
-        --master_addr="$address" --master_port="$port" --node_rank="$NODE_RANK" --log_dir="$OUTPUTS/workers" \
-        --join=True "${bind[@]}" "${TRAIN[@]}"
-}
-
-is_open() {
-    (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+    if [ "${DRY_RUN:-}" != 1 ] && ((NODES == 1)); then rm -f "$OUTPUTS"/workers/worker_*.log*; fi
+    run "$OUTPUTS/train.log" "$PYTHON" "${WATCH[@]}" msrun --worker_num=$((NODES * DEVICE_NUM)) \
+        --local_worker_num="$DEVICE_NUM" --master_addr="$address" --master_port="$port" --node_rank="$NODE_RANK" \
+        --log_dir="$OUTPUTS/workers" --join=True "${bind[@]}" "${TRAIN[@]}"
 }
 
 run_mpirun() {
     local hosts=()
     if ((NODES > 1)); then
+        ((${RESTARTS:-0} == 0)) || die "RESTARTS: mpirun's jobs start again on one host alone; use msrun (LAUNCHER unset)"
         check_file HOSTFILE "${HOSTFILE:-}"
         hosts=(--hostfile "$(absolute "$HOSTFILE")")
     fi
@@ -344,18 +386,23 @@ run_mpirun() {
     if [ "$(id -u)" = 0 ]; then hosts+=(--allow-run-as-root); fi
     choose_python GPU
     if [ "${DRY_RUN:-}" != 1 ] && ! command -v mpirun >/dev/null; then die "mpirun isn't there; install OpenMPI"; fi
-    run "$OUTPUTS/train.log" "$PYTHON" -m src.runtime.launch mpirun -n $((NODES * DEVICE_NUM)) "${hosts[@]}" \
+    run "$OUTPUTS/train.log" "$PYTHON" "${WATCH[@]}" mpirun -n $((NODES * DEVICE_NUM)) "${hosts[@]}" \
         "$PYTHON" "${TRAIN[@]}"
 }
 
 # One process for each device that the rank table gives this server (the NODE_RANK-th).
 run_rank_table() {
     local table lines rank device size i bind
+    ((${RESTARTS:-0} == 0)) || die "RESTARTS: jobs of msrun alone start again, which needs no rank table: unset RANK_TABLE_FILE"
     table=$(absolute "$RANK_TABLE_FILE")
     check_file RANK_TABLE_FILE "$table"
     choose_python Ascend
     lines=$("$(plain_python)" "$ROOT/scripts/hccl_tools.py" --list "$table" --server "$NODE_RANK") || exit 2
     mapfile -t lines <<<"$lines"
+    if ((${DEVICE_NUM:-${#lines[@]}} != ${#lines[@]})); then
+        die "RANK_TABLE_FILE: $RANK_TABLE_FILE has ${#lines[@]} devices for this server, DEVICE_NUM is $DEVICE_NUM; make a\
+ table of as many (scripts/hccl_tools.py), or unset RANK_TABLE_FILE: msrun needs none"
+    fi
     share_processors "${#lines[@]}"
     give RANK_TABLE_FILE "$table"
     COMMANDS=() LOGS=()
@@ -420,7 +467,7 @@ classic_evaluate() {
         check_new_folder MINDRECORD_DIR "$5"
         DATA+=(--mindrecord_dir "$(absolute "$5")")
     fi
-    choose_backbone "$3"
+    choose_model "$3"
     CHECKPOINT=(--checkpoint_path "$(absolute "$2")")
 }
 

@@ -20,7 +20,7 @@ if is_config "$3"; then
     check_file BACKBONE "$3"
     choose_config "$3"
 else
-    choose_backbone "$3"
+    choose_model "$3"
 fi
 choose_outputs TRAIN_OUTPUTS "${TRAIN_OUTPUTS:-$ROOT/train_outputs}"
 choose_extra

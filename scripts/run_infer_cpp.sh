@@ -15,6 +15,15 @@ set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
+# The model, or what stands for it: the split form is called by the name of its sidecar, NAME.json, of which NAME.mindir
+# and NAME_features.mindir are parts.
+check_model() {
+    local stem=${model%.mindir}
+    stem=${stem%_features}
+    [ ! -d "$model" ] || die "MINDIR_PATH: a folder, not a model: $model"
+    [ -e "$model" ] || [ -e "$model.json" ] || [ -e "$stem.json" ] || die "MINDIR_PATH: no such model: $model"
+}
+
 (($# >= 4 && $# <= 8)) || usage "[MINDIR_PATH] [DATA_PATH] [ANNO_PATH] [DEVICE_TYPE] [IMAGE_WIDTH] [IMAGE_HEIGHT]\
  [KEEP_RATIO] [DEVICE_ID] (the last four are optional)"
 [ -n "$1" ] || die "MINDIR_PATH is empty"
@@ -28,6 +37,8 @@ options=(--device_type "$4")
 [ -z "${6:-}" ] || options+=(--height "$6")
 [ -z "${7:-}" ] || options+=(--keep_ratio "$7")
 [ -z "${8:-}" ] || options+=(--device_id "$8")
+# what the program itself would tell once it is built
+if [ "${DRY_RUN:-}" != 1 ]; then check_model; fi
 BRIEF=${BRIEF:-infer_${name%.*}_$4}
 check_brief "$BRIEF"
 choose_outputs TRAIN_OUTPUTS "${TRAIN_OUTPUTS:-$ROOT/train_outputs}"

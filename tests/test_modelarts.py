@@ -5,14 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import train
 from src.config import Config
-from src.training.modelarts import FETCHED, ModelArtsError, local_checkpoint, on_modelarts
+from src.runtime.errors import UserError
+from src.training import modelarts
+from src.training.modelarts import FETCHED, ModelArtsError, fetch_run, local_checkpoint, on_modelarts
 
 
 class Moxing(types.ModuleType):
@@ -27,6 +31,8 @@ class Moxing(types.ModuleType):
 
     def copy(self, source, target):
         self.calls.append((source, target))
+        if target.startswith("obs://"):
+            self.path(target).parent.mkdir(parents=True, exist_ok=True)  # storage has no folders
         if not self.path(target).parent.is_dir():
             raise OSError(f"no folder for {target}")
         shutil.copyfile(self.path(source), self.path(target))
@@ -36,6 +42,9 @@ class Moxing(types.ModuleType):
         if not self.path(source).is_dir():
             raise ValueError("No files to copy.\nsecond line")
         shutil.copytree(self.path(source), self.path(target), dirs_exist_ok=True)
+
+    def remove(self, target):
+        self.path(target).unlink()
 
 
 @pytest.fixture
@@ -167,6 +176,85 @@ def test_outputs_go_also_after_an_error(storage, config):
         write_outputs(local)
         raise SystemExit(143)
     assert (storage.root / "bucket/out" / config.brief / "loss_0.log").is_file()
+
+
+def soon(condition):
+    """Waits for `condition`; whether it came."""
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_outputs_go_as_they_appear(storage, config, monkeypatch):
+    monkeypatch.setattr(modelarts, "PERIOD", 0.05)
+    there = storage.root / "bucket/out" / config.brief
+    with pytest.raises(SystemExit), on_modelarts(config) as local:
+        write_outputs(local)
+        weights = local.output_dir / "checkpoints/mask_rcnn-1_5.ckpt"
+        weights.parent.mkdir()
+        (weights.parent / "mask_rcnn-1_6.writing-7.ckpt").write_text("half")
+        weights.write_text("first")
+        assert soon(lambda: (there / "checkpoints/mask_rcnn-1_5.ckpt").is_file())
+        # one too many goes, a log grows
+        weights.rename(weights.with_name("mask_rcnn-1_7.ckpt"))
+        (local.output_dir / "loss_0.log").write_text("epoch: 1\nepoch: 2")
+        assert soon(lambda: "epoch: 2" in (there / "loss_0.log").read_text())
+        assert soon(lambda: [p.name for p in (there / "checkpoints").iterdir()] == ["mask_rcnn-1_7.ckpt"])
+        before = len(storage.calls)
+        (local.output_dir / "last.json").write_text("{}")
+        raise SystemExit(1)
+    assert (there / "last.json").is_file() and not list(there.rglob("*.writing*"))
+    assert [Path(source).name for source, _ in storage.calls[before:]] == ["last.json"]
+
+
+def test_a_transfer_that_fails_meanwhile_is_told_once_and_tried_again(storage, config, monkeypatch, capsys):
+    monkeypatch.setattr(modelarts, "PERIOD", 0.02)
+    copy, tries = storage.copy, []
+
+    def fail(source, target):
+        tries.append(target)
+        raise ConnectionError("timed out")
+
+    monkeypatch.setattr(storage, "copy", fail)
+    with on_modelarts(config) as local:
+        write_outputs(local)
+        assert soon(lambda: len(tries) > 3)
+        monkeypatch.setattr(storage, "copy", copy)
+    assert (storage.root / "bucket/out" / config.brief / "loss_0.log").is_file()
+    assert capsys.readouterr().err.count("timed out") == 1
+
+
+def test_converted_data_stay_here(storage, config):
+    with on_modelarts(config) as local:
+        write_outputs(local)
+        assert config.output_path not in local.mindrecord_dir
+        # where it was asked for, too
+        for name in ("mindrecord", "compile_cache"):
+            (Path(local.output_path) / name).mkdir()
+            (Path(local.output_path) / name / "large").write_text("x")
+    sent = [str(p.relative_to(storage.root / "bucket/out")) for p in (storage.root / "bucket/out").rglob("*")]
+    assert sorted(sent) == [config.brief, f"{config.brief}/loss_0.log"]
+    with on_modelarts(dataclasses.replace(config, mindrecord_dir="/elsewhere")) as local:
+        assert local.mindrecord_dir == "/elsewhere"
+
+
+def test_a_run_in_storage_is_fetched_before_it_is_looked_at(storage, config, refusal):
+    run = storage.root / "bucket/runs/first/checkpoints/state"
+    run.mkdir(parents=True)
+    for path in (run / "mask_rcnn-1_5.ckpt", run.parent / "mask_rcnn-1_5.ckpt"):
+        path.write_text("x")
+    (run.parents[1] / "config.yaml").write_text(f"base: {Path(__file__).parents[1]}/configs/shapes.yaml\n")
+    words = ["--enable_modelarts", "true", "--output_path", config.output_path]
+    got, resumed = train.read_arguments(["--resume", "obs://bucket/runs/first", *words])
+    assert resumed.folder == Path(config.output_path) / "first" and got.brief == "shapes"
+    _, resumed = train.read_arguments(["--resume", "obs://bucket/runs/first/checkpoints/mask_rcnn-1_5.ckpt", *words])
+    assert (resumed.folder, resumed.position) == (Path(config.output_path) / "first", (1, 5))
+    assert len(storage.calls) == 1
+    with refusal(UserError, "obs://bucket/runs/none", "transfer failed"):
+        train.read_arguments(["--resume", "obs://bucket/runs/none", *words])
+    with refusal(UserError, "--enable_modelarts true"):
+        fetch_run(dataclasses.replace(config, enable_modelarts=False), "obs://bucket/runs/first")
 
 
 def test_a_failed_delivery_is_told_and_hides_no_error(storage, config, refusal, monkeypatch, capsys):

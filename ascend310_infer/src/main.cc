@@ -237,6 +237,7 @@ void AddImages(const Options &options, const std::string &below, std::vector<std
       continue;
     }
     const std::pair<dev_t, ino_t> place{status.st_dev, status.st_ino};
+    if (!options.recursive) summary->folders.push_back(path);
     if (!options.recursive || std::find(above->begin(), above->end(), place) != above->end()) continue;
     above->push_back(place);
     AddImages(options, path + "/", above, images, summary);
@@ -253,6 +254,11 @@ std::vector<std::string> ListImages(const Options &options, Summary *summary) {
   AddImages(options, "", &above, &out, summary);
   std::sort(out.begin(), out.end());
   std::sort(summary->not_images.begin(), summary->not_images.end());
+  std::sort(summary->folders.begin(), summary->folders.end());
+  if (out.empty() && !summary->folders.empty()) {
+    throw UserError(options.input + ": holds no .jpg, .jpeg or .png image itself, but folders (" + summary->folders[0] +
+                    (summary->folders.size() > 1 ? ", ..." : "") + "); --recursive takes those in them");
+  }
   if (out.empty()) throw UserError(options.input + ": holds no .jpg, .jpeg or .png image");
   return out;
 }
@@ -498,6 +504,10 @@ int Run(int argc, char **argv) {
   RunFolder(options, sidecar, names, frames, detector.get(), &summary);
   WriteFile(options.output + "/summary.json", SummaryJson(summary, sidecar));
   PrintSummary(summary);
+  if (!summary.folders.empty()) {
+    std::printf("%zu folders passed over, whose images --recursive takes: %s%s\n", summary.folders.size(),
+                summary.folders[0].c_str(), summary.folders.size() > 1 ? ", ..." : "");
+  }
   if (!summary.not_images.empty()) {
     std::printf("%zu files left out, no .jpg, .jpeg or .png: %s%s\n", summary.not_images.size(),
                 summary.not_images[0].c_str(), summary.not_images.size() > 1 ? ", ..." : "");

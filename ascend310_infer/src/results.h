@@ -26,6 +26,7 @@ struct Summary {
   std::vector<std::string> images;                                 // with a result
   std::vector<std::pair<std::string, std::string>> unreadable;     // and why
   std::vector<std::string> not_images;                             // other files of the folder
+  std::vector<std::string> folders;                                // in it, passed over
   std::vector<std::pair<std::string, std::vector<double>>> times;  // stage, milliseconds of each image or batch
   double seconds = 0, load_seconds = 0;
   int threads = 0;

@@ -43,6 +43,8 @@ SAFETENSORS_TYPES |= {"I8": "i1", "U8": "u1", "U16": "u2", "U32": "u4", "U64": "
 CKPT_TYPES = {"Float64": "f8", "Float32": "f4", "Float16": "f2", "BFloat16": "u2", "Bool": "?"}
 CKPT_TYPES |= {f"{kind}{bits}": f"{kind[0].lower()}{bits // 8}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)}
 RECORD_TAG = 0x0A  # each parameter of a .ckpt is a field of number 1 with a length: mindspore/train/checkpoint_pb2
+# what save_checkpoint(enc_key=...) begins with: AES-GCM, AES-CBC, SM4-CBC
+ENCRYPTED = tuple(bytes.fromhex(f"{mode}5e3a7f") for mode in ("d8", "d9", "da"))
 SUM_MARK, SUM_SIZE = b"crc_num", 10  # then its checksum ends a .ckpt
 # in a safetensors file's metadata, beside what else MindSpore writes there
 VALUES_SUM, SHAPES_SUM, METADATA = "crc_num", "crc_shapes", {"format", "remove_redundancy"}
@@ -145,6 +147,10 @@ def read_ckpt(path: Path) -> dict[str, np.ndarray]:
     Raises CheckpointError for a damaged or foreign file.
     """
     data = _bytes(path)
+    if data.startswith(ENCRYPTED):
+        raise CheckpointError(
+            f"{path}: encrypted; save it without: mindspore.load_checkpoint(FILE, dec_key=KEY), then save_checkpoint"
+        )
     end = len(data)
     if data[-SUM_SIZE - len(SUM_MARK) : -SUM_SIZE] == SUM_MARK:
         end -= SUM_SIZE + len(SUM_MARK)

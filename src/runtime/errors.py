@@ -16,9 +16,10 @@ from typing import Any
 
 from src.runtime.masking import masked_text
 
-__all__ = ["InternalError", "UserError", "one_line", "quiet_logging", "run_command", "shown"]
+__all__ = ["ENDED_WITH_ANOTHER", "InternalError", "UserError", "one_line", "quiet_logging", "run_command", "shown"]
 
 LONGEST = 2000  # characters of a message
+ENDED_WITH_ANOTHER = 75  # the exit status of a rank that can't go on since another has ended: the job may start again
 
 
 class _Short(reprlib.Repr):
@@ -47,7 +48,9 @@ def shown(value: Any) -> str:
 
 
 class UserError(ValueError):
-    """Names the file, key or line, and the remedy, in one line whatever the names hold."""
+    """Names the file, key or line, and the remedy, in one line whatever the names hold. status: of the process."""
+
+    status = 2
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
@@ -77,7 +80,7 @@ def quiet_logging() -> Iterator[None]:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs an entry script's `main` and ends the process: 0, or 2 after a UserError's one line, or 130 after Ctrl-C.
+    """Runs an entry script's `main`, ends the process: 0, a UserError's status (2) after its line, 130 after Ctrl-C.
 
     Anything else that is raised is a fault of ours: its traceback, then a line that says so, status 1.
     """
@@ -90,7 +93,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         status = main() or 0
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
-        status = 2
+        status = e.status
     except MemoryError:
         print("error: too little memory; lower batch_size, num_parallel_workers or the canvas", file=sys.stderr)
         status = 2

@@ -5,6 +5,7 @@ evaluation results, a checkpoint to resume from) goes over a connection of rank 
 doesn't matter how long one waits: MindSpore's collectives on CPU give up after 30 seconds.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,19 +19,31 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.runtime.errors import UserError
-from src.runtime.launch import RANK_VARIABLES, die_with_parent
+from src.runtime.errors import ENDED_WITH_ANOTHER, UserError
+from src.runtime.launch import JOB_VARIABLE, die_with_parent
+from src.runtime.workers import RANK_VARIABLES
 
-__all__ = ["Group", "join_group", "local_device"]
+__all__ = ["Group", "RankGoneError", "asks_for_several", "is_scheduler", "join_group", "local_device"]
 
 STARTED_BY = ("MS_ROLE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE")
 KEY_BYTES = 16
 
 
+class RankGoneError(UserError):
+    """Another rank has ended, whose own log says why."""
+
+    status = ENDED_WITH_ANOTHER
+
+
+def is_scheduler() -> bool:
+    """Whether this process is msrun's scheduler, which runs the workers' script to wait in join_group."""
+    return os.environ.get("MS_ROLE") == "MS_SCHED"
+
+
 class Group:
     """The ranks that train together; by default one alone.
 
-    Every method must be called by all ranks, in the same order. A rank that is gone raises UserError in the others.
+    Every method must be called by all ranks, in the same order. A rank that is gone raises RankGoneError in the others.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, links: list[Connection] | None = None):
@@ -111,8 +124,8 @@ class Group:
         except (OSError, EOFError):
             raise self.gone(rank) from None
 
-    def gone(self, rank: int) -> UserError:
-        return UserError(f"rank {self.rank}: rank {rank} has ended; its own log says why; go on with --resume")
+    def gone(self, rank: int) -> RankGoneError:
+        return RankGoneError(f"rank {self.rank}: rank {rank} has ended; its own log says why; go on with --resume")
 
 
 def local_device(device_id: int) -> int:
@@ -121,8 +134,16 @@ def local_device(device_id: int) -> int:
     return next((int(v) for v in given if v.isdigit()), device_id)
 
 
-def join_group(distributed: bool) -> Group:
+def asks_for_several(words: Iterable[str]) -> bool:
+    """Whether a command line itself, and not only a config that it names, says run_distribute."""
+    return any(w.lstrip("-").partition("=")[0] == "run_distribute" for w in words)
+
+
+def join_group(distributed: bool, asked: bool = True) -> Group:
     """Takes part in the job that msrun, mpirun or a rank table's launcher started; alone unless `distributed`.
+
+    asked: this start asks for several processes, and not only a run's saved config, which says how that was started:
+    one process may go on with it.
 
     After set_device. msrun's scheduler, which runs the same script, stays here until the job's end. Raises UserError
     where started otherwise than `distributed` says.
@@ -134,13 +155,16 @@ def join_group(distributed: bool) -> Group:
                 "started as one of several processes, each of which would train alone; add --run_distribute true"
             )
         return Group()
+    if started is None and not asked:
+        print("run_distribute: true in the config; started alone, this is one process")
+        return Group()
     if started is None:
         raise UserError(
             "run_distribute: no job to take part in; start with msrun (scripts/run_distribute_train_*.sh), or set"
             " it to false"
         )
     # a launcher that is killed takes its job along, which saves first
-    die_with_parent(signal.SIGKILL if os.environ.get("MS_ROLE") == "MS_SCHED" else signal.SIGTERM)
+    die_with_parent(signal.SIGKILL if is_scheduler() else signal.SIGTERM)
     from mindspore.communication import get_group_size, get_rank, init
 
     try:
@@ -169,21 +193,42 @@ class AllGather(nn.Cell):
 
 
 def own_address() -> str:
-    """This host's address on the way to the scheduler's."""
-    target = os.environ.get("MS_SCHED_HOST") or socket.gethostname()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.connect((target, 9))  # sends nothing; chooses the interface
-        return s.getsockname()[0]
+    """This host's address on the way to the scheduler's; where its own name leads to loopback, which other hosts can't
+    reach, that on the way out."""
+    scheduler = os.environ.get("MS_SCHED_HOST")
+    found = ""
+    # the second is nobody's: it stands for any other host
+    for target in filter(None, (scheduler or socket.gethostname(), None if scheduler else "192.0.2.1")):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.connect((target, 9))  # sends nothing; chooses the interface
+            found = s.getsockname()[0]
+            if not found.startswith("127."):
+                break
+    return found or "127.0.0.1"
+
+
+def job_mark() -> int:
+    """A number that ranks of one job share; 0 where nothing names the job."""
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF if (name := os.environ.get(JOB_VARIABLE)) else 0
 
 
 def connect(rank: int, size: int) -> list[Connection]:
-    """Connections of rank 0 with the others; where it listens, and a password, they learn by a collective."""
-    listener, row = None, np.zeros(5 + KEY_BYTES, np.int32)
+    """Connections of rank 0 with the others; where it listens, and a password, they learn by a collective.
+
+    Raises UserError where a rank is another job's.
+    """
+    listener, row = None, np.zeros(6 + KEY_BYTES, np.int32)
+    row[0] = job_mark()
     if rank == 0:
         key = os.urandom(KEY_BYTES)
         listener = Listener((own_address(), 0), backlog=size, authkey=key)
-        row[:] = [*socket.inet_aton(listener.address[0]), listener.address[1], *key]
-    first = AllGather()(Tensor(row)).asnumpy()[: len(row)]
+        row[1:] = [*socket.inet_aton(listener.address[0]), listener.address[1], *key]
+    rows = AllGather()(Tensor(row)).asnumpy().reshape(size, -1)
+    # mpirun doesn't name the job to other hosts
+    others = [i for i, mark in enumerate(rows[:, 0]) if mark and rows[0, 0] and mark != rows[0, 0]]
+    if others:
+        raise UserError(f"rank {others[0]} is of another job than rank 0; give each job a MASTER_PORT of its own")
+    first = rows[0, 1:]
     key = bytes(first[5:].tolist())
     if rank:
         link = Client((socket.inet_ntoa(bytes(first[:4].tolist())), int(first[4])), authkey=key)

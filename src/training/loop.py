@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import os
 import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -19,6 +21,7 @@ from src.evaluation.coco import Summary
 from src.evaluation.kinds import leading_ap
 from src.models.rcnn import RCNNLoss
 from src.runtime.errors import UserError
+from src.runtime.launch import JOB_VARIABLE
 from src.runtime.masking import masked_keys
 from src.runtime.ranks import Group
 from src.training.lr_schedule import learning_rates
@@ -66,9 +69,13 @@ class Trainer:
         self.folder = ResumeFolder(checkpoints, config.detector, config.keep_checkpoint_max)
         self.best = BestCheckpoints(checkpoints / "best", config.keep_best_checkpoints_max)
         own = loader.transform.fingerprint if loader.transform else ""
-        self.state = TrainingState(
-            steps_per_epoch=len(loader), config=masked_keys(dataclasses.asdict(config)), transform=own
-        )
+        self.own: dict[str, Any] = {
+            "config": masked_keys(dataclasses.asdict(config)),
+            "transform": own,
+            "ranks": self.group.size,
+            "job": os.environ.get(JOB_VARIABLE, ""),
+        }
+        self.state = TrainingState(steps_per_epoch=len(loader), **self.own)
         self.saved: tuple[int, int] | None = None
         self.skipped_in_a_row, self.checked_first = 0, False
         self.go_on = f"python train.py --resume {shlex.quote(str(config.output_dir))}"
@@ -116,7 +123,7 @@ class Trainer:
                 raise UserError(
                     f"{source}: of another model or optimizer ({e}); resume with the run's own config"
                 ) from None
-            self.state = dataclasses.replace(state, config=self.state.config, transform=self.state.transform)
+            self.state = dataclasses.replace(state, **self.own)
             self.saved = state.position
             print(f"resuming after step {state.step} of epoch {state.epoch}, from {source}")
 

@@ -3,13 +3,18 @@
 ModelArts gives a job two addresses, data_url and train_url, and a local disk, /cache. Its images bring the one package
 that reads and writes such addresses, moxing (https://support.huaweicloud.com/intl/en-us/develop-modelarts/
 develop-moxing-0002.html); nothing else here knows of it.
+
+Outputs are sent while they appear, so that of a node that is lost the last minutes alone are; and data sets converted
+here stay here.
 """
 
 import contextlib
 import dataclasses
 import fcntl
 import os
+import stat
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +25,11 @@ from src.config import Config
 from src.runtime.errors import UserError
 from src.runtime.masking import MASK, masked, without_secrets
 
-__all__ = ["ModelArtsError", "local_checkpoint", "on_modelarts"]
+__all__ = ["ModelArtsError", "fetch_run", "local_checkpoint", "on_modelarts"]
 
 FETCHED = ".fetched"  # in a folder that was fetched whole: from where, and what was unpacked
+LOCAL = ("mindrecord", "compile_cache", "run.lock", FETCHED)  # of the outputs' folder what isn't sent
+PERIOD = 10.0  # seconds between looks for new outputs
 
 
 class ModelArtsError(UserError):
@@ -41,10 +48,10 @@ class Storage:
             ) from None
         self.files = moxing.file
 
-    def copy(self, source: str, target: str) -> None:
-        """Copies a file (a name that ends in .ckpt) or a folder, to or from storage. Raises ModelArtsError."""
+    def copy(self, source: str, target: str, is_file: bool = False) -> None:
+        """Copies a file (also a name that ends in .ckpt) or a folder, to or from storage. Raises ModelArtsError."""
         try:
-            if source.endswith(".ckpt"):
+            if is_file or source.endswith(".ckpt"):
                 self.files.copy(source, target)
             else:
                 self.files.copy_parallel(source, target)
@@ -56,8 +63,8 @@ class Storage:
 @contextlib.contextmanager
 def on_modelarts(config: Config) -> Iterator[Config]:
     """The config to work with. With enable_modelarts: fetches data_url to data_path and checkpoint_url to load_path,
-    unpacks the data set, and yields a config with those local paths; afterwards, also after an error, rank 0 sends
-    output_path to train_url. Without: yields the config as it is.
+    unpacks the data set, and yields a config with those local paths; meanwhile, and at the end, also after an error,
+    rank 0 sends what output_path has to train_url. Without: yields the config as it is.
 
     Of several processes on a server one fetches, the others wait. Raises ModelArtsError.
     """
@@ -73,11 +80,29 @@ def on_modelarts(config: Config) -> Iterator[Config]:
         fetch(storage, config.data_url, Path(config.data_path), archive_name(config))
     if config.checkpoint_url:
         fetch(storage, config.checkpoint_url, Path(config.load_path))
+    outputs = None
+    if config.train_url and int(os.environ.get("RANK_ID") or 0) == 0:
+        outputs = Outputs(storage, Path(config.output_path), config.train_url)
     try:
-        yield localized(config)
+        with outputs.sent_as_they_appear() if outputs else contextlib.nullcontext():
+            yield localized(config)
     finally:
-        if config.train_url and int(os.environ.get("RANK_ID") or 0) == 0:
-            deliver(storage, config)
+        if outputs:
+            deliver(outputs)
+
+
+def fetch_run(config: Config, url: str) -> str:
+    """Fetches the run that `url` names, its output folder or one of its checkpoints in storage, once, to where this
+    job's outputs go, and returns its local path; that of a local one is `url` itself. Raises ModelArtsError.
+    """
+    if "://" not in url:
+        return url
+    if not config.enable_modelarts:
+        raise ModelArtsError(f"--resume {masked(url)}: an address; it is fetched with --enable_modelarts true")
+    folder, _, inside = url.rstrip("/").partition("/checkpoints")
+    local = Path(config.output_path) / folder.rpartition("/")[2]
+    fetch(Storage(), folder, local)
+    return str(local) + (f"/checkpoints{inside}" if inside else "")
 
 
 def archive_name(config: Config) -> str | None:
@@ -151,6 +176,8 @@ def localized(config: Config) -> Config:
             config.backbone, pretrained=str(local_checkpoint(config, config.backbone.pretrained))
         ),
         train_outputs=config.output_path,
+        # beside the outputs, which go to storage
+        mindrecord_dir=config.mindrecord_dir or str(Path(config.data_path).parent / "mindrecord"),
     )
 
 
@@ -161,14 +188,87 @@ def local_checkpoint(config: Config, path: str) -> str:
     return str(Path(config.load_path) / path)
 
 
-def deliver(storage: Storage, config: Config) -> None:
-    """Sends output_path to train_url. Raises ModelArtsError, or only tells it where another error is under way."""
-    if not Path(config.output_path).is_dir():
+class Outputs:
+    """What lies in `folder`, and of it what storage at `url` has."""
+
+    def __init__(self, storage: Storage, folder: Path, url: str):
+        self.storage, self.folder, self.url = storage, folder, url
+        self.sent: dict[str, tuple[int, int]] = {}
+
+    def place(self, name: str) -> str:
+        """A file's address; what grants access follows the name."""
+        base, mark, access = self.url.partition("?")
+        return f"{base.rstrip('/')}/{name}{mark}{access}"
+
+    def found(self) -> dict[str, tuple[int, int]]:
+        """Time of writing and size of every whole file, the oldest first: a checkpoint's weights before its state."""
+        out = {}
+        for path in self.folder.rglob("*"):
+            name = str(path.relative_to(self.folder))
+            if ".writing" in path.name or path.name in LOCAL or name.split("/")[0] in LOCAL:
+                continue
+            # a checkpoint that was one too many may have gone meanwhile
+            with contextlib.suppress(OSError):
+                if stat.S_ISREG((about := path.stat()).st_mode):
+                    out[name] = about.st_mtime_ns, about.st_size
+        return dict(sorted(out.items(), key=lambda item: item[1]))
+
+    def send(self) -> None:
+        """Sends what is new or has changed, and removes from storage what it had sent and isn't here any more.
+
+        Raises ModelArtsError.
+        """
+        found = self.found()
+        for name, about in found.items():
+            if self.sent.get(name) != about:
+                try:
+                    self.storage.copy(str(self.folder / name), self.place(name), is_file=True)
+                except ModelArtsError:
+                    if (self.folder / name).exists():
+                        raise
+                    continue
+                self.sent[name] = about
+        for name in self.sent.keys() - found.keys():
+            del self.sent[name]
+            # what can't be removed is one checkpoint more
+            with contextlib.suppress(Exception):
+                self.storage.files.remove(self.place(name))
+
+    @contextlib.contextmanager
+    def sent_as_they_appear(self) -> Iterator[None]:
+        """Sends during the block, every PERIOD seconds; what fails is told once and tried again."""
+        over, told = threading.Event(), set()
+
+        def keep_sending() -> None:
+            while not over.wait(PERIOD):
+                try:
+                    self.send()
+                except ModelArtsError as e:
+                    if str(e) not in told:
+                        print(f"{e}; trying again", file=sys.stderr)
+                    told.add(str(e))
+
+        thread = threading.Thread(target=keep_sending, name="outputs", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def deliver(outputs: Outputs) -> None:
+    """Sends what train_url lacks. Raises ModelArtsError, or only tells it where another error is under way."""
+    if not outputs.folder.is_dir():
         return
     under_way = sys.exc_info()[0] is not None
-    print(f"sending {config.output_path} -> {masked(config.train_url)}")
+    print(f"sending {outputs.folder} -> {masked(outputs.url)}")
     try:
-        storage.copy(config.output_path, config.train_url)
+        if outputs.sent or any((outputs.folder / name).exists() for name in LOCAL):
+            outputs.send()
+        else:
+            # all at once, and several files at a time
+            outputs.storage.copy(str(outputs.folder), outputs.url)
     except ModelArtsError as e:
         if not under_way:
             raise

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -37,7 +38,9 @@ __all__ = [
     "find_run",
     "has_checkpoint",
     "hold_run",
+    "newest_record",
     "own_config",
+    "same_step",
     "set_aside",
     "set_aside_after",
     "write_whole",
@@ -81,7 +84,7 @@ class TrainingState:
 
     pending: losses of the log interval under way.  skipped: steps left out since gradients overflowed.  first_losses:
     total losses of the first steps, by which later ones are judged.  transform: fingerprint of the file of
-    config.transform's function.
+    config.transform's function.  ranks: that train together, 0 if unknown.  job: the name of the launcher's job.
     """
 
     epoch: int = 1
@@ -92,6 +95,8 @@ class TrainingState:
     first_losses: list[float] = field(default_factory=list)
     config: dict = field(default_factory=dict)
     transform: str = ""
+    ranks: int = 0
+    job: str = ""
 
     @property
     def position(self) -> tuple[int, int]:
@@ -217,7 +222,7 @@ class Resumed:
 def find_run(path: str | Path) -> Resumed:
     """The run that `path` names: its output folder, checkpoints/ in it, or one of its checkpoints. Raises UserError."""
     path = Path(path).absolute()
-    if path.suffix == ".ckpt":
+    if path.suffix == ".ckpt" and not path.is_dir():
         if not is_checkpoint_name(path.name):
             raise UserError(
                 f"{path}: not the name of a run's checkpoint; start from its weights with --pre_trained {path}"
@@ -241,6 +246,8 @@ def run_folder(path: Path) -> Path:
     """The run's output folder that `path`, it or its checkpoints/, names. Raises UserError."""
     if path.name == "checkpoints":
         path = path.parent
+    if path.suffix == ".ckpt" and path.is_dir():
+        raise UserError(f"{path}: a folder, not a checkpoint; name a run's output folder or one of its checkpoints")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder to resume from; it is train_outputs/brief of a run, or start one")
     return path
@@ -254,14 +261,54 @@ def own_config(folder: Path) -> Path | None:
     path = folder / "config.yaml"
     if path.is_file():
         return path
+    if (found := newest_record(folder)) is None:
+        return None
+    record, state = found
+    write_whole(path, yaml.safe_dump(masked_keys(record["config"]) | {"overwrite": False}, sort_keys=False))
+    print(f"{path}: wasn't there; written again from {state}")
+    return path
+
+
+def newest_record(folder: Path, position: tuple[int, int] | None = None) -> tuple[dict, Path] | None:
+    """TrainingState's fields of a run's newest training state that reads whole, or of that of `position`, and its file;
+    None where there is none.
+    """
     states = (p for p in (folder / "checkpoints/state").glob("*.ckpt") if is_checkpoint_name(p.name))
     for state in sorted(states, key=position_of, reverse=True):
-        with contextlib.suppress(CheckpointError):
-            record = json.loads(load_checkpoint(state)[RECORD].tobytes())
-            write_whole(path, yaml.safe_dump(masked_keys(record["config"]) | {"overwrite": False}, sort_keys=False))
-            print(f"{path}: wasn't there; written again from {state}")
-            return path
+        if position in (None, position_of(state)):
+            with contextlib.suppress(CheckpointError, KeyError):
+                return json.loads(load_checkpoint(state)[RECORD].tobytes()), state
     return None
+
+
+def same_step(config: Config, resumed: Resumed, ranks: int) -> dict[str, int]:
+    """batch_size and accumulate by which `ranks` ranks go on with a run of another number of them, so that each step
+    takes the same images; nothing where they stay.
+
+    A config that says others than the run's keeps them. Raises UserError where the images of a step can't be shared out
+    equally.
+    """
+    found = newest_record(config.output_dir, resumed.position)
+    if found is None:
+        return {}
+    record, source = found
+    before, then = record.get("ranks", 0), record["config"]
+    own = {name: then.get(name) for name in ("batch_size", "accumulate")}
+    if before in (0, ranks) or own != {name: getattr(config, name) for name in own}:
+        return {}
+    images = before * config.images_a_step
+    if images % ranks:
+        shared = [str(n) for n in range(1, images + 1) if images % n == 0]
+        raise UserError(
+            f"{source}: of {before} ranks, {images} images a step, which {ranks} ranks can't share out equally; resume"
+            f" with {', '.join(shared)} ranks, or start anew with --pre_trained"
+        )
+    # parts of no more images than before: memory is as it was
+    batch = math.gcd(images // ranks, config.batch_size)
+    new = {"batch_size": batch, "accumulate": images // ranks // batch}
+    told = ", ".join(f"{name} {own[name]} -> {value}" for name, value in new.items() if value != own[name])
+    print(f"resuming with ranks {before} -> {ranks}: {told}, so that a step has the same {images} images")
+    return new
 
 
 def has_checkpoint(config: Config) -> bool:

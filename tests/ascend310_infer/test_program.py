@@ -388,6 +388,21 @@ def test_annotations_of_another_size(exported, infer, turned):
     refused(infer(*words, "--annotations", annotations), "x.PNG", annotations, "equally well")
 
 
+def test_folders_in_the_folder_are_told_of(exported, infer, turned):
+    folder, names, _ = turned
+    (folder / "turned" / names[-1]).unlink()
+    words = ("--model", exported.sidecar, "--input", folder / "turned", "--output", folder / "none")
+    refused(
+        infer(*words), folder / "turned", "no .jpg, .jpeg or .png image itself, but folders (a, ...)", "--recursive"
+    )
+    (folder / "some").mkdir()
+    shutil.copytree(folder / "turned/a", folder / "some/a")
+    shutil.copy(folder / "turned/a/x.PNG", folder / "some")
+    run = infer("--model", exported.sidecar, "--input", folder / "some", "--output", folder / "out")
+    assert run.returncode == 0, run.stderr
+    assert "1 folders passed over, whose images --recursive takes: a\n" in run.stdout
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"images": 3}', b'{"images": [3]}', b"\xff\xfe{", b'{"images": [{}]}']
 )

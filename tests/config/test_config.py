@@ -17,6 +17,7 @@ from src.config import (
     save_config,
 )
 from src.config.__main__ import main
+from src.config.reading import BACKBONES
 from src.runtime.errors import run_command, shown
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -432,6 +433,13 @@ def test_listing_the_keys(tmp_path, monkeypatch, capsys):
     status, printed = listed("none.yaml")
     assert (status, printed.err) == (2, "error: none.yaml: can't read: No such file or directory\n")
     assert listed("--help")[1].out.startswith("usage: python -m src.config")
+    # the names that launchers take
+    assert listed("--names", "backbone")[1].out.splitlines() == list(BACKBONES)
+    assert "faster_rcnn" in listed("--names", "detector")[1].out.splitlines()
+    assert listed("--names", "backbone", "mobilenet_v1") == (0, ("", ""))
+    status, printed = listed("--names", "backbone", "mobilenet")
+    assert status == 2 and printed.err.endswith("; did you mean mobilenet_v1?\n")
+    assert listed("--names", "lr")[0] == 2
 
 
 def test_every_key_is_described():

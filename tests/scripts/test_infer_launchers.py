@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,59 @@ def test_arguments_that_are_refused(script, change, part, places):
     assert run.returncode == 2
     assert part in run.stderr and len(run.stderr.strip().splitlines()) == 1
     assert run.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["none.mindir", "none.json", "images"])
+def test_a_model_that_isnt_there_is_told_before_anything_is_built(places, tmp_path, name):
+    words = (places / name, places / "images", places / "annotations.json", "CPU")
+    begin = time.monotonic()
+    run = launch("run_infer_cpp.sh", *words, TRAIN_OUTPUTS=tmp_path / "to", CXX="/nowhere/c++")
+    assert (run.returncode, run.stdout) == (2, "")
+    what = "a folder, not a model" if name == "images" else "no such model"
+    assert run.stderr == f"error: MINDIR_PATH: {what}: {places / name}\n"
+    assert time.monotonic() - begin < 20 and not (tmp_path / "to").exists()
+
+
+FAKE_CMAKE = """#!/bin/bash
+# Configures, unless told what to lack; keeps the folder that it was configured for, as CMake does.
+while [ $# -gt 0 ]; do
+    case $1 in
+        -S) here=$2; shift ;;
+        -B) build=$2; shift ;;
+        --build) echo built; exit 0 ;;
+    esac
+    shift
+done
+if [ -n "${LACKS:-}" ]; then echo "$LACKS" >&2; exit 1; fi
+if [ -f "$build/CMakeCache.txt" ] && ! grep -qx "CMAKE_HOME_DIRECTORY:INTERNAL=$here" "$build/CMakeCache.txt"; then
+    echo "CMake Error: The source \\"$here/CMakeLists.txt\\" does not match the source used to generate cache." >&2
+    exit 1
+fi
+mkdir -p "$build" && echo "CMAKE_HOME_DIRECTORY:INTERNAL=$here" >"$build/CMakeCache.txt"
+"""
+
+
+def test_a_checkout_that_was_moved_is_built_again_and_what_lacks_is_told_as_it_is(tmp_path):
+    (tmp_path / "cmake").write_text(FAKE_CMAKE)
+    (tmp_path / "cmake").chmod(0o755)
+    (tmp_path / "sdk/include/api").mkdir(parents=True)
+    (tmp_path / "sdk/include/api/model.h").write_text("")
+    build = tmp_path / "build"
+    build.mkdir()
+    (build / "CMakeCache.txt").write_text("CMAKE_HOME_DIRECTORY:INTERNAL=/former/place/ascend310_infer\n")
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MS_LITE_HOME": str(tmp_path / "sdk")}
+
+    def run(**more):
+        script = ["bash", str(ROOT / "ascend310_infer/build.sh"), str(build)]
+        return subprocess.run(script, capture_output=True, text=True, env=environment | more)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert f"INTERNAL={ROOT}/ascend310_infer" in (build / "CMakeCache.txt").read_text()
+    done = run(LACKS="Could NOT find JPEG (missing: JPEG_LIBRARY)")
+    assert done.returncode == 2 and "apt-get install libjpeg-dev" in done.stderr
+    done = run(LACKS="CMake 3.1 or higher is required")
+    assert done.returncode == 2 and "libjpeg" not in done.stderr and "cmake failed, see above" in done.stderr
 
 
 def test_a_folder_that_holds_no_sdk(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 from scripts.hccl_tools import make_table, save
 from src.config import load_config, parse_overrides
+from src.config.reading import BACKBONES, describe_keys
 
 ROOT = Path(__file__).parents[2]
 TRAIN_FIRST = "[CONFIG_PATH] [TRAIN_DATA] [VAL_DATA] [TRAIN_OUT] [BRIEF] [PRETRAINED_PATH](optional)"
@@ -197,6 +198,22 @@ def test_unknown_backbone(given, wrong):
     refused(done, f"BACKBONE: '{wrong}'", "resnet_v1.5_50", "mobilenet_v1")
 
 
+def test_names_of_backbones_and_detectors_are_the_configs(given):
+    """What the config's table names, a launcher takes, says in its usage, and knows the nearest of."""
+    for name in BACKBONES:
+        _, [command] = dry("run_standalone_train_cpu.sh", "none", name, given["COCO_ROOT"])
+        assert options(command)["backbone"] == name
+    usage = launch("run_standalone_train_cpu.sh").stderr
+    assert usage.splitlines()[-1] == "BACKBONE: " + ", ".join(BACKBONES)
+    # but for the one that scripts without a device in their name begin with
+    text = (ROOT / "scripts/launch.sh").read_text()
+    assert [name for name in BACKBONES if name in text] == ["resnet_v1.5_50"]
+    done = launch("run_standalone_train_cpu.sh", "none", "resnet50", given["COCO_ROOT"])
+    refused(done, "BACKBONE: 'resnet50'", "did you mean resnet_v1_50?")
+    done = launch("run_standalone_train_cpu.sh", "none", "mobilenet_v1", given["COCO_ROOT"], DETECTOR="mask_rcn")
+    refused(done, "DETECTOR: 'mask_rcn'", "did you mean mask_rcnn?")
+
+
 @pytest.mark.parametrize("wrong", ["-1", "first", "", "1.5", "08"])
 def test_numbers_that_are_none(given, wrong):
     done = launch("run_standalone_train_gpu.sh", given["whole"], "mobilenet_v1", given["COCO_ROOT"], wrong)
@@ -220,6 +237,51 @@ def test_relative_paths_are_the_callers(given):
     assert wanted["train_dataset"] == wanted["val_dataset"] == str(folder / "coco")
     assert wanted["mindrecord_dir"] == str(folder / "records")
     assert wanted["pre_trained"] == str(folder / "whole.ckpt")
+
+
+def test_paths_in_extra_arguments_are_the_callers(given, tmp_path):
+    here = Path(given["COCO_ROOT"]).parent
+    extra = (
+        "--mindrecord_dir records --pre_trained=whole.ckpt --brief b --lr 1 --transform mine.py:turn --resume ../run"
+    )
+    extra += " --mlflow_tracking_uri http://host/x --val_dataset '' --train_outputs /absolute"
+    arguments = ["none", "mobilenet_v1", "coco"]
+    done = launch("run_standalone_train_cpu.sh", *arguments, cwd=here, EXTRA_ARGS=extra)
+    assert done.returncode == 0, done.stderr
+    wanted = options(shlex.split(done.stdout.splitlines()[-1]))
+    assert wanted["mindrecord_dir"] == str(here / "records")
+    assert wanted["pre_trained"] == str(here / "whole.ckpt")
+    assert wanted["transform"] == str(here / "mine.py:turn")
+    assert wanted["resume"] == str(here.parent / "run")
+    assert (wanted["brief"], wanted["lr"], wanted["val_dataset"]) == ("b", "1", "")
+    assert (wanted["mlflow_tracking_uri"], wanted["train_outputs"]) == ("http://host/x", "/absolute")
+    given_files = ["labels.json", "whole.ckpt", "mobilenet_v1", "coco"]
+    extra = "--report r --metrics m.json --split val --split=mine.json --iou_types bbox segm --transform own.mine:turn"
+    done = launch("run_eval_cpu.sh", *given_files, cwd=here, EXTRA_ARGS=extra)
+    words = shlex.split(done.stdout.splitlines()[-1])[-12:]
+    assert words == [
+        *("--report", f"{here}/r", "--metrics", f"{here}/m.json", "--split", "val", f"--split={here}/mine.json"),
+        *("--iou_types", "bbox", "segm", "--transform", "own.mine:turn"),
+    ]
+
+
+def test_every_key_that_takes_a_path_is_known_as_one():
+    """By what the keys' descriptions say; addresses and the names of a run or a zip file are none."""
+    text = (ROOT / "scripts/launch.sh").read_text()
+    known = set(re.search(r'PATH_KEYS="([^"]*)"', text)[1].split())
+    told = re.compile(r"\b(file|folder|checkpoint|root|where MindRecord)", re.I)
+    other = {
+        "brief",
+        "data_url",
+        "train_url",
+        "checkpoint_url",
+        "modelarts_dataset_unzip_name",
+        "conventions",
+        "dataset",
+    }
+    for name, kind, default, doc in describe_keys():
+        if kind == "text" and told.search(doc) and name not in other:
+            assert isinstance(default, str) and name in known, name
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -365,6 +427,7 @@ def test_msrun_on_one_host(given):
     assert variables["PATH"].startswith("/v:")
     assert command[: command.index("train.py")] == [
         *("/v/python", "-m", "src.runtime.launch"),
+        "--any_port",
         "msrun",
         "--worker_num=2",
         "--local_worker_num=2",
@@ -439,10 +502,43 @@ def test_rank_table_that_is_none(given, tmp_path):
 
 def test_config_first_takes_the_rank_table_from_the_environment(given):
     arguments = [given[n] for n in names_of(DISTRIBUTE_FIRST)[0]]
+    arguments[1] = "4"
     _, commands = dry("run_distribute_train_ascend.sh", *arguments, RANK_TABLE_FILE=given["RANK_TABLE_FILE"])
     assert [c[3] for c in commands] == [f"DEVICE_ID={i}" for i in range(4)]
     done = launch("run_distribute_train_gpu.sh", *arguments, RANK_TABLE_FILE=given["RANK_TABLE_FILE"])
     refused(done, "RANK_TABLE_FILE")
+
+
+def test_a_rank_table_of_another_number_of_devices_is_refused(given):
+    arguments = [given[n] for n in names_of(DISTRIBUTE_FIRST)[0]]
+    for count in (2, 8):
+        arguments[1] = str(count)
+        done = launch("run_distribute_train_ascend.sh", *arguments, RANK_TABLE_FILE=given["RANK_TABLE_FILE"])
+        refused(done, "RANK_TABLE_FILE", "has 4 devices for this server", f"DEVICE_NUM is {count}", "msrun needs none")
+
+
+def test_what_a_distributed_job_would_pass_over_is_refused(given):
+    arguments = [given[n] for n in names_of(DISTRIBUTE_FIRST)[0]]
+    for script in ("run_distribute_train_ascend.sh", "run_distribute_train_gpu.sh"):
+        refused(launch(script, *arguments, DEVICE_ID=3), "DEVICE_ID", "ASCEND_RT_VISIBLE_DEVICES")
+    done = launch("run_distribute_train.sh", given["RANK_TABLE_FILE"], "none", RESTARTS=2)
+    refused(done, "RESTARTS", "needs no rank table")
+
+
+def test_a_newer_rank_table_isnt_needed(given, tmp_path):
+    table = tmp_path / "table.json"
+    table.write_text(Path(given["RANK_TABLE_FILE"]).read_text().replace('"version": "1.0"', '"version": "1.2"'))
+    done = launch("run_distribute_train.sh", table, "none")
+    refused(done, table, "version is '1.2', not '1.0'; msrun needs no rank table")
+
+
+def test_restarts_and_the_time_to_join_go_to_the_supervisor(given):
+    arguments = [2, "none", "mobilenet_v1", given["COCO_ROOT"]]
+    _, [command] = dry("run_distribute_train_cpu.sh", *arguments, RESTARTS=3, JOIN_TIMEOUT=90, MASTER_PORT=9000)
+    begin = command.index("src.runtime.launch") + 1
+    assert command[begin : begin + 5] == ["--restarts", "3", "--wait", "90", "msrun"]
+    for name in ("RESTARTS", "JOIN_TIMEOUT"):
+        refused(launch("run_distribute_train_cpu.sh", *arguments, **{name: "many"}), name)
 
 
 # ---------------------------------------------------------------------------------------------------------

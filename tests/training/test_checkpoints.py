@@ -100,6 +100,15 @@ def test_missing(tmp_path, refusal):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["AES-GCM", "AES-CBC", "SM4-CBC"])
+def test_encrypted(tmp_path, refusal, mode):
+    path = tmp_path / "secret.ckpt"
+    values = [{"name": "a", "data": Tensor(np.ones(3, np.float32))}]
+    ms.save_checkpoint(values, str(path), enc_key=b"k" * 16, enc_mode=mode)
+    with refusal(CheckpointError, path, "encrypted", "dec_key"):
+        load_checkpoint(path)
+
+
 def test_wrong_suffix(saved, refusal):
     other = saved.rename(saved.with_suffix(".pth"))
     with refusal(CheckpointError, other, "not a .ckpt file"):

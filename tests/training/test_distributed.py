@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,15 +10,19 @@ import threading
 from multiprocessing import Pipe
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
+import psutil
 import pytest
 
 from src.checkpoints.files import load_checkpoint
 from src.data.loader import EvalLoader, TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.data.shapes import make_shapes
+from src.runtime import ranks
 from src.runtime.errors import UserError
-from src.runtime.ranks import Group, join_group
+from src.runtime.launch import JOB_VARIABLE
+from src.runtime.ranks import Group, asks_for_several, join_group
 
 ROOT = Path(__file__).parents[2]
 # Frozen batch norms, for a rank's batch statistics are its own; samplers that take all there is. A small learning rate,
@@ -99,6 +104,29 @@ def test_two_ranks_train_as_one_process_does(words, tmp_path):
 
 
 @pytest.mark.full
+def test_one_process_goes_on_with_what_two_ranks_began(words, tmp_path):
+    """And the run's saved config, which says run_distribute, forbids neither that nor an evaluation."""
+    keys = {"batch_size": 1, "run_distribute": "true", "epoch_size": 2, "run_eval": "false"}
+    both_ranks = words(tmp_path / "two", **keys, save_every_epochs=1, keep_checkpoint_max=2)
+    done = msrun(tmp_path, "train.py", *both_ranks)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    runs = [tmp_path / name / "shapes" for name in ("two", "one")]
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    [first, last] = sorted((runs[1] / "checkpoints").glob("*.ckpt"))
+    alone = [sys.executable, "train.py", "--resume", str(first)]
+    done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert "run_distribute: true in the config; started alone, this is one process" in done.stdout
+    assert "resuming with ranks 2 -> 1: accumulate 1 -> 2, so that a step has the same 2 images" in done.stdout
+    weights = [load_checkpoint(r / "checkpoints" / last.name) for r in runs]
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], value, rtol=0, atol=1e-5, err_msg=name)
+    evaluate = ["eval.py", "--config_path", str(runs[0] / "config.yaml"), "--checkpoint_path", str(last)]
+    done = subprocess.run([sys.executable, *evaluate], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.full
 def test_rank_with_other_weights_ends_the_job(words, tmp_path):
     script = tmp_path / "other_seed.py"
     script.write_text(
@@ -122,13 +150,13 @@ def test_ranks_share_the_images_of_an_epoch(shapes_config):
     assert together == alone[: len(together)]
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_share_the_images_of_an_evaluation(shapes_config, ranks):
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_share_the_images_of_an_evaluation(shapes_config, count):
     config = shapes_config(test_batch_size=2)
     folder = ensure_mindrecord(config, "val", training=False)
     seen = []
-    for rank in range(ranks):
-        for batch in EvalLoader(config, folder, rank, ranks):
+    for rank in range(count):
+        for batch in EvalLoader(config, folder, rank, count):
             seen += batch["image_id"][batch["valid"]].tolist()
     whole = [i for b in EvalLoader(config, folder) for i in b["image_id"][b["valid"]].tolist()]
     assert sorted(seen) == sorted(whole)
@@ -174,8 +202,43 @@ def test_started_otherwise_than_configured(shapes_config, monkeypatch, refusal):
     for name in ("MS_ROLE", "MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE"):
         monkeypatch.delenv(name, raising=False)
     assert join_group(False).size == 1
+    # a run's saved config says how it was started, and not how it has to be
+    assert join_group(True, asked=False).size == 1
+    assert asks_for_several(["train.py", "--run_distribute=true"])
+    assert asks_for_several(["--lr", "1", "--run_distribute", "true"])
+    assert not asks_for_several(["train.py", "--resume", "outputs/run_distribute"])
     with refusal(UserError, "run_distribute", "msrun"):
         join_group(True)
     monkeypatch.setenv("MS_WORKER_NUM", "2")
     with refusal(UserError, "--run_distribute true"):
         join_group(False)
+
+
+def test_ranks_of_two_jobs_are_told_apart(monkeypatch, refusal):
+    monkeypatch.setenv(JOB_VARIABLE, "first")
+    first, other = ranks.job_mark(), 7
+
+    class Gathered:
+        def __call__(self, row):
+            rows = np.stack([row.asnumpy(), row.asnumpy()])
+            rows[1, 0] = other
+            return ms.Tensor(rows.reshape(-1))
+
+    monkeypatch.setattr(ranks, "AllGather", Gathered)
+    with refusal(UserError, "rank 1 is of another job than rank 0", "MASTER_PORT"):
+        ranks.connect(0, 2)
+    monkeypatch.delenv(JOB_VARIABLE)
+    assert first > 0 and ranks.job_mark() == 0
+
+
+def test_a_ranks_address_is_one_that_other_hosts_reach(monkeypatch):
+    """Also where a host's own name leads to loopback, as Debian's /etc/hosts has it."""
+    own = [a.address for each in psutil.net_if_addrs().values() for a in each if a.family == socket.AF_INET]
+    if all(ip.startswith("127.") for ip in own):
+        pytest.skip("this machine has no address but loopback's")
+    monkeypatch.setattr(socket, "gethostname", lambda: "127.0.1.1")
+    monkeypatch.delenv("MS_SCHED_HOST", raising=False)
+    assert not ranks.own_address().startswith("127.")
+    # of a job on one host, the scheduler's own
+    monkeypatch.setenv("MS_SCHED_HOST", "127.0.0.1")
+    assert ranks.own_address() == "127.0.0.1"

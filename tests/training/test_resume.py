@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
+import train
 from benchmarks.resume import Run, compare_runs, kill_at
 from src.checkpoints.files import CheckpointError
 from src.runtime.errors import UserError
-from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, find_run
+from src.training.resume import BestCheckpoints, Resumed, ResumeFolder, TrainingState, find_run, same_step
 from src.training.tracking import LossLog, MetricsFile
 
 # without the mask head, the graphs compile in half the time
@@ -159,6 +160,60 @@ def test_another_number_of_steps_is_refused(shapes_config, tmp_path, refusal):
         TrainingState(1, 3, 10).check(shapes_config(), 12, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "batch_size", "accumulate", "now", "wanted"),
+    [
+        (2, 1, 1, 1, {"batch_size": 1, "accumulate": 2}),
+        (8, 2, 1, 4, {"batch_size": 2, "accumulate": 2}),
+        (1, 2, 2, 2, {"batch_size": 2, "accumulate": 1}),
+        (1, 4, 1, 2, {"batch_size": 2, "accumulate": 1}),
+        (2, 3, 1, 3, {"batch_size": 1, "accumulate": 2}),
+        (2, 1, 1, 2, {}),
+        (0, 1, 1, 4, {}),
+    ],
+)
+def test_other_ranks_share_out_the_same_images(
+    shapes_config, ranks, batch_size, accumulate, now, wanted, capsys, refusal
+):
+    config = shapes_config(batch_size=batch_size, accumulate=accumulate)
+    folder = ResumeFolder(config.output_dir / "checkpoints", "mask_rcnn", 3)
+    folder.save(Net(1.0), [], TrainingState(1, 2, 10, config=dataclasses.asdict(config), ranks=ranks))
+    run = Resumed(config.output_dir)
+    assert same_step(config, run, now) == wanted
+    assert ("resuming with ranks" in capsys.readouterr().out) == bool(wanted)
+    # who says another batch than the run's means it
+    assert same_step(dataclasses.replace(config, batch_size=16), run, now) == {}
+
+
+def test_images_that_ranks_cant_share_out_equally_are_refused(shapes_config, refusal):
+    config = shapes_config(batch_size=1)
+    folder = ResumeFolder(config.output_dir / "checkpoints", "mask_rcnn", 3)
+    folder.save(Net(1.0), [], TrainingState(1, 2, 10, config=dataclasses.asdict(config), ranks=4))
+    with refusal(UserError, "4 images a step, which 3 ranks can't share out equally; resume with 1, 2, 4 ranks"):
+        same_step(config, Resumed(config.output_dir), 3)
+
+
+def test_a_job_that_was_started_again_goes_on_with_what_it_saved_itself(shapes_config, monkeypatch):
+    monkeypatch.setenv("RCNN_JOB", "this")
+    config = shapes_config()
+    folder = ResumeFolder(config.output_dir / "checkpoints", "mask_rcnn", 3)
+    for restart, job, wanted in (("", "this", False), ("1", "another", False), ("1", "this", True)):
+        folder.save(Net(1.0), [], TrainingState(1, 2, 10, config=dataclasses.asdict(config), job=job))
+        monkeypatch.setenv("RCNN_RESTART", restart)
+        assert train.goes_on(config) == wanted
+    assert not train.goes_on(shapes_config(brief="another"))
+
+
+def test_a_trainings_state_names_its_job(stub_trainer, monkeypatch):
+    monkeypatch.setenv("RCNN_JOB", "this")
+    trainer = stub_trainer()
+    trainer.run()
+    state = trainer.folder.newest()[0]
+    assert (state.job, state.ranks) == ("this", 1)
+    monkeypatch.setenv("RCNN_JOB", "next")
+    assert stub_trainer(resume=True, epoch_size=3).state.job == "next"
+
+
 def test_changed_settings_are_told(shapes_config, tmp_path, capsys):
     state = TrainingState(1, 3, 10, config=dataclasses.asdict(shapes_config(lr=0.5)))
     state.check(shapes_config(lr=0.25, log_every=7), 10, tmp_path)
@@ -172,6 +227,9 @@ def test_run_folder_is_found_by_it_or_its_checkpoints(tmp_path, refusal):
         assert find_run(name).folder == tmp_path / "run" and find_run(name).position is None
     with refusal(UserError, tmp_path / "nowhere", "no such folder"):
         find_run(tmp_path / "nowhere")
+    (tmp_path / "mask_rcnn-1_2.ckpt").mkdir()
+    with refusal(UserError, tmp_path / "mask_rcnn-1_2.ckpt", "a folder, not a checkpoint"):
+        find_run(tmp_path / "mask_rcnn-1_2.ckpt")
 
 
 def test_resume_of_nothing_is_refused_in_one_line(tmp_path):
