@@ -3,13 +3,12 @@
 # Usage: scripts/build_custom.sh [--force] [--march NAME]... [PYTHON]
 # NAME: an instruction set: native (this machine's CPU; the default, unless RCNN_OPS_MARCH is set), haswell, x86-64-v2; or
 # all, those that this CPU can run. Which library a run loads is RCNN_OPS_MARCH's choice.
-# PYTHON: any Python 3.11 interpreter; the environment's CXX and NVCC choose the compilers. Exit status: 0 built or up to date, 1 failed.
+# PYTHON: any Python 3.11 interpreter; the environment's CXX chooses the compiler. Exit status: 0 built or up to date, 1 failed.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-python3}"
 cxx="${CXX:-g++}"
-nvcc="${NVCC:-nvcc}"
 force=0
 marches=()
 
@@ -90,16 +89,3 @@ for march in "${marches[@]}"; do
     echo "build_custom: built $target"
   fi
 done
-
-# The CUDA operator is compiled to see that it compiles: MindSpore 2.8's GPU back end wants CUDA 11.6.
-if command -v "$nvcc" > /dev/null && make_scratch; then
-  cuda="$root/src/ops/roi_align/csrc/roi_align_cuda.cu"
-  if "$nvcc" -std=c++17 -O3 -Xcompiler -fPIC -c "$cuda" -o "$scratch/roi_align_cuda.o" > "$scratch/nvcc.log" 2>&1; then
-    mv -f "$scratch/roi_align_cuda.o" "$folder/roi_align_cuda.o"
-    echo "build_custom: compiled build/custom_ops/roi_align_cuda.o"
-  else
-    echo "build_custom: $nvcc could not compile roi_align_cuda.cu ($(head -n 1 "$scratch/nvcc.log")); CPU operators only" >&2
-  fi
-else
-  echo "build_custom: no nvcc: CUDA operator not compiled"
-fi

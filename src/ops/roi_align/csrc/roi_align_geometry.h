@@ -1,4 +1,4 @@
-// Where RoIAlign samples, shared by the CPU and the CUDA code (He et al., "Mask R-CNN", 2017, section 3).
+// Where RoIAlign samples (He et al., "Mask R-CNN", 2017, section 3).
 //
 // Bilinear interpolation is separable, so everything here is about one axis.
 #ifndef RCNN_ROI_ALIGN_GEOMETRY_H_
@@ -7,23 +7,13 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define RCNN_HOST_DEVICE __host__ __device__
-#else
-#define RCNN_HOST_DEVICE
-#endif
-
 namespace rcnn {
 
 // A product that no compiler fuses with a following sum: positions, and above all the rounding up of the adaptive
 // number of samples, must not depend on the instruction set.
-RCNN_HOST_DEVICE inline float Product(float a, float b) {
-#ifdef __CUDA_ARCH__
-  return __fmul_rn(a, b);
-#else
+inline float Product(float a, float b) {
   volatile float product = a * b;
   return product;
-#endif
 }
 
 // One axis of a RoI in cells of its feature map: bins of size `bin` from `start`, `grid` samples a bin.
@@ -33,8 +23,7 @@ struct RoIAxis {
   int64_t grid;
 };
 
-RCNN_HOST_DEVICE inline RoIAxis MakeRoIAxis(float low, float high, float scale, int output_size, int sampling_ratio,
-                                            bool aligned) {
+inline RoIAxis MakeRoIAxis(float low, float high, float scale, int output_size, int sampling_ratio, bool aligned) {
   const float shift = aligned ? 0.5f : 0.0f;
   RoIAxis axis{Product(low, scale) - shift, 0.0f, 0};
   float size = Product(high, scale) - shift - axis.start;
@@ -57,12 +46,12 @@ struct Tap {
   float weight_low, weight_high;
 };
 
-RCNN_HOST_DEVICE inline float SamplePosition(const RoIAxis &axis, int bin, int64_t sample) {
+inline float SamplePosition(const RoIAxis &axis, int bin, int64_t sample) {
   return axis.start + Product(static_cast<float>(bin), axis.bin) +
          Product(static_cast<float>(sample) + 0.5f, axis.bin) / static_cast<float>(axis.grid);
 }
 
-RCNN_HOST_DEVICE inline bool MakeTap(float position, int64_t length, Tap *tap) {
+inline bool MakeTap(float position, int64_t length, Tap *tap) {
   if (!(position >= -1.0f && position <= static_cast<float>(length))) return false;
   if (position <= 0.0f) position = 0.0f;
   int64_t low = static_cast<int64_t>(position);
@@ -77,7 +66,7 @@ RCNN_HOST_DEVICE inline bool MakeTap(float position, int64_t length, Tap *tap) {
 }
 
 // The samples of a bin that can lie inside of [-1, length]: the rest of a huge RoI is not walked through.
-RCNN_HOST_DEVICE inline void SampleRange(const RoIAxis &axis, int bin, int64_t length, int64_t *begin, int64_t *end) {
+inline void SampleRange(const RoIAxis &axis, int bin, int64_t length, int64_t *begin, int64_t *end) {
   *begin = 0;
   *end = axis.grid;
   if (axis.grid <= 64 || axis.bin <= 0.0f) return;
@@ -93,7 +82,7 @@ RCNN_HOST_DEVICE inline void SampleRange(const RoIAxis &axis, int bin, int64_t l
 }
 
 // 1 / (number of samples a bin), the divisor of the mean.
-RCNN_HOST_DEVICE inline float InverseCount(const RoIAxis &y, const RoIAxis &x) {
+inline float InverseCount(const RoIAxis &y, const RoIAxis &x) {
   const double count = static_cast<double>(y.grid) * static_cast<double>(x.grid);
   return static_cast<float>(1.0 / (count > 1.0 ? count : 1.0));
 }
