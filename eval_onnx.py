@@ -1,5 +1,7 @@
 """Evaluates an exported ONNX model: python eval_onnx.py --config_path CFG --onnx_file F --val_dataset COCO_ROOT ..."""
 
+from __future__ import annotations
+
 import argparse
 import time
 from pathlib import Path

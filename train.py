@@ -1,5 +1,7 @@
 """Trains a detector: python train.py --config_path configs/mask_rcnn_r50_fpn.yaml --train_dataset COCO_ROOT ..."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import dataclasses

@@ -1,5 +1,7 @@
 """What every benchmark needs: repeated timing, peak memory, a table, a JSON file. Imports no framework."""
 
+from __future__ import annotations
+
 import json
 import os
 import platform
@@ -9,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from src.runtime.newer import zip_equal
 
 __all__ = ["Timing", "measure", "peak_memory_mib", "machine", "print_table", "write_json", "set_threads"]
 
@@ -74,12 +78,12 @@ def set_threads(threads: int | None) -> int:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A Markdown table; floats with three digits."""
     cells = [[f"{v:.3g}" if isinstance(v, float) and abs(v) < 100 else _plain(v) for v in row] for row in rows]
-    widths = [max(len(str(c)) for c in column) for column in zip(columns, *cells, strict=True)]
+    widths = [max(len(str(c)) for c in column) for column in zip_equal(columns, *cells)]
     print(f"\n{title}\n")
-    print("| " + " | ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)) + " |")
+    print("| " + " | ".join(c.ljust(w) for c, w in zip_equal(columns, widths)) + " |")
     print("| " + " | ".join("-" * w for w in widths) + " |")
     for row in cells:
-        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
+        print("| " + " | ".join(c.ljust(w) for c, w in zip_equal(row, widths)) + " |")
 
 
 def _plain(value: object) -> str:

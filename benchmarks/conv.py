@@ -7,6 +7,8 @@ stride 1 take, needs a quarter of the multiplications.
 PyTorch runs in a process of its own (of another interpreter, if one is named).
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os

@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.common import Timing, measure, peak_memory_mib, print_table, set_threads, write_json
 from benchmarks.data_conversion import multiply
 from src.runtime.errors import run_command
+from src.runtime.newer import zip_equal
 
 if TYPE_CHECKING:
     from src.config import Config
@@ -43,7 +44,7 @@ def time_stages(config: "Config", folder: Path, repeats: int) -> tuple[dict[str,
     names = ["image_id", "crc", "image", "annotation"]
     data = ds.MindDataset(record_files(folder), columns_list=names, shuffle=False, num_parallel_workers=1)
     rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True)
-    rows = [row for row, _ in zip(rows, range(SAMPLE), strict=False)]
+    rows = [row for row, _ in zip(rows, range(SAMPLE))]
     encoded = [row[2].tobytes() for row in rows]
     pictures = [decode_image(e, "") for e in encoded]
     objects = [json.loads(row[3].tobytes()) for row in rows]
@@ -55,8 +56,8 @@ def time_stages(config: "Config", folder: Path, repeats: int) -> tuple[dict[str,
             mmcv.imresize(p, fit_size(*p.shape[:2], config)[::-1], interpolation="bilinear", backend="cv2")
 
     def masks() -> None:
-        for picture, a in zip(pictures, objects, strict=True):
-            for s, box, crowd in zip(a["segmentations"], a["boxes"], a["crowd"], strict=True):
+        for picture, a in zip_equal(pictures, objects):
+            for s, box, crowd in zip_equal(a["segmentations"], a["boxes"], a["crowd"]):
                 if not crowd:
                     crop_mask(s, np.array(box), *picture.shape[:2], config.mask_crop_size)
 

@@ -8,6 +8,8 @@ are shared among the threads. torchvision's side is its paste_masks_in_image, th
 runs in a process of its own.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os

@@ -117,9 +117,10 @@ def main() -> int:
     rows = []
     # each in a process of its own: MindSpore keeps every graph that it has compiled
     spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+    with tempfile.TemporaryDirectory() as folder:
         for d, b in tqdm(pairs, unit="model", dynamic_ncols=True):
-            rows.append(pool.submit(run, d, b, Path(folder)).result())
+            with ProcessPoolExecutor(1, spawn) as pool:
+                rows.append(pool.submit(run, d, b, Path(folder)).result())
             if len(rows) == 1:
                 print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
             print("| " + " | ".join(map(str, rows[-1].values())) + " |", flush=True)

@@ -10,6 +10,8 @@ Trials are stubbed (benchmarks.stubbed: the network alone is left out); --real K
 if any is faulty.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import ctypes
@@ -34,6 +36,7 @@ from typing import BinaryIO
 
 from benchmarks.common import print_table
 from src.runtime.errors import UserError, run_command
+from src.runtime.newer import zip_equal
 
 ROOT = Path(__file__).resolve().parent.parent
 DETECTORS = ("mask_rcnn", "faster_rcnn", "cascade_mask_rcnn")
@@ -610,7 +613,7 @@ def spoil(out: Outcome, site: Site, root: Path) -> None:
 def check_two(out: Outcome, first: Running, second: Running) -> None:
     """Both end well, or one is refused, naming the other, or by a training that had finished meanwhile."""
     ends = [first.wait(), second.wait()]
-    for ended, other in zip(ends, (second, first), strict=True):
+    for ended, other in zip_equal(ends, (second, first)):
         check_end(out, ended, {0, 2})
         if ended.status == 2 and len(ended.refusals) == 1:
             line = ended.refusals[0]
@@ -649,7 +652,7 @@ def run_beside(out: Outcome, site: Site, root: Path) -> None:
         running.append(start(words, root / f"cwd_{variant}", t.real, place))
         if not variant:
             running[0].pause(delay)
-    for r, place, files in zip(running, (root / "a", root / "b"), wanted, strict=True):
+    for r, place, files in zip_equal(running, (root / "a", root / "b"), wanted):
         check_end(out, r.wait(), {0})
         differs = difference(contents(place), files)
         out.check(not differs, f"lost: changed by the other: {place.name}: {differs}")

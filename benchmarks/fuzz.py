@@ -9,6 +9,8 @@ are any, or if fewer than four in ten are accepted.
 --parsers: changed inputs of every parser in place of data sets; see benchmarks/fuzz_parsers.py.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import io
@@ -332,7 +334,7 @@ def table(outcomes: list[Outcome]) -> list[list[object]]:
     for o in outcomes:
         for kind in {m.split("/")[0] for m in o.mutations} or {"none"}:
             counts.setdefault(kind, Counter())[o.status] += 1
-    return [[kind, *(c[s] for s in STATUSES), c.total()] for kind, c in sorted(counts.items())]
+    return [[kind, *(c[s] for s in STATUSES), sum(c.values())] for kind, c in sorted(counts.items())]
 
 
 STATUSES = ("accepted", "skipped", "refused", "FAILED")
@@ -374,7 +376,7 @@ def main() -> int:
     everything = list(outcomes.values())
     rows = table(everything)
     total = Counter(o.status for o in everything)
-    rows.append(["cases", *(total[s] for s in STATUSES), total.total()])
+    rows.append(["cases", *(total[s] for s in STATUSES), sum(total.values())])
     print_table(f"Mutations, seed {a.seed}", ["kind", *STATUSES, "of"], rows)
     for (form, number), o in outcomes.items():
         if o.status == "FAILED":
@@ -382,7 +384,7 @@ def main() -> int:
             print(f"FAILED: python -m benchmarks.fuzz --seed {a.seed} --format {form} --only {number}: {last[:300]}")
     for fault in faults:
         print(f"FAILED step: {fault}")
-    accepted = (total["accepted"] + total["skipped"]) / max(total.total(), 1)
+    accepted = (total["accepted"] + total["skipped"]) / max(sum(total.values()), 1)
     print(f"{accepted:.0%} accepted, {total['skipped']} of them without some images")
     return 1 if total["FAILED"] or faults or accepted < 0.4 else 0
 

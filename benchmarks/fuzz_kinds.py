@@ -4,6 +4,8 @@ A kind is set up once in a folder. Then it makes cases there: a changed file, by
 what reads it.
 """
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import dataclasses

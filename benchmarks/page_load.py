@@ -8,6 +8,8 @@ what was answered, how long the page took, and the server's memory; then stops i
 with status 1 where an answer fails to come, or another than 200 or 503.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import http.client
@@ -31,6 +33,7 @@ import numpy as np
 
 from benchmarks.common import print_table, write_json
 from src.runtime.errors import UserError, run_command
+from src.runtime.newer import zip_equal
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -85,7 +88,7 @@ def main() -> int:
     write_json(
         a.json,
         {
-            "load": [dict(zip(columns, row, strict=True)) for row in rows],
+            "load": [dict(zip_equal(columns, row)) for row in rows],
             "stop": {"seconds": seconds, "status": status, "answers": answers},
         },
     )
@@ -135,7 +138,7 @@ class Page:
     def __init__(self, words: list[str]):
         self.words = [sys.executable, "infer.py", *words, "--serve", "--port", "0"]
 
-    def __enter__(self) -> "Page":
+    def __enter__(self) -> Page:
         self.process = subprocess.Popen(self.words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             if found := re.match(r"serving at http://127\.0\.0\.1:(\d+)", line):

@@ -8,6 +8,8 @@ converter. What the file holds is compared: feature maps, proposals, detections 
 also the stages between, losses and gradients. Exits with status 1 if a stage is past its tolerance.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
@@ -26,6 +28,7 @@ from src.evaluation.masks import paste_masks
 from src.models.build import build_detector, build_loss
 from src.models.rcnn import RCNN, RCNNLoss
 from src.runtime.errors import UserError, run_command
+from src.runtime.newer import zip_equal
 from tests.reference.reference_weights import reference_inputs, reference_state_dict
 
 __all__ = ["Row", "compare", "match_boxes"]
@@ -210,8 +213,7 @@ def crop_masks(masks: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
 def golden_shapes(golden: np.lib.npyio.NpzFile) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the project's parameters."""
     return {
-        str(n): tuple(int(i) for i in str(s).split(",") if i)
-        for n, s in zip(golden["names"], golden["shapes"], strict=True)
+        str(n): tuple(int(i) for i in str(s).split(",") if i) for n, s in zip_equal(golden["names"], golden["shapes"])
     }
 
 
@@ -372,10 +374,10 @@ def compare_training(config: Config, detector: RCNN, inputs: dict, golden: np.li
         Tensor(np.full((b, given + objects), 0.5, np.float32)),
     )
     rows = []
-    for name, value in zip(loss.loss.names[1:], losses.asnumpy()[1:], strict=True):
+    for name, value in zip_equal(loss.loss.names[1:], losses.asnumpy()[1:]):
         limit = MASK_LOSS if name == "rcnn_mask_loss" else MAPS
         rows.append(Row(LOSSES[name], relative(value, golden[LOSSES[name]]), limit))
-    norms = {p.name: g.asnumpy() for p, g in zip(loss.trainable_params(), grads, strict=True)}
+    norms = {p.name: g.asnumpy() for p, g in zip_equal(loss.trainable_params(), grads)}
     worst = {}
     count = 0
     for key in golden.files:

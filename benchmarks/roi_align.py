@@ -7,6 +7,8 @@ The work is that of a Mask R-CNN training step: 1024 RoIs of 2 images, 7 x 7 bin
 interpreter, if one is named: its libraries need not live beside MindSpore).
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os

@@ -7,6 +7,8 @@ process of its own, whose peak memory is told. --project names another checkout 
 same files; stages that it lacks are left out.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os

@@ -3,6 +3,8 @@
 Prints one JSON line: timings, peak memory, and what was detected. Needs torch and torchvision, not MindSpore.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import Timing, measure, peak_memory_mib, set_threads
+from src.runtime.newer import zip_equal
 
 __all__ = ["golden_shapes", "objects", "run_elsewhere"]
 
@@ -22,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def golden_shapes() -> dict[str, tuple[int, ...]]:
     """torchvision's parameter names and shapes, 81 classes."""
     golden = np.load(ROOT / "tests/reference/maskrcnn_r50_fpn.npz")
-    pairs = zip(golden["names"], golden["shapes"], strict=True)
+    pairs = zip_equal(golden["names"], golden["shapes"])
     return {str(n): tuple(int(i) for i in str(s).split(",") if i) for n, s in pairs}
 
 
@@ -77,7 +80,7 @@ def train(a: argparse.Namespace) -> tuple[Timing, dict]:
     boxes, labels = objects(a.batch, a.height, a.width, a.objects)
     targets = []
     y, x = np.mgrid[: a.height, : a.width]
-    for b, label in zip(boxes, labels, strict=True):
+    for b, label in zip_equal(boxes, labels):
         masks = []
         for x1, y1, x2, y2 in b:
             u, v = (x + 0.5 - (x1 + x2) / 2) / ((x2 - x1) / 2), (y + 0.5 - (y1 + y2) / 2) / ((y2 - y1) / 2)

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.common import measure, peak_memory_mib, print_table, set_threads, write_json
 from benchmarks.network import add_arguments, load_golden_weights, read_config
 from benchmarks.torchvision_child import run_elsewhere
+from src.runtime.newer import zip_equal
 
 
 def stage_times(config, loss, batch: dict, repeats: int) -> dict[str, float]:
@@ -85,7 +86,7 @@ def main() -> None:
     peak = peak_memory_mib()
     compile_s = first - timing.median / 1e3
     results = {"step": timing, "peak_mib": peak, "compile_s": compile_s}
-    results["losses"] = dict(zip(loss.names, losses.tolist(), strict=True))
+    results["losses"] = dict(zip_equal(loss.names, losses.tolist()))
     rows = [["MindSpore", timing.median / 1e3, timing.low / 1e3, f"{timing.spread:.0%}", timing.cpu / 1e3, peak, 1.0]]
     if a.stages:
         results["stages_ms"] = stage_times(config, loss, batch, a.repeats)

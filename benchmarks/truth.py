@@ -7,6 +7,8 @@ also: detections with errors have the twelve numbers that pycocotools alone give
 mask AP of result files is told, and at least LEAST_GRID_AP.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import copy
@@ -40,6 +42,7 @@ from src.evaluation.inference import EvalLoader, collect_results, kinds_of, open
 from src.evaluation.kinds import KINDS
 from src.evaluation.results import load_results, save_results
 from src.evaluation.truth import Truth, read_annotations
+from src.runtime.newer import zip_equal
 
 __all__ = ["noisy_results", "perfect_results", "plain_numbers"]
 
@@ -129,7 +132,7 @@ def by_eval(config: Config, split: str, out: Path) -> tuple[Pair, Pair]:
     evaluated = {k: numbers[k]["metrics"]["AP"] for k in ("bbox", "segm") if k in numbers}
     row = re.search(r"<td>AP, mean over IoU 0.50 to 0.95</td>(.*?)</tr>", (out / "report.html").read_text())[1]
     shown = [float(v) for v in re.findall(r'<td class="n">([0-9.]+)</td>', row)]
-    return evaluated, dict(zip(evaluated, shown, strict=True))
+    return evaluated, dict(zip_equal(evaluated, shown))
 
 
 def by_onnx(config: Config, split: str, truth: dict, out: Path) -> Pair:
@@ -190,7 +193,7 @@ def write_det(path: Path, image: dict, rows: list[dict], labels: dict[int, int],
     parts = [struct.pack("<8s4I", b"RCNNDET1", image["height"], image["width"], len(rows), side), boxes.tobytes()]
     parts += [np.array([r["score"] for r in rows], "<f4").tobytes()]
     parts += [np.array([labels[r["category_id"]] for r in rows], "<u4").tobytes()]
-    for r, box in zip(rows if side else (), boxes, strict=False):
+    for r, box in zip(rows if side else (), boxes):
         parts.append(crop_mask(r["segmentation"], box, image["height"], image["width"], side).tobytes())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(parts))

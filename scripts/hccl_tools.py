@@ -11,6 +11,8 @@ The format is version 1.0 of MindSpore's tutorial on starting by rank table
 zoo's tool (https://gitee.com/mindspore/models/tree/r2.0/utils/hccl_tools).
 """
 
+from __future__ import annotations
+
 import argparse
 import ipaddress
 import json
@@ -205,7 +207,7 @@ def given_device_ips(texts: list[str], servers: list[str], devices: list[int]) -
         addresses = [a.strip() for a in listed.split(",")]
         if len(addresses) != len(devices):
             raise RankTableError(f"--device_ips: {len(addresses)} addresses for the {len(devices)} devices of {server}")
-        out[server] = dict(zip(devices, addresses, strict=True))
+        out[server] = dict(zip(devices, addresses))
     return out
 
 

@@ -5,6 +5,8 @@ and this project's own; writes MindSpore's .ckpt or .safetensors. Prints what it
 Where the file says of itself what the config has otherwise, DST.config.yaml beside it is the config for it.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 from pathlib import Path

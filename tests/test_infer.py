@@ -29,6 +29,7 @@ from src.inference.files import find_inputs, predict_images, predict_video, spli
 from src.inference.predictor import Predictor, coco_category_ids
 from src.runtime.errors import UserError
 from src.runtime.files import beside
+from src.runtime.newer import zip_equal
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -182,7 +183,7 @@ def stubbed(monkeypatch, tiny_predictor, tiny_model, tiny_arguments):
         try:
             infer.main()
         finally:
-            for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            for number, handler in zip_equal((signal.SIGINT, signal.SIGTERM), before):
                 signal.signal(number, handler)
         return made[-1]
 
@@ -550,7 +551,7 @@ def variant(tiny_predictor, tiny_model):
 
 def test_a_threshold_for_each_class(variant, tiny_predictor, shapes_root, refusal):
     paths = sorted((shapes_root / "val2017").iterdir())
-    path, found = max(zip(paths, tiny_predictor(paths), strict=True), key=lambda item: len(set(item[1].names)))
+    path, found = max(zip_equal(paths, tiny_predictor(paths)), key=lambda item: len(set(item[1].names)))
     first, other = found.names[0], next(n for n in found.names if n != found.names[0])
     of_first = found.scores[np.array(found.names) == first]
     least = float(of_first[len(of_first) // 2])
@@ -599,7 +600,7 @@ def test_detections(tiny_predictor, photograph):
     assert [found.names[i] for i in range(3)] == [tiny_predictor.class_names[i] for i in found.labels[:3]]
     bitmaps = found.bitmaps()
     assert bitmaps.dtype == bool
-    for bitmap, mask in zip(bitmaps, found.masks, strict=True):
+    for bitmap, mask in zip_equal(bitmaps, found.masks):
         np.testing.assert_array_equal(bitmap, rle.decode(mask).astype(bool))
     middle = float(found.scores[len(found) // 2])
     assert len(found.above(middle)) == (found.scores >= middle).sum()
@@ -799,8 +800,7 @@ def turned(shapes_root, tmp_path):
     names = ["images\\a\\x.png", "images\\b\\x.png", "images\\b\\y.png"]
     data["annotations"] = []
     data["images"] = [
-        {"id": f"id {name}", "file_name": name, "height": h, "width": w}
-        for name, (h, w) in zip(names, sizes, strict=True)
+        {"id": f"id {name}", "file_name": name, "height": h, "width": w} for name, (h, w) in zip_equal(names, sizes)
     ]
     # as its pixels are stored
     last = data["images"][2]
@@ -895,7 +895,7 @@ def test_some_classes_alone(variant, tiny_predictor, shapes_root):
     names = Counter(p["class"]["name"] for d in everything for p in d["predictions"])
     assert len(names) > 1
     rare = min(names, key=names.get)
-    for found, whole in zip(variant(classes=[rare])(paths), everything, strict=True):
+    for found, whole in zip_equal(variant(classes=[rare])(paths), everything):
         assert found.to_dict()["predictions"] == [p for p in whole["predictions"] if p["class"]["name"] == rare]
 
 
@@ -996,7 +996,7 @@ def test_labels_go_back_into_a_data_set(kind, turned, tmp_path, tiny_predictor):
         assert (image["height"], image["width"]) == (detected.height, detected.width)
         rows = [a for a in again["annotations"] if a["image_id"] == image["id"]]
         assert len(rows) == len(detected) > 0
-        for a, bitmap, label in zip(rows, detected.bitmaps(), detected.labels, strict=True):
+        for a, bitmap, label in zip_equal(rows, detected.bitmaps(), detected.labels):
             assert a["category_id"] == label
             assert a["area"] == bitmap.sum()
             drawn = rle.decode(rle.merge(rle.frPyObjects(a["segmentation"], *bitmap.shape))).astype(bool)
@@ -1040,7 +1040,7 @@ def test_a_video(film, tmp_path, tiny_predictor):
     lines = [json.loads(line) for line in (tmp_path / "out/film.jsonl").read_text().splitlines()]
     assert [line["frame"] for line in lines] == list(range(6))
     assert [line["seconds"] for line in lines] == [i / 8 for i in range(6)]
-    for line, frame in zip(lines, frames, strict=True):
+    for line, frame in zip_equal(lines, frames):
         found = tiny_predictor(np.ascontiguousarray(frame[:, :, ::-1])).to_entry()
         assert {k: line[k] for k in found} == found
     drawn = cv2.VideoCapture(str(tmp_path / "out/film.mp4"))

@@ -1,5 +1,7 @@
 """What README.md and the other pages say exists: links, files, commands, options; and is said once."""
 
+from __future__ import annotations
+
 import ast
 import dataclasses
 import functools
@@ -103,7 +105,7 @@ def commands(line: str) -> list[tuple[Path | str, str]]:
     """Each command of ours in a line, by its file (that of another's module by its name), and what follows it."""
     found = list(COMMAND.finditer(line))
     out = []
-    for m, end in zip(found, [m.start() for m in found][1:] + [len(line)], strict=False):
+    for m, end in zip(found, [m.start() for m in found][1:] + [len(line)]):
         if m["module"]:
             what = module_file(m["module"]) or m["module"]
         else:

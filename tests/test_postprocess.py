@@ -100,7 +100,7 @@ def test_annotations_without_masks(run_folder, coco_folder):
 
 
 def rename(coco_folder, *names):
-    for image, name in zip(coco_folder.data["images"], names, strict=False):
+    for image, name in zip(coco_folder.data["images"], names):
         image["file_name"] = name
     coco_folder.write()
 

@@ -1,7 +1,5 @@
 """Large pictures in overlapping parts: each object once, whole, where it is."""
 
-import itertools
-
 import cv2
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from pycocotools import mask as rle
 from src.inference.predictor import Predictor
 from src.inference.tiles import cut_off, merge, windows
 from src.runtime.errors import UserError
+from src.runtime.newer import zip_equal
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 0.0), (64, 0.2), (100, 0.5), (100, 0.9)])
@@ -25,7 +24,7 @@ def test_windows_cover_the_picture_and_overlap(tile, overlap):
             assert x >= 0 and y >= 0 and x + w <= width and y + h <= height
         assert not parts or covered.min() >= 1
         for starts in ({p[0] for p in parts}, {p[1] for p in parts}):
-            for a, b in itertools.pairwise(sorted(starts)):
+            for a, b in zip(sorted(starts), sorted(starts)[1:]):
                 # a start is rounded to whole pixels
                 assert a + tile - b >= int(overlap * tile) - 1
     assert windows(5000, 5000, None, 0.2) == [(0, 0, 5000, 5000)]
@@ -102,7 +101,7 @@ def test_each_object_once_and_whole(blobs, tile, overlap):
     # a pixel of the canvas is some 2.6 of the whole picture
     assert distance.min(1).max() <= 3
     assert found.labels.tolist() == [1 + i % 2 for i in nearest]
-    for mask, box in zip(found.masks, found.boxes, strict=True):
+    for mask, box in zip_equal(found.masks, found.boxes):
         assert mask["size"] == [300, 500]
         x, y, w, h = rle.toBbox(mask)
         np.testing.assert_allclose([x, y, x + w, y + h], box, atol=2.5)

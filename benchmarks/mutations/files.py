@@ -1,5 +1,7 @@
 """Changes to data sets of any format: pictures, names, encodings, files."""
 
+from __future__ import annotations
+
 import io
 import unicodedata
 from collections.abc import Callable

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import yaml
 
+from src.runtime.newer import zip_equal
+
 FORMATS = ("coco", "voc", "labelme", "txt", "yolo")
 CLASSES = ("ant", "bee", "cow")
 SIZES = ((96, 128), (128, 96), (64, 64), (72, 100), (80, 60))  # height, width
@@ -163,7 +165,7 @@ def make_set(form: str, random: np.random.Generator) -> DataSet:
     """A valid data set of five images, one of them without objects."""
     out = DataSet(form)
     scenes = []
-    for i, (name, size) in enumerate(zip(NAMES, SIZES, strict=True)):
+    for i, (name, size) in enumerate(zip_equal(NAMES, SIZES)):
         things = make_things(random, *size, 0 if i == 4 else int(random.integers(2, 5)))
         scenes.append((name, size, things))
         special = form in ("coco", "voc", "txt")
@@ -218,7 +220,7 @@ def build_voc(out: DataSet, scenes: list) -> None:
                 ET.SubElement(o, tag).text = str(value)
             box = ET.SubElement(o, "bndbox")
             x1, y1, x2, y2 = t.box
-            for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), (x1 + 1, y1 + 1, x2, y2), strict=True):
+            for tag, value in zip_equal(("xmin", "ymin", "xmax", "ymax"), (x1 + 1, y1 + 1, x2, y2)):
                 ET.SubElement(box, tag).text = str(int(value))
         out.docs[f"Annotations/{Path(name).with_suffix('.xml')}"] = root
     out.config = {"train_dataset": "ROOT", "val_dataset": "ROOT"}

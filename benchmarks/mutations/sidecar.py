@@ -4,6 +4,8 @@ A change is made to the content, which may then be signed as an export signs it,
 meets every other check.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 from collections.abc import Callable

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.mutations.sets import CLASSES, NAMES, WORDS, DataSet, mutation, otherwise, pick
+from src.runtime.newer import zip_equal
 
 
 def voc_doc(s: DataSet, random: np.random.Generator) -> ET.Element:
@@ -115,7 +116,7 @@ def voc_box(s, random):
     change = VOC_BOXES[pick(random, VOC_BOXES)]
     for o in voc_objects(s) if random.random() < 0.3 else [pick(random, voc_objects(s))]:
         box = o.find("bndbox")
-        for c, v in zip(box, change(*(int(c.text) for c in box)), strict=True):
+        for c, v in zip_equal(box, change(*(int(c.text) for c in box))):
             c.text = f"{v:g}"
 
 
@@ -177,7 +178,7 @@ def voc_lists(s, random):
         random,
         (
             lines,
-            [f"{n} {v}" for n, v in zip(lines, (1, -1, 0, 1, 1), strict=True)],
+            [f"{n} {v}" for n, v in zip_equal(lines, (1, -1, 0, 1, 1))],
             [f"{n}.jpg" for n in lines],
             [f"JPEGImages/{n}.jpg" for n in lines],
             [*lines, "", "  "],

@@ -1,5 +1,7 @@
 """Checkpoints: written whole or not at all, read whole or refused."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math

@@ -1,5 +1,7 @@
 """The schema of a configuration: every key, its type, default, bounds and meaning, in groups."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal

@@ -4,6 +4,8 @@ A key that the schema doesn't know, or a value of the wrong type, raises ConfigE
 unknown keys, the nearest right name. A value that could only fail later is refused here.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import dataclasses

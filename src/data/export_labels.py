@@ -1,5 +1,7 @@
 """Writes images and their labels in a format that other tools read: COCO's, Pascal VOC's, YOLO's or labelme's."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ from src.data.formats.yolo import LabelFinder
 from src.data.polygons import mask_polygons, one_polygon
 from src.data.records import DataError, ImageRecord, Instance
 from src.data.segmentations import segmentation_json
+from src.runtime.newer import zip_equal
 
 __all__ = ["WRITERS", "Labelled", "write_labels"]
 
@@ -204,7 +207,7 @@ def voc_xml(data: Labelled, record: ImageRecord, name: str) -> str:
         if x2 - x1 < 1 or y2 - y1 < 1:
             data.lost["boxes of less than a pixel, which VOC can't tell, are widened to one"] += 1
             (x1, x2), (y1, y2) = a_pixel(x1, x2, record.width), a_pixel(y1, y2, record.height)
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), (x1 + 1, y1 + 1, x2, y2), strict=True)
+        corners = zip_equal(("xmin", "ymin", "xmax", "ymax"), (x1 + 1, y1 + 1, x2, y2))
         box = "".join(f"<{k}>{round(v, 2):.12g}</{k}>" for k, v in corners)
         lines.append(
             f"  <object>\n    <name>{escape(plain(data.name(i)))}</name>\n    <pose>Unspecified</pose>"

@@ -1,5 +1,7 @@
 """Which file an annotation means: by the path that it gives, by the same path written otherwise, by name last."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import unicodedata

@@ -4,6 +4,8 @@ Pixels are taken as stored, or turned as the file's EXIF orientation says; `orie
 libtiff never turn them by themselves.
 """
 
+from __future__ import annotations
+
 import io
 import os
 import re

@@ -5,6 +5,8 @@ of boxes with --images. Splits that it tells apart stay; else the images are sha
 seed. With --annotations, FILE is a results file of detections, which become labels to correct by hand.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import shlex

@@ -28,6 +28,7 @@ from src.data.transforms import fit_size
 from src.drawing.objects import draw_ground_truth
 from src.runtime.errors import run_command
 from src.runtime.files import whole
+from src.runtime.newer import zip_equal
 
 __all__ = ["Figures", "contact_sheet", "count_records", "inspect_split"]
 
@@ -63,7 +64,7 @@ def count_records(folder: Path, config: Config) -> Figures:
     for (text,) in rows.create_tuple_iterator(num_epochs=1, output_numpy=True):
         a = json.loads(text.tobytes())
         boxes, crowd = np.array(a["boxes"], float).reshape(-1, 4), np.array(a["crowd"], bool)
-        names = [config.coco_classes[label] for label, c in zip(a["labels"], crowd, strict=True) if not c]
+        names = [config.coco_classes[label] for label, c in zip_equal(a["labels"], crowd) if not c]
         out.images += 1
         out.empty += not names
         out.instances.update(names)
@@ -89,7 +90,7 @@ def describe(f: Figures, config: Config) -> str:
     shares = ", ".join(f"{f.sizes[s]} {s} ({f.sizes[s] / max(total, 1):.0%})" for s in SIZES)
     lines.append(f"sizes      {shares}, by box area under 32 x 32, under 96 x 96, above")
     if f.image_sides:
-        w, h = (np.array(v) for v in zip(*f.image_sides, strict=True))
+        w, h = (np.array(v) for v in zip_equal(*f.image_sides))
         lines.append(
             f"pixels     {w.min()} to {w.max()} wide (median {np.median(w):.0f}), {h.min()} to {h.max()} high"
             f" (median {np.median(h):.0f}); canvas {config.img_width} x {config.img_height}"
@@ -181,7 +182,7 @@ def pictures(config: Config, folder: Path, split: str, count: int) -> list[np.nd
         changes["detector"] = without_branches(config)
     config = dataclasses.replace(config, **changes)
     fields, out = fields_of(config), []
-    for batch, _ in zip(TrainLoader(config, folder).epoch(0), range(count), strict=False):
+    for batch, _ in zip(TrainLoader(config, folder).epoch(0), range(count)):
         height, width = batch["image_size"][0].astype(int)
         image = restored(batch["image"][0][:, :height, :width], config)
         valid = batch["gt_valid"][0]

@@ -1,5 +1,7 @@
 """Batches for training and evaluation, from MindRecord, by several workers, in an order that repeats."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections import deque
@@ -27,6 +29,7 @@ from src.data.scene import Scene
 from src.data.transforms import View, canvas_size, fit_size, prepare_image, visible_objects
 from src.data.workers import worker_count, worker_pool
 from src.runtime.errors import InternalError
+from src.runtime.newer import zip_equal
 
 __all__ = ["EvalLoader", "TrainLoader"]
 
@@ -45,7 +48,7 @@ class Places(NamedTuple):
     turns: np.ndarray
     occurrences: np.ndarray
 
-    def part(self, which: np.ndarray | slice) -> "Places":
+    def part(self, which: np.ndarray | slice) -> Places:
         return Places(*(v[which] for v in self))
 
 
@@ -189,7 +192,7 @@ def samples(records: OpenRecords, places: Places, reader: SampleReader) -> Itera
         return sample
 
     with worker_pool(reader, workers, config.python_multiprocessing and workers > 1) as submit:
-        for row, shown in zip(stored_rows(records, places.rows), how, strict=True):
+        for row, shown in zip_equal(stored_rows(records, places.rows), how):
             pending.append(submit(*row, shown))
             if len(pending) >= ahead:
                 yield oldest()

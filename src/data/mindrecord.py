@@ -9,6 +9,8 @@ A folder never changes once it has its name. Who reads it holds it until the pro
 own; checked.json, when the files that were found right were last changed.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import errno
@@ -45,6 +47,7 @@ from src.data.segmentations import segmentation_json
 from src.data.truth import write_truth
 from src.runtime.errors import UserError, run_command
 from src.runtime.files import InUseError, flush, hold, whole
+from src.runtime.newer import zip_equal
 
 __all__ = ["OpenRecords", "ensure_mindrecord", "ground_truth", "read_index", "record_crc", "record_files"]
 
@@ -580,7 +583,7 @@ def write_records(records: list[ImageRecord], data: Records, folder: Path, confi
         writer.add_schema(SCHEMA, "detection")
     skipped = data.skipped()
     objects, crowds, sizes, classes, pending = {}, {}, {}, {}, []
-    bar = tqdm(zip(records, rows_of(records, config), strict=True), total=len(records), unit="img", desc="converting")
+    bar = tqdm(zip_equal(records, rows_of(records, config)), total=len(records), unit="img", desc="converting")
     for record, row in bar:
         if row is None:
             skipped.append(record.faults[0])

@@ -1,5 +1,7 @@
 """What the reader of any format gives: one record an image, its objects, and the faults that a user can mend."""
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import math
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from src.runtime.errors import UserError, one_line
+from src.runtime.newer import SLOTS, zip_equal
 
 __all__ = [
     "DataError",
@@ -68,7 +71,7 @@ class Split:
     listing: Path | None = None
 
 
-@dataclass(slots=True)
+@dataclass(**SLOTS)
 class Instance:
     """One object or crowd region.
 
@@ -87,7 +90,7 @@ class Instance:
     fields: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS)
 
 
-@dataclass(slots=True)
+@dataclass(**SLOTS)
 class ImageRecord:
     """One image of a split.
 
@@ -175,7 +178,7 @@ class Records:
     def check_counts(self, most: int) -> None:
         """Adds a fault to each image of more than `most` objects, which names the number that is enough for all."""
         counts = [sum(not i.crowd for i in r.instances) for r in self.images]
-        for record, count in zip(self.images, counts, strict=True):
+        for record, count in zip_equal(self.images, counts):
             if count > most:
                 record.faults.append(
                     f"{record.told} has {count} objects, more than max_instance_count {most}; set it to {max(counts)},"

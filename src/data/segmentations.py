@@ -1,6 +1,9 @@
 """COCO's segmentations, polygons or run lengths, checked and brought into one form before anything decodes them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import Union
 
 import numpy as np
 from pycocotools import mask as rle
@@ -28,7 +31,7 @@ FAR = 10  # sides of its image that a polygon may reach beyond it
 LONGEST = 2_000_000  # pixels around the polygons of a mask: filling them takes time and memory by that, some 0.2 s
 UNCOUNTED = 10_000  # pixels around, which aren't worth being counted
 
-Segmentation = list[np.ndarray] | dict
+Segmentation = Union[list[np.ndarray], dict]
 
 
 def normal_segmentation(

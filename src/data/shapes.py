@@ -6,6 +6,8 @@ Coloured shapes on textured backgrounds: five classes, small to large, occluding
 visible parts, as polygons), crowds of one class (run-length encoded, iscrowd 1), and images without objects.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import shutil

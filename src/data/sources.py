@@ -1,6 +1,9 @@
 """Pictures as callers give them: paths, arrays, PIL images."""
 
+from __future__ import annotations
+
 import os
+from typing import Union
 
 import numpy as np
 from PIL import Image
@@ -11,7 +14,7 @@ from src.data.records import DataError
 __all__ = ["Source", "read_source"]
 
 EXIF_ORIENTATION = 0x0112
-Source = str | os.PathLike | np.ndarray | Image.Image
+Source = Union[str, os.PathLike, np.ndarray, Image.Image]
 
 
 def read_source(source: Source, exif: str, annotated: tuple[int, int] | None = None) -> tuple[np.ndarray, int]:

@@ -1,5 +1,7 @@
 """From image bytes and annotations to the network's inputs; every operation on one image."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 

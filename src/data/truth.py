@@ -8,6 +8,8 @@ beside an id says what the annotations call the image or category, where that is
 file that the truth was made of. The first line holds a checksum of the rest.
 """
 
+from __future__ import annotations
+
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence

@@ -95,7 +95,8 @@ def serve(connection: Connection, reader: Reader, parent: int) -> None:
         try:
             answer = reader(*row)
         except (InternalError, MemoryError) as e:
-            e.add_note(traceback.format_exc())
+            if hasattr(e, "add_note"):  # from Python 3.11 on
+                e.add_note(traceback.format_exc())
             answer = e
         connection.send(answer)
 

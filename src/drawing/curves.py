@@ -1,5 +1,7 @@
 """A training's losses and APs as a curve."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from matplotlib.figure import Figure
 
 from src.runtime.errors import UserError
 from src.runtime.files import read_regular
+from src.runtime.newer import zip_equal
 
 __all__ = ["CurveError", "plot_loss_curve", "read_loss_log"]
 
@@ -70,7 +73,7 @@ def plot_loss_curve(
     axes = figure.subplots(2 if ap else 1, 1, squeeze=False, height_ratios=[2.2, 1] if ap else [1])
     upper = axes[0, 0]
     shades = ["#222222", *(matplotlib.colormaps["tab10"](i)[:3] for i in range(10))]
-    for name, shade in zip(names, shades, strict=False):
+    for name, shade in zip(names, shades):
         values = np.array([r.get(name, np.nan) for r in rows], float)
         values[values <= 0] = np.nan  # no place on a log scale
         strong = name == "total_loss"
@@ -86,7 +89,7 @@ def plot_loss_curve(
         upper.set_ylim(shown.min() / 2, shown.max() * 2)
     points = [(epoch_ends[e - 1], v) for e, v in sorted((validation or {}).items()) if v and e <= len(epoch_ends)]
     if points:
-        upper.plot(*zip(*points, strict=True), color=shades[0], marker="o", linestyle="--", label="total, validation")
+        upper.plot(*zip_equal(*points), color=shades[0], marker="o", linestyle="--", label="total, validation")
     upper.grid(True, which="major", alpha=0.3)
     upper.legend(ncols=3, fontsize=9, framealpha=0.9)
     if len(epoch_ends) > 1:
@@ -101,7 +104,7 @@ def plot_loss_curve(
         epochs = sorted(ap)
         for kind in sorted({k for e in epochs for k in ap[e]}):
             points = [(e, ap[e][kind]) for e in epochs if kind in ap[e]]
-            lower.plot(*zip(*points, strict=True), marker="o", label=kind)
+            lower.plot(*zip_equal(*points), marker="o", label=kind)
         lower.set(xlabel="epochs done", ylabel="AP", ylim=(0, 1), xlim=(0, max(len(epoch_ends), epochs[-1])))
         lower.grid(True, alpha=0.3)
         lower.legend(fontsize=9, loc="upper left")

@@ -1,11 +1,15 @@
 """Detections and ground truth drawn on pictures. Arrays in, arrays out."""
 
+from __future__ import annotations
+
 import colorsys
 from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
 from pycocotools import mask as rle
+
+from src.runtime.newer import zip_equal
 
 __all__ = [
     "Layer",
@@ -94,7 +98,7 @@ def side_by_side(
     (_, high), low = cv2.getTextSize("Ag", FONT, scale, thickness)
     bar, gap = high + low + max(8, high), max(4, left.shape[1] // 100)
     columns = []
-    for picture, caption in zip((left, right), captions, strict=True):
+    for picture, caption in zip_equal((left, right), captions):
         head = np.full((bar, picture.shape[1], 3), 255, np.uint8)
         (wide, _), _ = cv2.getTextSize(caption, FONT, scale, thickness)
         place = (max((picture.shape[1] - wide) // 2, 2), (bar + high) // 2)

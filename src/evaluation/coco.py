@@ -1,5 +1,7 @@
 """COCO's metrics on COCO results (pycocotools)."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import io
@@ -19,6 +21,7 @@ from src.evaluation.kinds import KINDS, Kind, needed_branches
 from src.evaluation.kinds.base import STANDARD, Number
 from src.evaluation.results import checked_results
 from src.evaluation.truth import EvaluationError, Truth, read_annotations
+from src.runtime.newer import zip_equal
 
 __all__ = [
     "EvaluationError",
@@ -247,7 +250,7 @@ def measure_classes(summary: Summary, kind: Kind, run: COCOeval, names: list[str
             curve.best(),
             curve.at(summary.score),
         )
-        for k, (name, category, curve) in enumerate(zip(names, run.params.catIds, rows, strict=True))
+        for k, (name, category, curve) in enumerate(zip_equal(names, run.params.catIds, rows))
     }
     together = pooled(rows)
     with_objects = [c for c in summary.classes[kind.name].values() if c.objects]

@@ -1,5 +1,7 @@
 """What the C++ program (ascend310_infer/) wrote for a folder of images: its summary, and a file of each image."""
 
+from __future__ import annotations
+
 import json
 import math
 import struct
@@ -14,6 +16,7 @@ from src.data.finding import name_parts
 from src.evaluation.kinds import branch_kinds
 from src.evaluation.truth import EvaluationError
 from src.runtime.files import read_regular
+from src.runtime.newer import zip_equal
 
 __all__ = ["ImageResult", "annotated_images", "class_categories", "read_result", "read_summary"]
 
@@ -67,11 +70,11 @@ def read_result(path: str | Path, image: dict | None = None) -> ImageResult:
             " not these annotations' images?"
         )
     parts = []
-    for (dtype, shape), size in zip(arrays, sizes, strict=True):
+    for (dtype, shape), size in zip_equal(arrays, sizes):
         parts.append(np.frombuffer(data[at : at + size], dtype).reshape(count, *shape))
         at += size
     boxes, scores, labels, *more = parts
-    return ImageResult(height, width, boxes, scores, labels, dict(zip(layout, more, strict=True)))
+    return ImageResult(height, width, boxes, scores, labels, dict(zip_equal(layout, more)))
 
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # of each field: what a detection has of it

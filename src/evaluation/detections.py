@@ -1,5 +1,7 @@
 """What a detector found in one picture: arrays, in pixels of the picture. All that is told of it is made of these."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ from src.data.sources import Source, read_source
 from src.drawing.objects import draw_detections
 from src.evaluation.kinds import Kind, branch_kinds, layers_of
 from src.runtime.errors import UserError
+from src.runtime.newer import zip_equal
 
 __all__ = ["Detections"]
 
@@ -72,7 +75,7 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def above(self, score: float, by_class: Mapping[str, float] | None = None) -> "Detections":
+    def above(self, score: float, by_class: Mapping[str, float] | None = None) -> Detections:
         """Those of at least this score, or of classes named in `by_class` of at least that one. Raises UserError for
         what is no score."""
         for value in (score, *(by_class or {}).values()):
@@ -95,7 +98,7 @@ class Detections:
         if self.masks is None:
             raise UserError("this detector has no masks; use one with detector: mask_rcnn or cascade_mask_rcnn")
         out = np.zeros((len(self), self.height, self.width), bool)
-        for bitmap, mask in zip(out, self.masks, strict=True):
+        for bitmap, mask in zip_equal(out, self.masks):
             bitmap[:] = rle.decode(mask)
         return out
 
@@ -111,7 +114,7 @@ class Detections:
                 f"an image of {bgr.shape[1]} x {bgr.shape[0]} pixels; these detections are of one of"
                 f" {self.width} x {self.height}"
             )
-        names = dict(zip(self.labels.tolist(), self.names, strict=True))
+        names = dict(zip_equal(self.labels.tolist(), self.names))
         layers = layers_of(self.fields)
         drawn = draw_detections(bgr, self.boxes, self.scores, self.labels, layers, names, score_thr, zoom)
         return np.ascontiguousarray(drawn[:, :, ::-1])
@@ -144,8 +147,8 @@ class Detections:
         kinds = branch_kinds(self.fields)
         rounded = {branch: [kind.rounded(v) for v in self.fields[branch]] for branch, kind in kinds.items()}
         entry = replace(self, fields=rounded).to_dict()
-        for row, result in zip(entry["predictions"], self.to_coco(0), strict=True):
-            row["bbox"] = dict(zip(row["bbox"], result["bbox"], strict=True))
+        for row, result in zip_equal(entry["predictions"], self.to_coco(0)):
+            row["bbox"] = dict(zip_equal(row["bbox"], result["bbox"]))
             row["class"]["label"] -= 1
             row["score"] = result["score"]
         return entry
@@ -154,7 +157,7 @@ class Detections:
         """COCO results, as eval.py writes them: boxes rounded to a hundredth, scores to six digits. A class without a
         known id counts by its label."""
         labels = self.labels.tolist()
-        ids = [label if known is None else known for label, known in zip(labels, self.category_ids, strict=True)]
+        ids = [label if known is None else known for label, known in zip_equal(labels, self.category_ids)]
         out = []
         for i, (x1, y1, x2, y2) in enumerate(np.asarray(self.boxes, np.float64)):
             row = {

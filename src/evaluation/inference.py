@@ -1,5 +1,7 @@
 """A detector over a split: detections of every image, and their AP."""
 
+from __future__ import annotations
+
 import dataclasses
 import time
 from collections.abc import Callable, Sequence

@@ -4,6 +4,8 @@ found_in, or Found itself, holds what was found in the picture's pixels, before 
 picture can be put together. paste makes Detections of it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,13 +39,13 @@ class Found:
         if len(self.scale) != len(self.boxes):
             self.scale = np.ones((len(self.boxes), 2), np.float32)
 
-    def take(self, places: np.ndarray) -> "Found":
+    def take(self, places: np.ndarray) -> Found:
         """Those at these places."""
         fields = {branch: rows[places] for branch, rows in self.fields.items()}
         return Found(self.boxes[places], self.scores[places], self.labels[places], fields, self.scale[places])
 
     @staticmethod
-    def joined(parts: Sequence["Found"]) -> "Found":
+    def joined(parts: Sequence[Found]) -> Found:
         """Those of all parts, one after the other."""
         boxes, scores, labels, scale = (
             np.concatenate([getattr(p, name) for p in parts]) for name in ("boxes", "scores", "labels", "scale")
@@ -51,7 +53,7 @@ class Found:
         fields = {branch: np.concatenate([p.fields[branch] for p in parts]) for branch in parts[0].fields}
         return Found(boxes, scores, labels, fields, scale)
 
-    def in_original(self, scale: Sequence[float] | np.ndarray, name: str) -> "Found":
+    def in_original(self, scale: Sequence[float] | np.ndarray, name: str) -> Found:
         """These, of a canvas, in pixels of the original; scale (y, x): canvas = original * scale.
 
         Raises EvaluationError, of the image `name`, for a box or score that isn't finite.
@@ -80,7 +82,7 @@ def found_in(
     """
     boxes, scores, labels, valid = (x[row] for x in out[:4])
     kept = np.flatnonzero(valid if least is None else valid & (scores >= least[labels]))
-    fields = {branch: x[row] for branch, x in zip(branches, out[4:], strict=False)}
+    fields = {branch: x[row] for branch, x in zip(branches, out[4:])}
     return Found(boxes, scores, labels, fields).take(kept).in_original(scale, name)
 
 

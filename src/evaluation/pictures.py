@@ -4,6 +4,8 @@ python -m src.evaluation.pictures --annotations JSON --images DIR --results RESU
                                   [--count 8] [--score 0.5] [--loss_log loss_0.log]
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from src.evaluation.kinds import branch_kinds, layers_of
 from src.evaluation.results import load_results
 from src.evaluation.truth import read_annotations
 from src.runtime.errors import UserError, run_command
+from src.runtime.newer import zip_equal
 
 __all__ = ["draw_records", "draw_results", "picture_of"]
 
@@ -54,7 +57,7 @@ def draw_results(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"{out}: can't write pictures there: {e.strerror}") from None
-    for image_id, target in zip(tqdm(chosen, unit="picture", desc="drawing"), targets, strict=True):
+    for image_id, target in zip_equal(tqdm(chosen, unit="picture", desc="drawing"), targets):
         path = finder.find(truth.imgs[image_id]["file_name"])
         image = picture_of(read_bytes(path), str(path), truth.imgs[image_id], exif)
         zoom = 2.0 if max(image.shape[:2]) < SMALL else 1.0
@@ -94,7 +97,7 @@ def draw_records(
     if any(r.get("iscrowd") for r in records):
         # a crowd is drawn as one more class of its own, below zero, also that of category 0
         names = dict(names) | {-1 - k: f"{v} crowd" for k, v in names.items()}
-        labels = np.array([-1 - c if r.get("iscrowd") else c for c, r in zip(labels, records, strict=True)])
+        labels = np.array([-1 - c if r.get("iscrowd") else c for c, r in zip_equal(labels, records)])
     return draw_detections(image, boxes, scores, labels, layers_of(fields), names, score_thr, zoom)
 
 

@@ -1,5 +1,7 @@
 """An evaluation as one HTML file that needs nothing else: tables, curves, confusion, pictures, speed, losses."""
 
+from __future__ import annotations
+
 import base64
 import html
 import io
@@ -30,6 +32,7 @@ from src.evaluation.pictures import draw_records, picture_of
 from src.evaluation.truth import EvaluationError, Truth
 from src.runtime.errors import UserError
 from src.runtime.files import whole
+from src.runtime.newer import zip_equal
 
 __all__ = ["Matches", "match_image", "write_report"]
 
@@ -51,7 +54,7 @@ class Matches:
     def quality(self) -> float | None:
         """Panoptic quality (arXiv:1801.00868) on boxes: the IoUs of matches in the right class, over matches plus
         half the false and missed ones. None where there is nothing to find and nothing found."""
-        right = [iou for (a, b), iou in zip(self.pairs, self.ious, strict=True) if a == b]
+        right = [iou for (a, b), iou in zip_equal(self.pairs, self.ious) if a == b]
         # a match in the wrong class is a missed object and a false detection
         wrong = sum((a is not None) + (b is not None) for a, b in self.pairs if a != b)
         return sum(right) / (len(right) + wrong / 2) if self.pairs else None
@@ -357,7 +360,7 @@ def confusion_chart(matrix: np.ndarray, names: list[str]) -> bytes:
     axes.set_xticks(range(len(matrix)), [*names, "missed"], rotation=90, fontsize=size)
     axes.set_yticks(range(len(matrix)), [*names, "background"], fontsize=size)
     axes.set(xlabel="detected as", ylabel="object")
-    for y, x in zip(*np.nonzero(matrix), strict=True):
+    for y, x in zip_equal(*np.nonzero(matrix)):
         ink = "white" if shares[y, x] > 0.5 else "black"
         axes.text(x, y, matrix[y, x], ha="center", va="center", fontsize=size - 1, color=ink)
     return png(figure)

@@ -1,5 +1,7 @@
 """COCO results files ([{"image_id", "category_id", "bbox", "score", "segmentation"?}, ...]): read, checked, written."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """The ground truth that results are measured against: a COCO instances file, opened at this one place."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 from collections.abc import Collection

@@ -11,6 +11,7 @@ import sys
 
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.runtime.errors import UserError, run_command
+from src.runtime.newer import zip_equal
 
 __all__ = ["aipp_config"]
 
@@ -32,7 +33,7 @@ def aipp_config(config: Config, upright: bool = False) -> str:
         "  csc_switch: false",
         "  rbuv_swap_switch: false",
     ]
-    for i, (mean, std) in enumerate(zip(config.img_mean, config.img_std, strict=True)):
+    for i, (mean, std) in enumerate(zip_equal(config.img_mean, config.img_std)):
         lines += [f"  mean_chn_{i}: 0", f"  min_chn_{i}: {mean!r}", f"  var_reci_chn_{i}: {1 / std:.10g}"]
     return "\n".join([*lines, "}", ""])
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.config import Config
+from src.runtime.newer import zip_equal
 
 __all__ = ["BOX", "MATCHED", "SCORE", "SEED", "Agreement", "compare_detections", "reference_input", "together"]
 
@@ -51,7 +52,7 @@ def _agreement(
     box: float, score: float, matched: int, total: int, worst: np.ndarray, branches: Sequence[str]
 ) -> Agreement:
     first, second, *more = (float(v) for v in worst)
-    return Agreement(box, score, matched, total, first, second, dict(zip(branches, more, strict=True)))
+    return Agreement(box, score, matched, total, first, second, dict(zip_equal(branches, more)))
 
 
 def reference_input(config: Config, batch_size: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:

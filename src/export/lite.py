@@ -4,6 +4,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.models.rcnn import RCNN
+from src.runtime.newer import zip_equal
 
 __all__ = ["for_lite"]
 
@@ -24,7 +25,7 @@ def for_lite(plain: RCNN) -> RCNN:
                 names = [p.name for p in apart.get_parameters()]
                 setattr(parent, name, apart)
                 # placed in a parent that has no name of its own, they would share their names with others
-                for p, own in zip(apart.get_parameters(), names, strict=True):
+                for p, own in zip_equal(apart.get_parameters(), names):
                     p.name = own
     return plain
 

@@ -5,6 +5,8 @@ with ReLU, the 1x1 convolution. Each layer: 4 uint32 the weight's shape, (O, C, 
 (classes, C, 1, 1); float32 the weight; float32 the bias.
 """
 
+from __future__ import annotations
+
 import struct
 from pathlib import Path
 

@@ -4,6 +4,8 @@ MindSpore 2.8 writes version 3 of the format, where an operator's arguments are 
 1, where they are attributes of the operator. Later releases of Lite read version 3 as it is.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from mindspore.train import mind_ir_pb2 as ir
@@ -54,7 +56,7 @@ def move_arguments(model: ir.ModelProto, graph: ir.GraphProto, primitives: dict[
         own.CopyFrom(primitive)
         own.name = f"{primitive.op_type}:{len(model.primitives)}"
         node.op_type = f"REF::{own.name}"
-        for name, given in zip(names, list(node.input)[kept:], strict=False):
+        for name, given in zip(names, list(node.input)[kept:]):
             set_attribute(own, name, constants[given])
         del node.input[kept:]
     used = {name for n in graph.node for name in n.input}

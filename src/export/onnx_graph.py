@@ -10,9 +10,11 @@ Opset 16 is the first with an aligned RoiAlign. Where RoIs are chosen, the first
 image without a single detection gives no empty tensors to operators that might not bear them.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import onnx
@@ -32,6 +34,7 @@ from src.models.roi_extractor import RoIExtractor
 from src.models.roi_heads.cascade import CascadeRoIHeads
 from src.models.rpn import RPNHead
 from src.ops.nms import float32_below
+from src.runtime.newer import zip_equal
 
 __all__ = ["OPSET", "onnx_model"]
 
@@ -40,7 +43,7 @@ UNUSABLE = NO_LOGIT  # the score of a box that takes no part, below every probab
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
 
 
-Constant = np.ndarray | np.generic | Sequence | float | int
+Constant = Union[np.ndarray, np.generic, Sequence, float, int]
 
 
 class Graph:
@@ -91,7 +94,7 @@ def onnx_model(config: Config, detector: RCNN, batch_size: int = 1) -> onnx.Mode
     g = DetectorGraph(config, detector, batch_size)
     made = g.build("image", "image_shape")
     ports = describe(config, "whole", "ONNX", {}, batch_size)
-    for port, name in zip(ports["outputs"], made, strict=True):
+    for port, name in zip_equal(ports["outputs"], made):
         g.nodes.append(helper.make_node("Identity", [name], [port["name"]], name=port["name"]))
     graph = helper.make_graph(g.nodes, config.detector, values(ports["inputs"]), values(ports["outputs"]))
     graph.initializer.extend(g.constants.values())
@@ -207,7 +210,7 @@ class DetectorGraph(Graph):
         c, d = self.config, self.detector
         anchors = d.rpn.anchors.asnumpy()
         logits, deltas, references, levels = [], [], [], []
-        for i, (x, stride) in enumerate(zip(maps, c.rpn.anchor_generator.strides, strict=True)):
+        for i, (x, stride) in enumerate(zip_equal(maps, c.rpn.anchor_generator.strides)):
             (h, w), a = map_size(c.img_height, c.img_width, stride), head.cls.out_channels
             y = self.conv(x, head.conv, relu=True)
             logit = self.op("Transpose", self.conv(y, head.cls), perm=[0, 2, 3, 1])

@@ -1,5 +1,7 @@
 """An exported ONNX model in ONNX Runtime."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -38,7 +40,7 @@ class OnnxModel:
             self.classes = json.loads(text)
         except ValueError:
             self.classes = text
-        if not isinstance(self.classes, list | None):
+        if not isinstance(self.classes, (list, type(None))):
             raise ExportError(f"{name}: the classes in its metadata aren't a JSON list; export it again")
 
     def __call__(self, image: np.ndarray, image_shape: np.ndarray) -> list[np.ndarray]:

@@ -7,6 +7,8 @@ absolute value, uint32 step, uint32 samples, float32 each of them: elements 0, s
 give is what its `reference` says (src/export/branches/).
 """
 
+from __future__ import annotations
+
 import struct
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,6 +4,8 @@ Written as `<model file>.json`. Everything that isn't in the graph itself (how a
 are called) and, so that the split form's host code and its Python agree, everything that is.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import json

@@ -2,6 +2,8 @@
 (ascend310_infer/src/sidecar.cc).
 """
 
+from __future__ import annotations
+
 import itertools
 import json
 import math
@@ -197,7 +199,7 @@ def _check_together(c: dict[str, Any], path: str) -> None:
     strides, step, own = c["rpn"]["strides"], c["canvas_step"], _branches(c)
     fits(1 < len(c["classes"]) <= MOST_CLASSES, f"{len(c['classes'])} classes, not 2 to {MOST_CLASSES}")
     fits(len(set(c["classes"])) == len(c["classes"]), "two classes of one name")
-    fits(all(a <= b for a, b in itertools.pairwise(strides)), "rpn.strides, none of which is less than the one before")
+    fits(all(a <= b for a, b in zip(strides, strides[1:])), "rpn.strides, none of which is less than the one before")
     steps = itertools.accumulate(strides, math.lcm)
     fits(step in steps, f"canvas_step {step}, no least common multiple of the first of rpn.strides")
     fits(width % step == height % step == 0, f"the model's canvas, {width} x {height}, isn't in steps of {step}")

@@ -11,6 +11,8 @@ Where pictures of either orientation have a canvas of their own (config.turns_ca
 each, so that none is resized from picture to picture, and the heads serve both.
 """
 
+from __future__ import annotations
+
 import copy
 import math
 import os
@@ -37,6 +39,7 @@ from src.models.rcnn import RCNN
 from src.models.roi_heads.cascade import CascadeRoIHeads
 from src.models.rpn import RPNHead
 from src.runtime.errors import quiet_logging
+from src.runtime.newer import zip_equal
 
 __all__ = ["PROGRAM", "export_split"]
 
@@ -129,7 +132,7 @@ def box_heads(detector: RCNN) -> list[BBoxHead]:
 
 def branch_heads(config: Config, detector: RCNN) -> list[tuple[Branch, list[nn.Cell]]]:
     """The branches, with one head each, or one a stage of a cascade."""
-    return [(b, list(cell.heads)) for b, cell in zip(branches_of(config), detector.roi_heads.more, strict=True)]
+    return [(b, list(cell.heads)) for b, cell in zip_equal(branches_of(config), detector.roi_heads.more)]
 
 
 def head_shape(config: Config, roi: Roi, count: int) -> tuple[int, ...]:
@@ -180,7 +183,7 @@ def write_graphs(config: Config, detector: RCNN, name: Path, mindir_version: int
     shapes: dict[str, tuple[int, ...]] = {}
     # any canvas and number of RoIs will do, but Lite chooses its kernels for the shapes that it finds here: with
     # ResNet-50 at 768 x 1280, those for a small canvas take a tenth less memory and a tenth more time
-    for view, role, stem in zip(canvases(config), FIRST, stems(name), strict=False):
+    for view, role, stem in zip(canvases(config), FIRST, stems(name)):
         graphs[role] = FeatureGraph(plain.backbone, plain.neck, plain.rpn.head, levels, num_maps(config))
         shapes[role] = (1, 3, view.img_height, view.img_width)
         paths[role] = stem.with_name(f"{stem.name}_features.mindir")
@@ -204,7 +207,7 @@ def write_graphs(config: Config, detector: RCNN, name: Path, mindir_version: int
     for branch, cells in branch_heads(config, detector):
         for i, head in enumerate(cells):
             written = branch.write_files(head, name.with_name(f"{name.name}_{branch.files[0]}{i}"))
-            paths |= {f"{role}{i}": path for role, path in zip(branch.files[1:], written, strict=True)}
+            paths |= {f"{role}{i}": path for role, path in zip_equal(branch.files[1:], written)}
     return paths
 
 
@@ -284,7 +287,7 @@ def compare(paths: list[Path], program: Path) -> None:
     if run.returncode != 0:
         reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1].removeprefix("error: ")
         raise ExportError(f"the export isn't what the detector is in Python: {reason}")
-    for path, content in zip(paths, contents, strict=True):
+    for path, content in zip_equal(paths, contents):
         content["reference"]["compared"] = True
         sidecar.write(path, content)
 

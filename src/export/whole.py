@@ -1,5 +1,7 @@
 """The whole detector in one file: image and its sizes in, detections in pixels of the original image out."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import dataclasses
@@ -29,6 +31,7 @@ from src.models.roi_extractor import RoIExtractor
 from src.runtime.errors import quiet_logging
 from src.runtime.files import cure
 from src.runtime.interrupts import own_interrupts
+from src.runtime.newer import zip_equal
 
 __all__ = ["WholeGraph", "canvases", "export_whole", "import_onnx_runtime", "model_path"]
 
@@ -87,12 +90,12 @@ def export_whole(config: Config, detector: RCNN, path: Path, file_format: str) -
     with folder_beside(path) as folder:
         made, reports = [], []
         sampling: dict[str, int] = {}
-        for view, name in zip(canvases(config), (path.name, sidecar.upright_path(path).name), strict=False):
+        for view, name in zip(canvases(config), (path.name, sidecar.upright_path(path).name)):
             made.append(folder / name)
             reports.append(export_canvas(view, detector, made[-1], file_format, sampling))
         entries = [sidecar.file_entry(file) for file in made]
         ratios = {k: sampling.get(k, roi.roi_layer.sampling_ratio) for k, roi in rois(config).items()}
-        for i, (entry, (_, reference)) in enumerate(zip(entries, reports, strict=True)):
+        for i, (entry, (_, reference)) in enumerate(zip_equal(entries, reports)):
             about = sidecar.describe(
                 config,
                 "whole",

@@ -1,5 +1,7 @@
 """Which entry of an annotation file an image file is: by its path first, then by its name where that is one alone."""
 
+from __future__ import annotations
+
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +12,7 @@ from src.data.finding import name_parts
 from src.data.images import is_image
 from src.data.truth import truth_of
 from src.runtime.errors import UserError
+from src.runtime.newer import zip_equal
 
 __all__ = ["AnnotatedImage", "Annotations", "MatchError"]
 
@@ -38,7 +41,7 @@ class Annotations:
     files: dict[Path, AnnotatedImage] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: str | Path) -> "Annotations":
+    def read(cls, path: str | Path) -> Annotations:
         """Of a COCO file; ids are those that the file itself has. Raises DataError for a file that isn't COCO's."""
         path, data = Path(path), truth_of(path, "skip")
         images = [AnnotatedImage(str(i["file_name"]), source_id(i), size_of(i)) for i in data["images"]]
@@ -145,10 +148,10 @@ class NameIndex:
         """Places of the entries that fit a file best, and how well: whether the whole file_name ends its path, and how
         many folders and names agree, from the end."""
         parts = name_parts(os.path.abspath(path))
-        for form, index in zip(self.FORMS.values(), self.by_form, strict=True):
+        for form, index in zip_equal(self.FORMS.values(), self.by_form):
             if found := index.get(form(parts[-1])):
                 scores = [self.agreement(self.parts[i], parts) for i in found]
-                return [i for i, s in zip(found, scores, strict=True) if s == max(scores)], max(scores)
+                return [i for i, s in zip_equal(found, scores) if s == max(scores)], max(scores)
         return [], (False, 0)
 
     @staticmethod

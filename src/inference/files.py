@@ -1,5 +1,7 @@
 """Predictions of image files and videos: JSON, COCO results, pictures. Every input is accounted for."""
 
+from __future__ import annotations
+
 import contextlib
 import glob
 import itertools
@@ -24,6 +26,7 @@ from src.inference.labels import coco_labels, labelme_labels
 from src.inference.predictor import Prediction, Predictor
 from src.runtime.errors import UserError
 from src.runtime.files import open_regular, whole
+from src.runtime.newer import zip_equal
 
 __all__ = [
     "Annotations",
@@ -216,7 +219,7 @@ def predict_images(
         add_result = files.enter_context(json_entries(coco_path, "[]")) if coco_path else None
         stream = predictor.stream(inputs.images, keep_images=pictures is not None, sizes=sizes)
         told = tqdm(stream, total=len(inputs.images), unit="image", desc="predicting")
-        for path, p in zip(inputs.images, told, strict=True):
+        for path, p in zip_equal(inputs.images, told):
             if p.fault:
                 faults.append(p.fault)
                 continue

@@ -1,5 +1,7 @@
 """Predictions as labels to correct by hand: labelme's files, or a COCO instances file."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os

@@ -1,5 +1,7 @@
 """A trained detector as a function of images: from src import Predictor; Predictor(config, checkpoint)(image)."""
 
+from __future__ import annotations
+
 import copy
 import difflib
 import functools
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from mindspore import Tensor
@@ -29,12 +31,13 @@ from src.models.build import build_detector
 from src.ops.device import set_device
 from src.runtime.errors import UserError
 from src.runtime.interrupts import own_interrupts
+from src.runtime.newer import zip_equal
 
 __all__ = ["Prediction", "Predictor", "coco_category_ids"]
 
 # COCO's 80 classes have ids up to 90
 UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-COCO_IDS = dict(zip(COCO_CLASSES[1:], (i for i in range(1, 91) if i not in UNUSED_IDS), strict=True))
+COCO_IDS = dict(zip_equal(COCO_CLASSES[1:], (i for i in range(1, 91) if i not in UNUSED_IDS)))
 
 
 def coco_category_ids(class_names: Sequence[str]) -> dict[int, int]:
@@ -181,7 +184,7 @@ class Predictor:
         PIL images are taken as RGB, and turned by their EXIF orientation as files are. Raises UserError, one line, for
         an image that can't be read.
         """
-        alone = isinstance(images, Source | bytes) or not isinstance(images, Iterable)
+        alone = isinstance(images, (*get_args(Source), bytes)) or not isinstance(images, Iterable)
         sources: Any = [images] if alone else images
         out = [prediction.found for prediction in self.stream(sources)]
         return out[0] if alone else out
@@ -316,7 +319,7 @@ class Predictor:
         rcnn, size = self.config.test_cfg.rcnn, picture.size
         found = Found.joined(picture.found)
         if len(picture.parts) > 1:
-            parts = zip(picture.found, picture.parts, strict=True)
+            parts = zip_equal(picture.found, picture.parts)
             cut = np.concatenate([cut_off(f.boxes, window, *size) for f, window in parts])
             groups = found.labels * (not rcnn.agnostic_nms)
             found = found.take(merge(found.boxes, found.scores, groups, cut, rcnn.iou_threshold))

@@ -1,5 +1,7 @@
 """Large pictures in parts: windows that overlap, and the detections of all of them as one picture's."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

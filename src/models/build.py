@@ -1,6 +1,6 @@
 """Detectors and their losses from a config: the one place that reads it."""
 
-import itertools
+from __future__ import annotations
 
 from mindspore import Tensor, nn
 
@@ -23,6 +23,7 @@ from src.models.roi_heads.standard import StandardRoIHeads, StandardRoILoss
 from src.models.rpn import RPN, RPNHead, RPNLoss, SampledRPN
 from src.ops.library import standard_operators
 from src.runtime.errors import UserError
+from src.runtime.newer import zip_equal
 
 __all__ = ["build_detector", "build_loss", "sampler_key_sizes"]
 
@@ -110,7 +111,7 @@ def _detector(config: Config, builtin_ops: bool) -> RCNN:
     fpn, rpn = config.neck.fpn, config.rpn
     backbone = build_backbone(config)
     strides = backbone_strides(config.backbone)
-    factors = [below // above for above, below in itertools.pairwise(strides)]
+    factors = [below // above for above, below in zip(strides, strides[1:])]
     neck = FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, fpn.upsample == "bilinear", factors)
     head = RPNHead(rpn.in_channels, rpn.feat_channels, config.anchors_a_cell)
     proposals = RPN(
@@ -151,7 +152,7 @@ def _bbox_loss(config: Config, coder: BoxCoder, ranks: int) -> BBoxLoss:
 def _branch_losses(config: Config, detector: RCNN, ranks: int, weights: list[float]) -> list[list[nn.Cell]]:
     """Of each stage, whose losses have that weight, those of the further heads on its sample."""
     out: list[list[nn.Cell]] = [[] for _ in weights]
-    for name, branch in zip(config.branches, detector.roi_heads.more, strict=True):
+    for name, branch in zip_equal(config.branches, detector.roi_heads.more):
         for stage, losses in enumerate(BRANCHES[name].build_losses(config, branch, ranks, weights)):
             out[stage] += losses
     return out

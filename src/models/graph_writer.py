@@ -3,6 +3,8 @@
 The writer (src/export/onnx_graph.py) holds the graph so far; values in it are known by their names.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Protocol
 

@@ -1,5 +1,7 @@
 """The detector's losses as plain functions; every row has a weight, so that padding adds nothing."""
 
+from __future__ import annotations
+
 from mindspore import Tensor, nn, ops
 
 __all__ = ["Normaliser", "binary_cross_entropy", "cross_entropy", "smooth_l1", "total_of"]

@@ -1,5 +1,7 @@
 """Region proposal network (Ren et al., 2015, arXiv:1506.01497): its head, its anchors, its proposals, its losses."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import mindspore as ms

@@ -7,6 +7,8 @@ a lesser CPU, and are chosen by the environment's RCNN_OPS_MARCH. Run as a progr
 answers ``scripts/build_custom.sh``: ``python -m src.ops.library {path,sources,flags} [MARCH]``, and ``marches``.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import ctypes

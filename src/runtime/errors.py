@@ -3,6 +3,8 @@
 And our own bugs where they would pass for something else: told as ours, with status 1.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import logging
@@ -60,7 +62,7 @@ class InternalError(RuntimeError):
     """A fault of this program itself, not of what it was given; raised from its cause."""
 
     @classmethod
-    def of(cls, cause: Exception, doing: str) -> "InternalError":
+    def of(cls, cause: Exception, doing: str) -> InternalError:
         """Names what was being done, and of `cause` type, message and place."""
         frames = traceback.extract_tb(cause.__traceback__)
         mine = [f for f in frames if "site-packages" not in f.filename] or frames

@@ -1,5 +1,7 @@
 """Files that are read within bounds, that are whole or not there, and folders that one process holds at a time."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl

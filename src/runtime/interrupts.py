@@ -4,6 +4,8 @@ At the start of every run of a graph MindSpore 2.8 puts a handler of its own in 
 leaves it there: Ctrl-C then is a SIGTERM to the process, with neither KeyboardInterrupt nor `finally`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import functools

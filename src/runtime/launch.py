@@ -11,6 +11,8 @@ Of msrun it reserves the port, waits for the other hosts, and has the first rank
     --any_port    where msrun's --master_port is taken, the next one that is free
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import ctypes

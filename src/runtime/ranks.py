@@ -5,6 +5,8 @@ evaluation results, a checkpoint to resume from) goes over a connection of rank 
 doesn't matter how long one waits: MindSpore's collectives on CPU give up after 30 seconds.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal

@@ -1,6 +1,8 @@
 """YAML as users write it (https://yaml.org/spec/1.1), read in bounded time and memory, and nothing read otherwise than
 it looks: a key that comes twice, an alias of a list or mapping, 1:30 for 90, 010 for 8, .inf are refused."""
 
+from __future__ import annotations
+
 import codecs
 import errno
 import math

@@ -1,5 +1,7 @@
 """The processes of a distributed job, and what they write."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re

@@ -1,5 +1,7 @@
 """The training loop: batches in, losses logged, checkpoints and evaluations at their times."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import os
@@ -23,6 +25,7 @@ from src.models.rcnn import RCNNLoss
 from src.runtime.errors import UserError
 from src.runtime.launch import JOB_VARIABLE
 from src.runtime.masking import masked_keys
+from src.runtime.newer import zip_equal
 from src.runtime.ranks import Group
 from src.training.lr_schedule import learning_rates
 from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside, set_aside_after
@@ -277,7 +280,7 @@ class Trainer:
             same = [p for p in self.step.get_parameters() if p.name not in own]
             self.group.check_same(same, "after the first step")
             self.checked_first = True
-        losses = dict(zip(self.loss_names, values.tolist(), strict=True))
+        losses = dict(zip_equal(self.loss_names, values.tolist()))
         # the optimizer counts its own steps
         rate = float(self.rates[(epoch - 1) * len(self.loader) + i - 1 - self.state.skipped])
         before = self.state.position

@@ -8,6 +8,8 @@ Outputs are sent while they appear, so that of a node that is lost the last minu
 here stay here.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import fcntl

@@ -1,5 +1,7 @@
 """What training needs to go on as if it had never stopped, and which checkpoints were best."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import itertools

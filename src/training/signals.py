@@ -1,5 +1,7 @@
 """SIGTERM and Ctrl-C in training and evaluation: told at once, and acted on where nothing is lost."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import itertools
@@ -42,7 +44,7 @@ class StopRequest:
     def status(self) -> int:
         return 128 + self.signum if self.signum else 0
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> StopRequest:
         # elsewhere Python lets nobody handle signals
         if threading.current_thread() is threading.main_thread():
             self.inbox, outbox = os.pipe()

@@ -1,11 +1,14 @@
 """One training step: losses, gradients, update; and the random keys that it is given."""
 
+from __future__ import annotations
+
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config import Config
 from src.models.build import sampler_key_sizes
 from src.models.rcnn import RCNNLoss
+from src.runtime.newer import zip_equal
 from src.training.update import Update, build_update
 
 __all__ = ["AccumulatedStep", "SamplerKeys", "TrainStep", "build_step", "step_inputs"]
@@ -114,13 +117,13 @@ class AccumulatedStep:
     def split(self, batch: tuple[Tensor, ...]) -> list[list[Tensor]]:
         """The inputs of each part."""
         arrays = [np.split(x.asnumpy(), self.parts) for x in batch]
-        return [[Tensor(a) for a in part] for part in zip(*arrays, strict=True)]
+        return [[Tensor(a) for a in part] for part in zip_equal(*arrays)]
 
     def count(self, parts: list[list[Tensor]]) -> np.ndarray:
         """The sums of the parts' counts."""
         before = [p.asnumpy().copy() for p in self.statistics]
         counts = [self.counts(*p).asnumpy() for p in parts]
-        for p, values in zip(self.statistics, before, strict=True):
+        for p, values in zip_equal(self.statistics, before):
             p.set_data(Tensor(values))
         return np.sum(counts, axis=0)
 

@@ -1,5 +1,7 @@
 """Where losses and metrics go: loss_0.log, metrics.jsonl, a curve, and, where asked for, TensorBoard and MLflow."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import importlib.util

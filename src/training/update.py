@@ -1,5 +1,7 @@
 """What follows the gradients: their mean over ranks, the check for overflow, clipping, the optimizer."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import mindspore as ms

@@ -1,5 +1,7 @@
 """The training losses on the validation split."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from src.config import Config
@@ -7,6 +9,7 @@ from src.data.augment import without_augmentation
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.models.rcnn import RCNNLoss
+from src.runtime.newer import zip_equal
 from src.runtime.ranks import Group
 from src.training.step import SamplerKeys, step_inputs
 
@@ -45,4 +48,4 @@ class ValidationLoss:
         finally:
             self.loss.set_train(True)
         means = np.mean(self.group.exchange(np.mean(rows, axis=0, dtype=np.float64)), axis=0)
-        return dict(zip(self.loss.names, means.tolist(), strict=True))
+        return dict(zip_equal(self.loss.names, means.tolist()))

@@ -1,5 +1,7 @@
 """The C++ program, built once, and a small detector exported for it."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess
@@ -20,6 +22,7 @@ from src.export.split import export_split
 from src.models.build import build_detector
 from src.models.rcnn import RCNN
 from src.ops.device import set_device
+from src.runtime.newer import zip_equal
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +76,7 @@ class Exported:
         out = [x.asnumpy()[0] for x in (detector or self.detector)(Tensor(canvas[None]), Tensor(size))]
         sy, sx = np.float32(height) / np.float32(image.shape[0]), np.float32(width) / np.float32(image.shape[1])
         boxes = out[0] / np.array([sx, sy, sx, sy], np.float32)
-        fields = {name: x[out[3]] for name, x in zip((config or self.config).branches, out[4:], strict=True)}
+        fields = {name: x[out[3]] for name, x in zip_equal((config or self.config).branches, out[4:])}
         return ImageResult(*image.shape[:2], boxes[out[3]], out[1][out[3]], out[2][out[3]], fields)
 
 

@@ -22,6 +22,7 @@ from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.split import export_split
 from src.models.build import build_detector
 from src.ops.library import runnable_marches
+from src.runtime.newer import zip_equal
 from tests.ascend310_infer.conftest import Exported, build_program, random_detector
 
 LARGEST = 96 * 1024  # bytes of an image's result
@@ -29,7 +30,7 @@ LARGEST = 96 * 1024  # bytes of an image's result
 
 def share(pairs):
     """Matched detections over all of them."""
-    matched, total = map(sum, zip(*pairs, strict=True))
+    matched, total = map(sum, zip_equal(*pairs))
     assert total > 0
     return matched / total
 
@@ -103,7 +104,7 @@ def whole_pair(exported, tmp_path):
     )
     paths = [tmp_path / "model/whole.mindir", tmp_path / "model/whole-upright.mindir"]
     paths[0].parent.mkdir()
-    for path, size, times in zip(paths, ((96, 160), (160, 96)), (1, 2), strict=True):
+    for path, size, times in zip_equal(paths, ((96, 160), (160, 96)), (1, 2)):
         inputs = (Tensor(np.zeros((2, 3, *size), np.float32)), Tensor(np.ones((2, 4), np.float32)))
         ms.export(StandIn(times), *inputs, file_name=str(path), file_format="MINDIR")
         path.chmod(0o644)
@@ -340,8 +341,8 @@ def coco_file(path, names_and_sizes):
 def turned(pictures, tmp_path):
     """Pictures of one name in three folders, and others; a COCO file with the sizes of what a viewer shows."""
     whole = [np.asarray(Image.open(p).convert("RGB")) for p in sorted((pictures / "val2017").iterdir())[:4]]
-    places = dict(zip(["a/x.PNG", "b/x.PNG", "b/c/x.PNG", os.fsdecode(b"\xff.png")], whole, strict=True))
-    for (name, picture), orientation in zip(places.items(), (6, 1, 8, 6), strict=True):
+    places = dict(zip_equal(["a/x.PNG", "b/x.PNG", "b/c/x.PNG", os.fsdecode(b"\xff.png")], whole))
+    for (name, picture), orientation in zip_equal(places.items(), (6, 1, 8, 6)):
         store_turned(tmp_path / "turned" / name, picture, orientation)
         store_turned(tmp_path / "upright" / name, picture, 1)
     sizes = {n.replace("/", "\\").replace("PNG", "png"): p.shape[:2] for n, p in places.items()}
@@ -438,7 +439,7 @@ def test_batches_change_nothing(batch, exported, infer, pictures, tmp_path):
 def test_another_canvas(exported, infer, pictures, agree, tmp_path):
     images = sorted((pictures / "val2017").iterdir())[:3]
     config, detector = random_detector(img_width=256, img_height=192, keep_ratio=False)
-    for theirs, ours in zip(detector.get_parameters(), exported.detector.get_parameters(), strict=True):
+    for theirs, ours in zip_equal(detector.get_parameters(), exported.detector.get_parameters()):
         theirs.set_data(ours)
     words = ("--model", exported.sidecar, "--input", images[0].parent, "--output", tmp_path / "out")
     run = infer(*words, "--width", 256, "--height", 192, "--keep_ratio", "false")

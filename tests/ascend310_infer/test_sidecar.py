@@ -10,6 +10,7 @@ from benchmarks.mutations.sidecar import BYTES, CONTENTS, mutated
 from src.config import load_config
 from src.export import sidecar
 from src.export.sidecar import ExportError
+from src.runtime.newer import zip_equal
 from tests.ascend310_infer.test_image import READER, ROOT, compiled
 
 SOURCES = [*READER, "tests/ascend310_infer/sidecar_main.cc"]
@@ -78,7 +79,7 @@ def test_any_other_byte_is_told(read, tmp_path):
         spoilt[at] ^= 1 << at % 8
         paths.append(tmp_path / f"{at}.json")
         paths[-1].write_bytes(spoilt)
-    for path, said in zip(paths, read(paths), strict=True):
+    for path, said in zip_equal(paths, read(paths)):
         assert said.startswith(f"{path}: ")
         assert in_python(path).startswith(f"{path}:")
 
@@ -167,7 +168,7 @@ def test_random_changes(seed, read, tmp_path):
     changes = {word for name in names for word in name.split(": ")[1].split()}
     assert changes >= {change.__name__ for change in (*BYTES, *CONTENTS)}
     accepted = 0
-    for path, name, said in zip(paths, names, read(paths), strict=True):
+    for path, name, said in zip_equal(paths, names, read(paths)):
         ours = in_python(path)
         assert (said == "read") == (ours == "read"), f"{name}: C++ {said!r}, Python {ours!r}"
         assert said == "read" or said.startswith(f"{tmp_path}")

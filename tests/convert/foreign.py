@@ -1,5 +1,7 @@
 """Files and names of other projects, made without their code."""
 
+from __future__ import annotations
+
 import io
 import pickle
 import struct
@@ -7,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+
+from src.runtime.newer import zip_equal
 
 STORAGES = {"f4": "FloatStorage", "f8": "DoubleStorage", "f2": "HalfStorage", "i8": "LongStorage", "u1": "ByteStorage"}
 
@@ -82,7 +86,7 @@ def write_legacy(path: Path, state: dict, wrap=lambda content: content) -> Path:
         out.write(dump(part))
     legacy = {
         n: Raw(bytes(t).replace(op(v.size) + b"tQ", op(v.size) + b"NtQ"))  # the view that it isn't
-        for (n, t), v in zip(state_opcodes(state).items(), state.values(), strict=True)
+        for (n, t), v in zip_equal(state_opcodes(state).items(), state.values())
     }
     out.write(dump(wrap(legacy)))
     out.write(dump([str(i) for i in range(len(state))]))

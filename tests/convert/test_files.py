@@ -167,7 +167,7 @@ OBJECTS = {
     "namespace": argparse.Namespace(lr=0.1, path=Path("x")),
     "path": Path("/data"),
     "enum": Color.RED,
-    "time": datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
+    "time": datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc),
     "scalars": [np.float64(2), np.int32(3), np.bool_(True), np.datetime64("2020-01-01")],
     "settings": Settings(a=Settings(b=[1])),
     "objects": np.array([None, {}], object),

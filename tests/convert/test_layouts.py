@@ -19,6 +19,7 @@ from src.checkpoints.convert.pickles import ConversionError
 from src.config import load_config
 from src.models.anchors import base_anchors
 from src.models.build import build_backbone, build_detector
+from src.runtime.newer import zip_equal
 from tests.convert import foreign
 from tests.reference.reference_weights import reference_state_dict
 
@@ -43,7 +44,7 @@ def golden_state(file: str) -> dict:
     with np.load(ROOT / "tests/reference" / file) as golden:
         names, shapes = golden["names"], golden["shapes"]
     return reference_state_dict(
-        {str(n): tuple(int(i) for i in str(s).split(",") if i) for n, s in zip(names, shapes, strict=True)}
+        {str(n): tuple(int(i) for i in str(s).split(",") if i) for n, s in zip_equal(names, shapes)}
     )
 
 

@@ -72,7 +72,7 @@ def test_what_was_tried_is_told(files, refusal, name):
 
 def test_two_entries_of_one_file_are_refused(coco_folder, coco_config, refusal):
     """Two folders' pictures of one name, of which one is there: which of the two entries is it?"""
-    for image, name in zip(coco_folder.data["images"], ("a/x.jpg", "b/x.jpg"), strict=False):
+    for image, name in zip(coco_folder.data["images"], ("a/x.jpg", "b/x.jpg")):
         image["file_name"] = name
     (coco_folder.images / "000000000001.jpg").rename(coco_folder.images / "x.jpg")
     coco_folder.write()

@@ -14,6 +14,7 @@ from src.data.formats import read_split, resolve_classes
 from src.data.import_labels import import_labels
 from src.data.records import DataError
 from src.data.segmentations import as_rle
+from src.runtime.newer import zip_equal
 from tests.data.formats.reading import load as load_data
 from tests.data.formats.reading import picture
 
@@ -349,7 +350,7 @@ def objects_of(shapes_config, root, dataset):
     out = {}
     for r in data.usable("stop"):
         masks = [None if i.segmentation is None else rle.decode(as_rle(i.segmentation, 40, 60)) for i in r.instances]
-        rows = zip(r.instances, masks, strict=True)
+        rows = zip_equal(r.instances, masks)
         out[r.path.stem] = [(config.coco_classes[i.label], i.crowd, i.box, mask) for i, mask in rows]
     return out, data
 
@@ -566,7 +567,7 @@ def test_real_photographs(coco_root, tmp_path, shapes_config):
             known = [i for i in r.instances if not i.crowd]
             back = by_name[r.path.name].instances
             assert [i.label for i in back] == [i.label for i in known]
-            for a, b in zip(known, back, strict=True):
+            for a, b in zip_equal(known, back):
                 np.testing.assert_allclose(a.box, b.box, atol=1e-4)
                 pair = (as_rle(i.segmentation, r.height, r.width) for i in (a, b))
                 assert rle.iou([next(pair)], [next(pair)], [0])[0, 0] > 0.99

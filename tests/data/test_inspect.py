@@ -10,6 +10,7 @@ from src.data.fields.masks import on_canvas
 from src.data.inspect import contact_sheet, inspect_split, pictures
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
+from src.runtime.newer import zip_equal
 
 
 def test_figures(coco_folder, coco_config, tmp_path, capsys):
@@ -52,7 +53,7 @@ def test_contact_sheet_of_what_training_sees(shapes_config, tmp_path):
     # the first samples of the first epoch, in their order
     shown = pictures(config, folder, "train", 3)
     loader = TrainLoader(dataclasses.replace(config, batch_size=1), folder)
-    for picture, batch in zip(shown, loader.epoch(0), strict=False):
+    for picture, batch in zip(shown, loader.epoch(0)):
         height, width = batch["image_size"][0]
         # enlarged to whole pixels
         assert abs(picture.shape[1] / picture.shape[0] / (width / height) - 1) < 0.02
@@ -91,5 +92,5 @@ def test_a_validation_sheet_is_of_unchanged_images(shapes_config, tmp_path):
     turned = {"flip_vertical_ratio": 1.0, "rotate90_ratio": 1.0, "repeat_threshold": 1.0, "transform": own}
     folder = ensure_mindrecord(shapes_config(), "val", training=False, quiet=True)
     sheets = [pictures(shapes_config(**named), folder, "val", 3) for named in ({"flip_ratio": 0.0}, turned)]
-    for plain, other in zip(*sheets, strict=True):
+    for plain, other in zip_equal(*sheets):
         np.testing.assert_array_equal(plain, other)

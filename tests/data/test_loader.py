@@ -22,6 +22,7 @@ from src.data.records import DataError
 from src.data.transforms import fit_size
 from src.data.workers import WorkerDied
 from src.runtime.errors import InternalError
+from src.runtime.newer import zip_equal
 from tests.conftest import all_cores
 
 
@@ -49,7 +50,7 @@ def records(shapes_root, tmp_path_factory):
 
 def same(first, second):
     assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
+    for a, b in zip_equal(first, second):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
@@ -259,7 +260,7 @@ def test_a_step_of_parts_has_the_images_of_one_batch(records, shapes_config):
     whole = TrainLoader(shapes_config(batch_size=4), records[0])
     parts = TrainLoader(shapes_config(batch_size=2, accumulate=2), records[0])
     assert len(parts) == len(whole)
-    for a, b in zip(parts.epoch(1, 2), whole.epoch(1, 2), strict=True):
+    for a, b in zip_equal(parts.epoch(1, 2), whole.epoch(1, 2)):
         assert a["image_id"].tolist() == b["image_id"].tolist()
 
 

@@ -8,6 +8,7 @@ import pytest
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.data.repeats import UNIT, draw_copies, repeat_factors
+from src.runtime.newer import zip_equal
 from src.training.step import SamplerKeys
 
 
@@ -94,7 +95,7 @@ def test_samplers_draw_otherwise_too(unbalanced):
     rpn, rcnn = keys(2, ids, np.array([0, 1, 0]))
     assert not np.array_equal(rpn[0], rpn[1])
     assert not np.array_equal(rcnn[0], rcnn[1])
-    for a, b in zip(keys(2, ids), keys(2, ids, np.zeros(3, int)), strict=True):
+    for a, b in zip_equal(keys(2, ids), keys(2, ids, np.zeros(3, int))):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a[0], a[1])
 
@@ -102,7 +103,7 @@ def test_samplers_draw_otherwise_too(unbalanced):
 def test_ranks_share_the_places(unbalanced):
     alone = loader_of(unbalanced(batch_size=4)).epoch_rows(3)
     parts = [loader_of(unbalanced(batch_size=2), rank, 2).epoch_rows(3) for rank in (0, 1)]
-    for whole, first, second in zip(alone, *parts, strict=True):
+    for whole, first, second in zip_equal(alone, *parts):
         np.testing.assert_array_equal(whole, np.stack([first, second], 1).ravel())
 
 
@@ -127,6 +128,6 @@ def test_classes_of_a_converted_set(unbalanced):
     from src.data.mindrecord import read_index
 
     index = read_index(ensure_mindrecord(unbalanced(), "train", training=True))
-    by_image = dict(zip(index["image_ids"], index["classes"], strict=True))
+    by_image = dict(zip_equal(index["image_ids"], index["classes"]))
     assert by_image[5] == by_image[9] == [1, 4]
     assert by_image[1] == [1]

@@ -17,6 +17,7 @@ from src.data.mindrecord import ensure_mindrecord, ground_truth, read_index
 from src.data.records import DataError
 from src.data.truth import read_truth, truth_of, truth_of_split
 from src.evaluation.coco import evaluate
+from src.runtime.newer import zip_equal
 
 
 def truth_file(config):
@@ -60,7 +61,7 @@ def val(coco_folder, coco_config):
 
 @pytest.mark.parametrize("ids", [[0, 1], [5, 5], ["a-1", "a-2"], [None, None], [1 << 70, -3]], ids=str)
 def test_annotation_ids_do_not_matter(coco_folder, val, ids):
-    for a, i in zip(coco_folder.data["annotations"], ids, strict=True):
+    for a, i in zip_equal(coco_folder.data["annotations"], ids):
         a["id"] = i
         if i is None:
             del a["id"]
@@ -85,7 +86,7 @@ def test_iscrowd_that_is_neither(coco_folder, val, refusal, given):
 def test_area_is_the_masks_where_it_is_missing(coco_folder, val):
     """A thin bar of 100 pixels in a box of 20 x 15: COCO's area is the mask's."""
     bar = [[10, 10, 30, 10, 30, 15, 10, 15]]
-    for a, area in zip(coco_folder.data["annotations"], ("12.5", None), strict=True):
+    for a, area in zip_equal(coco_folder.data["annotations"], ("12.5", None)):
         a |= {"area": area, "segmentation": bar}
     path, truth = val()
     assert [a["area"] for a in truth["annotations"]] == [12.5, 100.0]
@@ -141,10 +142,10 @@ def test_run_lengths_that_claim_a_vast_image(coco_folder, val, refusal):
 def test_ids_of_images_and_categories(coco_folder, val, ids):
     """Every kind that JSON has; also where the annotations give as text what the images give as a number."""
     folder = coco_folder
-    for image, a, i in zip(folder.data["images"], folder.data["annotations"], ids, strict=False):
+    for image, a, i in zip(folder.data["images"], folder.data["annotations"], ids):
         image["id"] = i
         a["image_id"] = i if isinstance(i, float) else str(i)
-    for category, i in zip(folder.data["categories"], ids, strict=True):
+    for category, i in zip_equal(folder.data["categories"], ids):
         category["id"] = i
     folder.data["annotations"][0]["category_id"] = folder.data["annotations"][1]["category_id"] = ids[0]
     path, truth = val()

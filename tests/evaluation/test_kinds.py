@@ -16,6 +16,7 @@ from src.evaluation.results import checked_results, load_results, save_results
 from src.evaluation.truth import Truth
 from src.inference.labels import coco_labels, labelme_labels
 from src.inference.page.serve import Kept, draw
+from src.runtime.newer import zip_equal
 
 HEIGHT, WIDTH = 60, 80
 
@@ -131,7 +132,7 @@ def truth(tmp_path) -> Truth:
 
 
 def painted(image: np.ndarray) -> set[tuple[int, int]]:
-    return {(int(x), int(y)) for y, x in zip(*np.nonzero((image == (1, 2, 3)).all(2)), strict=True)}
+    return {(int(x), int(y)) for y, x in zip_equal(*np.nonzero((image == (1, 2, 3)).all(2)))}
 
 
 def test_from_outputs_to_values():

@@ -5,6 +5,7 @@ import pytest
 from pycocotools import mask as rle
 
 from src.evaluation.masks import paste_masks
+from src.runtime.newer import zip_equal
 
 CONVENTIONS = ("torchvision", "grid")
 HEIGHT, WIDTH = 60, 83
@@ -26,7 +27,7 @@ def values_torchvision(mask: np.ndarray, box: np.ndarray, height: int, width: in
         centre, half = (a + b) * np.float32(0.5), (b - a) * np.float32(0.5) * grow
         low.append(int(centre - half))
         high.append(int(centre + half))
-    size = [max(h - lo + 1, 1) for lo, h in zip(low, high, strict=True)]
+    size = [max(h - lo + 1, 1) for lo, h in zip_equal(low, high)]
     # resized pixel i lies at (i + 0.5) * cells / size - 0.5, moved onto the outermost centres where it lies beyond
     across, down = (cell_weights(np.clip((np.arange(s) + 0.5) * cells / s - 0.5, 0, cells - 1), cells) for s in size)
     resized = down @ padded @ across.T
@@ -54,7 +55,7 @@ def check(masks: np.ndarray, boxes: np.ndarray, convention: str, threshold: floa
     found = paste_masks(masks, boxes, *size, threshold, convention)
     assert len(found) == len(boxes)
     total = 0
-    for mask, box, encoded in zip(masks, boxes, found, strict=True):
+    for mask, box, encoded in zip_equal(masks, boxes, found):
         values = values_of(mask, box, *size)
         expected = values > threshold if convention == "torchvision" else values >= threshold
         bitmap = rle.decode(encoded)

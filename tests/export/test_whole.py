@@ -27,6 +27,7 @@ from src.export.whole import (
     with_sampling,
 )
 from src.runtime.errors import UserError
+from src.runtime.newer import zip_equal
 
 
 @pytest.mark.full
@@ -73,7 +74,7 @@ def test_a_mindir_for_each_orientation(detector, sampling, small_config, make_de
     names = ["model-upright.mindir", "model-upright.mindir.json", "model.mindir", "model.mindir.json"]
     assert sorted(p.name for p in paths[0].parent.iterdir()) == names
     abouts = [sidecar.read(f"{p}.json") for p in paths]
-    for i, (path, about, size) in enumerate(zip(paths, abouts, ((96, 160), (160, 96)), strict=True)):
+    for i, (path, about, size) in enumerate(zip_equal(paths, abouts, ((96, 160), (160, 96)))):
         sidecar.check_file(path, about["files"]["model"])
         sidecar.check_file(paths[1 - i], about["pair"])
         sidecar.check_config(f"{path}.json", about, config)

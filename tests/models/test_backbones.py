@@ -10,6 +10,7 @@ from src.models.backbones.mobilenet_v1 import MobileNetV1
 from src.models.backbones.resnet import ResNet, StemPool
 from src.models.build import build_detector
 from src.models.fpn import UpsampleAdd
+from src.runtime.newer import zip_equal
 
 pytestmark = pytest.mark.usefixtures("operator_by_operator")
 
@@ -72,7 +73,7 @@ def test_folded_norms_give_what_norms_give(make):
     apart, folded = make(norm_grad=True).set_train(), make(norm_grad=False).set_train()
     randomise_norms(apart)
     ms.load_param_into_net(folded, {p.name: p for p in apart.get_parameters()})
-    for a, b in zip(apart(Tensor(IMAGE)), folded(Tensor(IMAGE)), strict=True):
+    for a, b in zip_equal(apart(Tensor(IMAGE)), folded(Tensor(IMAGE))):
         a, b = a.asnumpy(), b.asnumpy()
         # weights are scaled before the sum instead of after it
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)
@@ -123,11 +124,11 @@ def test_mobilenet_in_the_zoos_form_is_the_zoos():
     ours, theirs = MobileNetV1(same_padding=True, relu6=True), ZooMobileNet().set_train(False)
     randomise_norms(ours)
     by_kind = [{}, {}]
-    for found, net in zip(by_kind, (ours, theirs), strict=True):
+    for found, net in zip_equal(by_kind, (ours, theirs)):
         for p in net.get_parameters():
             found.setdefault("weight" if len(p.shape) == 4 else p.name.rpartition(".")[2], []).append(p)
     for kind, params in by_kind[0].items():
-        for p, q in zip(params, by_kind[1][kind], strict=True):
+        for p, q in zip_equal(params, by_kind[1][kind]):
             # activations grow beyond 6, or ReLU6 would go unnoticed
             p.set_data(Tensor(p.asnumpy() * (2 if kind == "gamma" else 1)))
             q.set_data(Tensor(p.asnumpy()))
@@ -135,7 +136,7 @@ def test_mobilenet_in_the_zoos_form_is_the_zoos():
     assert want[0].max() == 6
     for training in (False, True):
         got = ours.set_train(training)(Tensor(IMAGE))
-        for a, b in zip(got, want, strict=True):
+        for a, b in zip_equal(got, want):
             # float32 through 27 layers, each of which doubles what it gets
             assert np.linalg.norm(a.asnumpy() - b) < 1e-3 * np.linalg.norm(b)
 

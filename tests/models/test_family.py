@@ -9,6 +9,7 @@ from benchmarks.family import DETECTORS, run
 from src.config import load_config
 from src.models.backbones.resnet import ResNet
 from src.models.build import build_detector
+from src.runtime.newer import zip_equal
 from tests.models.test_backbones import weights
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -37,9 +38,7 @@ def test_faster_rcnn_has_the_published_number_of_weights():
 def test_cascade_has_the_published_number_of_weights(golden, config, mask_heads):
     """Theirs, and a mask for the background in each mask head (256 weights and a bias)."""
     with np.load(REFERENCE / f"{golden}.npz") as z:
-        sizes = {
-            str(n): np.prod([int(i) for i in str(s).split(",")]) for n, s in zip(z["names"], z["shapes"], strict=True)
-        }
+        sizes = {str(n): np.prod([int(i) for i in str(s).split(",")]) for n, s in zip_equal(z["names"], z["shapes"])}
     theirs = sum(size for name, size in sizes.items() if "running" not in name)
     assert weights(build_detector(load_config(f"configs/{config}.yaml"))) == theirs + 257 * mask_heads
 

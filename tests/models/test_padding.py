@@ -8,6 +8,7 @@ from mindspore import Tensor, nn, ops
 from benchmarks.synthetic import synthetic_batch
 from src.config import load_config
 from src.models.build import build_detector, build_loss
+from src.runtime.newer import zip_equal
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys
 
@@ -93,7 +94,7 @@ def test_padded_ground_truth_has_real_rows_to_lose(trained):
 def test_image_without_objects_trains_only_background(trained):
     config, _, net = trained
     losses, norms = losses_and_norms(net, config, synthetic_batch(config, objects=0))
-    named = dict(zip(net.loss.names, losses, strict=True))
+    named = dict(zip_equal(net.loss.names, losses))
     assert np.isfinite(losses).all() and np.isfinite(norms).all()
     assert named["rpn_reg_loss"] == named["rcnn_reg_loss"] == named["rcnn_mask_loss"] == 0
     assert named["rpn_cls_loss"] > 0 and named["rcnn_cls_loss"] > 0
@@ -105,7 +106,7 @@ def test_crowd_regions_make_no_negatives(trained):
     batch = synthetic_batch(config, objects=0)
     batch["ignore_boxes"][:, 0] = [0, 0, config.img_width, config.img_height]
     losses, _ = losses_and_norms(net, config, batch)
-    named = dict(zip(net.loss.names, losses, strict=True))
+    named = dict(zip_equal(net.loss.names, losses))
     assert named["rcnn_cls_loss"] == 0
 
 
@@ -125,7 +126,7 @@ def test_detections_do_not_depend_on_the_batch(trained):
     assert together[3].sum(1).min() > 0
     for i in range(4):
         alone = detect(detector, images[i : i + 1], sizes[i : i + 1])
-        for a, b in zip(together, alone, strict=True):
+        for a, b in zip_equal(together, alone):
             np.testing.assert_allclose(a[i], b[0], atol=1e-5, rtol=1e-5)
 
 

@@ -10,6 +10,7 @@ from mindspore import Tensor, nn, ops
 from benchmarks.synthetic import synthetic_batch
 from src.config import load_config
 from src.models.build import build_detector, build_loss
+from src.runtime.newer import zip_equal
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys
 
@@ -63,7 +64,7 @@ def test_detections_are_those_of_the_canvas(detectors):
     inputs = [Tensor(batch[k]) for k in ("image", "image_size")]
     turning.set_train(False)
     fixed.set_train(False)
-    for a, b in zip(turning(*inputs), fixed(*inputs), strict=True):
+    for a, b in zip_equal(turning(*inputs), fixed(*inputs)):
         np.testing.assert_array_equal(a.asnumpy(), b.asnumpy())
 
 
@@ -89,7 +90,7 @@ def test_the_predictor_takes_pictures_of_both_orientations(tmp_path):
     random = np.random.default_rng(1)
     images = [random.integers(0, 256, (*s, 3), np.uint8) for s in ((60, 90), (90, 60), (70, 90), (95, 60), (80, 60))]
     together = predictor(images)
-    for image, found in zip(images, together, strict=True):
+    for image, found in zip_equal(images, together):
         assert (found.height, found.width) == image.shape[:2]
         alone = predictor(image)
         np.testing.assert_array_equal(found.boxes, alone.boxes)

@@ -6,6 +6,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from src.ops.conv import Conv2d
+from src.runtime.newer import zip_equal
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ def test_values_and_gradients_are_those_of_conv2d(channels, filters, kernel, siz
     ours = Conv2d(channels, filters, kernel, has_bias=True)
     theirs = nn.Conv2d(channels, filters, kernel, pad_mode="pad", padding=kernel // 2, has_bias=True)
     assert {p.name: p.shape for p in ours.get_parameters()} == {p.name: p.shape for p in theirs.get_parameters()}
-    for p, q in zip(ours.get_parameters(), theirs.get_parameters(), strict=True):
+    for p, q in zip_equal(ours.get_parameters(), theirs.get_parameters()):
         value = Tensor(r.standard_normal(p.shape).astype(np.float32))
         p.set_data(value)
         q.set_data(value)
@@ -28,6 +29,6 @@ def test_values_and_gradients_are_those_of_conv2d(channels, filters, kernel, siz
     np.testing.assert_allclose(ours(x).asnumpy(), theirs(x).asnumpy(), rtol=1e-5, atol=1e-5)
     got = both(ours, ms.ParameterTuple(ours.trainable_params()))(x, sens)
     want = both(theirs, ms.ParameterTuple(theirs.trainable_params()))(x, sens)
-    for a, b in zip([*got[0], *got[1]], [*want[0], *want[1]], strict=True):
+    for a, b in zip_equal([*got[0], *got[1]], [*want[0], *want[1]]):
         # the same products summed in another order, in float32
         np.testing.assert_allclose(a.asnumpy(), b.asnumpy(), rtol=1e-4, atol=1e-4)

@@ -9,6 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from src.ops import library
 from src.ops.conv import Conv2d
+from src.runtime.newer import zip_equal
 
 each_library = pytest.mark.usefixtures("operators")
 
@@ -106,7 +107,7 @@ def make_inputs(batch, channels, filters, height, width, kernel=3, stride=1):
 
 
 def assert_close(got, want):
-    for a, b in zip(got, want, strict=True):
+    for a, b in zip_equal(got, want):
         scale = np.sqrt(np.mean(np.square(b))) if b.any() else 1.0
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * scale)
 
@@ -169,7 +170,7 @@ def test_any_number_of_threads_gives_the_same_bits(kernel, stride, shape, thread
     threads(1)
     one = all_passes(*inputs, True, stride)
     threads(2)
-    for a, b in zip(one, all_passes(*inputs, True, stride), strict=True):
+    for a, b in zip_equal(one, all_passes(*inputs, True, stride)):
         np.testing.assert_array_equal(a, b)
 
 
@@ -208,7 +209,7 @@ def test_a_network_is_what_it_is_with_standard_operators(mode, kernel, stride, r
     with library.standard_operators():
         theirs = Net(kernel, stride, relu, has_bias)
     assert ours.first.custom and ours.second.custom and not theirs.first.custom and not theirs.second.custom
-    for p, q in zip(ours.get_parameters(), theirs.get_parameters(), strict=True):
+    for p, q in zip_equal(ours.get_parameters(), theirs.get_parameters()):
         assert p.name == q.name
         q.set_data(Tensor(p.asnumpy()))
     r = np.random.default_rng(1)
@@ -220,7 +221,7 @@ def test_a_network_is_what_it_is_with_standard_operators(mode, kernel, stride, r
         got = gradient(net, ms.ParameterTuple(net.trainable_params()))(x, sens)
         results.append([a.asnumpy().astype(np.float64) for a in (net(x), *got[0], *got[1])])
     # Both are float32: their errors add up, and a second layer passes on those of the first.
-    for a, b in zip(*results, strict=True):
+    for a, b in zip_equal(*results):
         np.testing.assert_allclose(a, b, rtol=0, atol=5 * TOLERANCE * np.sqrt(np.mean(b**2)))
 
 

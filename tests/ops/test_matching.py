@@ -5,6 +5,7 @@ import pytest
 from mindspore import Tensor
 
 from src.ops.matching import MaxIoUMatch
+from src.runtime.newer import zip_equal
 
 pytestmark = pytest.mark.usefixtures("operator_by_operator")
 
@@ -70,7 +71,7 @@ def test_matches_the_definition(builtin, shared, ties, count, gt_count):
     case = make_case(count + gt_count, count, gt_count, shared, ties)
     # The same float32 operations in the same order: bit-identical.
     for least in (0.0, 0.5):
-        for result, expected in zip(run(builtin, case, least), numpy_match(*case, least), strict=True):
+        for result, expected in zip_equal(run(builtin, case, least), numpy_match(*case, least)):
             np.testing.assert_array_equal(result, expected)
 
 
@@ -85,7 +86,7 @@ def test_invalid_rows_change_nothing(builtin):
     expected = run(builtin, (boxes, box_valid, gts, gt_valid, ignored))
     boxes[~box_valid] = [0, 0, 1000, 1000]
     gts[~gt_valid] = [0, 0, 1000, 1000]
-    for result, wanted in zip(run(builtin, (boxes, box_valid, gts, gt_valid, ignored)), expected, strict=True):
+    for result, wanted in zip_equal(run(builtin, (boxes, box_valid, gts, gt_valid, ignored)), expected):
         np.testing.assert_array_equal(result, wanted)
         assert (result[~box_valid] <= 0).all()
 

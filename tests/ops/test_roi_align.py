@@ -8,6 +8,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from src.ops.roi_align import MultiScaleRoIAlign
+from src.runtime.newer import zip_equal
 
 pytestmark = pytest.mark.usefixtures("operator_by_operator")
 
@@ -22,7 +23,7 @@ def numpy_roi_align(features, rois, levels, strides, out, sampling_ratio, aligne
     """The definition, sample by sample: crops in float64, and the gradient of sum(crops * output_gradient)."""
     crops = np.zeros((len(rois), features[0].shape[1], out, out))
     gradients = [np.zeros(f.shape) for f in features]
-    for k, (roi, level) in enumerate(zip(rois, levels, strict=True)):
+    for k, (roi, level) in enumerate(zip_equal(rois, levels)):
         if level < 0:
             continue
         scale, shift = 1.0 / strides[level], 0.5 if aligned else 0.0
@@ -114,7 +115,7 @@ def test_matches_the_definition(builtin, aligned, out, sampling_ratio, channels,
     )
     np.testing.assert_allclose(crops, expected, atol=TOLERANCE)
     assert not crops[levels < 0].any()
-    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+    for gradient, wanted in zip_equal(gradients, expected_gradients):
         np.testing.assert_allclose(gradient, wanted, atol=TOLERANCE * max(1.0, np.abs(wanted).max()))
 
 
@@ -180,7 +181,7 @@ def test_results_do_not_depend_on_threads_or_run(count, threads):
     again, gradients_again = run(align, features, rois, levels, weights)
     # One thread owns each number and adds to it in one order: bit-identical.
     np.testing.assert_array_equal(crops, again)
-    for one, other in zip(gradients, gradients_again, strict=True):
+    for one, other in zip_equal(gradients, gradients_again):
         np.testing.assert_array_equal(one, other)
 
 

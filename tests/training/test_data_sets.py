@@ -138,7 +138,7 @@ def test_trains_and_evaluates(configs, network, tmp_path, capfd, name):
     config, (detector, step) = configs[name], network
     loader, keys = TrainLoader(config, ensure_mindrecord(config, "train", training=True)), SamplerKeys(config)
     detector.set_train()
-    for batch, _ in zip(loader.epoch(0), range(3), strict=False):
+    for batch, _ in zip(loader.epoch(0), range(3)):
         losses = step(*step_inputs(batch, keys(0, batch["image_id"])))[0].asnumpy()
         assert np.isfinite(losses).all()
         assert losses[0] > 0

@@ -22,6 +22,7 @@ from src.data.shapes import make_shapes
 from src.runtime import ranks
 from src.runtime.errors import UserError
 from src.runtime.launch import JOB_VARIABLE
+from src.runtime.newer import zip_equal
 from src.runtime.ranks import Group, asks_for_several, join_group
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,7 @@ def test_two_ranks_train_as_one_process_does(words, tmp_path):
     logs = [[json.loads(line) for line in (r / "metrics.jsonl").read_text().splitlines()] for r in runs]
     steps = [row for row in logs[0] if "total_loss" in row]
     assert len(steps) >= 5 and len(logs[0]) == len(logs[1])
-    for one, two in zip(steps, logs[1], strict=False):
+    for one, two in zip(steps, logs[1]):
         for name in (n for n in one if n.endswith("_loss")):
             assert two[name] == pytest.approx(one[name], abs=1e-5), (name, one["step"])
     assert len(list((runs[1] / "checkpoints").glob("*.ckpt"))) == 1
@@ -143,7 +144,7 @@ def test_ranks_share_the_images_of_an_epoch(shapes_config):
     config = shapes_config(batch_size=2)
     folder = ensure_mindrecord(config, "train", training=True)
     shares = [TrainLoader(config, folder, rank, 2).epoch_rows(3)[0].tolist() for rank in (0, 1)]
-    together = [row for pair in zip(*shares, strict=True) for row in pair]
+    together = [row for pair in zip_equal(*shares) for row in pair]
     assert len(set(together)) == len(together) == 2 * 2 * len(TrainLoader(config, folder, 0, 2))
     # and in the order of one process with batches of four
     alone = TrainLoader(shapes_config(batch_size=4), folder).epoch_rows(3)[0].tolist()

@@ -10,6 +10,7 @@ from src.checkpoints.files import load_checkpoint
 from src.data.augment import without_augmentation
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
+from src.runtime.newer import zip_equal
 from src.training.tracking import validations
 from src.training.validation import ValidationLoss
 
@@ -50,8 +51,8 @@ def test_the_same_pictures_unchanged_at_each_call_and_nothing_learnt(shapes_conf
     assert first == second and tuple(first) == LOSSES and first["rcnn_mask_loss"] == 1
     # 8 images make two batches of 3
     assert len(probe.seen) == 4 and not any(training for *_, training in probe.seen)
-    for a, b in zip(probe.seen[:2], probe.seen[2:], strict=True):
-        assert all((x == y).all() for x, y in zip(a[:3], b[:3], strict=True))
+    for a, b in zip_equal(probe.seen[:2], probe.seen[2:]):
+        assert all((x == y).all() for x, y in zip_equal(a[:3], b[:3]))
     assert first["total_loss"] == pytest.approx(np.mean([np.abs(s[0]).mean() for s in probe.seen[:2]]), rel=1e-5)
     assert (probe.norm.moving_mean.asnumpy() == 0).all()
     assert probe.training

@@ -16,6 +16,7 @@ import numpy as np
 from src.checkpoints.convert.pickles import shown
 from src.config import Config
 from src.models.anchors import base_anchors
+from src.runtime.newer import zip_equal
 
 __all__ = ["EPSILON", "differing", "said_of_itself", "unlike"]
 
@@ -263,19 +264,18 @@ def assignments(text: str) -> dict[str, Any]:
 
 def literal(node: ast.AST) -> Any:
     """The value of an expression; tuples as lists."""
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.List() | ast.Tuple():
-            return [literal(e) for e in node.elts]
-        case ast.Dict():
-            return {
-                k.value: literal(v) for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant)
-            }
-        case ast.Call(func=ast.Name(id="dict"), args=[]):
-            return {k.arg: literal(k.value) for k in node.keywords if k.arg}
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-            return -value
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [literal(e) for e in node.elts]
+    if isinstance(node, ast.Dict):
+        return {k.value: literal(v) for k, v in zip_equal(node.keys, node.values) if isinstance(k, ast.Constant)}
+    if isinstance(node, ast.Call):
+        called_dict = isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args
+        return {k.arg: literal(k.value) for k in node.keywords if k.arg} if called_dict else None
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        value = node.operand.value
+        return -value if isinstance(value, (int, float)) else None
     return None
 
 
@@ -301,4 +301,4 @@ def numbers(values: Any) -> list[float]:
 
 
 def close(first: Any, second: Any, by: float = CLOSE) -> bool:
-    return len(first) == len(second) and all(abs(a - b) < by for a, b in zip(first, second, strict=True))
+    return len(first) == len(second) and all(abs(a - b) < by for a, b in zip_equal(first, second))

@@ -1,5 +1,7 @@
 """A state dict of another project, as parameters of our detectors."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field

@@ -5,6 +5,8 @@ Caffe2's (`res2_0_branch2a_w`, `..._bn_s`: MSRA's R-50 and R-101, FAIR's X-101-3
 there) or renamed from torchvision's (`res2.0.conv1.weight`). Caffe2's batch norms are folded: a scale and a shift.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection
 

@@ -4,6 +4,8 @@ Names: maskrcnn_benchmark/modeling/{backbone/resnet.py,backbone/fpn.py,rpn/rpn.p
 (layers/batch_norm.py) has no epsilon. The background is the first class, as here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection
 
 from src.checkpoints.convert.rules import NORM, Traits, has_all, rename_by

@@ -5,6 +5,8 @@ the zoo, mindcv/models/{resnet,mobilenetv1}.py. The zoo's fully connected layers
 outputs); its RPN is a list of five heads that share one set of parameters, saved under the first.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection
 

@@ -5,6 +5,8 @@ the last class; 1.x, whose heads aren't under `roi_head.`, had it first (tools/m
 there).
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection
 
 from src.checkpoints.convert.rules import NORM, Traits, has_all, rename_by

@@ -2,6 +2,8 @@
 before its names or, as its cell has them by itself, without.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection
 

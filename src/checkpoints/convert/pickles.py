@@ -6,6 +6,8 @@ and calls nothing else; what it makes are records of its own, that become NumPy 
 of any other class is a Foreign, its name alone. Steps and memory are bounded, by the size of the pickle.
 """
 
+from __future__ import annotations
+
 import builtins
 import math
 import pickletools
@@ -19,6 +21,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from src.runtime.errors import UserError
+from src.runtime.newer import zip_equal
 
 __all__ = [
     "ConversionError",
@@ -173,7 +176,7 @@ class LazyTensor:
             dtype = torch_dtype(self.dtype)
             flat = flat.view(self.storage.code_of(dtype))
         count = math.prod(self.shape)
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        last = self.offset + sum((n - 1) * s for n, s in zip_equal(self.shape, self.stride))
         if count and (last >= len(flat) or count > max(len(flat), SMALL)):
             raise ValueError(f"a tensor of shape {tuple(self.shape)} in a storage of {len(flat)} elements")
         if not count:
@@ -542,7 +545,7 @@ def expect(value: Any, kind: type) -> Any:
 def pairs(items: list) -> dict:
     if len(items) % 2:
         raise IndexError("a key without a value")
-    return dict(zip(map(key, items[::2]), items[1::2], strict=True))
+    return dict(zip_equal(map(key, items[::2]), items[1::2]))
 
 
 def key(value: Any) -> Any:

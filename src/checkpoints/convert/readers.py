@@ -4,6 +4,8 @@ shards. What a file is, its first bytes say, not its name.
 PyTorch isn't needed, and no pickle is run (src/checkpoints/convert/pickles.py).
 """
 
+from __future__ import annotations
+
 import functools
 import io
 import json

@@ -1,5 +1,7 @@
 """What the layouts share: patterns of names, and the traits of a project's weights."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -7,6 +7,8 @@ models/mobilenetv3.py. The published ResNet detectors are of 2019, with the name
 (`mask_fcn1`, `inner_blocks.0.weight`); `overwrite_eps(model, 0.0)` there says that their batch norms had no epsilon.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection
 
 from src.checkpoints.convert.rules import NORM, Traits, has_all, rename_by

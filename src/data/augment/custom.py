@@ -31,6 +31,7 @@ from src.data.scene import Scene
 from src.data.transforms import to_bitmap
 from src.runtime.errors import UserError
 from src.runtime.files import read_regular
+from src.runtime.newer import zip_equal
 
 __all__ = ["Transform", "TransformError", "load_transform"]
 
@@ -93,7 +94,7 @@ class Transform:
         scene = Scene(
             cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR),
             boxes[~crowd],
-            [m for m, c in zip(coded, crowd, strict=True) if not c],
+            [m for m, c in zip_equal(coded, crowd) if not c],
         )
         return scene, labels[~crowd].astype(np.int32), boxes[crowd]
 
@@ -109,7 +110,7 @@ def box_bitmap(box: np.ndarray, height: int, width: int) -> np.ndarray:
 def apart(boxes: np.ndarray, masks: Sequence[np.ndarray]) -> list[int]:
     """Rows of the masks (H, W) that have no pixel in their boxes (N, 4)."""
     outer = np.concatenate([np.floor(boxes[:, :2]).clip(0), np.ceil(boxes[:, 2:])], 1).astype(int)
-    return [i for i, (m, (x1, y1, x2, y2)) in enumerate(zip(masks, outer, strict=False)) if not m[y1:y2, x1:x2].any()]
+    return [i for i, (m, (x1, y1, x2, y2)) in enumerate(zip(masks, outer)) if not m[y1:y2, x1:x2].any()]
 
 
 def fault_of(result: object, config: Config) -> str:
@@ -124,7 +125,7 @@ def fault_of(result: object, config: Config) -> str:
     if not (is_array(labels, 1, np.integer) and len(labels) == len(boxes)):
         return f"returned {kind_of(labels)} as labels, not integers ({len(boxes)},), one a box"
     height, width = image.shape[:2]
-    for i, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
+    for i, (box, label) in enumerate(zip_equal(boxes.tolist(), labels.tolist())):
         x1, y1, x2, y2 = box
         shown = f"box {i} {[round(v, 2) for v in box]}"
         if not np.isfinite(box).all():

@@ -5,6 +5,8 @@ So boxes follow by two multiplications, masks are cut from their polygons withou
 once, whatever the chain. Quarter turns come before, of the whole image.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import cv2

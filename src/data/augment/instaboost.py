@@ -9,6 +9,8 @@ part of the image that it changes, holes are filled at a lower resolution, and w
 option means, and the ranges of the colours, are the package's.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """What a field is to the rest: what an object carries beyond box and class, from its annotation to a batch."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -11,6 +11,7 @@ from src.data.images import picture_size
 from src.data.scene import Scene
 from src.data.transforms import View, crop_mask
 from src.drawing.objects import Layer, mask_layer
+from src.runtime.newer import zip_equal
 
 __all__ = ["MaskField"]
 
@@ -29,13 +30,13 @@ class MaskField(Field):
         """Crops (N, S, S) uint8."""
         size, shape = self.config.mask_crop_size, picture_size(scene.image)
         crops = np.zeros((len(scene.masks), size, size), np.uint8)
-        for row, (mask, box) in enumerate(zip(scene.masks, boxes, strict=True)):
+        for row, (mask, box) in enumerate(zip_equal(scene.masks, boxes)):
             crop = crop_mask(mask, box, *shape, size)
             crops[row] = crop[:, ::-1] if view.flip else crop
         return crops
 
     def drawn(self, values: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) -> Layer:
-        return mask_layer([on_canvas(m, b, shape) for m, b in zip(values, boxes, strict=True)])
+        return mask_layer([on_canvas(m, b, shape) for m, b in zip_equal(values, boxes)])
 
 
 def on_canvas(crop: np.ndarray, box: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

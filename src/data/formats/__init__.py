@@ -1,5 +1,7 @@
 """The formats of data sets by name, and what is asked of any of them: where a split lies, its classes, its records."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import hashlib

@@ -1,5 +1,7 @@
 """What a format of data sets is to the rest: where a split lies, its classes, its records."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 from collections import Counter

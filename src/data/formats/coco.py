@@ -1,9 +1,11 @@
 """COCO's instances (Lin et al., 2014, arXiv:1405.0312): one JSON file a split."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -15,6 +17,7 @@ from src.data.formats.base import FOLDER_NAMES, Format, Masks, NoSplitError, cla
 from src.data.images import frame_of
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box, number
 from src.data.segmentations import covers_nothing, drawing_work, extent, mask_area, normal_segmentation
+from src.runtime.newer import zip_equal
 
 __all__ = ["Coco", "category_names", "folder_beside", "read_json"]
 
@@ -22,7 +25,7 @@ LARGEST = 1 << 31  # pixels: no decoder takes a longer side
 # pixels around all polygons of a file, which take 0.1 us each to fill: so many; more for each image, by its size, and
 # for each annotation
 WORK, WORK_OF_IMAGE, WORK_OF_ANNOTATION = 5e7, 1e5, 2e3
-Key = int | str
+Key = Union[int, str]
 
 
 class Coco(Format):
@@ -105,8 +108,8 @@ def layouts(root: Path, split: str) -> Iterator[Split]:
     named += sorted(root.glob(f"annotations/instances_{split.capitalize()}*.json"))
     if len(named) > 1:
         raise DataError(f"{root}: {named[0].name} and {named[1].name} are both for {split}; name the file itself")
-    for annotations in (*named, root / "annotations/instances_default.json"):
-        yield Split(annotations, folder_beside(annotations, split))
+    for path in (*named, root / "annotations/instances_default.json"):
+        yield Split(path, folder_beside(path, split))
 
 
 def folder_beside(annotations: Path, split: str) -> Path:
@@ -285,7 +288,7 @@ class CocoReader:
 
     def category_details(self, entries: list[tuple[Key, str]]) -> dict[Key, dict[str, dict[str, Any]]]:
         """What each field has of the categories that the config names, by id and the field's name. Raises DataError."""
-        listed = zip(entries, self.data["categories"], strict=True)
+        listed = zip_equal(entries, self.data["categories"])
         used = [(key, entry, name) for (key, name), entry in listed if self.labels[key] is not None]
         return {
             key: {f.name: f.category(entry, f"{self.path}: category {name!r}") for f in self.fields}

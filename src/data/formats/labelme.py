@@ -1,5 +1,7 @@
 """labelme's JSON files (Wada, github.com/wkentaro/labelme), one an image; also as X-AnyLabeling writes them."""
 
+from __future__ import annotations
+
 import base64
 import binascii
 import contextlib

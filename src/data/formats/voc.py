@@ -1,5 +1,7 @@
 """Pascal VOC's XML annotations (Everingham et al., 2010, doi:10.1007/s11263-009-0275-4), one file an image."""
 
+from __future__ import annotations
+
 import math
 import os
 import re
@@ -26,6 +28,7 @@ from src.data.formats.base import (
 from src.data.images import frame_of, sorted_files
 from src.data.records import DataError, ImageRecord, Instance, Records, Split, clipped_box, number
 from src.runtime.files import read_regular, why_unread
+from src.runtime.newer import SLOTS
 
 __all__ = ["Voc", "read_xml"]
 
@@ -35,20 +38,20 @@ IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "")
 LARGEST, MOST_ELEMENTS, DEEPEST = 64 << 20, 500_000, 100
 
 
-@dataclass(slots=True)
+@dataclass(**SLOTS)
 class Element:
     """One XML element, with the line that it begins on. parts: its own text, as the parser gave it."""
 
     tag: str
     line: int
     parts: list[str] = field(default_factory=list)
-    children: list["Element"] = field(default_factory=list)
+    children: list[Element] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         return "".join(self.parts)
 
-    def find(self, tag: str) -> "Element | None":
+    def find(self, tag: str) -> Element | None:
         """The first child of that tag."""
         return next((c for c in self.children if c.tag == tag), None)
 

@@ -3,6 +3,8 @@
 A row an object, in shares of the image's sides: `class cx cy width height`, or `class x1 y1 x2 y2 x3 y3 ...`.
 """
 
+from __future__ import annotations
+
 import math
 import os
 import re

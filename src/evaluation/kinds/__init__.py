@@ -1,5 +1,7 @@
 """The kinds of COCO's metrics, by the name of their IoU type, in the order in which they are measured."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 

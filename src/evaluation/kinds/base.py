@@ -1,5 +1,7 @@
 """What an evaluation measures: one IoU type of COCO's, and the values that objects have for it."""
 
+from __future__ import annotations
+
 import abc
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Masks: COCO's run-length encodings of the whole picture ({"size": [height, width], "counts": text})."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

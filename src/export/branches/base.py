@@ -1,5 +1,7 @@
 """What exports ask of a branch: a head on what the box head finds."""
 
+from __future__ import annotations
+
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

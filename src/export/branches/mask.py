@@ -1,5 +1,7 @@
 """Masks (Mask R-CNN), in exports."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

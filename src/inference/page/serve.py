@@ -5,6 +5,8 @@ when the threshold moves. Uploads are told by their content, bounded in bytes, p
 time, and kept in memory alone.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import ipaddress
 import json
@@ -26,6 +28,7 @@ from src.config import Config
 from src.data.images import safe_decode
 from src.runtime.errors import UserError
 from src.runtime.errors import shown as quoted
+from src.runtime.newer import zip_equal
 
 if TYPE_CHECKING:
     from src.evaluation.detections import Detections
@@ -55,7 +58,7 @@ class Kept:
 
     name: str
     picture: np.ndarray
-    detections: "Detections"
+    detections: Detections
     shown: dict[tuple[str, int], Any] = field(default_factory=dict)  # values at the picture's size, by branch and place
 
 
@@ -245,7 +248,7 @@ def draw(kept: Kept, score: float) -> np.ndarray:
     d = kept.detections
     height, width = kept.picture.shape[:2]
     boxes = d.boxes * np.array([width / d.width, height / d.height] * 2, np.float32)
-    names = dict(zip(d.labels.tolist(), d.names, strict=True))
+    names = dict(zip_equal(d.labels.tolist(), d.names))
     fields = {}
     for branch, kind in branch_kinds(d.fields).items():
         # a mask as large as the upload takes long to decode, so once

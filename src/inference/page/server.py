@@ -5,6 +5,8 @@ for which there is no room are told so without being kept, who is too slow is cl
 connections, one that has waited long makes room for the newest: so that the page always loads.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import resource

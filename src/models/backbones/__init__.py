@@ -1,5 +1,7 @@
 """The backbones by the type that a config names: how each is made, and how its checkpoints are told."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

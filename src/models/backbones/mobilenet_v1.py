@@ -1,5 +1,7 @@
 """MobileNetV1 backbone (Howard et al., 2017, arXiv:1704.04861) with outputs at strides 4, 8, 16 and 32."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """MobileNetV3-Large backbone (Howard et al., 2019, arXiv:1905.02244, table 1), as torchvision's detectors have it."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from typing import Any

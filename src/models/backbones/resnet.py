@@ -5,6 +5,8 @@ v1 strides in a stage's first 1x1 convolution (the paper, Caffe2, Detectron2's R
 four named as MindSpore names them (gamma, beta, moving_mean, moving_variance).
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from typing import Any

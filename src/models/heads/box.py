@@ -1,5 +1,7 @@
 """The box head: two fully connected layers, then classes and box deltas; its losses; and the choice of detections."""
 
+from __future__ import annotations
+
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.common.initializer import Normal, XavierUniform

@@ -13,6 +13,7 @@ from src.models.heads.positives import PositivesLoss
 from src.models.precision import float32
 from src.models.roi_extractor import RoIExtractor, build_roi_extractor
 from src.ops.conv import Conv2d
+from src.runtime.newer import zip_equal
 from src.structures import Detections
 
 __all__ = ["KeypointBranch", "KeypointHead", "KeypointLoss", "build_keypoint_branch", "build_keypoint_losses"]
@@ -39,7 +40,7 @@ class KeypointHead(nn.Cell):
         self.convs = nn.CellList(
             [
                 Conv2d(i, o, 3, relu=True, has_bias=True, weight_init=he, bias_init="zeros")
-                for i, o in zip(channels[:-1], channels[1:], strict=True)
+                for i, o in zip_equal(channels[:-1], channels[1:])
             ]
         )
         self.upsample = nn.Conv2dTranspose(

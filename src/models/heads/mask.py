@@ -14,6 +14,7 @@ from src.models.precision import float32
 from src.models.roi_extractor import RoIExtractor, build_roi_extractor
 from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
+from src.runtime.newer import zip_equal
 from src.structures import Detections
 
 __all__ = ["MaskBranch", "MaskHead", "MaskLoss", "MaskTargets", "build_mask_branch", "build_mask_losses"]
@@ -33,7 +34,7 @@ class MaskHead(nn.Cell):
         self.convs = nn.CellList(
             [
                 Conv2d(i, o, 3, relu=True, has_bias=True, weight_init=he, bias_init="zeros")
-                for i, o in zip(channels[:-1], channels[1:], strict=True)
+                for i, o in zip_equal(channels[:-1], channels[1:])
             ]
         )
         self.upsample = nn.Conv2dTranspose(
@@ -215,7 +216,7 @@ def build_mask_losses(config: Config, branch: MaskBranch, ranks: int, weights: S
         # one head alone learns from the first stage, at full weight
         weights = [1.0] * len(weights)
     out: list[list[nn.Cell]] = []
-    for head, weight in zip(branch.heads, weights, strict=False):
+    for head, weight in zip(branch.heads, weights):
         targets = MaskTargets(rcnn.mask_size, config.mask_target_box, rcnn.mask_targets == "binary")
         weight = weight * config.mask_head.loss_mask.loss_weight
         out.append([MaskLoss(head, branch.extractor, targets, weight, rcnn.mask_buckets, ranks)])

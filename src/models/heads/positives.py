@@ -1,5 +1,7 @@
 """What losses of heads on positive RoIs share: the head runs on little more than these."""
 
+from __future__ import annotations
+
 from mindspore import Tensor, nn, ops
 
 from src.models.losses import Normaliser

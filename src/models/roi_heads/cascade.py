@@ -3,6 +3,8 @@
 Each stage's box head refines the boxes that the next stage classifies, and is trained at a higher IoU.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops

@@ -1,5 +1,7 @@
 """The second stage of Faster R-CNN (arXiv:1506.01497) and Mask R-CNN (arXiv:1703.06870)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops

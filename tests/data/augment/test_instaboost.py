@@ -13,6 +13,7 @@ from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.data.scene import Scene
 from src.data.transforms import to_bitmap
+from src.runtime.newer import zip_equal
 
 HEIGHT, WIDTH = 120, 160
 
@@ -247,15 +248,11 @@ def test_in_the_loader(shapes_config):
                     np.testing.assert_array_equal(v[i], by_id[int(image_id)][k])
     # from within an epoch on, as resumed training reads it
     tail = list(TrainLoader(config, folder).epoch(0, start_step=2))
-    for a, b in zip(tail, first[2:], strict=True):
+    for a, b in zip_equal(tail, first[2:]):
         for k in a:
             np.testing.assert_array_equal(a[k], b[k])
-    plain = {
-        int(i): x for b in batches_of(shapes_config(), folder) for i, x in zip(b["image_id"], b["image"], strict=True)
-    }
-    changed = [
-        not np.array_equal(x, plain[int(i)]) for b in first for i, x in zip(b["image_id"], b["image"], strict=True)
-    ]
+    plain = {int(i): x for b in batches_of(shapes_config(), folder) for i, x in zip_equal(b["image_id"], b["image"])}
+    changed = [not np.array_equal(x, plain[int(i)]) for b in first for i, x in zip_equal(b["image_id"], b["image"])]
     assert all(changed)
     assert not np.array_equal(first[0]["image"], list(TrainLoader(config, folder).epoch(1))[0]["image"])
 

@@ -12,6 +12,7 @@ from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.data.scene import Scene
 from src.data.transforms import prepare_image, to_bitmap
+from src.runtime.newer import zip_equal
 
 # Rectangles and an L, from which no flip or turn makes the same; corners on whole pixels, away from the border
 OUTLINES = [
@@ -31,7 +32,7 @@ def filled(outline, height, width):
         # the even-odd rule at the pixels' centres
         y, x = np.mgrid[:height, :width] + 0.5
         inside = np.zeros((height, width), bool)
-        for (x1, y1), (x2, y2) in zip(points, np.roll(points, -1, 0), strict=True):
+        for (x1, y1), (x2, y2) in zip_equal(points, np.roll(points, -1, 0)):
             if y1 != y2:
                 inside ^= ((y1 > y) != (y2 > y)) & (x < x1 + (y - y1) * (x2 - x1) / (y2 - y1))
         out |= inside
@@ -41,7 +42,7 @@ def filled(outline, height, width):
 def painting(height, width, both=True):
     image = np.empty((height, width, 3), np.uint8)
     image[:] = BACK
-    for outline, colour in list(zip(OUTLINES, COLOURS, strict=True))[: 1 + both]:
+    for outline, colour in list(zip_equal(OUTLINES, COLOURS))[: 1 + both]:
         image[filled(outline, height, width) > 0] = colour
     x, y, w, h = CROWD
     image[y : y + h, x : x + w] = CROWDED
@@ -60,7 +61,7 @@ def painted(coco_folder, coco_config):
             content = cv2.imencode(".png", painting(height, width, i % 3 == 0))[1].tobytes()
             image_id = coco_folder.add_image(height, width, f"{i}.png", content)
             # the second is rarer
-            for outline, category in list(zip(OUTLINES, (10, 20), strict=True))[: 1 if i % 3 else 2]:
+            for outline, category in list(zip_equal(OUTLINES, (10, 20)))[: 1 if i % 3 else 2]:
                 bitmap = filled(outline, height, width)
                 mask = [list(map(float, p)) for p in outline]
                 if as_rle:
@@ -110,7 +111,7 @@ def test_a_scene_turns_as_numpy_turns_it(quarters):
     scene = turned_scene(Scene(image, boxes, [polygons, coded]), quarters)
     np.testing.assert_array_equal(scene.image, np.rot90(image, quarters))
     assert isinstance(scene.masks[0], list)
-    for bitmap, box, mask in zip(bitmaps, scene.boxes, scene.masks, strict=True):
+    for bitmap, box, mask in zip_equal(bitmaps, scene.boxes, scene.masks):
         wanted = np.rot90(bitmap, quarters)
         np.testing.assert_array_equal(to_bitmap(mask, *wanted.shape), wanted)
         x, y, w, h = cv2.boundingRect(np.ascontiguousarray(wanted))
@@ -181,7 +182,7 @@ def test_boxes_and_masks_are_where_the_picture_shows_them(painted, chain, as_rle
     for batch in batches(config):
         picture = picture_of(batch, config)
         # circle and star among the shapes' classes
-        for label, colour in zip((1, 4), COLOURS, strict=True):
+        for label, colour in zip_equal((1, 4), COLOURS):
             seen = of_colour(picture, colour)
             rows = np.flatnonzero(batch["gt_valid"][0] & (batch["gt_labels"][0] == label))
             if not len(rows):
@@ -240,7 +241,7 @@ def test_training_goes_on_within_an_epoch_with_all_of_it(painted, resize):
     # the rarer object's images come sqrt(1 / (4 / 12)) = 1.73 times
     assert max(int(b["occurrence"].max()) for b in whole) == 1
     for start in range(len(whole)):
-        for a, b in zip(batches(config, 1, start), whole[start:], strict=True):
+        for a, b in zip_equal(batches(config, 1, start), whole[start:]):
             assert all(np.array_equal(a[k], b[k]) for k in a)
 
 
@@ -249,7 +250,7 @@ def test_ranks_and_workers_change_nothing(painted):
     alone = batches(config)
     parts = [batches(painted(resize="short_side", num_parallel_workers=2, **EVERYTHING), 0, 0, r, 2) for r in (0, 1)]
     assert len(alone) == len(parts[0]) == len(parts[1])
-    for both, *single in zip(alone, *parts, strict=True):
+    for both, *single in zip_equal(alone, *parts):
         for k in both:
             np.testing.assert_array_equal(both[k], np.concatenate([s[k] for s in single]))
 

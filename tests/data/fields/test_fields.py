@@ -18,6 +18,7 @@ from src.data.records import DataError
 from src.data.scene import Scene
 from src.data.transforms import View
 from src.data.truth import read_truth, truth_of
+from src.runtime.newer import zip_equal
 
 
 class Middles(Field):
@@ -212,7 +213,7 @@ def test_instaboost_takes_values_along(shapes_config):
     corners = np.array([[60.0, 60], [240, 140]])
     scene, rows = instaboost(Scene(image, boxes, masks, {"middles": corners}), config, random, [field])
     assert rows.tolist() == [0, 1]
-    for mask, corner, place in zip(scene.masks, scene.fields["middles"], (0, 2), strict=True):
+    for mask, corner, place in zip_equal(scene.masks, scene.fields["middles"], (0, 2)):
         np.testing.assert_allclose(corner, np.reshape(mask[0], (-1, 2))[place], atol=1e-9)
     assert not np.allclose(scene.fields["middles"], corners)
     assert corners.tolist() == [[60, 60], [240, 140]]

@@ -10,13 +10,14 @@ from PIL import Image
 from src.data.formats import read_split, resolve_classes
 from src.data.mindrecord import ensure_mindrecord, read_index
 from src.data.records import DataError
+from src.runtime.newer import zip_equal
 from tests.data.formats.reading import load
 
 
 def voc_object(name="circle", box=(11, 6, 30, 25), **flags):
     """An <object> on one line."""
     tags = "".join(f"<{k}>{v}</{k}>" for k, v in flags.items())
-    corners = "".join(f"<{t}>{v}</{t}>" for t, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    corners = "".join(f"<{t}>{v}</{t}>" for t, v in zip_equal(("xmin", "ymin", "xmax", "ymax"), box))
     return f"<object><name>{name}</name>{tags}<bndbox>{corners}</bndbox></object>"
 
 
