@@ -8,6 +8,7 @@ from typing import Any
 from src.drawing.objects import Layer
 from src.evaluation.kinds.base import Kind
 from src.evaluation.kinds.box import Boxes
+from src.evaluation.kinds.keypoints import Keypoints
 from src.evaluation.kinds.masks import Masks
 
 __all__ = [
@@ -20,7 +21,7 @@ __all__ = [
     "needed_branches",
 ]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Boxes(), Masks())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Boxes(), Masks(), Keypoints())}
 
 
 def branch_kinds(branches: Collection[str] | None = None) -> dict[str, Kind]:
