@@ -1,5 +1,7 @@
 """Keypoints and the limbs between them, drawn on pictures. Arrays in, arrays out."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import cv2

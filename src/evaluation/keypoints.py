@@ -1,5 +1,7 @@
 """Heatmaps of keypoints to points on the picture."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import cv2
@@ -19,12 +21,12 @@ class Points(np.ndarray):
 
     def __new__(
         cls, values: np.ndarray, names: Sequence[str], skeleton: Sequence[Sequence[int]] | None = None
-    ) -> "Points":
+    ) -> Points:
         points = np.asarray(values).reshape(-1, 3).view(cls)
         points.names, points.skeleton = tuple(names), skeleton
         return points
 
-    def like(self, values: np.ndarray) -> "Points":
+    def like(self, values: np.ndarray) -> Points:
         """Other numbers of the same points."""
         return Points(values, self.names, self.skeleton)
 

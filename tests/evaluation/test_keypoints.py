@@ -1,5 +1,7 @@
 """Keypoints: decoded as torchvision and Detectron2 do, measured as pycocotools does, written, read and drawn."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import io

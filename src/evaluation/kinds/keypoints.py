@@ -1,5 +1,7 @@
 """Keypoints: points of an object that have names, told apart by their places."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
