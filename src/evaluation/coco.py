@@ -274,5 +274,5 @@ def class_table(per_class: dict[str, dict[str, float]]) -> str:
     lines = [f"{'class':{width}s} " + " ".join(f"{k + ' AP':>8s}" for k in kinds)]
     for n in names:
         values = ("-" if (v := per_class[k][n]) != v else f"{v:.3f}" for k in kinds)
-        lines.append(f"{n:{width}s} " + " ".join(f"{v:>{w}s}" for v, w in zip(values, wide.values(), strict=True)))
+        lines.append(f"{n:{width}s} " + " ".join(f"{v:>{w}s}" for v, w in zip_equal(values, wide.values())))
     return "\n".join(lines) + "\n"

@@ -27,6 +27,7 @@ from src.evaluation.results import checked_results, load_results, save_results
 from src.evaluation.truth import Truth
 from src.inference.labels import coco_labels, labelme_labels
 from src.inference.page.serve import Kept, draw
+from src.runtime.newer import zip_equal
 from tests.evaluation.golden_keypoints import BOXES, GOLDEN, heatmaps
 
 KIND = KINDS["keypoints"]
@@ -212,7 +213,7 @@ def test_categories_of_other_keypoints():
         by_pycocotools(truth_data(DOG, annotations=dogs), found_dogs, np.full(3, 0.05)),
     ]
     classes = summary.classes["keypoints"]
-    for name, numbers in zip(("person", "dog"), alone, strict=True):
+    for name, numbers in zip_equal(("person", "dog"), alone):
         np.testing.assert_allclose(classes[name].AP, numbers[0], atol=1e-12)
     assert np.isnan(classes["stone"].AP)
     assert classes["dog"].best.f1 > 0.2

@@ -18,12 +18,13 @@ from src.evaluation.keypoints import Points, decode_heatmaps
 from src.evaluation.kinds.base import Kind, Number, Shape
 from src.evaluation.kinds.box import is_finite
 from src.evaluation.truth import EvaluationError, Truth
+from src.runtime.newer import zip_equal
 
 __all__ = ["Keypoints"]
 
 SIGMA = 0.05  # how far annotators differ, as a share of the object's size: of points that COCO hasn't measured
 NEAR = 1e-3  # pixels of the canvas; beside dividing and multiplying by a scale
-COCO_SIGMAS = dict(zip(COCO_KEYPOINTS, Params("keypoints").kpt_oks_sigmas.tolist(), strict=True))
+COCO_SIGMAS = dict(zip_equal(COCO_KEYPOINTS, Params("keypoints").kpt_oks_sigmas.tolist()))
 
 
 class Keypoints(Kind):
@@ -81,13 +82,13 @@ class Keypoints(Kind):
         return {"keypoints": np.asarray(value).ravel().tolist(), "num_keypoints": len(value)}
 
     def entry(self, value: Points) -> dict[str, Any]:
-        rows = zip(value.names, np.asarray(value).tolist(), strict=True)
+        rows = zip_equal(value.names, np.asarray(value).tolist())
         return {"keypoints": [{"name": name, "x": x, "y": y, "score": score} for name, (x, y, score) in rows]}
 
     def annotation(self, value: Points) -> dict[str, Any]:
         # a point of which the detector isn't sure isn't labelled, so that nobody learns from it
         sure = surely(value).tolist()
-        points = zip(self.rounded(value).tolist(), sure, strict=True)
+        points = zip_equal(self.rounded(value).tolist(), sure)
         numbers = [n for (x, y, _), seen in points for n in ((x, y, 2) if seen else (0, 0, 0))]
         return {"keypoints": numbers, "num_keypoints": sum(sure)} if any(sure) else {}
 
@@ -95,7 +96,7 @@ class Keypoints(Kind):
         return {"keypoints": list(value.names)}
 
     def shapes(self, value: Points) -> list[Shape]:
-        named = zip(np.asarray(value), value.names, surely(value), strict=True)
+        named = zip_equal(np.asarray(value), value.names, surely(value))
         return [Shape(point[None, :2], "point", name) for point, name, sure in named if sure]
 
     def checked(self, value: Any, image: Mapping[str, Any], category: Mapping[str, Any]) -> list[float]:
