@@ -24,6 +24,7 @@ from pycocotools import mask as rle
 from src.checkpoints.convert import torchvision
 from src.checkpoints.convert.conversion import config_name, convert, recognise, renamed, target_shapes
 from src.config import Config, load_config
+from src.evaluation.keypoints import decode_heatmaps
 from src.evaluation.masks import paste_masks
 from src.models.build import build_detector, build_loss
 from src.models.rcnn import RCNN, RCNNLoss
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAPS = 1e-4  # float32 sums in another order: some 1e-6 measured; 1e-4 still tells any convention apart
 BOX, SCORE = 0.05, 1e-4  # pixels; probability
 MATCHED = 0.99  # a pair at a threshold may fall either way in float32
+POINT = 0.1  # pixels: of a box that differs by BOX at either end; a heatmap of two equal heights may show the other
 PASTED = 0.98  # IoU of a bitmap: a pixel whose probability is the threshold may fall either way, a few an outline
 PIXELS = 1  # and of a bitmap of less than 50 pixels that one alone is more than PASTED allows
 MASK_LOSS = 1e-2  # targets are cut from 112 x 112 crops, not from the image's bitmap
@@ -335,7 +337,22 @@ def compare_detections(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFil
                     True,
                 )
             )
+        if f"det_keypoints_{i}" in golden:
+            rows += compare_keypoints(more[0][i][v][pairs[:, 0]], boxes[i][v][pairs[:, 0]], golden, i, pairs[:, 1])
     return rows
+
+
+def compare_keypoints(
+    heatmaps: np.ndarray, boxes: np.ndarray, golden: np.lib.npyio.NpzFile, i: int, which: np.ndarray
+) -> list[Row]:
+    """Keypoints of detections that are paired with those at `which` of image i."""
+    points = decode_heatmaps(heatmaps, boxes)
+    want, scores = golden[f"det_keypoints_{i}"][which], golden[f"det_keypoint_scores_{i}"][which]
+    near = np.abs(points[..., :2] - want[..., :2]).max(-1) <= POINT
+    return [
+        Row(f"det_keypoints_{i} within {POINT} px", float(near.mean()), MATCHED, True),
+        Row(f"det_keypoint_scores_{i}", relative(points[..., 2], scores), 1e-3),
+    ]
 
 
 def worst_iou(masks: np.ndarray, boxes: np.ndarray, pairs: np.ndarray, want: np.ndarray) -> float:

@@ -62,6 +62,14 @@ def test_torchvisions_mobilenet_v3():
         assert part in stages
 
 
+def test_torchvisions_keypoints():
+    rows = compare(GOLDEN.with_name("tv_keypointrcnn_resnet50_fpn.npz"))
+    assert failures(rows) == []
+    stages = " ".join(r.stage for r in rows)
+    for part in ("det_keypoints_1", "det_keypoint_scores_1", "loss_keypoint", "gradients compared"):
+        assert part in stages
+
+
 @pytest.mark.full
 def test_mindspores_own_operators_give_the_same(rows):
     """What a checkout without a compiler runs, and what is exported."""
