@@ -67,7 +67,7 @@ class KeypointField(Field):
                 f" {', '.join(own)}"
             )
         names = self.names if self.learnt else own
-        return Named(names, skeleton_of(entry.get("skeleton"), own, names, where), own)
+        return Named(names, skeleton_of(entry.get("skeleton"), own, names, where if self.learnt else ""), own)
 
     def read(self, annotation: dict, category: dict[str, Any], height: int, width: int, where: str) -> Any:
         given = annotation.get("keypoints")
@@ -136,17 +136,21 @@ def mirrored_places(names: Sequence[str]) -> list[int]:
 
 
 def skeleton_of(pairs: object, own: Sequence[str], names: Sequence[str], where: str) -> list[list[int]]:
-    """COCO's pairs of a file's `own` keypoints, counted from 1, as pairs of `names`. Raises DataError."""
+    """COCO's pairs of a file's `own` keypoints, counted from 1, as pairs of `names`.
+
+    Others are left out, or where the message has a `where` to name, raise DataError.
+    """
     out = []
     for pair in pairs if isinstance(pairs, list) else []:
         ends = [number(v) for v in pair] if isinstance(pair, list) else []
         known = [own[int(v) - 1] for v in ends if v is not None and v.is_integer() and 1 <= v <= len(own)]
-        if len(known) != len(ends) or len(known) != 2:
+        whole = len(known) == len(ends) == 2
+        if where and not whole:
             raise DataError(
                 f"{where}: skeleton has {str(pair)[:40]}, no two of its {len(own)} keypoints, counted from 1; mend it,"
                 " or leave the skeleton out"
             )
-        if all(n in names for n in known):
+        if whole and all(n in names for n in known):
             out.append([names.index(n) + 1 for n in known])
     return out
 
