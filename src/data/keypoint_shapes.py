@@ -2,9 +2,10 @@
 
     python -m src.data.keypoint_shapes OUT [--train 600] [--val 100] [--seed 0]
 
-Figures of a head, a trunk and four limbs, from in front or from behind, so that the colour of a limb, not its place,
-tells left from right. Points that another figure covers, or a board, have visibility 1; some are without a label, as
-are all of the smallest figures'; some images have a crowd of such, or nothing.
+Figures of a head, a trunk and four limbs, from in front or from behind. The colour of the trunk tells which, and so
+which hand is the left one: as with people, a mirrored picture shows a figure with left and right exchanged, and limbs
+of colours of their own would forbid that. Points that another figure covers, or a board, have visibility 1; some are
+without a label, as are all of the smallest figures'; some images have a crowd of such, or nothing.
 """
 
 import argparse
@@ -28,17 +29,20 @@ NAMES = (
     *("head", "left_shoulder", "right_shoulder", "left_hand", "right_hand"),
     *("left_hip", "right_hip", "left_foot", "right_foot"),
 )
-LIMBS = ((1, 3), (2, 4), (5, 7), (6, 8))  # in the order of NAMES
+LIMBS = (("arm", 1, 3), ("arm", 2, 4), ("leg", 5, 7), ("leg", 6, 8))  # places in NAMES
 SKELETON = ((1, 2), (1, 3), (2, 3), (2, 4), (3, 5), (2, 6), (3, 7), (6, 7), (6, 8), (7, 9))  # from 1, as COCO counts
-SHADES = {"left": (210, 110, 30), "right": (40, 60, 215), "middle": (60, 190, 220)}  # BGR
+SHADES = {"front": (60, 190, 220), "back": (150, 60, 140), "arm": (40, 60, 215), "leg": (210, 110, 30)}  # BGR
 EMPTY, CROWDED, BOARDED, UNLABELLED = 0.06, 0.08, 0.3, 0.05  # shares: the first three of images, the last of points
 SMALL = 45  # pixels: figures of less height have no labels, as COCO's far persons
 LEAST_VISIBLE = 0.5
 
 
-def pose(random: np.random.Generator, x: float, y: float, high: float) -> np.ndarray:
-    """Places (K, 2) of a figure's points, `high` pixels from head to foot where it stands straight, about x, y."""
-    facing = random.choice([-1.0, 1.0])  # the left on the picture's right, or behind
+def pose(random: np.random.Generator, x: float, y: float, high: float) -> tuple[np.ndarray, str]:
+    """Places (K, 2) of a figure's points, `high` pixels from head to foot where it stands straight, about x, y; and
+    the side that it shows.
+    """
+    # in front, the left is on the picture's right
+    facing = random.choice([-1.0, 1.0])
     out = np.zeros((len(NAMES), 2))
     out[0] = 0.02 * random.normal(), -0.42
     for side, sign in ((1, facing), (2, -facing)):
@@ -49,7 +53,7 @@ def pose(random: np.random.Generator, x: float, y: float, high: float) -> np.nda
         out[side + 6] = out[side + 4] + 0.42 * np.array([sign * np.sin(leg), np.cos(leg)])
     lean = random.normal(0, 0.12)
     turn = np.array([[np.cos(lean), -np.sin(lean)], [np.sin(lean), np.cos(lean)]])
-    return high * out @ turn.T + [x, y]
+    return high * out @ turn.T + [x, y], "front" if facing > 0 else "back"
 
 
 class Figures:
@@ -64,8 +68,8 @@ class Figures:
     def blank(self) -> np.ndarray:
         return np.zeros((self.height * FINE, self.width * FINE), np.uint8)
 
-    def parts(self, points: np.ndarray, high: float) -> list[tuple[str, np.ndarray]]:
-        """Sides and fine bitmaps of what a figure is painted of, in order."""
+    def parts(self, points: np.ndarray, side: str, high: float) -> list[tuple[str, np.ndarray]]:
+        """Names, of SHADES, and fine bitmaps of what a figure is painted of, in order."""
         fine, thick = np.round(points * FINE - 0.5).astype(int), max(round(0.07 * high * FINE), FINE)
         out = []
         trunk, head = self.blank(), self.blank()
@@ -73,12 +77,12 @@ class Figures:
         neck = ((fine[1] + fine[2]) // 2).tolist()
         cv2.line(trunk, neck, fine[0].tolist(), (1,), thick)
         cv2.circle(head, fine[0].tolist(), round(0.09 * high * FINE), (1,), cv2.FILLED)
-        out.append(("middle", trunk | head))
-        for a, b in LIMBS:
+        out.append((side, trunk | head))
+        for name, a, b in LIMBS:
             limb = self.blank()
             cv2.line(limb, fine[a].tolist(), fine[b].tolist(), (1,), thick)
             cv2.circle(limb, fine[b].tolist(), round(0.65 * thick), (1,), cv2.FILLED)
-            out.append((NAMES[a].split("_")[0], limb))
+            out.append((name, limb))
         return out
 
     def paint(self, fine: np.ndarray, shade: tuple[int, int, int]) -> None:
@@ -101,8 +105,8 @@ class Figures:
             r.uniform(25, SMALL) if r.random() < 0.12 else np.exp(r.uniform(np.log(SMALL), np.log(0.9 * self.height)))
         )
         for _ in range(12):
-            points = pose(r, r.uniform(0.1, 0.9) * self.width, r.uniform(0.25, 0.75) * self.height, high)
-            parts = self.parts(points, high)
+            points, side = pose(r, r.uniform(0.1, 0.9) * self.width, r.uniform(0.25, 0.75) * self.height, high)
+            parts = self.parts(points, side, high)
             fine = np.bitwise_or.reduce([p for _, p in parts])
             taken = fine.astype(bool)
             inside = ((points > 0) & (points < [self.width, self.height])).all(1)
@@ -111,8 +115,8 @@ class Figures:
             if self.cover(taken, 1 - LEAST_VISIBLE):
                 labelled = inside & (r.random(len(NAMES)) >= UNLABELLED) & (high >= SMALL)
                 self.figures.append({"fine": fine, "whole": int(taken.sum()), "points": points, "labelled": labelled})
-                for side, part in parts:
-                    self.paint(part, SHADES[side])
+                for name, part in parts:
+                    self.paint(part, SHADES[name])
                 return
 
     def add_crowd(self) -> None:
@@ -121,8 +125,8 @@ class Figures:
         cx, cy = r.uniform(0.2, 0.8) * self.width, r.uniform(0.2, 0.8) * self.height
         for _ in range(r.integers(6, 10)):
             high = r.uniform(22, 30)
-            for side, part in self.parts(pose(r, cx + r.normal(0, 22), cy + r.normal(0, 6), high), high):
-                self.paint(part, SHADES[side])
+            for name, part in self.parts(*pose(r, cx + r.normal(0, 22), cy + r.normal(0, 6), high), high):
+                self.paint(part, SHADES[name])
                 self.crowd |= part
 
     def add_board(self) -> None:
