@@ -74,7 +74,7 @@ class KeypointField(Field):
         if not isinstance(category, Named) or not given or is_crowd(annotation):
             return None
         if not isinstance(given, list) or len(given) != 3 * category.count:
-            found = f"{len(given)} numbers" if isinstance(given, list) else repr(given)[:40]
+            found = f"{len(given)} values" if isinstance(given, list) else repr(given)[:40]
             raise DataError(
                 f"{where}: keypoints are {found}, not x, y and visibility of each of its category's {category.count}"
             )

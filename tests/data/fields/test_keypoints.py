@@ -98,7 +98,7 @@ def test_crowds_have_none(crowd):
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        ([1, 2, 2], "keypoints are 3 numbers, not x, y and visibility of each of its category's 3"),
+        ([1, 2, 2], "keypoints are 3 values, not x, y and visibility of each of its category's 3"),
         ("many", "keypoints are 'many', not x, y and visibility"),
         ([1, 2, 2, 3, 4, 3, 0, 0, 0], "keypoint left_ear [3, 4, 3]: visibility is 3, not 0 (not labelled)"),
         ([1, 2, 2, 3, 4, 0.5, 0, 0, 0], "keypoint left_ear [3, 4, 0.5]: visibility is 0.5, not"),
