@@ -12,7 +12,7 @@ from src.data.records import DataError, number
 from src.data.scene import Scene
 from src.data.transforms import View
 from src.drawing.objects import Layer
-from src.drawing.skeletons import skeleton_layer
+from src.drawing.skeletons import LEAST, skeleton_layer
 
 __all__ = ["KeypointField"]
 
@@ -85,8 +85,8 @@ class KeypointField(Field):
             if x is None or y is None or visible is None:
                 raise DataError(f"{told} isn't three finite numbers; mend it")
             if "score" in annotation:
-                # a detection's third number is how sure it is
-                visible = 2.0
+                # a detection's third number is how sure it is; what pictures don't show isn't a label
+                visible = 2.0 if visible > LEAST else 0.0
             if visible not in (0.0, 1.0, 2.0):
                 raise DataError(f"{told}: visibility is {visible:g}, not 0 (not labelled), 1 (covered) or 2; mend it")
             if visible and not (-BORDER <= x <= width + BORDER and -BORDER <= y <= height + BORDER):

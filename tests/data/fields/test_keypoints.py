@@ -120,7 +120,7 @@ def test_points_on_the_border_are_inside():
 
 
 def test_a_detections_third_number_is_no_visibility():
-    assert read({"score": 0.9, "keypoints": [1, 2, 7.25, 3, 4, -1.5, 5, 6, 0]}) == [1, 2, 2, 3, 4, 2, 5, 6, 2]
+    assert read({"score": 0.9, "keypoints": [1, 2, 7.25, 3, 4, -1.5, 5, 6, 0.5]}) == [1, 2, 2, 0, 0, 0, 5, 6, 2]
 
 
 def test_a_category_without_is_refused_where_it_is_learnt(refusal):
