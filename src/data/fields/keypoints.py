@@ -80,20 +80,11 @@ class KeypointField(Field):
             )
         out: list[float] = []
         for name, place in zip(category["keypoints"], category.places, strict=True):
-            told = f"{where}: keypoint {name} {str(given[3 * place : 3 * place + 3])[:80]}"
-            x, y, visible = (number(v) for v in given[3 * place : 3 * place + 3])
-            if x is None or y is None or visible is None:
-                raise DataError(f"{told} isn't three finite numbers; mend it")
-            if "score" in annotation:
-                # a detection's third number is how sure it is; what pictures don't show isn't a label
-                visible = 2.0 if visible > LEAST else 0.0
-            if visible not in (0.0, 1.0, 2.0):
-                raise DataError(f"{told}: visibility is {visible:g}, not 0 (not labelled), 1 (covered) or 2; mend it")
-            if visible and not (-BORDER <= x <= width + BORDER and -BORDER <= y <= height + BORDER):
-                raise DataError(
-                    f"{told} lies outside its {width} x {height} image; mend it, or give it a visibility of 0"
-                )
-            out += [x, y, int(visible)] if visible else [0.0, 0.0, 0]
+            three = given[3 * place : 3 * place + 3]
+            try:
+                out += point_of(three, "score" in annotation, height, width)
+            except ValueError as e:
+                raise DataError(f"{where}: keypoint {name} {str(three)[:80]} {e}") from None
         return out
 
     @staticmethod
@@ -127,6 +118,23 @@ class KeypointField(Field):
 
     def drawn(self, values: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) -> Layer:
         return skeleton_layer(list(values), self.names)
+
+
+def point_of(three: list, detected: bool, height: int, width: int) -> list[float]:
+    """x, y and visibility, of an annotation's or a detection's in a (height, width) image. Raises ValueError."""
+    x, y, visible = (number(v) for v in three)
+    if x is None or y is None or visible is None:
+        raise ValueError("isn't three finite numbers; mend it")
+    if detected:
+        # its third number is how sure it is; what pictures don't show isn't a label
+        visible = 2.0 if visible > LEAST else 0.0
+    if visible not in (0.0, 1.0, 2.0):
+        raise ValueError(f"has visibility {visible:g}, not 0 (not labelled), 1 (covered) or 2; mend it")
+    if not visible:
+        return [0.0, 0.0, 0]
+    if not (-BORDER <= x <= width + BORDER and -BORDER <= y <= height + BORDER):
+        raise ValueError(f"lies outside its {width} x {height} image; mend it, or give it a visibility of 0")
+    return [x, y, int(visible)]
 
 
 def mirrored_places(names: Sequence[str]) -> list[int]:

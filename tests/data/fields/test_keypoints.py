@@ -100,8 +100,8 @@ def test_crowds_have_none(crowd):
     [
         ([1, 2, 2], "keypoints are 3 values, not x, y and visibility of each of its category's 3"),
         ("many", "keypoints are 'many', not x, y and visibility"),
-        ([1, 2, 2, 3, 4, 3, 0, 0, 0], "keypoint left_ear [3, 4, 3]: visibility is 3, not 0 (not labelled)"),
-        ([1, 2, 2, 3, 4, 0.5, 0, 0, 0], "keypoint left_ear [3, 4, 0.5]: visibility is 0.5, not"),
+        ([1, 2, 2, 3, 4, 3, 0, 0, 0], "keypoint left_ear [3, 4, 3] has visibility 3, not 0 (not labelled)"),
+        ([1, 2, 2, 3, 4, 0.5, 0, 0, 0], "keypoint left_ear [3, 4, 0.5] has visibility 0.5, not"),
         ([1, float("nan"), 2, 0, 0, 0, 0, 0, 0], "keypoint nose [1, nan, 2] isn't three finite numbers"),
         ([1, 2, 2, 0, 0, 0, [], 1, 0], "keypoint right_ear [[], 1, 0] isn't three finite numbers"),
         ([1, 2, 2, 41, 4, 1, 0, 0, 0], "keypoint left_ear [41, 4, 1] lies outside its 40 x 30 image"),
@@ -222,7 +222,7 @@ def test_faults_are_faults_of_their_image(persons_config, annotated, refusal):
         data["annotations"][0] |= {"id": 7777, "keypoints": [1, 2, 5] * K}
 
     places = annotated(spoil)
-    with refusal(DataError, "annotation 7777 of image 1: keypoint head [1, 2, 5]: visibility is 5"):
+    with refusal(DataError, "annotation 7777 of image 1: keypoint head [1, 2, 5] has visibility 5"):
         ensure_mindrecord(persons_config(**places), "train", training=True)
     skipping = persons_config(**places, on_bad_image="skip")
     assert len(read_index(ensure_mindrecord(skipping, "train", training=True))["skipped"]) == 1
