@@ -8,6 +8,8 @@ of colours of their own would forbid that. Points that another figure covers, or
 without a label, as are all of the smallest figures'; some images have a crowd of such, or nothing.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import shutil
@@ -22,6 +24,7 @@ from src.data.records import DataError
 from src.data.shapes import FINE, background, description, polygons, run_lengths
 from src.runtime.errors import UserError, run_command
 from src.runtime.files import beside
+from src.runtime.newer import zip_equal
 
 __all__ = ["NAMES", "SKELETON", "make_keypoint_shapes"]
 
@@ -148,7 +151,7 @@ class Figures:
             xy = np.concatenate([np.reshape(p, (-1, 2)) for p in parts])
             low, high = xy.min(0).clip(0), np.minimum(xy.max(0), [self.width, self.height])
             values: list[float] = []
-            for point, labelled in zip(f["points"], f["labelled"], strict=True):
+            for point, labelled in zip_equal(f["points"], f["labelled"]):
                 column, row = (point * FINE).astype(int) if labelled else (0, 0)
                 x, y = np.round(point, 2).tolist()
                 values += [x, y, 2 if f["fine"][row, column] else 1] if labelled else [0, 0, 0]

@@ -13,6 +13,7 @@ from src.data.scene import Scene
 from src.data.transforms import View
 from src.drawing.objects import Layer
 from src.drawing.skeletons import LEAST, skeleton_layer
+from src.runtime.newer import zip_equal
 
 __all__ = ["KeypointField"]
 
@@ -79,7 +80,7 @@ class KeypointField(Field):
                 f"{where}: keypoints are {found}, not x, y and visibility of each of its category's {category.count}"
             )
         out: list[float] = []
-        for name, place in zip(category["keypoints"], category.places, strict=True):
+        for name, place in zip_equal(category["keypoints"], category.places):
             three = given[3 * place : 3 * place + 3]
             try:
                 out += point_of(three, "score" in annotation, height, width)

@@ -19,6 +19,7 @@ from src.data.records import DataError
 from src.data.scene import Scene
 from src.data.transforms import View
 from src.data.truth import read_truth, truth_of
+from src.runtime.newer import zip_equal
 
 ROOT = Path(__file__).parents[3]
 K = len(NAMES)
@@ -196,7 +197,7 @@ def test_what_was_annotated_is_what_is_measured(persons_config, persons_root):
     given = json.loads((persons_root / "annotations/instances_train2017.json").read_bytes())["annotations"]
     truth = read_truth(ensure_mindrecord(persons_config(), "train", training=True) / "truth.json")["annotations"]
     assert len(given) == len(truth)
-    for before, after in zip(given, truth, strict=True):
+    for before, after in zip_equal(given, truth):
         if before["iscrowd"]:
             assert "keypoints" not in after
         else:
@@ -304,9 +305,9 @@ def test_a_flip_is_a_picture_really_mirrored(persons_root, persons_config, tmp_p
     flipped = persons_config(flip_ratio=1.0)
     really = persons_config(train_dataset=mirrored_copy(persons_root, tmp_path / "mirrored"))
     folders = [ensure_mindrecord(c, "train", training=True) for c in (flipped, really)]
-    loaders = [TrainLoader(c, f).epoch(0) for c, f in zip((flipped, really), folders, strict=True)]
+    loaders = [TrainLoader(c, f).epoch(0) for c, f in zip_equal((flipped, really), folders)]
     seen = 0
-    for one, other in zip(*loaders, strict=True):
+    for one, other in zip_equal(*loaders):
         assert one["image_id"].tolist() == other["image_id"].tolist()
         # resized, then mirrored, or the other way round: to rounding of bytes, which std divides
         np.testing.assert_allclose(one["image"], other["image"], atol=0.04)
@@ -329,7 +330,7 @@ AUGMENTED = {
 
 def shade_at(pixels, point):
     """The name of the colour that a figure has there."""
-    x, y = (min(int(v), side - 1) for v, side in zip(point, pixels.shape[1::-1], strict=True))
+    x, y = (min(int(v), side - 1) for v, side in zip_equal(point, pixels.shape[1::-1]))
     return min(SHADES, key=lambda name: np.abs(pixels[y, x] - np.array(SHADES[name])).sum())
 
 
@@ -341,12 +342,12 @@ def test_points_are_on_their_limbs_and_sides(persons_config, how):
     for batch in TrainLoader(config, ensure_mindrecord(config, "train", training=True)).epoch(0):
         assert batch["gt_keypoints"].shape == (config.batch_size, config.max_instance_count, K, 3)
         assert batch["gt_keypoints"].dtype == np.float32 and not batch["gt_keypoints"][~batch["gt_valid"]].any()
-        for image, size, values in zip(batch["image"], batch["image_size"], batch["gt_keypoints"], strict=True):
+        for image, size, values in zip_equal(batch["image"], batch["image_size"], batch["gt_keypoints"]):
             assert not values[values[..., 2] == 0].any()
             assert (values[..., :2] >= 0).all() and (values[..., :2] <= size[::-1] + 1e-3).all()
             pixels = restored(image, config).astype(int)
             for points in values:
-                for name, point in zip(NAMES[1:], points[1:], strict=True):
+                for name, point in zip_equal(NAMES[1:], points[1:]):
                     if point[2] == 2:
                         fits = shade_at(pixels, point[:2]) == limbs[name.split("_")[1]]
                         on, off = on + fits, off + (not fits)
