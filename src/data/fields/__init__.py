@@ -4,6 +4,7 @@ from typing import Any
 
 from src.config import Config, ConfigError
 from src.data.fields.base import Field
+from src.data.fields.keypoints import KeypointField
 from src.data.fields.masks import MaskField
 from src.data.records import Instance
 
@@ -18,7 +19,7 @@ __all__ = [
     "without_branches",
 ]
 
-FIELDS: dict[str, type[Field]] = {"mask": MaskField}
+FIELDS: dict[str, type[Field]] = {"mask": MaskField, "keypoint": KeypointField}
 
 
 def fields_of(config: Config) -> list[Field]:

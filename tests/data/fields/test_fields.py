@@ -60,7 +60,10 @@ def middles(monkeypatch):
     """Makes the detector without masks learn the field."""
     monkeypatch.setitem(FIELDS, "middle", Middles)
     monkeypatch.setattr(Coco, "fields", ("masks", "middles"))
-    monkeypatch.setitem(keys.BRANCHES, "faster_rcnn", ("middle",))
+    monkeypatch.setitem(keys.DETECTORS, "faster_rcnn", ("middle",))
+    # a branch has its groups of keys
+    monkeypatch.setattr(keys.Config, "middle_roi", keys.Roi(), raising=False)
+    monkeypatch.setattr(keys.Config, "middle_head", keys.MaskHead(), raising=False)
 
 
 @pytest.fixture
@@ -138,7 +141,7 @@ def test_conversions_are_told_apart(middles, annotated, shapes_config, monkeypat
     places = annotated()
     folders = [ensure_mindrecord(shapes_config(**places, mask_crop_size=s), "train", True) for s in (56, 56, 112)]
     assert folders[0] == folders[1] != folders[2]
-    monkeypatch.setitem(keys.BRANCHES, "faster_rcnn", ())
+    monkeypatch.setitem(keys.DETECTORS, "faster_rcnn", ())
     assert ensure_mindrecord(shapes_config(**places), "train", True) not in folders
 
 
