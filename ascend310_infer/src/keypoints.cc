@@ -7,16 +7,15 @@
 #include <limits>
 #include <numeric>
 
-#include "../../src/ops/csrc/parallel.h"
 #include "files.h"
 
 namespace rcnn {
 
 namespace {
 
-constexpr float kLongest = 1 << 15;      // side of a box; canvases have less
-constexpr float kLargestLogit = 1e30f;   // whose sums are numbers
-constexpr int64_t kFewPixels = 1 << 16;  // are found sooner than another thread starts
+constexpr float kLongest = 1 << 15;     // side of a box; canvases have less
+constexpr float kLargestLogit = 1e30f;  // whose sums are numbers
+constexpr float kNear = 1e-3f;          // sides this near a whole number are it: dividing and multiplying lose it
 
 // A pixel of an enlarged side: the four cells that it is made of.
 struct Pixel {
@@ -51,12 +50,25 @@ float Sum(const std::array<float, 4> &weights, float a, float b, float c, float 
   return a * weights[0] + b * weights[1] + c * weights[2] + d * weights[3];
 }
 
+// Of a box's side; at least 1.
+int64_t WholePixels(float side) {
+  const float nearest = std::nearbyint(side);
+  return static_cast<int64_t>(std::abs(side - nearest) < kNear ? nearest : std::ceil(side));
+}
+
+// exp(value) as a share of the exponentials of a map.
+float Share(float value, const float *map, int64_t cells) {
+  double total = 0;
+  for (int64_t i = 0; i < cells; ++i) total += std::exp(static_cast<double>(map[i] - value));
+  return static_cast<float>(1.0 / total);
+}
+
 struct Peak {
   float value = -std::numeric_limits<float>::infinity();
   int64_t row = 0, column = 0;
 };
 
-// One map enlarged, of which no more than a row is there at a time.
+// Enlarges one map after the other, of which no more than a row is there at a time.
 class Enlarged {
  public:
   Enlarged(int64_t side, const std::vector<Pixel> &down, const std::vector<Pixel> &across)
@@ -70,22 +82,9 @@ class Enlarged {
         bounds_(down.size()),
         order_(down.size()) {}
 
-  void Set(const float *map) {
-    for (size_t y = 0; y < side_; ++y) {
-      const float *from = map + y * side_;
-      float *to = Wide(y);
-      for (size_t x = 0; x < across_.size(); ++x) {
-        const auto &[cells, weights] = across_[x];
-        to[x] = Sum(weights, from[cells[0]], from[cells[1]], from[cells[2]], from[cells[3]]);
-      }
-      const auto [least, most] = std::minmax_element(to, to + across_.size());
-      least_[y] = *least;
-      most_[y] = *most;
-    }
-  }
-
   // The first largest value by rows; rows that can't hold it aren't made.
-  Peak Largest() {
+  Peak Largest(const float *map) {
+    EnlargeAcross(map);
     for (size_t y = 0; y < down_.size(); ++y) bounds_[y] = Bound(down_[y]);
     std::iota(order_.begin(), order_.end(), size_t{0});
     std::sort(order_.begin(), order_.end(), [this](size_t a, size_t b) { return bounds_[a] > bounds_[b]; });
@@ -100,19 +99,21 @@ class Enlarged {
     return best;
   }
 
-  // The sum of exp(value - most) over all pixels.
-  double Total(float most) {
-    double total = 0;
-    for (const Pixel &pixel : down_) {
-      MakeRow(pixel);
-      float sum = 0;
-      for (const float v : row_) sum += std::exp(v - most);
-      total += static_cast<double>(sum);
+ private:
+  void EnlargeAcross(const float *map) {
+    for (size_t y = 0; y < side_; ++y) {
+      const float *from = map + y * side_;
+      float *to = Wide(y);
+      for (size_t x = 0; x < across_.size(); ++x) {
+        const auto &[cells, weights] = across_[x];
+        to[x] = Sum(weights, from[cells[0]], from[cells[1]], from[cells[2]], from[cells[3]]);
+      }
+      const auto [least, most] = std::minmax_element(to, to + across_.size());
+      least_[y] = *least;
+      most_[y] = *most;
     }
-    return total;
   }
 
- private:
   float *Wide(size_t y) { return &wide_[y * row_.size()]; }
 
   void MakeRow(const Pixel &pixel) {
@@ -150,23 +151,17 @@ std::vector<Keypoint> FindKeypoints(const float *maps, int64_t count, int64_t si
   if (!is_box || !std::all_of(maps, maps + count * side * side, is_fair)) {
     throw UserError("the model's detections are no numbers, or larger than any picture; did its training diverge?");
   }
-  const auto columns = static_cast<int64_t>(std::ceil(width)), rows = static_cast<int64_t>(std::ceil(height));
+  const int64_t columns = WholePixels(width), rows = WholePixels(height), cells = side * side;
   const float pixel_width = width / static_cast<float>(columns), pixel_height = height / static_cast<float>(rows);
   const std::vector<Pixel> down = EnlargedSide(side, rows), across = EnlargedSide(side, columns);
-  std::vector<Keypoint> out(static_cast<size_t>(count));
-  const int64_t threads = std::min<int64_t>({NumThreads(), count, 1 + count * rows * columns / kFewPixels});
-  std::vector<Enlarged> scratch(static_cast<size_t>(threads), Enlarged(side, down, across));
-  ParallelFor(threads, static_cast<int>(threads), [&](int64_t thread) {
-    Enlarged &map = scratch[static_cast<size_t>(thread)];
-    for (int64_t k = thread; k < count; k += threads) {
-      map.Set(maps + k * side * side);
-      const Peak peak = map.Largest();
-      const float x = (static_cast<float>(peak.column) + 0.5f) * pixel_width + box[0];
-      const float y = (static_cast<float>(peak.row) + 0.5f) * pixel_height + box[1];
-      const float score = as_probability ? static_cast<float>(1.0 / map.Total(peak.value)) : peak.value;
-      out[static_cast<size_t>(k)] = {x, y, score};
-    }
-  });
+  Enlarged enlarged(side, down, across);
+  std::vector<Keypoint> out;
+  for (const float *map = maps; map < maps + count * cells; map += cells) {
+    const Peak peak = enlarged.Largest(map);
+    const float x = (static_cast<float>(peak.column) + 0.5f) * pixel_width + box[0];
+    const float y = (static_cast<float>(peak.row) + 0.5f) * pixel_height + box[1];
+    out.push_back({x, y, as_probability ? Share(peak.value, map, cells) : peak.value});
+  }
   return out;
 }
 

@@ -15,8 +15,9 @@ struct Keypoint {
 
 // Places in the pixels of `box`. maps: logits (count, side, side) over the box. Each is enlarged, bicubically
 // (a = -0.75), to the box's size in whole pixels, rounded up, at least 1; of equal largest values the first by rows
-// counts. score: that value, or, as_probability, its share of the enlarged map after softmax.
-// src/evaluation/keypoints.py decodes the same. Throws UserError for a box, or logits, that are no numbers.
+// counts. score: that value, or, as_probability, its share of the exponentials of the map as it came, as Detectron2 has
+// it, a little above 1 at most. src/evaluation/keypoints.py finds the same. Throws UserError for a box, or logits, that
+// are no numbers.
 std::vector<Keypoint> FindKeypoints(const float *maps, int64_t count, int64_t side, const Box &box,
                                     bool as_probability);
 
