@@ -12,7 +12,10 @@ namespace rcnn {
 
 namespace {
 
-constexpr int64_t kTimes = 4;        // a heatmap's side, of the side of its RoI features
+constexpr int64_t kTimes = 4;  // a heatmap's side, of the side of its RoI features
+// Pixels of the canvas. Corners on its edge were whole numbers before they were divided and multiplied by a scale, and
+// a side's fraction decides how far a map is enlarged.
+constexpr float kNear = 1e-3f;
 constexpr size_t kBoxesAtOnce = 32;  // the network's memory grows with them, and they are hardly faster together
 
 class KeypointBranch : public Branch {
@@ -39,7 +42,11 @@ class KeypointBranch : public Branch {
   size_t Maps() const override { return roi_.strides.size(); }
 
   void Encode(const float *values, const Box &box, const Scale &scale, std::vector<uint8_t> *to) const override {
-    const Box found = {box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1]};
+    Box found{};
+    for (size_t i = 0; i < 4; ++i) {
+      const float corner = box[i] * scale[i % 2], nearest = std::nearbyint(corner);
+      found[i] = std::abs(corner - nearest) < kNear ? nearest : corner;
+    }
     const float shift = half_pixel_ ? 0.5f : 0.0f;
     for (const Keypoint &point : FindKeypoints(values, Count(), side_, found, as_probability_)) {
       const float numbers[] = {point.x / scale[0] - shift, point.y / scale[1] - shift, point.score};

@@ -15,7 +15,6 @@ namespace {
 
 constexpr float kLongest = 1 << 15;     // side of a box; canvases have less
 constexpr float kLargestLogit = 1e30f;  // whose sums are numbers
-constexpr float kNear = 1e-3f;          // sides this near a whole number are it: dividing and multiplying lose it
 
 // A pixel of an enlarged side: the four cells that it is made of.
 struct Pixel {
@@ -50,13 +49,7 @@ float Sum(const std::array<float, 4> &weights, float a, float b, float c, float 
   return a * weights[0] + b * weights[1] + c * weights[2] + d * weights[3];
 }
 
-// Of a box's side; at least 1.
-int64_t WholePixels(float side) {
-  const float nearest = std::nearbyint(side);
-  return static_cast<int64_t>(std::abs(side - nearest) < kNear ? nearest : std::ceil(side));
-}
-
-// exp(value) as a share of the exponentials of a map.
+// The exponential of a value, as a share of those of a map.
 float Share(float value, const float *map, int64_t cells) {
   double total = 0;
   for (int64_t i = 0; i < cells; ++i) total += std::exp(static_cast<double>(map[i] - value));
@@ -151,7 +144,8 @@ std::vector<Keypoint> FindKeypoints(const float *maps, int64_t count, int64_t si
   if (!is_box || !std::all_of(maps, maps + count * side * side, is_fair)) {
     throw UserError("the model's detections are no numbers, or larger than any picture; did its training diverge?");
   }
-  const int64_t columns = WholePixels(width), rows = WholePixels(height), cells = side * side;
+  const auto columns = static_cast<int64_t>(std::ceil(width)), rows = static_cast<int64_t>(std::ceil(height));
+  const int64_t cells = side * side;
   const float pixel_width = width / static_cast<float>(columns), pixel_height = height / static_cast<float>(rows);
   const std::vector<Pixel> down = EnlargedSide(side, rows), across = EnlargedSide(side, columns);
   Enlarged enlarged(side, down, across);
