@@ -24,9 +24,6 @@ class KeypointBranch : public Branch {
     const Json &about = from.All().At("keypoints");
     for (const Json &name : about.List("names")) names_.push_back(name.AsText());
     if (names_.empty()) about.At("names").Wrong("a list with anything in it");
-    std::vector<std::string> sorted = names_;
-    std::sort(sorted.begin(), sorted.end());
-    from.Demand(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(), "two keypoints of one name");
     side_ = about.Integer("size", 4, 512);
     from.Demand(side_ == kTimes * roi_.out_size, "keypoints.size, and keypoint_roi.out_size");
     half_pixel_ = about.Bool("half_pixel");

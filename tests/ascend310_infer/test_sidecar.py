@@ -125,7 +125,6 @@ WRONG = {
 WRONG_KEYPOINTS = {
     "no keypoints": ("keypoints.names", ["keypoints", "names"], []),
     "a keypoint of no text": ("keypoints.names[1]", ["keypoints", "names", 1], 7),
-    "two keypoints of one name": ("two keypoints", ["keypoints", "names", 1], "nose"),
     "heatmaps of another size": ("keypoints.size", ["keypoints", "size"], 28),
     "a score of another kind": ("keypoints.score", ["keypoints", "score"], "sigmoid"),
     "half a pixel of no flag": ("keypoints.half_pixel", ["keypoints", "half_pixel"], 0.5),

@@ -63,7 +63,6 @@ class Keypoint(Branch):
         if has:
             about, side = content["keypoints"], content["keypoint_roi"]["out_size"]
             fits(about["size"] == TIMES * side, "keypoints.size, and keypoint_roi.out_size")
-            fits(len(set(about["names"])) == len(about["names"]), "two keypoints of one name")
 
     def heads(self, content: dict[str, Any]) -> int:
         return 1
