@@ -1,5 +1,7 @@
 """Keypoints (Keypoint R-CNN), in exports."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from mindspore import Tensor, nn
