@@ -9,19 +9,19 @@ namespace rcnn {
 // Each reads its branch's part of a sidecar: null where the detector hasn't the branch (`has`), and the sidecar says
 // so.
 std::shared_ptr<const Branch> ReadMask(const SidecarReader &from, bool has);
+std::shared_ptr<const Branch> ReadKeypoint(const SidecarReader &from, bool has);
 
 namespace {
 
 const std::map<std::string, std::shared_ptr<const Branch> (*)(const SidecarReader &, bool)> kBranches = {
     {"mask", ReadMask},
+    {"keypoint", ReadKeypoint},
 };
 
 // As src/config/keys.py's.
 const std::map<std::string, std::vector<std::string>> kDetectors = {
-    {"mask_rcnn", {"mask"}},
-    {"faster_rcnn", {}},
-    {"cascade_rcnn", {}},
-    {"cascade_mask_rcnn", {"mask"}},
+    {"mask_rcnn", {"mask"}},         {"faster_rcnn", {}}, {"cascade_rcnn", {}}, {"cascade_mask_rcnn", {"mask"}},
+    {"keypoint_rcnn", {"keypoint"}},
 };
 
 template <typename Table>

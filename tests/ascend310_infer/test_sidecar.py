@@ -19,6 +19,7 @@ KINDS = {
     "mask_rcnn": {},
     "cascade": {"detector": "cascade_mask_rcnn"},
     "both orientations": {"detector": "faster_rcnn", "resize": "short_side", "short_side": 180, "long_side": 250},
+    "keypoints": {"detector": "keypoint_rcnn"},
     "resnext": {"backbone.type": "resnext", "backbone.depth": 50, "backbone.groups": 32, "backbone.base_width": 4}
     | {"backbone.width_multiplier": 1.0},
 }
@@ -33,6 +34,7 @@ def described(kind, form):
     stages = len(config.cascade.pos_iou_thr) if config.is_cascade else 1
     masks = [ENTRY] * (stages if config.with_mask else 0)
     files = {"features": ENTRY, "box": [ENTRY] * stages, "mask": masks, "mask_weights": masks}
+    files |= {"keypoint": [ENTRY]} if "keypoint" in config.branches else {}
     reference = {"file": ENTRY, "tolerance": 1e-3, "compared": True}
     anchors = [[[-8.0, -4.0, 8.0, 4.0]] * 3 for _ in config.rpn.anchor_generator.strides]
     about = sidecar.describe(config, "split", "MINDIR", files, 2, reference, pair=pair)
@@ -120,10 +122,23 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("fault", WRONG)
+WRONG_KEYPOINTS = {
+    "no keypoints": ("keypoints.names", ["keypoints", "names"], []),
+    "a keypoint of no text": ("keypoints.names[1]", ["keypoints", "names", 1], 7),
+    "heatmaps of another size": ("keypoints.size", ["keypoints", "size"], 28),
+    "a score of another kind": ("keypoints.score", ["keypoints", "score"], "sigmoid"),
+    "half a pixel of no flag": ("keypoints.half_pixel", ["keypoints", "half_pixel"], 0.5),
+    "keypoints' RoIs from other levels": ("keypoint_roi.strides", ["keypoint_roi", "strides", 0], 8),
+    "keypoints without a head": ("files.keypoint", ["files", "keypoint"], []),
+    "two keypoint heads": ("files.keypoint", ["files", "keypoint"], [ENTRY] * 2),
+    "a mask head beside": ("files.mask", ["files", "mask"], [ENTRY]),
+}
+
+
+@pytest.mark.parametrize("fault", [*WRONG, *WRONG_KEYPOINTS])
 def test_numbers_out_of_bounds_and_parts_that_do_not_fit_are_named(fault, read, tmp_path):
-    told, (*outer, last), value = WRONG[fault]
-    content = described("mask_rcnn", "split")
+    told, (*outer, last), value = (WRONG | WRONG_KEYPOINTS)[fault]
+    content = described("mask_rcnn" if fault in WRONG else "keypoints", "split")
     place = content
     for key in outer:
         place = place[key]

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from src.config import Config, Roi
 from src.export.branches.base import Branch
+from src.export.branches.keypoint import Keypoint
 from src.export.branches.mask import Mask
 
 __all__ = ["BRANCHES", "branches_of", "file_lists", "rois"]
 
-BRANCHES: dict[str, Branch] = {"mask": Mask()}
+BRANCHES: dict[str, Branch] = {"mask": Mask(), "keypoint": Keypoint()}
 
 
 def branches_of(config: Config) -> list[Branch]:

@@ -73,21 +73,22 @@ class KeypointBranch(nn.Cell):
 
     def __init__(self, extractor: RoIExtractor, head: KeypointHead):
         super().__init__(auto_prefix=False)
-        self.extractor, self.head = extractor, head
+        # a list, as branches have it that a cascade has several of
+        self.extractor, self.heads = extractor, nn.CellList([head], auto_prefix=False)
 
     def parts(self) -> dict[str, nn.Cell]:
         """The head by its name in a checkpoint."""
-        return {"keypoint_head": self.head}
+        return {"keypoint_head": self.heads[0]}
 
     def construct(self, features: tuple[Tensor, ...], found: Detections) -> Tensor:
-        maps = self.head(self.extractor(features, found["boxes"], found["valid"]))
+        maps = self.heads[0](self.extractor(features, found["boxes"], found["valid"]))
         return maps.reshape(found["valid"].shape + maps.shape[1:])
 
     def onnx(self, g: GraphWriter, maps: Sequence[str], boxes: str, labels: str, valid: str, count: int) -> str:
         """The heatmaps of `count` detections an image, (N, count, K, M, M); zero where not valid."""
         x, places = g.roi_features(maps, boxes, valid, count, self.extractor)
-        side, keypoints = 4 * self.extractor.roi_align.output_size, self.head.upsample.out_channels
-        found = g.put([g.n * count, keypoints, side, side], places, self.head.onnx(g, x))
+        side, keypoints = 4 * self.extractor.roi_align.output_size, self.heads[0].upsample.out_channels
+        found = g.put([g.n * count, keypoints, side, side], places, self.heads[0].onnx(g, x))
         found = g.reshape(found, g.n, count, keypoints, side, side)
         return g.op("Where", g.op("Unsqueeze", valid, [-3, -2, -1]), found, 0.0)
 
@@ -158,5 +159,5 @@ def build_keypoint_losses(
     """The keypoint head's loss on the box head's sample; of a cascade, on its first stage's."""
     side, buckets = 4 * config.keypoint_roi.roi_layer.out_size, config.train_cfg.rcnn.mask_buckets
     weight = config.keypoint_head.loss_keypoint.loss_weight
-    loss = KeypointLoss(branch.head, branch.extractor, side, weight, buckets, ranks)
+    loss = KeypointLoss(branch.heads[0], branch.extractor, side, weight, buckets, ranks)
     return [[loss], *([] for _ in weights[1:])]
