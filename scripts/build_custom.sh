@@ -3,7 +3,7 @@
 # Usage: scripts/build_custom.sh [--force] [--march NAME]... [PYTHON]
 # NAME: an instruction set: native (this machine's CPU; the default, unless RCNN_OPS_MARCH is set), haswell, x86-64-v2; or
 # all, those that this CPU can run. Which library a run loads is RCNN_OPS_MARCH's choice.
-# PYTHON: any Python 3.11 interpreter; the environment's CXX chooses the compiler. Exit status: 0 built or up to date, 1 failed.
+# PYTHON: any Python interpreter from 3.9 on; the environment's CXX chooses the compiler. Exit status: 0 built or up to date, 1 failed.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -14,7 +14,7 @@ has_mindspore() {
 packages() {
     local kept=none
     # an Ascend image's MindSpore and its numpy stay as they are
-    if has_mindspore; then kept='mindspore|numpy'; fi
+    if has_mindspore; then kept='mindspore|numpy'; else refuse_foreign_wheels; fi
     # a package's hashes follow it
     awk -v kept="^($kept)==" '/^[^ ]/ { left_out = $0 ~ kept } !left_out' "$ROOT/requirements.lock" |
         "$VENV_PYTHON" -m pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /dev/stdin

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes requirements.lock anew: what requirements.txt comes to on Python 3.11, pinned, with the SHA-256 of every file of
-# each release, so that it serves x86-64 and aarch64. Versions in the lock stay unless requirements.txt has others.
+# Writes requirements.lock anew: what requirements.txt comes to on Python 3.11 and 3.12, pinned, with the SHA-256 of every
+# file of each release, so that it serves x86-64 and aarch64. Versions in the lock stay unless requirements.txt has others.
 # usage: bash scripts/lock_requirements.sh [--upgrade]
 #   --upgrade   the newest releases that fit
 # UV names a uv to use; without it one is fetched, and thrown away.

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,14 @@ def test_it_names_no_index():
 def test_what_is_required_is_locked(lock):
     lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     wanted = [Requirement(line) for line in lines if line]
+    # on Python 3.11 and 3.12, whose lock it is
+    wanted = [r for r in wanted if r.marker is None or r.marker.evaluate({"python_version": "3.11"})]
     assert len(wanted) >= 10
     for requirement in wanted:
         assert requirement.specifier.contains(version(lock, requirement.name)), requirement
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the lock is for Python 3.11 and 3.12")
 def test_what_those_need_is_locked_too(lock):
     """Of what is installed here, as its own metadata say it."""
     checked = 0
