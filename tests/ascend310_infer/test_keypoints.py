@@ -16,6 +16,7 @@ from src.evaluation.kinds import branch_kinds
 from src.export import sidecar
 from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.split import export_split
+from src.runtime.newer import zip_equal
 from tests.ascend310_infer.conftest import Exported, random_detector
 from tests.ascend310_infer.test_image import ROOT, compiled
 from tests.evaluation.golden_keypoints import BOXES, GOLDEN, heatmaps
@@ -49,7 +50,7 @@ def find(tmp_path_factory):
 @pytest.mark.parametrize("score", ["logit", "probability"])
 def test_points_are_those_of_torchvision(score, find):
     golden = np.load(GOLDEN)
-    for maps, box, points, shares in zip(heatmaps(), BOXES, golden["points"], golden["probability"], strict=True):
+    for maps, box, points, shares in zip_equal(heatmaps(), BOXES, golden["points"], golden["probability"]):
         got = find(maps, box, score)
         np.testing.assert_allclose(got[:, :2], points[:, :2], rtol=0, atol=1e-3)
         # float32 of weights to which others come in other ways
