@@ -54,7 +54,7 @@ def move_arguments(model: ir.ModelProto, graph: ir.GraphProto, primitives: dict[
         # nodes with different arguments may share a primitive: each gets its own
         own = model.primitives.add()
         own.CopyFrom(primitive)
-        own.name = f"{primitive.op_type}:{len(model.primitives)}"
+        own.name = f"{primitive.op_type}:own{len(model.primitives)}"  # numbers alone are MindSpore's
         node.op_type = f"REF::{own.name}"
         for name, given in zip(names, list(node.input)[kept:]):
             set_attribute(own, name, constants[given])

@@ -12,6 +12,7 @@ from mindspore import dtype as mstype
 
 from src.models.backbones.parts import NormMaker, Shapes, StagedBackbone, conv, conv_norm
 from src.models.graph_writer import GraphWriter
+from src.models.precision import float32
 from src.ops.conv import Conv2d
 
 __all__ = ["MobileNetV3", "mobilenet_v3_keys"]
@@ -34,6 +35,7 @@ STAGES = (
 )
 LAST = 960  # channels of the 1x1 convolution that the last stage ends with
 CELL = 32  # pixels: torchvision pads pictures to multiples of it
+SURE = 1e8  # times the square of a normalised pixel: above 1 for all but the padding's zeros
 
 
 class SqueezeExcite(nn.Cell):
@@ -47,17 +49,19 @@ class SqueezeExcite(nn.Cell):
         super().__init__()
         self.fc1 = Conv2d(channels, squeezed, 1, relu=True, has_bias=True, bias_init="zeros")
         self.fc2 = Conv2d(squeezed, channels, 1, has_bias=True, bias_init="zeros")
-        self.gate, self.factor = nn.HSigmoid(), CELL // stride
+        self.factor = CELL // stride
         self.ones = Tensor(np.ones((1, 1, self.factor, self.factor), np.float32))
         self.enlarge = ops.Conv2DTranspose(1, self.factor, pad_mode="valid", stride=self.factor)
+        # Lite knows no other sum, and no numbers beside tensors
+        self.sum, self.one, self.three, self.six = ops.ReduceSum(keep_dims=True), scalar(1), scalar(3), scalar(6)
 
     def construct(self, x: Tensor, shown: Tensor) -> Tensor:
         if self.factor > 1:
             shown = self.enlarge(shown, self.ones, (x.shape[0], 1, x.shape[2], x.shape[3]))
-        count = ops.maximum(shown.sum((2, 3), keepdims=True), 1.0)
+        count = ops.maximum(self.sum(shown, (2, 3)), self.one)
         # float16 doesn't hold the sum of a large map
-        mean = (x.astype(mstype.float32) * shown).sum((2, 3), keepdims=True) / count
-        scale = self.gate(self.fc2(self.fc1(mean.astype(x.dtype))))
+        mean = self.sum(x.astype(mstype.float32) * shown, (2, 3)) / count
+        scale = ops.relu6(float32(self.fc2(self.fc1(mean.astype(x.dtype)))) + self.three) / self.six
         return x * scale.astype(x.dtype)
 
     def onnx(self, g: GraphWriter, x: str, shown: str) -> str:
@@ -168,10 +172,12 @@ class MobileNetV3(StagedBackbone):
                 blocks.append(Layer(channels, LAST, 1, norm, "hswish"))
             stages.append(nn.CellList(blocks))
         self.add_stages(stages, out_indices, frozen_stages)
-        self.largest = nn.MaxPool2d(CELL, CELL, pad_mode="valid")
+        self.largest, self.sum = nn.MaxPool2d(CELL, CELL, pad_mode="valid"), ops.ReduceSum(keep_dims=True)
+        self.sure, self.one = scalar(SURE), scalar(1)
 
     def construct(self, x: Tensor) -> tuple[Tensor, ...]:
-        shown = ops.stop_gradient(self.largest(ops.abs(x).max(axis=1, keepdims=True)) > 0).astype(mstype.float32)
+        # 1 where a cell holds anything, as Lite says it, which knows neither comparisons nor casts
+        shown = ops.stop_gradient(ops.minimum(self.largest(self.sum(x * x, 1)) * self.sure, self.one))
         x = self.hswish(conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training))
         if self.frozen_stages == 0:
             x = ops.stop_gradient(x)
@@ -187,9 +193,9 @@ class MobileNetV3(StagedBackbone):
 
     def onnx(self, g: GraphWriter, x: str) -> list[str]:
         """The maps in ONNX's operators."""
-        largest = g.op("ReduceMax", g.op("Abs", x), axes=[1], keepdims=1)
+        largest = g.op("ReduceSum", g.op("Mul", x, x), [1], keepdims=1)
         largest = g.op("MaxPool", largest, kernel_shape=[CELL, CELL], strides=[CELL, CELL])
-        shown = g.op("Cast", g.op("Greater", largest, 0.0), to=1)
+        shown = g.op("Min", g.op("Mul", largest, SURE), 1.0)
         x = g.op("HardSwish", g.conv(x, self.conv1, self.bn1))
         outputs = []
         for stage in self.stages:
@@ -197,6 +203,11 @@ class MobileNetV3(StagedBackbone):
                 x = block.onnx(g, x, shown)
             outputs.append(x)
         return [outputs[i] for i in self.out_indices]
+
+
+def scalar(value: float) -> Tensor:
+    """(1, 1, 1, 1) float32."""
+    return Tensor(np.full((1, 1, 1, 1), value, np.float32))
 
 
 def to_eights(channels: float) -> int:
