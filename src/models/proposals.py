@@ -51,7 +51,7 @@ class ProposalGenerator(nn.Cell):
         self.taken = [min(nms_pre, n) for n in counts]
         levels = np.repeat(np.arange(len(counts), dtype=np.int32), self.taken)
         self.levels = Tensor(levels[None])
-        self.nms = BatchedNMS(iou_threshold, max_per_img, builtin=builtin_ops)
+        self.nms = BatchedNMS(iou_threshold, max_per_img, builtin=builtin_ops, runs=self.taken)
         self.topk = ops.TopK(sorted=True)
 
     def construct(

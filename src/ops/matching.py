@@ -5,6 +5,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.ops.library import custom_operator_path
+from src.ops.overlap import area, intersection, iou, quotient
 
 __all__ = ["MaxIoUMatch"]
 
@@ -73,7 +74,7 @@ def _output_dtypes(*_):
 
 
 class _BuiltinMatch(nn.Cell):
-    """Ground truth by boxes, (B, g, N): long rows, which elementwise operators like better than short ones."""
+    """Ground truth by boxes, (B, g, N)."""
 
     def construct(self, boxes, box_valid, gt_boxes, gt_valid, ignore_boxes, min_best_iou):
         if boxes.ndim == 2:
@@ -90,16 +91,17 @@ class _BuiltinMatch(nn.Cell):
             shape = (4, *usable.shape)
             gts = ops.broadcast_to(gt_boxes[:, :, begin : begin + _GT_CHUNK], shape)
             these = ops.broadcast_to(boxes, shape)
-            inter = _intersection(these, gts)
-            iou = _quotient(inter, _area(these) + _area(gts) - inter)
-            iou = ops.select(usable, iou, ops.full_like(iou, -1.0))
-            top = iou.max(axis=2, keepdims=True)
+            overlap = iou(these, gts)
+            overlap = ops.select(usable, overlap, ops.full_like(overlap, -1.0))
+            top = overlap.max(axis=2, keepdims=True)
             counts = ops.logical_and(top > 0.0, top >= min_best_iou)
             top = ops.select(counts, top, ops.full_like(top, 2.0))  # an IoU that no box has
             number = ops.arange(begin, begin + shape[2]).astype(ms.float32).reshape((1, -1, 1))
-            these_best = ops.select(iou == top, ops.broadcast_to(number, iou.shape), ops.full_like(iou, -1.0))
+            these_best = ops.select(
+                overlap == top, ops.broadcast_to(number, overlap.shape), ops.full_like(overlap, -1.0)
+            )
             best_of = ops.maximum(best_of, these_best.max(axis=1).astype(ms.int32))
-            here, which = iou.max(axis=1), iou.argmax(axis=1).astype(ms.int32)
+            here, which = overlap.max(axis=1), overlap.argmax(axis=1).astype(ms.int32)
             better = here > best
             argmax = ops.select(better, which + begin, argmax)
             best = ops.select(better, here, best)
@@ -107,23 +109,6 @@ class _BuiltinMatch(nn.Cell):
         listed = ops.logical_and(mask, ops.abs(ignore_boxes).max(axis=0) > 0.0)
         shape = (4, *listed.shape)
         these = ops.broadcast_to(boxes, shape)
-        iof = _quotient(_intersection(these, ops.broadcast_to(ignore_boxes, shape)), _area(these))
+        iof = quotient(intersection(these, ops.broadcast_to(ignore_boxes, shape)), area(these))
         iof = ops.select(listed, iof, ops.zeros_like(iof))
         return ops.maximum(best, 0.0), argmax, best_of, iof.max(axis=1)
-
-
-def _area(boxes):
-    """(4, ...) -> (...)."""
-    return (boxes[2] - boxes[0]) * (boxes[3] - boxes[1])
-
-
-def _intersection(a, b):
-    """(4, ...), (4, ...) of one shape -> (...)."""
-    width = ops.relu(ops.minimum(a[2], b[2]) - ops.maximum(a[0], b[0]))
-    return width * ops.relu(ops.minimum(a[3], b[3]) - ops.maximum(a[1], b[1]))
-
-
-def _quotient(part, whole):
-    """part / whole, 0 where whole is not positive (part is 0 there, or of no meaning)."""
-    positive = (whole > 0.0).astype(ms.float32)
-    return part * positive / (whole * positive + (1.0 - positive))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.ops.nms import BatchedNMS
+from src.ops import nms as module
+from src.ops.nms import BatchedNMS, _OffsetNMS, _RunsNMS
 
 pytestmark = pytest.mark.usefixtures("operator_by_operator")
 
@@ -69,6 +70,78 @@ def test_matches_the_definition(builtin, count, group_count, threshold, most, le
     expected_indices, expected_kept = numpy_nms(*case, threshold, most)
     np.testing.assert_array_equal(kept, expected_kept)
     np.testing.assert_array_equal(indices, expected_indices)
+
+
+@pytest.fixture
+def at_most(monkeypatch):
+    """at_most(n): NMSWithMask is given n boxes at a time; the list of how many it was given."""
+
+    def limit(count):
+        monkeypatch.setattr(module, "_AT_ONCE", count)
+        return given
+
+    given = []
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    whole = module.ops.NMSWithMask
+
+    class Counted:
+        def __init__(self, *arguments):
+            self.nms = whole(*arguments)
+
+        def __call__(self, boxes):
+            given.append(boxes.shape[0])
+            # as a kernel in float16 would see them
+            assert len(np.unique(boxes.asnumpy()[:, 4].astype(np.float16))) == boxes.shape[0]
+            return self.nms(boxes)
+
+    monkeypatch.setattr(module.ops, "NMSWithMask", Counted)
+    yield limit
+    ms.set_context(mode=before)
+
+
+@pytest.mark.parametrize("levels_of_score", [None, 4])
+@pytest.mark.parametrize("limit", [2864, 64])
+def test_offsets_match_the_definition_in_blocks(at_most, limit, levels_of_score):
+    """What a CPU without the library runs, and a GPU."""
+    given = at_most(limit)
+    case = make_case(7, 300, 5, levels_of_score)
+    indices, kept = (x.asnumpy() for x in _OffsetNMS(0.5, 100)(*map(Tensor, case)))
+    expected_indices, expected_kept = numpy_nms(*case, 0.5, 100)
+    np.testing.assert_array_equal(kept, expected_kept)
+    np.testing.assert_array_equal(indices, expected_indices)
+    assert max(given) == min(limit, 300)
+
+
+@pytest.mark.parametrize("limit", [2864, 50])
+@pytest.mark.parametrize(("levels_of_score", "most"), [(None, 60), (4, 200), (None, 400)])
+def test_runs_match_the_definition_in_blocks(at_most, limit, levels_of_score, most):
+    """Levels of a pyramid, each sorted."""
+    given = at_most(limit)
+    runs = (120, 100, 30)
+    boxes, scores, _, valid = make_case(11, sum(runs), 1, levels_of_score)
+    groups = np.repeat(np.arange(len(runs), dtype=np.int32), runs)[None].repeat(2, 0)
+    for b in range(2):
+        for g in range(len(runs)):
+            scores[b, groups[b] == g] = -np.sort(-scores[b, groups[b] == g])
+    case = boxes, scores, groups, valid
+    cell = BatchedNMS(0.5, most, builtin=True, runs=runs)
+    assert isinstance(cell.suppress, _RunsNMS)
+    indices, kept = (x.asnumpy() for x in cell(*map(Tensor, case)))
+    expected_indices, expected_kept = numpy_nms(*case, 0.5, most)
+    np.testing.assert_array_equal(kept, expected_kept)
+    np.testing.assert_array_equal(indices, expected_indices)
+    assert max(given) == min(limit, 120)
+
+
+def test_nms_with_mask_is_given_at_most_what_ascend_takes(at_most):
+    """Five levels of 2000 boxes, and 4096 candidates for detections, as the published configs have them."""
+    given = at_most(module._AT_ONCE)
+    for cell, count in ((_RunsNMS(0.7, 100, (2000, 2000, 2000, 720)), 6720), (_OffsetNMS(0.5, 100), 4096)):
+        boxes, scores, groups, valid = make_case(3, count, 3)
+        cell(*map(Tensor, (boxes[:1], -np.sort(-scores[:1]), groups[:1], valid[:1])))
+    assert sum(given) == 6720 + 4096
+    assert max(given) <= 2864
 
 
 def test_nothing_valid(builtin):
