@@ -1,7 +1,13 @@
-"""Where compiled graphs are kept: MindSpore would take another config's for ours."""
+"""Where compiled graphs are kept: MindSpore would take another config's for ours; and what Ascend is told."""
+
+from types import SimpleNamespace
+
+import mindspore as ms
+import pytest
 
 from src.config import load_config
-from src.ops.device import compile_cache_folder
+from src.ops import device
+from src.ops.device import compile_cache_folder, set_device
 
 
 def folder(**overrides):
@@ -14,3 +20,39 @@ def test_a_kept_graph_is_found_again_by_the_same_config_alone(tmp_path):
     assert folder(**place).is_relative_to(tmp_path)
     others = [folder(lr=0.01, **place), folder(img_width=320, **place), folder(detector="faster_rcnn", **place)]
     assert len({folder(**place), *others}) == 4
+
+
+@pytest.mark.parametrize(
+    ("chip", "mode"),
+    [
+        ("ascend910", "allow_fp32_to_fp16"),
+        ("ascend910b", "must_keep_origin_dtype"),
+        ("ascend310p", "must_keep_origin_dtype"),
+    ],
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_ascend_computes_in_the_types_of_the_network_and_alike_each_time(monkeypatch, chip, mode, own):
+    told = []
+
+    def precision_mode(mode):
+        told.append(mode)
+        if own:
+            raise RuntimeError("The 'precision_mode' can not be set repeatedly.")
+
+    precision = SimpleNamespace(precision_mode=precision_mode)
+    ascend = SimpleNamespace(ascend=SimpleNamespace(op_precision=precision))
+    monkeypatch.setattr(device, "ascend_chip", lambda: chip)
+    for name in ("set_context", "set_seed"):
+        monkeypatch.setattr(ms, name, lambda *_, **__: None)
+    monkeypatch.setattr(ms, "device_context", ascend)
+    monkeypatch.setattr(ms, "set_device", lambda *a: told.append(a))
+    monkeypatch.setattr(ms, "set_deterministic", lambda x: told.append(("deterministic", x)))
+    set_device(load_config("configs/shapes.yaml", {"device_target": "Ascend"}))
+    assert told == [("Ascend", 0), mode, ("deterministic", True)]
+    del told[:]
+    set_device(load_config("configs/shapes.yaml"))
+    assert told == []
+
+
+def test_a_cpu_is_no_chip_of_ascend():
+    assert device.ascend_chip() == ""

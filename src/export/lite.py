@@ -16,6 +16,8 @@ def for_lite(plain: RCNN) -> RCNN:
     if hasattr(plain.backbone, "maxpool"):
         plain.backbone.maxpool = StemPool(plain.backbone.maxpool.same_padding)
     for top_down in plain.neck.upsample_add:
+        # what copies by shape would write the map's size into the graph
+        top_down.by_convolution = True
         if top_down.mean is not None:
             top_down.mean = MeanOfNext(top_down.ones.shape[0])
     for _, parent in list(plain.backbone.cells_and_names()):

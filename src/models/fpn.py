@@ -8,6 +8,7 @@ from mindspore.common.initializer import XavierUniform
 
 from src.models.precision import float32
 from src.ops.conv import Conv2d
+from src.ops.library import for_devices
 
 __all__ = ["FPN"]
 
@@ -15,24 +16,33 @@ __all__ = ["FPN"]
 class UpsampleAdd(nn.Cell):
     """fine (B, C, f H, f W) + nearest-neighbour f-fold of coarse (B, C, H, W).
 
-    The upsampling is a depthwise transposed convolution with a filter of ones, which copies each cell exactly and is
-    several times as fast on CPU as MindSpore's ResizeNearestNeighbor.  bilinear, of f = 2: every odd row and column is
-    the mean of its neighbours instead, the last ones the one before: what MindSpore's ResizeBilinear does.
+    The upsampling copies cells; on CPU by a depthwise transposed convolution with a filter of ones, which is several
+    times as fast there as MindSpore's ResizeNearestNeighbor, and which other devices have no kernel for that suits.
+    bilinear, of f = 2: every odd row and column is the mean of its neighbours instead, the last ones the one before:
+    what MindSpore's ResizeBilinear does.
     """
 
     def __init__(self, channels: int, bilinear: bool = False, factor: int = 2):
         super().__init__()
         # of two cells at the right and lower borders
         self.mean = nn.AvgPool2d(2, 1, pad_mode="same") if bilinear else None
-        self.factor = factor
+        self.factor, self.by_convolution = factor, not for_devices()
         self.ones = Tensor(np.ones((channels, 1, factor, factor), np.float32))
         self.upsample = ops.Conv2DTranspose(channels, factor, pad_mode="valid", stride=factor, group=channels)
 
     def construct(self, fine: Tensor, coarse: Tensor) -> Tensor:
         if self.factor == 1:
             return float32(fine) + float32(coarse)
-        up = self.upsample(float32(coarse), self.ones, fine.shape)
+        up = self.copies(float32(coarse), fine.shape)
         return float32(fine) + (up if self.mean is None else self.mean(up))
+
+    def copies(self, coarse: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The cells of (B, C, H, W), each f x f times: of `shape`."""
+        if self.by_convolution:
+            return self.upsample(coarse, self.ones, shape)
+        b, c, h, w = coarse.shape
+        cells = coarse.reshape(b, c, h, 1, w, 1)
+        return ops.broadcast_to(cells, (b, c, h, self.factor, w, self.factor)).reshape(shape)
 
 
 class FPN(nn.Cell):

@@ -47,7 +47,7 @@ class RoIExtractor(nn.Cell):
         """The same for RoIs of any images: rois (R, 5), the image's index first, and valid (R,)."""
         side = ops.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
         level = ops.floor(ops.log2(ops.maximum(side / self.finest_scale, 1e-6)) + 1e-6)
-        level = ops.clamp(level, 0.0, self.num_levels - 1.0).astype(mstype.int32)
+        level = ops.minimum(ops.maximum(level, 0.0), self.num_levels - 1.0).astype(mstype.int32)
         level = ops.select(valid, level, -ops.ones_like(level))
         if self.last_pixel_end:
             rois = ops.concat((rois[:, :3], rois[:, 3:] - 1.0), 1)

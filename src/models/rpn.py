@@ -137,7 +137,7 @@ class SampledRPN(nn.Cell):
         x = self.relu_conv(features, self.neighbourhood(features, flat, level, corners, b))
         logits = self.dense(x, self.head.cls.weight, self.head.cls.bias)
         deltas = self.dense(x, self.head.reg.weight, self.head.reg.bias)
-        anchor = (flat % self.num_anchors).expand_dims(1)
+        anchor = (flat - flat // self.num_anchors * self.num_anchors).expand_dims(1)
         return (
             take_rows(logits, anchor).reshape(b, s),
             take_rows(deltas.reshape(b * s, -1, 4), anchor).reshape(b, s, 4),

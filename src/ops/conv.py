@@ -4,9 +4,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.ops.library import custom_operator_path
+from src.ops.library import custom_operator_path, for_devices
 
 __all__ = ["Conv2d"]
+
+_PART_CHANNELS = 128  # at most, of a convolution that stands for some groups
 
 
 class Conv2d(nn.Conv2d):
@@ -17,7 +19,9 @@ class Conv2d(nn.Conv2d):
     of memory, where MindSpore's gradients unfold the whole map, nine times its size for each 3x3 layer, and keep the
     room. 3x3 ones of stride 1 take a quarter of the multiplications (``csrc/winograd.cc``); the others are
     ``csrc/convolution.cc``. Everything else is MindSpore's own operators: 1x1 ones, plain matrix products, are faster
-    there. Without the library, everything is.
+    there. Without the library, everything is. For devices, which have kernels for depthwise convolutions and those
+    without groups alone, other groups become a few convolutions without, over some neighbouring groups each, their
+    filters filled up with zeros.
 
     Args:
         relu: apply ReLU.  options: nn.Conv2d's further arguments (has_bias, group, weight_init, ...).
@@ -33,6 +37,7 @@ class Conv2d(nn.Conv2d):
             in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2, **options
         )
         self.rectified, self.half = relu, False
+        self.add_parts(out_channels, kernel_size, stride)
         kind = _kind(kernel_size, stride, **options)
         library = custom_operator_path(False) if kind else None
         self.custom = library is not None
@@ -44,11 +49,11 @@ class Conv2d(nn.Conv2d):
         if self.has_bias:
             return self.convolve(x, self.weight, self.bias, self.rectified)
         if self.half:
-            y = self.conv2d(x.astype(ms.float16), self.weight.astype(ms.float16))
+            y = self.product(x.astype(ms.float16), self.weight.astype(ms.float16))
         elif self.custom and x.dtype == ms.float32:
             return self.convolve(x, self.weight, self.no_bias, self.rectified)
         else:
-            y = self.conv2d(x, self.weight)
+            y = self.product(x, self.weight)
         return ops.relu(y) if self.rectified else y
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
@@ -57,8 +62,36 @@ class Conv2d(nn.Conv2d):
             x, weight, bias = x.astype(ms.float16), weight.astype(ms.float16), bias.astype(ms.float16)
         if self.custom and x.dtype == ms.float32:
             return self.with_relu(x, weight, bias) if relu else self.linear(x, weight, bias)
-        y = ops.bias_add(self.conv2d(x, weight), bias)
+        y = ops.bias_add(self.product(x, weight), bias)
         return ops.relu(y) if relu else y
+
+    def add_parts(self, out_channels: int, kernel_size: int, stride: int) -> None:
+        """Decides how many convolutions this is, and makes what they need."""
+        self.parts, self.together = 1, 0  # groups that a convolution stands for; 0: it has all, as groups
+        if not 1 < self.group < self.in_channels or not for_devices():
+            return
+        inputs = self.in_channels // self.group
+        fitting = [n for n in range(1, self.group + 1) if self.group % n == 0 and n * inputs <= _PART_CHANNELS]
+        together = max(fitting, default=1)
+        self.parts, self.together = self.group // together, together
+        of_group, outputs = np.arange(self.group) % together, out_channels // self.group
+        own = (of_group[:, None] == np.arange(together)).repeat(outputs, 0).repeat(inputs, 1)
+        self.own = Tensor(own[:, :, None, None].astype(np.float32))
+        self.part = ops.Conv2D(
+            out_channels // self.parts, kernel_size, pad_mode="pad", pad=kernel_size // 2, stride=stride
+        )
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution alone."""
+        if self.together == 0:
+            return self.conv2d(x, weight)
+        dense = ops.tile(weight, (1, self.together, 1, 1)) * self.own.astype(weight.dtype)
+        inputs, outputs = self.in_channels // self.parts, self.out_channels // self.parts
+        parts = ()  # type: tuple[Tensor, ...]
+        for i in range(self.parts):
+            here = x[:, i * inputs : (i + 1) * inputs]
+            parts += (self.part(here, dense[i * outputs : (i + 1) * outputs]),)
+        return ops.concat(parts, 1)
 
 
 def _kind(kernel: int, stride: int, group: int = 1, dilation: int = 1, **_) -> str:

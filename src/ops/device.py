@@ -1,5 +1,6 @@
 """Where the network runs."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -8,13 +9,14 @@ import textwrap
 from pathlib import Path
 
 import mindspore as ms
+from mindspore._c_expression import MSContext
 
 from src.config import Config
 from src.ops.library import find_library
 from src.runtime.errors import UserError, quiet_logging
 from src.runtime.ranks import local_device
 
-__all__ = ["compile_cache_folder", "set_device", "use_local_device"]
+__all__ = ["ascend_chip", "compile_cache_folder", "set_device", "use_local_device"]
 
 REMEDY = {
     "GPU": "install CUDA 11.6 and cuDNN 8 and put them on LD_LIBRARY_PATH",
@@ -47,6 +49,23 @@ def use_local_device(config: Config) -> Config:
     return dataclasses.replace(config, device_id=local_device(config.device_id), compile_cache=False)
 
 
+def ascend_chip() -> str:
+    """MindSpore's name of the Ascend chip that it runs on ("ascend910" is 910A, "ascend910b" is 910B), or ""."""
+    if ms.get_context("device_target") != "Ascend":
+        return ""
+    return str(MSContext.get_instance().get_ascend_soc_version())
+
+
+def set_ascend_numbers() -> None:
+    """Has Ascend compute in the types that the network says, as far as it can, and alike each time."""
+    # 910A multiplies matrices in float16 alone, and would take float16 wherever it can unless it is told
+    mode = "allow_fp32_to_fp16" if ascend_chip() == "ascend910" else "must_keep_origin_dtype"
+    # it can be set once: one that the user's own code has set stays
+    with contextlib.suppress(RuntimeError):
+        ms.device_context.ascend.op_precision.precision_mode(mode)
+    ms.set_deterministic(True)
+
+
 def set_device(config: Config) -> None:
     """Selects device and execution mode, and seeds MindSpore. Raises UserError where the device isn't there."""
     mode = ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE
@@ -58,6 +77,8 @@ def set_device(config: Config) -> None:
             # MindSpore refuses a second set_device once a kernel has run, even for the device it runs on.
             if config.device_target != "CPU" or ms.get_context("device_target") != "CPU":
                 ms.set_device(config.device_target, config.device_id if config.device_target != "CPU" else 0)
+            if config.device_target == "Ascend":
+                set_ascend_numbers()
     except (RuntimeError, ValueError) as e:
         version = importlib.metadata.version("mindspore")
         reason = textwrap.shorten(str(e).strip().splitlines()[0], 120, placeholder=" ...")

@@ -31,6 +31,7 @@ __all__ = [
     "cxx_flags",
     "describe_operators",
     "find_library",
+    "for_devices",
     "library_path",
     "runnable_marches",
     "standard_operators",
@@ -174,6 +175,16 @@ def standard_operators_only() -> bool:
     return _standard_only.get()
 
 
+def for_devices() -> bool:
+    """Whether a network made here is for another device than this CPU: to be exported, or run on one.
+
+    Of MindSpore's operators, those are taken then which such devices have, not those that are the fastest on a CPU.
+    """
+    import mindspore as ms  # not at the top: this file also runs without MindSpore
+
+    return standard_operators_only() or ms.get_context("device_target") != "CPU"
+
+
 @functools.lru_cache(maxsize=1)
 def _warn_once() -> None:
     warnings.warn(
@@ -195,9 +206,7 @@ def custom_operator_path(builtin: bool) -> str | None:
     The operators use as many threads as this process may use cores, lowered by RCNN_NUM_THREADS, or else by
     OMP_NUM_THREADS as it was given to this process.
     """
-    import mindspore as ms  # not at the top: this file also runs without MindSpore
-
-    if builtin or standard_operators_only() or ms.get_context("device_target") != "CPU":
+    if builtin or for_devices():
         return None
     path = find_library()
     if path is None:

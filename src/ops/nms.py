@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.ops.library import custom_operator_path, standard_operators_only
+from src.ops.library import custom_operator_path, for_devices
 from src.ops.overlap import iou
 
 __all__ = ["BatchedNMS", "float32_below"]
@@ -26,9 +26,9 @@ class BatchedNMS(nn.Cell):
     Args:
         iou_threshold: in [0, 1].
         max_output: M, rows of the result; may be larger than the number of boxes.
-        builtin: use standard MindSpore operators only. The result is the same, or nearly so in three places: where
-            Ascend computes NMSWithMask and TopK in float16; and on a CPU without the library and on a GPU, where boxes
-            of other groups are moved apart, which rounds them (see _OffsetNMS).
+        builtin: use standard MindSpore operators only. The result is the same, or nearly so: where Ascend computes
+            NMSWithMask and TopK in float16; and on a CPU without the library, where boxes of other groups are moved
+            apart, which rounds them (see _OffsetNMS).
         runs: lengths of runs of boxes, N in all, each a group of its own whose valid boxes come best first.
 
     Inputs:
@@ -55,7 +55,7 @@ class BatchedNMS(nn.Cell):
             self.suppress = ops.Custom(f"{library}:BatchedNMS", _output_shapes, _output_dtypes, func_type="aot")
         elif runs:
             self.suppress = _RunsNMS(iou_threshold, max_output, runs)
-        elif builtin or standard_operators_only() or ms.get_context("device_target") == "Ascend":
+        elif builtin or for_devices():
             self.suppress = _PickingNMS(iou_threshold, max_output)
         else:
             self.suppress = _OffsetNMS(iou_threshold, max_output)
@@ -138,7 +138,7 @@ class _RunsNMS(nn.Cell):
 
 
 class _OffsetNMS(nn.Cell):
-    """``ops.NMSWithMask`` on boxes that are moved apart by group: the fastest on CPU and GPU.
+    """``ops.NMSWithMask`` on boxes that are moved apart by group: the fastest of standard operators on a CPU.
 
     Groups are laid out on a square grid, so coordinates grow by up to ceil(sqrt(groups)) times the largest coordinate
     and lose that much of float32's 24 bits: with 80 classes on a 1280-pixel canvas a coordinate is rounded to 2^-10
@@ -195,7 +195,7 @@ class _PickingNMS(nn.Cell):
     def __init__(self, iou_threshold: float, max_output: int) -> None:
         super().__init__()
         self.max_output, self.threshold = max_output, float32_below(iou_threshold)
-        self.order = _BestFirst()
+        self.order, self.least = _BestFirst(), ops.ReduceMin()
 
     def construct(self, boxes, scores, groups, valid):
         batch, count = scores.shape
@@ -207,7 +207,7 @@ class _PickingNMS(nn.Cell):
         pairs = self.pairs(boxes, groups)
         picked = ()  # type: tuple[Tensor, ...]
         for _ in range(min(self.max_output, count)):
-            best = left.min(axis=1).astype(ms.int32)
+            best = self.least(left, 1).astype(ms.int32)
             picked += (best,)
             left = ops.maximum(left, ops.gather(pairs, best, 0))
         best = ops.stack(picked, 1)

@@ -32,6 +32,7 @@ class TrainStep(nn.Cell):
         self.sens = Tensor(np.eye(1, len(loss.names), dtype=np.float32)[0])
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        batch = (self.update.begun(batch[0]), *batch[1:])
         losses = self.update.mean(self.loss(*batch))
         scale = self.update.scale()
         grads = self.grad(self.loss, self.weights)(*batch, self.sens * scale)
@@ -41,12 +42,12 @@ class TrainStep(nn.Cell):
 class Counts(nn.Cell):
     """What the losses of a part are divided by, (num_counts,) float32; see RCNNLoss.with_counts."""
 
-    def __init__(self, loss: RCNNLoss):
+    def __init__(self, loss: RCNNLoss, update: Update):
         super().__init__(auto_prefix=False)
-        self.loss, self.size = loss, loss.num_counts
+        self.loss, self.update, self.size = loss, update, loss.num_counts
 
     def construct(self, *part: Tensor) -> Tensor:
-        return ops.stack(self.loss.with_counts(*part)[1])
+        return ops.stack(self.loss.with_counts(self.update.begun(part[0]), *part[1:])[1])
 
 
 class Part(nn.Cell):
@@ -104,7 +105,7 @@ class AccumulatedStep:
         self.sums = update.weights.clone("accumulated", "zeros")
         learning = [c for _, c in loss.cells_and_names() if isinstance(c, nn.BatchNorm2d) and not fixed(c)]
         self.statistics = [p for c in learning for p in (c.moving_mean, c.moving_variance)]
-        self.counts = Counts(loss).set_train()
+        self.counts = Counts(loss, update).set_train()
         self.part = Part(loss, update, self.sums).set_train()
         self.end = End(update, self.sums).set_train()
 

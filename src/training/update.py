@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.amp import all_finite
+from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2
 
 from src.config import Config
+from src.ops.device import ascend_chip
 
 __all__ = ["LossScale", "Update", "build_optimizer", "build_update"]
 
+MOST_SCALE = 2.0**120  # times which float32 holds losses
+MOST_ON_ASCEND = 2.0**15  # where the scale itself may be in float16
+CPUS_FOR_BRANCHES = 12  # that MindSpore wants on an Ascend host
 # what each parameter group is told apart by
 NORM_SUFFIXES, BIAS_SUFFIXES = (".gamma", ".beta"), (".bias",)
 
@@ -39,12 +45,13 @@ class LossScale(nn.Cell):
     """What the loss is multiplied by, that small gradients survive float16 (Micikevicius et al., arXiv:1710.03740).
 
     Args:
-        value: at the start.  dynamic: halved (to at least 1) at an overflow, doubled after `window` steps without one.
+        value: at the start.  dynamic: halved (to at least 1) at an overflow, doubled after `window` steps without one,
+        to at most `most`.
     """
 
-    def __init__(self, value: float, dynamic: bool = False, window: int = 1000):
+    def __init__(self, value: float, dynamic: bool = False, window: int = 1000, most: float = MOST_SCALE):
         super().__init__()
-        self.dynamic, self.window = dynamic, window
+        self.dynamic, self.window, self.most = dynamic, window, most
         self.value = Parameter(Tensor(value, ms.float32), name="loss_scale.value", requires_grad=False)
         self.clean = Parameter(Tensor(0, ms.int32), name="loss_scale.clean_steps", requires_grad=False)
 
@@ -54,15 +61,15 @@ class LossScale(nn.Cell):
             return self.value * 1.0
         clean = ops.select(finite, self.clean + 1, ops.zeros_like(self.clean))
         full = clean >= self.window
-        grown = ops.select(full, self.value * 2.0, self.value * 1.0)
+        grown = ops.select(full, ops.minimum(self.value * 2.0, self.most), self.value * 1.0)
         value = ops.select(finite, grown, ops.maximum(self.value * 0.5, 1.0))
         clean = ops.select(full, ops.zeros_like(clean), clean)
         return ops.depend(value, (ops.assign(self.value, value), ops.assign(self.clean, clean)))
 
 
 class JoinedMean(nn.Cell):
-    """The mean over ranks of gradients shaped like `weights`, all in one message: on CPU, MindSpore's own reducer sends
-    one for each, and a message takes longer than what is in it.
+    """The mean over ranks of gradients shaped like `weights`, all in one message: MindSpore's own reducer sends one for
+    each or for a few, and a small message takes longer than what is in it.
     """
 
     def __init__(self, weights: Sequence[Parameter], ranks: int):
@@ -91,16 +98,30 @@ class Update(nn.Cell):
     Args:
         optimizer: of the weights.  loss_scale: a number, or a LossScale, with which a step whose gradients overflow is
         left out.  grad_clip: largest global norm of the gradients; 0: none.  ranks: processes that train together, over
-        whose gradients the mean is taken.
+        whose gradients the mean is taken.  chip: of Ascend, as ascend_chip says.  branch: what leaves a step out is a
+        branch of the graph; else everything is updated, and put back.
 
     Inputs: the gradients of the weights, times `scale`; scale (). Output: (2,): 1 if the step was left out, and the
     loss scale from the next step on.
     """
 
     def __init__(
-        self, optimizer: nn.Optimizer, loss_scale: float | LossScale = 1.0, grad_clip: float = 0.0, ranks: int = 1
+        self,
+        optimizer: nn.Optimizer,
+        loss_scale: float | LossScale = 1.0,
+        grad_clip: float = 0.0,
+        ranks: int = 1,
+        chip: str = "",
+        branch: bool = True,
     ):
         super().__init__(auto_prefix=False)
+        self.branch = branch
+        # all_finite then asks the chip, whose answer is of everything since it was last cleared
+        self.asks_chip = chip == "ascend910" or os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
+        self.asks_chip = self.asks_chip and chip != ""
+        self.clear = NPUClearFloatStatusV2() if self.asks_chip else None
+        self.status = Tensor(np.zeros(8, np.int32))
+        self.state = ParameterTuple(optimizer.get_parameters())
         self.optimizer, self.weights = optimizer, optimizer.parameters
         self.checked = isinstance(loss_scale, LossScale)
         if isinstance(loss_scale, LossScale):
@@ -111,11 +132,13 @@ class Update(nn.Cell):
         self.grad_clip, self.ranks = grad_clip, ranks
         self.map = ops.HyperMap()
         if ranks > 1:
-            if ms.get_context("device_target") == "CPU":
-                self.reducer = JoinedMean(self.weights, ranks)
-            else:
-                self.reducer = nn.DistributedGradReducer(self.weights, True, ranks)
-            self.sum = ops.AllReduce()
+            self.reducer, self.sum = JoinedMean(self.weights, ranks), ops.AllReduce()
+
+    def begun(self, image: Tensor) -> Tensor:
+        """The step's first input, of a step from whose begin on overflows count."""
+        if self.checked and self.asks_chip:
+            return ops.depend(image, self.clear(self.status))
+        return image
 
     def scale(self) -> Tensor:
         """What the loss is to be multiplied by in this step, ()."""
@@ -136,13 +159,29 @@ class Update(nn.Cell):
 
     def update_checked(self, grads: tuple[Tensor, ...], scale: Tensor) -> Tensor:
         """Updates the weights unless gradients overflowed, on any rank."""
-        finite = all_finite(grads)
-        if finite:
+        finite = self.finite_on_all_ranks(grads)
+        if not self.branch:
+            done = self.update_without_branch(grads, scale, finite)
+        elif finite:
             done = ops.depend(finite, self.update(self.map(ops.partial(_times, 1.0 / scale), grads)))
         else:
             done = finite
         new_scale = ops.depend(self.loss_scale(finite), done)
         return ops.stack((1.0 - finite.astype(ms.float32), new_scale))
+
+    def finite_on_all_ranks(self, grads: tuple[Tensor, ...]) -> Tensor:
+        """Whether no rank saw an overflow, a bool (); the same on all."""
+        finite = all_finite(grads)
+        if self.ranks == 1:
+            return finite
+        return self.sum(1.0 - finite.astype(ms.float32).reshape(1)).reshape(()) < 0.5
+
+    def update_without_branch(self, grads: tuple[Tensor, ...], scale: Tensor, finite: Tensor) -> Tensor:
+        """Updates by gradients that are zero unless `finite`, and puts back what that changed."""
+        before = self.map(_copy, self.state)
+        grads = self.map(ops.partial(_times_if, finite, 1.0 / scale), ops.depend(grads, before))
+        after = ops.depend(finite, self.update(grads))
+        return ops.depend(finite, self.map(ops.partial(_unless, after), self.state, before))
 
     def update(self, grads: tuple[Tensor, ...]) -> bool:
         if self.grad_clip > 0:
@@ -152,13 +191,29 @@ class Update(nn.Cell):
 
 def build_update(config: Config, loss: nn.Cell, rates: np.ndarray, ranks: int = 1) -> Update:
     """The update of the loss's trainable parameters that `config` describes; `rates`: one learning rate a step."""
-    scale = config.loss_scale
+    scale, chip = config.loss_scale, ascend_chip()
     if config.has_dynamic_loss_scale:
-        scale = LossScale(config.loss_scale_start, True, config.loss_scale_window)
+        most = MOST_ON_ASCEND if chip else MOST_SCALE
+        scale = LossScale(min(config.loss_scale_start, most), True, config.loss_scale_window, most)
     elif config.is_half:
         scale = LossScale(scale)
-    return Update(build_optimizer(config, loss, rates), scale, config.grad_clip, ranks)
+    # there, MindSpore can't build a graph whose one branch this is
+    branch = not chip or len(os.sched_getaffinity(0)) >= CPUS_FOR_BRANCHES
+    return Update(build_optimizer(config, loss, rates), scale, config.grad_clip, ranks, chip, branch)
 
 
 def _times(factor: float, gradient: Tensor) -> Tensor:
     return gradient * factor
+
+
+def _times_if(wanted: Tensor, factor: Tensor, gradient: Tensor) -> Tensor:
+    return ops.select(wanted, gradient * factor, ops.zeros_like(gradient))
+
+
+def _copy(value: Parameter) -> Tensor:
+    # a new tensor, where adding nothing might be left out
+    return ops.select(value == value, value, ops.zeros_like(value))
+
+
+def _unless(finite: Tensor, value: Parameter, before: Tensor) -> Tensor:
+    return ops.assign(value, ops.select(finite, value, before))

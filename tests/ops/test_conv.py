@@ -6,6 +6,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from src.ops.conv import Conv2d
+from src.ops.library import standard_operators
 from src.runtime.newer import zip_equal
 
 
@@ -32,3 +33,30 @@ def test_values_and_gradients_are_those_of_conv2d(channels, filters, kernel, siz
     for a, b in zip_equal([*got[0], *got[1]], [*want[0], *want[1]]):
         # the same products summed in another order, in float32
         np.testing.assert_allclose(a.asnumpy(), b.asnumpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "filters", "group", "stride"), [(64, 64, 16, 1), (256, 128, 4, 2), (12, 12, 4, 1)]
+)
+@pytest.mark.parametrize("half", [False, True])
+def test_groups_for_devices_are_a_few_convolutions_without(channels, filters, group, stride, half):
+    """Devices have kernels for depthwise convolutions and those without groups."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    r = np.random.default_rng(0)
+    plain = Conv2d(channels, filters, 3, stride, group=group, relu=True)
+    with standard_operators():
+        apart = Conv2d(channels, filters, 3, stride, group=group, relu=True)
+        assert Conv2d(8, 8, 3, group=8).parts == 1 and not Conv2d(8, 8, 3, group=8).together
+    assert apart.parts == max(1, channels // 128)
+    assert apart.part.group == 1
+    assert {p.name: p.shape for p in apart.get_parameters()} == {p.name: p.shape for p in plain.get_parameters()}
+    apart.weight.set_data(plain.weight)
+    plain.half = apart.half = half
+    x = Tensor(r.standard_normal((2, channels, 7, 6)).astype(np.float32))
+    both = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+    out = [cell(x) for cell in (apart, plain)]
+    found = [both(cell, ms.ParameterTuple(cell.trainable_params()))(x, out[0]) for cell in (apart, plain)]
+    for a, b in zip([out[0], *found[0][0], *found[0][1]], [out[1], *found[1][0], *found[1][1]], strict=True):
+        assert a.dtype == b.dtype
+        scale = np.abs(b.asnumpy()).max()
+        np.testing.assert_allclose(a.asnumpy() / scale, b.asnumpy() / scale, atol=5e-3 if half else 1e-6)

@@ -10,9 +10,10 @@ from benchmarks.synthetic import synthetic_batch
 from src.config import load_config
 from src.models.build import build_detector, build_loss
 from src.ops.device import set_device
+from src.training import update
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys, TrainStep, build_step
-from src.training.update import LossScale, Update
+from src.training.update import LossScale, Update, build_update
 
 
 class Toy(nn.Cell):
@@ -29,9 +30,10 @@ class Toy(nn.Cell):
         return ops.stack((total,) + (total * 0,) * (len(self.names) - 1))
 
 
-def make(scale, rate=0.5):
+def make(scale, rate=0.5, optimizer=None, **options):
     toy = Toy()
-    return toy, TrainStep(toy, Update(nn.Momentum(toy.trainable_params(), rate, 0.9), scale)).set_train()
+    optimizer = optimizer or nn.Momentum(toy.trainable_params(), rate, 0.9)
+    return toy, TrainStep(toy, Update(optimizer, scale, **options)).set_train()
 
 
 X = Tensor(np.array([0.25, 0.5], np.float16))
@@ -45,8 +47,9 @@ def mode(request):
     context.set_context(mode=before)
 
 
-def test_overflow_leaves_the_step_out_and_halves_the_scale(mode):
-    toy, step = make(LossScale(2.0**20, dynamic=True, window=2))
+@pytest.mark.parametrize("branch", [True, False])
+def test_overflow_leaves_the_step_out_and_halves_the_scale(mode, branch):
+    toy, step = make(LossScale(2.0**20, dynamic=True, window=2), branch=branch)
     moments = [p for p in step.update.optimizer.get_parameters() if p.name.startswith("moment")]
     scales, skipped = [], []
     for _ in range(8):
@@ -65,14 +68,98 @@ def test_overflow_leaves_the_step_out_and_halves_the_scale(mode):
 
 def test_scale_leaves_the_update_as_it_is(mode):
     updated = []
-    for scale in (1.0, 1024.0, LossScale(1024.0)):
-        toy, step = make(scale)
+    for scale, branch in ((1.0, True), (1024.0, True), (LossScale(1024.0), True), (LossScale(1024.0), False)):
+        toy, step = make(scale, branch=branch)
         for _ in range(3):
             step(X)
         updated.append(toy.weight.asnumpy())
     # powers of two change no digit
-    np.testing.assert_array_equal(updated[1], updated[0])
-    np.testing.assert_array_equal(updated[2], updated[0])
+    for other in updated[1:]:
+        np.testing.assert_array_equal(other, updated[0])
+
+
+def test_without_a_branch_all_that_adam_keeps_is_put_back(mode):
+    """Also the weights' decay and the count of steps."""
+    toy = Toy()
+    groups = [{"params": toy.trainable_params(), "weight_decay": 0.1}]
+    optimizer = nn.Adam(groups, 0.5)
+    step = TrainStep(toy, Update(optimizer, LossScale(256.0), branch=False)).set_train()
+    step(X)
+    before = {p.name: p.asnumpy().copy() for p in optimizer.get_parameters()}
+    assert {"weight", "moment1.weight", "moment2.weight", "global_step", "beta1_power"} <= set(before)
+    told = step(Tensor(np.array([6e4, 6e4], np.float16)))[1].asnumpy()
+    assert told[0] == 1
+    for p in optimizer.get_parameters():
+        np.testing.assert_array_equal(p.asnumpy(), before[p.name], err_msg=p.name)
+    step(X)
+    assert (toy.weight.asnumpy() != before["weight"]).all()
+
+
+@pytest.mark.parametrize(
+    ("chip", "mode_of_chip", "cleared"),
+    [("", None, 0), ("ascend910", None, 1), ("ascend910b", None, 0), ("ascend910b", "SATURATION_MODE", 1)],
+)
+def test_a_chip_that_counts_overflows_is_cleared_before_the_step(monkeypatch, chip, mode_of_chip, cleared):
+    told = []
+
+    class Clear:
+        def __call__(self, status):
+            told.append("cleared")
+            return status
+
+    class Told(Toy):
+        def construct(self, x):
+            told.append("losses")
+            return super().construct(x)
+
+    before = context.get_context("mode")
+    context.set_context(mode=context.PYNATIVE_MODE)
+    monkeypatch.setattr(update, "NPUClearFloatStatusV2", Clear)
+    if mode_of_chip:
+        monkeypatch.setenv("MS_ASCEND_CHECK_OVERFLOW_MODE", mode_of_chip)
+    toy = Told()
+    try:
+        TrainStep(toy, Update(nn.Momentum(toy.trainable_params(), 0.5, 0.9), LossScale(2.0), chip=chip))(X)
+    finally:
+        context.set_context(mode=before)
+    assert told.count("cleared") == cleared
+    assert told[0] == ("cleared" if cleared else "losses")
+
+
+class OtherRank(nn.Cell):
+    """AllReduce with another rank, which gives this."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+
+    def construct(self, x):
+        return x + self.other if x.shape == (1,) else x + x
+
+
+@pytest.mark.parametrize(("overflowed", "skipped"), [(1.0, 1), (0.0, 0)])
+def test_a_rank_skips_what_another_one_skips(monkeypatch, overflowed, skipped):
+    """A chip tells of its own overflows alone."""
+    monkeypatch.setattr(update.ops, "AllReduce", lambda: OtherRank(Tensor([overflowed])))
+    toy, step = make(LossScale(2.0), ranks=2)
+    assert step(X)[1].asnumpy().tolist() == [skipped, 2.0]
+    assert (toy.weight.asnumpy() == [1.0, 2.0]).all() == bool(skipped)
+
+
+def test_on_ascend_the_loss_scale_stays_in_float16_and_small_hosts_have_no_branch(shapes_config, monkeypatch):
+    config = shapes_config(compute_type="float16", loss_scale_window=1)
+    rates = np.full(2, 0.01, np.float32)
+    assert build_update(config, Toy(), rates).loss_scale.value.asnumpy() == 65536
+    for chip in ("ascend910", "ascend910b"):
+        monkeypatch.setattr(update, "ascend_chip", lambda: chip)  # noqa: B023
+        monkeypatch.setattr(update.os, "sched_getaffinity", lambda _: range(11))
+        made = build_update(config, Toy(), rates)
+        assert made.loss_scale.value.asnumpy() == 32768
+        made.loss_scale(Tensor(True))
+        assert made.loss_scale.value.asnumpy() == 32768
+        assert not made.branch
+        monkeypatch.setattr(update.os, "sched_getaffinity", lambda _: range(12))
+        assert build_update(config, Toy(), rates).branch
 
 
 def test_fixed_scale_skips_but_stays(mode):

@@ -128,7 +128,9 @@ class BoxSelector(nn.Cell):
         # all are sorted, because TopK keeps equal scores in order only then, and sure ones are equal: 1
         score, pair = self.topk(score.reshape(b, -1), p * classes)
         score, pair = score[:, : self.nms_pre], pair[:, : self.nms_pre]
-        row, label = pair // classes, pair % classes + 1
+        # not by %, which whole graphs for Ascend lack
+        row = pair // classes
+        label = pair - row * classes + 1
         if deltas.shape[-1] == 4:
             delta = take_rows(deltas, row)
         else:
