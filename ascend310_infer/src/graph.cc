@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <map>
 #include <memory>
 
 #include "files.h"
@@ -63,6 +64,8 @@ std::shared_ptr<mindspore::Context> MakeContext(const Device &device) {
   if (device.ascend) {
     auto ascend = std::make_shared<mindspore::AscendDeviceInfo>();
     ascend->SetDeviceID(static_cast<uint32_t>(device.id));
+    // else float16 wherever there is a kernel: coordinates of large canvases in whole pixels
+    ascend->SetPrecisionMode("preferred_fp32");
     if (!device.aipp.empty()) ascend->SetInsertOpConfigPath(device.aipp);
     context->MutableDeviceInfo().push_back(ascend);
   } else {
@@ -71,17 +74,22 @@ std::shared_ptr<mindspore::Context> MakeContext(const Device &device) {
   return context;
 }
 
-size_t ElementSize(mindspore::DataType type) {
-  switch (type) {
+Number TypeOf(const mindspore::MSTensor &tensor) {
+  switch (tensor.DataType()) {
     case mindspore::DataType::kNumberTypeBool:
     case mindspore::DataType::kNumberTypeUInt8:
     case mindspore::DataType::kNumberTypeInt8:
-      return 1;
-    case mindspore::DataType::kNumberTypeFloat32:
+      return Number::kByte;
     case mindspore::DataType::kNumberTypeInt32:
-      return 4;
+      return Number::kInt32;
+    case mindspore::DataType::kNumberTypeInt64:
+      return Number::kInt64;
+    case mindspore::DataType::kNumberTypeFloat16:
+      return Number::kFloat16;
+    case mindspore::DataType::kNumberTypeFloat32:
+      return Number::kFloat32;
     default:
-      return 0;
+      return Number::kOther;
   }
 }
 
@@ -98,6 +106,7 @@ std::string ShapeText(const Shape &shape) {
 struct Graph::Session {
   mindspore::Model model;
   std::vector<mindspore::MSTensor> inputs, outputs;
+  std::map<size_t, std::vector<char>> converted;  // outputs that the device gives in another type
 };
 
 Graph::Graph(const ModelFile &file, const std::string &format, const Device &device)
@@ -151,9 +160,9 @@ void Graph::SetShapes(const std::vector<Shape> &shapes) {
   session_->outputs.clear();
 }
 
-void *Graph::InputMemory(size_t i, size_t element) {
+void *Graph::InputMemory(size_t i, Number type) {
   void *memory = i < session_->inputs.size() ? session_->inputs[i].MutableData() : nullptr;
-  if (memory == nullptr || ElementSize(session_->inputs[i].DataType()) != element) {
+  if (memory == nullptr || TypeOf(session_->inputs[i]) != type) {
     throw UserError(path_ + ": input " + std::to_string(i) +
                     " is of another type; not the model that its sidecar"
                     " describes");
@@ -178,16 +187,24 @@ void Graph::ExpectOutputs(size_t count) const {
   }
 }
 
-const void *Graph::OutputMemory(size_t i, const Shape &shape, size_t element) {
-  if (i >= session_->outputs.size() || session_->outputs[i].Shape() != shape ||
-      ElementSize(session_->outputs[i].DataType()) != element) {
+const void *Graph::OutputMemory(size_t i, const Shape &shape, Number type) {
+  if (i >= session_->outputs.size() || session_->outputs[i].Shape() != shape) {
     throw UserError(path_ + ": output " + std::to_string(i) + " is " +
                     (i < session_->outputs.size() ? ShapeText(session_->outputs[i].Shape()) : "missing") +
                     ", its sidecar means " + ShapeText(shape) + "; model and sidecar disagree, export again");
   }
   const void *memory = session_->outputs[i].MutableData();
   if (memory == nullptr) throw UserError(path_ + ": output " + std::to_string(i) + " is empty");
-  return memory;
+  const Number given = TypeOf(session_->outputs[i]);
+  if (given == type) return memory;
+  const size_t count = static_cast<size_t>(session_->outputs[i].ElementNum());
+  std::vector<char> &converted = session_->converted[i];
+  converted.resize(count * NumberSize(type));
+  if (!ConvertNumbers(given, memory, count, type, converted.data())) {
+    throw UserError(path_ + ": output " + std::to_string(i) +
+                    " is of another type than its sidecar means; model and sidecar disagree, export again");
+  }
+  return converted.data();
 }
 
 }  // namespace rcnn

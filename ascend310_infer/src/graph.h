@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "numbers.h"
 #include "sidecar.h"
 
 namespace rcnn {
@@ -39,19 +41,24 @@ class Graph {
   // Input i's memory, valid until SetShapes.
   template <typename T>
   T *Input(size_t i) {
-    return static_cast<T *>(InputMemory(i, sizeof(T)));
+    return static_cast<T *>(InputMemory(i, kNumber<T>));
   }
   void Run();
-  // Output i's memory, valid until the next Run or SetShapes. Throws UserError where its shape or type isn't this.
+  // Output i's numbers, valid until the next Run or SetShapes, also where the device gives them in float16 or 64 bits.
+  // Throws UserError where its shape or type isn't this.
   template <typename T>
   const T *Output(size_t i, const Shape &shape) {
-    return static_cast<const T *>(OutputMemory(i, shape, sizeof(T)));
+    return static_cast<const T *>(OutputMemory(i, shape, kNumber<T>));
   }
   void ExpectOutputs(size_t count) const;
 
  private:
-  void *InputMemory(size_t i, size_t element);
-  const void *OutputMemory(size_t i, const Shape &shape, size_t element);
+  template <typename T>
+  static constexpr Number kNumber = std::is_same_v<T, float>     ? Number::kFloat32
+                                    : std::is_same_v<T, int32_t> ? Number::kInt32
+                                                                 : Number::kByte;
+  void *InputMemory(size_t i, Number type);
+  const void *OutputMemory(size_t i, const Shape &shape, Number type);
 
   // of the runtime, whose headers only graph.cc reads
   struct Session;

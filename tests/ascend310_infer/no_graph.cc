@@ -18,7 +18,7 @@ size_t Graph::Inputs() const { return 0; }
 bool Graph::TakesBytes() const { return false; }
 void Graph::Run() {}
 void Graph::ExpectOutputs(size_t) const {}
-void *Graph::InputMemory(size_t, size_t) { return nullptr; }
-const void *Graph::OutputMemory(size_t, const Shape &, size_t) { return nullptr; }
+void *Graph::InputMemory(size_t, Number) { return nullptr; }
+const void *Graph::OutputMemory(size_t, const Shape &, Number) { return nullptr; }
 
 }  // namespace rcnn
