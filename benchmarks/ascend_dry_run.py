@@ -44,10 +44,13 @@ DEVICE_KINDS = {"opapi": "aclnn", "acl": "aclop", "rt": "runtime", "hccl": "hccl
 HARMLESS = {
     r"Dynamically load symbol": "a stand-in has the symbols that a graph needs, not all",
     r"package version checking is skipped|Cannot find the tbe operator|whl package \"te\"|No module named 'te'": (
-        "CANN's Python packages, which compile operators, aren't there: nothing is compiled; te is CRITICAL and harmless"
+        "CANN's Python packages, which compile operators, aren't there; CRITICAL, yet harmless: nothing is compiled"
     ),
     r"does not support mstx|mstx": "CANN's profiler isn't there",
     r"expander_fallback": "the name of a pass, which takes operators apart; not a fall-back to the CPU",
+    r"'FusedSparseAdam' is deprecated": "MindSpore's own optimizers import it",
+    r"Some side effect nodes were eliminated": "one part of a tuple is used; so it is on the CPU, where results are compared",
+    r"Memory Adapter deinitialize success": "the statistics of memory at the end",
 }
 CHOSEN = re.compile(r"kernel opname:(\S+), kernel type:(\w+?)_kernel")
 BACKOFF = re.compile(r"Try to use backoff CPU kernel, node:\s*(\S+)")
@@ -229,7 +232,9 @@ def row(r: DryRun) -> str:
     """A line of the table in docs/ascend.md."""
     kinds = " | ".join(str(r.kernels.get(k, 0)) for k in ("aclnn", "aclop", "runtime", "hccl"))
     verdict = "; ".join(r.faults) or "passed"
-    return f"| {r.config} | {r.graph} | {r.ranks} | {kinds} | {len(r.on_cpu)} | {r.memory} | {r.seconds:.0f} | {verdict} |"
+    return (
+        f"| {r.config} | {r.graph} | {r.ranks} | {kinds} | {len(r.on_cpu)} | {r.memory} | {r.seconds:.0f} | {verdict} |"
+    )
 
 
 def main() -> int:

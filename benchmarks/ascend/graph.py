@@ -1,6 +1,6 @@
 """Builds one graph for Ascend and runs it once: the child of benchmarks/ascend_dry_run.py, in its surroundings.
 
-    python -m benchmarks.ascend.graph train|infer|export CONFIG [KEY=VALUE ...]
+python -m benchmarks.ascend.graph train|infer|export CONFIG [KEY=VALUE ...]
 """
 
 import os

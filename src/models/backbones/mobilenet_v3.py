@@ -50,6 +50,7 @@ class SqueezeExcite(nn.Cell):
         self.fc1 = Conv2d(channels, squeezed, 1, relu=True, has_bias=True, bias_init="zeros")
         self.fc2 = Conv2d(squeezed, channels, 1, has_bias=True, bias_init="zeros")
         self.factor = CELL // stride
+        self.gate, self.factor, self.sum = nn.HSigmoid(), CELL // stride, ops.ReduceSum(keep_dims=True)
         self.ones = Tensor(np.ones((1, 1, self.factor, self.factor), np.float32))
         self.enlarge = ops.Conv2DTranspose(1, self.factor, pad_mode="valid", stride=self.factor)
         # Lite knows no other sum, and no numbers beside tensors
@@ -62,6 +63,11 @@ class SqueezeExcite(nn.Cell):
         # float16 doesn't hold the sum of a large map
         mean = self.sum(x.astype(mstype.float32) * shown, (2, 3)) / count
         scale = ops.relu6(float32(self.fc2(self.fc1(mean.astype(x.dtype)))) + self.three) / self.six
+        # not by Tensor.sum, whose operator whole graphs for Ascend lack
+        count = ops.maximum(self.sum(shown, (2, 3)), 1.0)
+        # float16 doesn't hold the sum of a large map
+        mean = self.sum(x.astype(mstype.float32) * shown, (2, 3)) / count
+        scale = self.gate(self.fc2(self.fc1(mean.astype(x.dtype))))
         return x * scale.astype(x.dtype)
 
     def onnx(self, g: GraphWriter, x: str, shown: str) -> str:

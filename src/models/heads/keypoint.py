@@ -49,11 +49,18 @@ class KeypointHead(nn.Cell):
         # a resizing operator's gradient is slow on CPU, and exports differ in where they put its edges
         rows = bilinear_rows(2 * side)
         self.rows, self.columns = Tensor(rows), Tensor(np.ascontiguousarray(rows.T))
+        self.matmul = ops.MatMul()
 
     def construct(self, x: Tensor) -> Tensor:
         for conv in self.convs:
             x = conv(x)
-        return ops.matmul(ops.matmul(self.rows, float32(self.upsample(x))), self.columns)
+        x = self.enlarged(float32(self.upsample(x)).swapaxes(2, 3))
+        return self.enlarged(x.swapaxes(2, 3))
+
+    def enlarged(self, x: Tensor) -> Tensor:
+        """(R, K, H, W) -> (R, K, H, 2W)."""
+        # two dimensions: whole graphs for Ascend lack ops.matmul's operator for more
+        return self.matmul(x.reshape(-1, x.shape[3]), self.columns).reshape(x.shape[:3] + (2 * x.shape[3],))
 
     def onnx(self, g: GraphWriter, x: str) -> str:
         for conv in self.convs:
