@@ -49,7 +49,7 @@ HARMLESS = {
     r"does not support mstx|mstx": "CANN's profiler isn't there",
     r"expander_fallback": "the name of a pass, which takes operators apart; not a fall-back to the CPU",
     r"'FusedSparseAdam' is deprecated": "MindSpore's own optimizers import it",
-    r"Some side effect nodes were eliminated": "one part of a tuple is used; so it is on the CPU, where results are compared",
+    r"Some side effect nodes were eliminated": "of a tuple one part is used; so on the CPU, too, where results agree",
     r"Memory Adapter deinitialize success": "the statistics of memory at the end",
 }
 CHOSEN = re.compile(r"kernel opname:(\S+), kernel type:(\w+?)_kernel")
