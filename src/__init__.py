@@ -1,5 +1,6 @@
 """R-CNN detectors for MindSpore."""
 
+import importlib.metadata
 import os
 import signal
 import sys
@@ -9,6 +10,14 @@ __all__ = ["Detections", "Predictor"]
 
 # MindSpore's advice on Ascend and GPU set-ups, a line each at every start, would bury our own messages.
 os.environ.setdefault("GLOG_v", "3")
+
+# Where oneDNN finds AVX-512, MindSpore 2.9 and 2.10 have it compute convolutions by its reference kernel, 60 times slower.
+try:
+    _release = importlib.metadata.version("mindspore").split(".")[:2]
+except importlib.metadata.PackageNotFoundError:  # a build of one's own
+    _release = []
+if [int(n) for n in _release if n.isdigit()] >= [2, 9]:
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 # A command that is broken off while it loads ends; a library's error, "initialization failed", would be all it said.
 # src.runtime.errors.run_command has Ctrl-C raise KeyboardInterrupt again.
