@@ -39,7 +39,9 @@ fail() {
 command -v "$python" > /dev/null || fail "no Python interpreter '$python' (name one as an argument)"
 command -v "$cxx" > /dev/null || fail "no C++ compiler '$cxx' (set CXX); the operators of standard MindSpore are used"
 
-library() { PYTHONPATH="$root" "$python" -P -m src.ops.library "$@"; }
+# from the checkout: -m puts the folder that it is called in before all others
+python="$(realpath -s "$(command -v "$python")")"
+library() { (cd "$root" && "$python" -m src.ops.library "$@"); }
 
 if ((${#marches[@]} == 0)); then marches=("${RCNN_OPS_MARCH:-native}"); fi
 if [[ " ${marches[*]} " == *" all "* ]]; then mapfile -t marches < <(library marches); fi

@@ -11,7 +11,7 @@ __all__ = ["Detections", "Predictor"]
 # MindSpore's advice on Ascend and GPU set-ups, a line each at every start, would bury our own messages.
 os.environ.setdefault("GLOG_v", "3")
 
-# Where oneDNN finds AVX-512, MindSpore 2.9 and 2.10 have it compute convolutions by its reference kernel, 60 times slower.
+# Where there is AVX-512, MindSpore 2.9 and 2.10 compute convolutions by oneDNN's reference kernel, 60 times slower.
 try:
     _release = importlib.metadata.version("mindspore").split(".")[:2]
 except importlib.metadata.PackageNotFoundError:  # a build of one's own
