@@ -9,6 +9,8 @@ an operator falls back to the CPU, an operator isn't in operators.txt, or a mess
 harmless (HARMLESS). It doesn't show numbers, speed, or whether CANN itself takes an operator.
 """
 
+from __future__ import annotations
+
 import argparse
 import collections
 import json

@@ -8,6 +8,7 @@ from mindspore import Tensor, nn, ops
 
 from src.ops.library import custom_operator_path, for_devices
 from src.ops.overlap import iou
+from src.runtime.newer import zip_equal
 
 __all__ = ["BatchedNMS", "float32_below"]
 
@@ -95,7 +96,7 @@ class _RunsNMS(nn.Cell):
         self.nms = ops.NMSWithMask(self.threshold)
         self.top_k = ops.TopK(sorted=True)
         ends = np.cumsum(runs).tolist() or [None]
-        self.runs = tuple(zip([0, *ends[:-1]], ends, strict=True))
+        self.runs = tuple(zip_equal([0, *ends[:-1]], ends))
 
     def construct(self, boxes, scores, groups, valid):
         valid = ops.logical_and(valid, scores == scores)  # NaN differs from itself

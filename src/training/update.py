@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -119,7 +120,7 @@ class Update(nn.Cell):
         # all_finite then asks the chip, whose answer is of everything since it was last cleared
         self.asks_chip = chip == "ascend910" or os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
         self.asks_chip = self.asks_chip and chip != ""
-        self.clear = NPUClearFloatStatusV2() if self.asks_chip else None
+        self.clear: Any = NPUClearFloatStatusV2() if self.asks_chip else None
         self.status = Tensor(np.zeros(8, np.int32))
         self.state = ParameterTuple(optimizer.get_parameters())
         self.optimizer, self.weights = optimizer, optimizer.parameters

@@ -56,7 +56,7 @@ def test_groups_for_devices_are_a_few_convolutions_without(channels, filters, gr
     both = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
     out = [cell(x) for cell in (apart, plain)]
     found = [both(cell, ms.ParameterTuple(cell.trainable_params()))(x, out[0]) for cell in (apart, plain)]
-    for a, b in zip([out[0], *found[0][0], *found[0][1]], [out[1], *found[1][0], *found[1][1]], strict=True):
+    for a, b in zip_equal([out[0], *found[0][0], *found[0][1]], [out[1], *found[1][0], *found[1][1]]):
         assert a.dtype == b.dtype
         scale = np.abs(b.asnumpy()).max()
         np.testing.assert_allclose(a.asnumpy() / scale, b.asnumpy() / scale, atol=5e-3 if half else 1e-6)

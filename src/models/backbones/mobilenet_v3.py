@@ -50,10 +50,9 @@ class SqueezeExcite(nn.Cell):
         self.fc1 = Conv2d(channels, squeezed, 1, relu=True, has_bias=True, bias_init="zeros")
         self.fc2 = Conv2d(squeezed, channels, 1, has_bias=True, bias_init="zeros")
         self.factor = CELL // stride
-        self.gate, self.factor, self.sum = nn.HSigmoid(), CELL // stride, ops.ReduceSum(keep_dims=True)
         self.ones = Tensor(np.ones((1, 1, self.factor, self.factor), np.float32))
         self.enlarge = ops.Conv2DTranspose(1, self.factor, pad_mode="valid", stride=self.factor)
-        # Lite knows no other sum, and no numbers beside tensors
+        # Lite knows no other sum, and no numbers beside tensors; nor do whole graphs for Ascend know Tensor.sum
         self.sum, self.one, self.three, self.six = ops.ReduceSum(keep_dims=True), scalar(1), scalar(3), scalar(6)
 
     def construct(self, x: Tensor, shown: Tensor) -> Tensor:
@@ -63,11 +62,6 @@ class SqueezeExcite(nn.Cell):
         # float16 doesn't hold the sum of a large map
         mean = self.sum(x.astype(mstype.float32) * shown, (2, 3)) / count
         scale = ops.relu6(float32(self.fc2(self.fc1(mean.astype(x.dtype)))) + self.three) / self.six
-        # not by Tensor.sum, whose operator whole graphs for Ascend lack
-        count = ops.maximum(self.sum(shown, (2, 3)), 1.0)
-        # float16 doesn't hold the sum of a large map
-        mean = self.sum(x.astype(mstype.float32) * shown, (2, 3)) / count
-        scale = self.gate(self.fc2(self.fc1(mean.astype(x.dtype))))
         return x * scale.astype(x.dtype)
 
     def onnx(self, g: GraphWriter, x: str, shown: str) -> str:
