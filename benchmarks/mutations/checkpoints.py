@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from src.checkpoints.files import save_checkpoint
-from tests.convert.foreign import write_legacy, write_pkl, write_zip
+from tests.checkpoints.convert.foreign import write_legacy, write_pkl, write_zip
 
 __all__ = ["Seed", "mutate", "seeds", "state"]
 

@@ -14,7 +14,7 @@ from mindspore.train.checkpoint_pb2 import Checkpoint
 from benchmarks.mutations import checkpoints, sidecar
 from benchmarks.mutations.sets import pick
 from src.checkpoints.files import SUM_MARK, SUM_SIZE
-from tests.convert.foreign import Raw, call, name, op
+from tests.checkpoints.convert.foreign import Raw, call, name, op
 
 __all__ = ["rewritten"]
 

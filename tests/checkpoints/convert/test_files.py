@@ -31,10 +31,10 @@ from src.config import ConfigError, load_config
 from src.convert_checkpoint import choose_config, run
 from src.models.build import build_backbone, build_detector
 from src.runtime.errors import UserError
-from tests.convert import foreign
-from tests.convert.foreign import Raw, call, dump, name, op, tensor, write_legacy, write_pkl, write_zip
+from tests.checkpoints.convert import foreign
+from tests.checkpoints.convert.foreign import Raw, call, dump, name, op, tensor, write_legacy, write_pkl, write_zip
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 R = np.random.default_rng(0)
 NARROW = {
     "neck": {"fpn": {"out_channels": 8}},
@@ -357,7 +357,10 @@ MALICIOUS = {
     "eval": (lambda p: dumps(Runs(eval, f"open('{MARK}', 'w')"), p), ".eval"),
     "exec, nested": (lambda p: dumps({"model": {"a": [Runs(exec, "1")]}}, p), ".exec"),
     "subprocess": (lambda p: dumps(Runs(subprocess.call, ["touch", MARK]), p), "subprocess.call"),
-    "nothing but an object": (lambda p: dumps(Plain(), p), "tests.convert.test_files.Plain; objects aren't made"),
+    "nothing but an object": (
+        lambda p: dumps(Plain(), p),
+        "tests.checkpoints.convert.test_files.Plain; objects aren't made",
+    ),
     "a program's object": (lambda p: dumps({"model": STATE, "net": pty.spawn}, p), "pty.spawn"),
     "objects in an array": (lambda p: dumps({"model": {"a": np.array([{}, None])}}, p), "object"),
     "getattr": (lambda p: dumps(Runs(getattr, "x", "join"), p), ".getattr"),

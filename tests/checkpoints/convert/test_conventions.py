@@ -7,8 +7,8 @@ from src.checkpoints.convert.conventions import EPSILON, differing, said_of_itse
 from src.checkpoints.convert.torchvision import traits
 from src.config import load_config
 from src.models.anchors import base_anchors
-from tests.convert import foreign
-from tests.convert.test_layouts import ROOT
+from tests.checkpoints.convert import foreign
+from tests.checkpoints.convert.test_layouts import ROOT
 
 CAFFE, RGB, SCALES = [103.53, 116.28, 123.675], [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 OF_2 = """

@@ -20,10 +20,10 @@ from src.config import load_config
 from src.models.anchors import base_anchors
 from src.models.build import build_backbone, build_detector
 from src.runtime.newer import zip_equal
-from tests.convert import foreign
+from tests.checkpoints.convert import foreign
 from tests.reference.reference_weights import reference_state_dict
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXACT = 1e-5  # float32 sums in another order
 SMALL = {
     "neck.fpn.out_channels": 8,
