@@ -12,8 +12,8 @@ from benchmarks.fuzz_parsers import run_case, run_cases
 from src.runtime.errors import UserError
 
 SEED, CASES = 3, 16
-# the others have tests of their own (tests/checkpoints, tests/data, tests/ascend310_infer); these of checkpoints too, but
-# not of changed content
+# the others have tests of their own (in checkpoints/, data/, ascend310_infer/); these of checkpoints, too, but not of
+# changed content
 HERE = ["VOC list", "YOLO data.yaml", "YOLO labels", "YOLO list", "truth", "C++ summary", "C++ result", "MINDIR"]
 HERE += [name for name in KINDS if name.startswith("checkpoint")]
 
