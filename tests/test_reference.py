@@ -53,20 +53,27 @@ def test_detectron2_and_mmdetection_through_the_converter(name):
         assert part in stages
 
 
-def test_torchvisions_mobilenet_v3():
+TRAINED = [pytest.param(False, id="inference"), pytest.param(True, id="training", marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize("training", TRAINED)
+def test_torchvisions_mobilenet_v3(training):
     """Two levels of one stride, anchors of five sizes at each level, a score threshold for proposals."""
-    rows = compare(GOLDEN.with_name("tv_fasterrcnn_mobilenet_v3_large_fpn.npz"))
+    rows = compare(GOLDEN.with_name("tv_fasterrcnn_mobilenet_v3_large_fpn.npz"), training=training)
     assert failures(rows) == []
     stages = " ".join(r.stage for r in rows)
-    for part in ("fpn_pool", "rpn_deltas_pool", "proposals_1", "detections_1", "loss_box_reg", "gradients compared"):
+    trained = ("loss_box_reg", "gradients compared") if training else ()
+    for part in ("fpn_pool", "rpn_deltas_pool", "proposals_1", "detections_1", *trained):
         assert part in stages
 
 
-def test_torchvisions_keypoints():
-    rows = compare(GOLDEN.with_name("tv_keypointrcnn_resnet50_fpn.npz"))
+@pytest.mark.parametrize("training", TRAINED)
+def test_torchvisions_keypoints(training):
+    rows = compare(GOLDEN.with_name("tv_keypointrcnn_resnet50_fpn.npz"), training=training)
     assert failures(rows) == []
     stages = " ".join(r.stage for r in rows)
-    for part in ("det_keypoints_1", "det_keypoint_scores_1", "loss_keypoint", "gradients compared"):
+    trained = ("loss_keypoint", "gradients compared") if training else ()
+    for part in ("det_keypoints_1", "det_keypoint_scores_1", *trained):
         assert part in stages
 
 
