@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -99,15 +102,24 @@ def known_operators() -> set[str]:
     return {line.split()[0] for line in lines if line and not line.startswith("#")}
 
 
-def build_stand_ins(folder: Path = STAND_INS) -> Path:
+def build_stand_ins(parent: Path = STAND_INS) -> Path:
     """Makes the stand-ins, where they aren't, and returns their folder. Raises RuntimeError without a compiler."""
+    sources = [*sorted(DATA.glob("symbols_*.txt")), DATA / "libraries.txt", DATA / "stand_in.cc", Path(__file__)]
+    folder = parent / hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:16]
+    if not folder.is_dir():
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent) as made:
+            fill(Path(made) / "made")
+            # of several at once, one is first
+            with contextlib.suppress(OSError):
+                os.rename(Path(made) / "made", folder)
+    return folder
+
+
+def fill(folder: Path) -> None:
+    """Makes the stand-ins in a new folder."""
     # the plugin finds CANN by a folder of this name
     cann = folder / "cann"
-    done = folder / "done"
-    sources = [p for p in DATA.iterdir() if p.suffix in (".txt", ".cc")]
-    if done.is_file() and all(p.stat().st_mtime <= done.stat().st_mtime for p in [*sources, Path(__file__)]):
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
     (cann / "lib64").mkdir(parents=True)
     for name in ("ascendcl", "opapi"):
         source = folder / f"{name}.s"
@@ -124,8 +136,6 @@ def build_stand_ins(folder: Path = STAND_INS) -> Path:
     (manage.parent / "__init__.py").write_text("class sys_version:\n    sys_version = __sys_version__ = '8.5'\n")
     (manage / "__init__.py").write_text("")
     (manage / "api.py").write_text(HCCL_API)
-    done.write_text("")
-    return folder
 
 
 def assembly(lines: Iterable[str], names_chip: bool) -> str:
@@ -188,24 +198,22 @@ def dry_run(
     """
     out, begin = DryRun(config, graph, ranks), time.monotonic()
     folder = build_stand_ins()
-    # it leaves folders of its own where it runs
-    place = folder / "work"
-    place.mkdir(exist_ok=True)
     words = [sys.executable, "-m", "benchmarks.ascend.graph", graph, str(ROOT / "configs" / f"{config}.yaml"), *options]
-    child = subprocess.Popen(
-        words,
-        cwd=place,
-        env=surroundings(folder, chip, ranks, cores),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
     built, kinds = False, collections.defaultdict(set)
     kernels: collections.Counter[str] = collections.Counter()
     loud: collections.Counter[str] = collections.Counter()
-    with open(log or os.devnull, "w") as kept:
-        for line in child.stdout:
+    # it leaves folders of its own where it runs
+    with tempfile.TemporaryDirectory(dir=folder) as place, open(log or os.devnull, "w") as kept:
+        child = subprocess.Popen(
+            words,
+            cwd=place,
+            env=surroundings(folder, chip, ranks, cores),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        for line in child.stdout or ():
             kept.write(line)
             built = built or line.startswith("dry run: built")
             if found := CHOSEN.search(line):
@@ -218,7 +226,7 @@ def dry_run(
                 out.memory = max(out.memory, int(found[1]))
             elif (found := LOUD.match(line)) and not any(re.search(h, found[2]) for h in HARMLESS):
                 loud[re.sub(r"^\S+\([^]]*\] ", "", found[2])[:200]] += 1
-    status = child.wait()
+        status = child.wait()
     out.kernels, out.operators = dict(kernels), {name: sorted(k) for name, k in sorted(kinds.items())}
     out.seconds = round(time.monotonic() - begin, 1)
     if not built:

@@ -57,6 +57,20 @@ def test_faults_are_told(child, text, fault):
     assert fault in told
 
 
+def test_two_build_stand_ins_at_once(tmp_path, monkeypatch):
+    def fill(folder):
+        folder.mkdir()
+        (folder / "whole").write_text("")
+        if not begun:
+            begun.append(folder)
+            done.append(ascend_dry_run.build_stand_ins(tmp_path))
+
+    begun, done = [], []
+    monkeypatch.setattr(ascend_dry_run, "fill", fill)
+    assert ascend_dry_run.build_stand_ins(tmp_path) == done[0]
+    assert [p.name for p in tmp_path.iterdir()] == [done[0].name]
+
+
 def test_known_messages_are_harmless(child):
     said = '[CRITICAL] ME(1:2,MainProcess):2026 [c.py:1] MindSpore relies on whl package "te" in Ascend AI software\n'
     assert child(GOOD + said + BUILT).faults == []
@@ -70,7 +84,7 @@ def test_stand_ins_are_built_once(tmp_path):
     library = folder / "cann/lib64/libopapi.so"
     assert (folder / "stand_in.so").is_file() and library.is_file()
     before = library.stat().st_mtime_ns
-    assert build_stand_ins(folder) == folder
+    assert build_stand_ins(tmp_path / "stand_ins") == folder
     assert library.stat().st_mtime_ns == before
     names = Path(ascend_dry_run.DATA / "libraries.txt").read_text().split()
     assert all((folder / "cann/lib64" / name).is_file() for name in names)

@@ -41,6 +41,9 @@ def inference(config: Config, whole: bool) -> tuple[nn.Cell, list[Tensor]]:
 
 def main() -> None:
     what, path, *options = sys.argv[1:]
+    # what MindSpore takes for the host's, our own code shall, too
+    cores = range(int(os.environ["DRY_RUN_CORES"]))
+    os.sched_getaffinity = lambda _: set(cores)
     config = load_config(path, {"device_target": "Ascend", **dict(o.split("=", 1) for o in options)})
     set_device(config)
     ranks = int(os.environ["RANK_SIZE"])
