@@ -55,6 +55,7 @@ HARMLESS = {
     r"expander_fallback": "the name of a pass, which takes operators apart; not a fall-back to the CPU",
     r"'FusedSparseAdam' is deprecated": "MindSpore's own optimizers import it",
     r"Some side effect nodes were eliminated": "of a tuple one part is used; so on the CPU, too, where results agree",
+    r"This is simulation mode|Initializing dummy collective": "what the dry run is",
     r"Memory Adapter deinitialize success": "the statistics of memory at the end",
 }
 CHOSEN = re.compile(r"kernel opname:(\S+), kernel type:(\w+?)_kernel")
