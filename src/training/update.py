@@ -121,6 +121,8 @@ class Update(nn.Cell):
         self.asks_chip = chip == "ascend910" or os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
         self.asks_chip = self.asks_chip and chip != ""
         self.clear: Any = NPUClearFloatStatusV2() if self.asks_chip else None
+        if self.asks_chip:
+            self.clear = NPUClearFloatStatusV2()
         self.status = Tensor(np.zeros(8, np.int32))
         self.state = ParameterTuple(optimizer.get_parameters())
         self.optimizer, self.weights = optimizer, optimizer.parameters
