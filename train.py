@@ -113,8 +113,9 @@ def train_in_group(config: Config, resume: Resumed | None, group: Group) -> int:
             load_backbone(detector, config.backbone.pretrained)
         if config.pre_trained:
             left = load_detector(detector, config.pre_trained, config.finetune)
-            told = f": {', '.join(left)}" if left else ""
-            print(f"{config.pre_trained}: loaded; {len(left)} parameters keep their random values{told}")
+            told = f": {', '.join(left[:20])}{', ...' if len(left) > 20 else ''}" if left else ""
+            count = len(list(detector.get_parameters()))
+            print(f"{config.pre_trained}: loaded; {len(left)} of {count} parameters keep their random values{told}")
     evaluator = Evaluator(config, detector, group) if config.run_eval else None
     loss = build_loss(config, detector, group.size)
     trainer = Trainer(

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from mindspore import Parameter, Tensor, nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
+from src.config import DETECTORS
 from src.runtime.errors import UserError, quiet_logging
 from src.runtime.files import beside, demand_place, flush, open_regular, read_regular, remove_leftovers
 
@@ -296,8 +297,10 @@ def _is_of_classes(name: str, shape: tuple[int, ...]) -> bool:
     return parts[-2] in ("cls", "logits") or (parts[-2] == "reg" and shape[0] != 4)
 
 
-def _is_of_mask_head(name: str) -> bool:
-    return name.split(".")[0].startswith("mask_head")
+def _branch_of(name: str) -> str | None:
+    """The branch, as Config.branches, whose head a parameter is of; None for one of no branch."""
+    branches = {branch for names in DETECTORS.values() for branch in names}
+    return next((b for b in branches if name.split(".")[0] in (f"{b}_head", f"{b}_heads")), None)
 
 
 def not_finite(params: Mapping[str, np.ndarray]) -> list[str]:
@@ -309,9 +312,9 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
     """Loads a whole checkpoint. With `finetune`, the layers that have an output a class, and parameters of another
     shape, keep their random values: equally many classes aren't the same classes.
 
-    A mask head's parameters are left out, which one line tells, where the detector has no mask head. Returns the names
-    left random. Raises CheckpointError for a checkpoint of another model, naming what differs, and for one with numbers
-    that aren't finite.
+    The parameters of a branch's head are left out, which one line tells, where the detector lacks the branch. Returns
+    the names left random. Raises CheckpointError for a checkpoint of another model, naming what differs, and for one
+    with numbers that aren't finite.
     """
     path = Path(path)
     params = load_checkpoint(path)
@@ -321,11 +324,11 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
             f"{path}: holds NaN or infinity (in {_some(broken)}): its training diverged; use an earlier checkpoint, and"
             " train with a lower lr or a longer warmup_step"
         )
-    if not any(_is_of_mask_head(p.name) for p in detector.get_parameters()):
-        left = [n for n in params if _is_of_mask_head(n)]
-        if left:
-            print(f"{path}: {len(left)} parameters of the mask head left out, as this detector has none")
-            params = {n: v for n, v in params.items() if n not in set(left)}
+    branches = {_branch_of(p.name) for p in detector.get_parameters()}
+    for branch in sorted({b for b in map(_branch_of, params) if b is not None} - branches):
+        left = {n for n in params if _branch_of(n) == branch}
+        print(f"{path}: {len(left)} parameters of the {branch} head left out, as this detector has none")
+        params = {n: v for n, v in params.items() if n not in left}
     missing, extra, differ = _compare(detector, params, path)
     unsummed = path.suffix == ".ckpt" and not summed(path)
     if finetune and missing and unsummed:
@@ -335,6 +338,13 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
         usable = {n: v for n, v in params.items() if own.get(n) == v.shape and not _is_of_classes(n, v.shape)}
         if not usable:
             raise CheckpointError(f"{path}: has no parameter of this model; it holds {_some(list(params))}")
+        body = [n for n in own if n.startswith("backbone.")]
+        fitting = sum(n in usable for n in body)
+        if 2 * fitting < len(body):
+            raise CheckpointError(
+                f"{path}: has {fitting} of the {len(body)} parameters of this model's backbone: a checkpoint of another"
+                " model; pass the config that it was trained with as --config_path, or start without --pre_trained"
+            )
         _assign(detector, usable)
         return [n for n in own if n not in usable]
     wrong = [text.partition(" ")[0] for text in differ]

@@ -297,6 +297,22 @@ def test_finetune_from_something_else(tmp_path, refusal):
         load_detector(Detector(), tmp_path / "other.ckpt", finetune=True)
 
 
+class TwoParts(nn.Cell):
+    """A backbone of three layers of some width, and a neck."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.backbone = nn.CellList([nn.Dense(width, width) for _ in range(3)])
+        self.neck = nn.Dense(4, 4)
+
+
+def test_finetune_from_another_backbone(tmp_path, refusal):
+    save_checkpoint(TwoParts(4), tmp_path / "other.ckpt")
+    assert load_detector(TwoParts(4), tmp_path / "other.ckpt", finetune=True) == []
+    with refusal(CheckpointError, tmp_path / "other.ckpt", "0 of the 6", "backbone", "another model", "--config_path"):
+        load_detector(TwoParts(5), tmp_path / "other.ckpt", finetune=True)
+
+
 def test_a_mask_head_is_left_out_where_there_is_none(tmp_path, capsys, refusal):
     """A detector of boxes alone takes a mask detector's weights, for evaluation and to go on from."""
     whole = values(Detector())
