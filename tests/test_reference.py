@@ -53,7 +53,8 @@ def test_detectron2_and_mmdetection_through_the_converter(name):
         assert part in stages
 
 
-TRAINED = [pytest.param(False, id="inference"), pytest.param(True, id="training", marks=pytest.mark.full)]
+# half a minute each without training, a minute with it
+TRAINED = [pytest.param(t, id="training" if t else "inference", marks=pytest.mark.full) for t in (False, True)]
 
 
 @pytest.mark.parametrize("training", TRAINED)

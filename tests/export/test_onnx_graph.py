@@ -136,7 +136,9 @@ def test_backbones(small_config, backbone, groups):
         np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("picture", [(64, 96), (30, 70)], ids=["whole canvas", "padded"])
+@pytest.mark.parametrize(
+    "picture", [pytest.param((64, 96), marks=pytest.mark.full), (30, 70)], ids=["whole canvas", "padded"]
+)
 def test_mobilenet_v3(small_config, picture):
     """Means over the picture's part of the canvas; the last two maps have one stride."""
     config = small_config(
