@@ -57,7 +57,8 @@ def test_a_config_of_another_detector_is_refused(shapes_config, written, refusal
         sidecar.check_config(written, sidecar.read(written), shapes_config(**KEYPOINTS | change))
 
 
-@pytest.mark.parametrize("file_format", ["ONNX", pytest.param("MINDIR", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("file_format", ["ONNX", "MINDIR"])
 def test_files_give_the_heatmaps_of_the_detector(file_format, small_config, make_detector, tmp_path):
     config = small_config(**KEYPOINTS, test_batch_size=2)
     detector, path = make_detector(config), tmp_path / f"model.{file_format.lower()}"
