@@ -183,16 +183,17 @@ def is_beside(images: Path, labels: Path) -> bool:
 def take(records: Records, split: str, out: Read) -> None:
     """Adds a split. Category ids are those of the first one's file. Raises DataError."""
     records.check_repeats()
-    own = ("id", "source_id", "supercategory")
-    shapes = [{k: v for k, v in c.items() if k not in own} for c in records.categories]
-    first = [{k: v for k, v in c.items() if k not in own} for c in out.categories] or shapes
-    for a, b in zip(first, shapes):
+    before = {c["name"]: c for c in out.categories}
+    for category in records.categories:
         # values of objects go by their places in the category's lists
-        if a.keys() == b.keys() and a != b and a.get("name") == b.get("name"):
-            key = next(k for k in a if a[k] != b[k])
+        first = before.get(category["name"], {})
+        other = [
+            k for k, v in category.items() if isinstance(v, list) and isinstance(first.get(k), list) and first[k] != v
+        ]
+        if other:
             raise DataError(
-                f"{records.split.annotations}: category {b['name']!r} lists other {key} than the split before; convert"
-                " the splits one by one"
+                f"{records.split.annotations}: category {category['name']!r} lists other {other[0]} than the split"
+                " before; convert the splits one by one"
             )
     out.splits[split] = records.images
     out.categories = out.categories or records.categories
