@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import cv2
@@ -20,10 +19,8 @@ import numpy as np
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from src.data.records import DataError
-from src.data.shapes import FINE, background, description, polygons, run_lengths
+from src.data.shapes import FINE, background, make_set, polygons, run_lengths
 from src.runtime.errors import UserError, run_command
-from src.runtime.files import beside
 from src.runtime.newer import zip_equal
 
 __all__ = ["NAMES", "SKELETON", "make_keypoint_shapes"]
@@ -228,29 +225,7 @@ def make_keypoint_shapes(root: str | Path, train: int = 600, val: int = 100, see
 
     Raises DataError, also where `root` holds anything else.
     """
-    root, counts = Path(root), {"train": train, "val": val}
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        for split, count in counts.items():
-            found = description(root / f"annotations/instances_{split}2017.json")
-            if found != describe(count, seed):
-                raise DataError(
-                    f"{root}: there already, holding {found or 'no such data set'} ({split}), not"
-                    f" {describe(count, seed)}; name another folder, or remove it if you don't need it"
-                )
-        return root
-    written = beside(root)
-    try:
-        shutil.rmtree(written, ignore_errors=True)
-        for split, count in counts.items():
-            make_split(written, split, count, seed)
-        if root.exists():
-            root.rmdir()
-        written.rename(root)
-    except OSError as e:
-        raise DataError(f"{root}: can't write the data set: {e.strerror}") from None
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
-    return root
+    return make_set(root, {"train": train, "val": val}, seed, describe, make_split, "such data set")
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -246,14 +247,27 @@ def make_shapes(root: str | Path, train: int = 600, val: int = 100, seed: int = 
 
     Raises DataError, also where `root` holds anything else.
     """
+    return make_set(root, {"train": train, "val": val}, seed, describe, make_split, "shapes data set")
+
+
+def make_set(
+    root: str | Path,
+    counts: dict[str, int],
+    seed: int,
+    describe: Callable[[int, int], str],
+    make_split: Callable[[Path, str, int, int], None],
+    what: str,
+) -> Path:
+    """As make_shapes, of any made set: counts of images by split; describe (count, seed): what a split's file tells of
+    itself; make_split (root, split, count, seed) writes one; what: the set is called in messages.
+    """
     root = Path(root)
-    counts = {"train": train, "val": val}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         for split, count in counts.items():
             found = description(root / f"annotations/instances_{split}2017.json")
             if found != describe(count, seed):
                 raise DataError(
-                    f"{root}: there already, holding {found or 'no shapes data set'} ({split}), not"
+                    f"{root}: there already, holding {found or f'no {what}'} ({split}), not"
                     f" {describe(count, seed)}; name another folder, or remove it if you don't need it"
                 )
         return root
@@ -266,7 +280,7 @@ def make_shapes(root: str | Path, train: int = 600, val: int = 100, seed: int = 
             root.rmdir()
         written.rename(root)
     except OSError as e:
-        raise DataError(f"{root}: can't write the shapes data set: {e.strerror}") from None
+        raise DataError(f"{root}: can't write the {what}: {e.strerror}") from None
     finally:
         shutil.rmtree(written, ignore_errors=True)
     return root
