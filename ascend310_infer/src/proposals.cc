@@ -171,11 +171,10 @@ void Softmax(const float *logits, int64_t rows, int64_t columns, float *probabil
 
 std::vector<int32_t> RoiLevels(const std::vector<Box> &boxes, const RoiSettings &settings) {
   std::vector<int32_t> out;
-  const auto last = static_cast<float>(settings.strides.size() - 1);
   for (const Box &box : boxes) {
     const float side = std::sqrt((box[2] - box[0]) * (box[3] - box[1]));
-    const float level = std::floor(std::log2(std::max(side / settings.finest_scale, 1e-6f)) + 1e-6f);
-    out.push_back(level > 0.0f ? static_cast<int32_t>(std::min(level, last)) : 0);
+    out.push_back(static_cast<int32_t>(std::count_if(settings.level_sides.begin(), settings.level_sides.end(),
+                                                     [side](float least) { return side >= least; })));
   }
   return out;
 }

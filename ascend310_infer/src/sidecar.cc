@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <limits>
 #include <numeric>
 
 #include "branch.h"
@@ -365,6 +366,25 @@ std::vector<ModelFile> SidecarReader::Files(const std::string &name) const {
   return out;
 }
 
+namespace {
+
+// Where levels begin by torchvision's rule, in float32: level k at the least side of which log2(side / (4 finest)) + 4
+// + 1e-6 - 2 reaches k.
+std::vector<float> TorchvisionLevels(float finest, size_t levels) {
+  std::vector<float> out;
+  for (size_t k = 1; k < levels; ++k) {
+    float side = std::ldexp(finest, static_cast<int>(k)) * 0.99999f;
+    while (4.0f + static_cast<float>(std::log2(static_cast<double>(side / (4.0f * finest)))) + 1e-6f - 2.0f <
+           static_cast<float>(k)) {
+      side = std::nextafter(side, std::numeric_limits<float>::infinity());
+    }
+    out.push_back(side);
+  }
+  return out;
+}
+
+}  // namespace
+
 RoiSettings SidecarReader::Roi(const std::string &name) const {
   const Json &from = json_.At(name);
   RoiSettings roi;
@@ -378,7 +398,15 @@ RoiSettings SidecarReader::Roi(const std::string &name) const {
   Demand(strides.size() <= levels.size() && std::equal(strides.begin(), strides.end(), levels.begin()),
          name + ".strides, which aren't the first of rpn.strides");
   for (const int64_t stride : strides) roi.strides.push_back(static_cast<float>(stride));
-  roi.finest_scale = static_cast<float>(from.Number("finest_scale", 1, kLargest));
+  const auto finest = static_cast<float>(from.Number("finest_scale", 1, kLargest));
+  if (from.Has("level_sides")) {
+    for (const double side : from.Numbers("level_sides", std::max<size_t>(strides.size(), 1) - 1, 1, kLargest)) {
+      roi.level_sides.push_back(static_cast<float>(side));
+    }
+    Demand(std::is_sorted(roi.level_sides.begin(), roi.level_sides.end()), name + ".level_sides, which fall");
+  } else {
+    roi.level_sides = TorchvisionLevels(finest, strides.size());
+  }
   return roi;
 }
 

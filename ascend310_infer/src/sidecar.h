@@ -36,7 +36,7 @@ struct RoiSettings {
   bool aligned = false;
   bool last_pixel_end = false;  // a RoI ends at its last pixel, x2 - 1
   std::vector<float> strides;
-  float finest_scale = 0;
+  std::vector<float> level_sides;  // the least square root of area of each level but the finest
 };
 
 class Branch;  // branch.h

@@ -35,6 +35,7 @@ def group(cls: type, doc: str, **defaults: Any) -> Any:
     return field(default_factory=lambda: cls(**defaults), metadata={"doc": doc, "defaults": defaults})
 
 
+LEVEL_RULES = ("torchvision", "detectron2", "mmdetection", "maskrcnn_benchmark")
 # The heads that each detector has on what its box head finds.
 DETECTORS: dict[str, tuple[str, ...]] = {
     "mask_rcnn": ("mask",),
@@ -226,6 +227,11 @@ class RoiLayer:
     sampling_ratio: int = key(2, "samples per bin and axis; 0: adaptive, ceil(RoI size / out_size)", low=0, high=32)
     aligned: bool = key(False, "half-pixel shift (Detectron2, mmdetection) or none (torchvision)")
     last_pixel_end: bool = key(False, "a RoI ends at its last pixel, x2 - 1 (maskrcnn-benchmark)")
+    level_rule: str = key(
+        "torchvision",
+        "whose rounding decides on the level of a RoI whose size is within some millionths of where one begins",
+        choices=LEVEL_RULES,
+    )
 
 
 @dataclass

@@ -284,11 +284,8 @@ class DetectorGraph(Graph):
         wanted = self.op("Or", self.reshape(valid, total), np.arange(total) == 0)
         image = self.constant(np.repeat(np.arange(self.n), count))
         size = self.op("Sub", self.columns(boxes, [2, 3]), self.columns(boxes, [0, 1]))
-        side = self.op(
-            "Div", self.op("Sqrt", self.op("ReduceProd", size, axes=[-1], keepdims=0)), extractor.finest_scale
-        )
-        # level k begins where floor(log2(side) + 1e-6) does: at side 2^(k - 1e-6)
-        above = [self.op("GreaterOrEqual", side, 2.0 ** (k - 1e-6)) for k in range(1, len(align.strides))]
+        side = self.op("Sqrt", self.op("ReduceProd", size, axes=[-1], keepdims=0))
+        above = [self.op("GreaterOrEqual", side, least) for least in extractor.level_sides]
         if extractor.last_pixel_end:
             boxes = self.op("Sub", boxes, np.array([0, 0, 1, 1], np.float32))
         features, places = [], []

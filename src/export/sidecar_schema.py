@@ -127,7 +127,7 @@ PLAIN: dict[str, Check] = {
     "classes": list_of(text),
     "box_plus_one": flag,
     "rpn": group(RPN | CODER | PROPOSALS, RPN_OPTIONAL),
-    "roi": group(ROI),
+    "roi": ROI,
 }
 # informative keys that older exports lack
 OLDER = ("mindspore", "backbone", "inputs", "outputs")
@@ -215,6 +215,9 @@ def _check_together(c: dict[str, Any], path: str) -> None:
     for name in ("roi", *(b.roi for b in own)):
         maps = c[name]["strides"]
         fits(maps == strides[: len(maps)], f"{name}.strides, which aren't the first of rpn.strides")
+        sides = c[name].get("level_sides", [1] * (len(maps) - 1))
+        fits(len(sides) == len(maps) - 1, f"{name}.level_sides, one for each of its strides but the first")
+        fits(sides == sorted(sides), f"{name}.level_sides, which fall")
     turns = c["resize"] == "short_side" and width != height
     if turns and "pair" not in c:
         raise ExportError(f"{path}: names no model for pictures of the other orientation (pair); export both again")

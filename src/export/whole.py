@@ -27,7 +27,7 @@ from src.export.folding import fold_batch_norms
 from src.export.sidecar import ExportError
 from src.models.build import build_detector
 from src.models.rcnn import RCNN
-from src.models.roi_extractor import RoIExtractor
+from src.models.roi_extractor import build_roi_extractor
 from src.runtime.errors import quiet_logging
 from src.runtime.files import cure
 from src.runtime.interrupts import own_interrupts
@@ -424,8 +424,6 @@ def with_sampling(config: Config, sampling: dict[str, int]) -> Config:
 
 
 def roi_features(roi: Roi, samples: int, maps: tuple, boxes: Tensor, valid: Tensor) -> np.ndarray:
-    layer = roi.roi_layer
-    cell = RoIExtractor(
-        layer.out_size, samples, layer.aligned, roi.featmap_strides, roi.finest_scale, layer.last_pixel_end
-    )
-    return cell(maps, boxes, valid).asnumpy()
+    sampled = copy.deepcopy(roi)
+    sampled.roi_layer.sampling_ratio = samples
+    return build_roi_extractor(sampled, False)(maps, boxes, valid).asnumpy()

@@ -2,13 +2,46 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from src.config import Roi
 from src.ops.roi_align import MultiScaleRoIAlign
 
-__all__ = ["RoIExtractor", "build_roi_extractor"]
+__all__ = ["RoIExtractor", "build_roi_extractor", "level_sides"]
+
+
+def _log2(x: np.ndarray) -> np.ndarray:
+    """The nearest float32 to the logarithm, whichever of NumPy's loops this CPU has."""
+    return np.log2(x.astype(np.float64)).astype(np.float32)
+
+
+# By level_rule, the level above the finest, before rounding down, of a RoI of that side where it is finest_scale f: as
+# torchvision/ops/poolers.py, detectron2/modeling/poolers.py, mmdet/models/roi_heads/roi_extractors/ and
+# maskrcnn_benchmark/modeling/poolers.py compute it, in float32
+LEVEL_RULES = {
+    "torchvision": lambda side, f: np.float32(4) + _log2(side / (4 * f)) + np.float32(1e-6) - 2,
+    "detectron2": lambda side, f: np.float32(4) + _log2(side / (4 * f) + np.float32(1e-8)) - 2,
+    "mmdetection": lambda side, f: _log2(side / f + np.float32(1e-6)),
+    "maskrcnn_benchmark": lambda side, f: np.float32(4) + _log2(side / (4 * f) + np.float32(1e-6)) - 2,
+}
+
+
+def level_sides(rule: str, finest_scale: float, num_levels: int) -> list[float]:
+    """The least side (square root of area, pixels, a float32 value) of a RoI of each level but the finest."""
+    # arrays: a number would be computed in float64
+    level, scale = LEVEL_RULES[rule], np.array([finest_scale], np.float32)
+    out = []
+    for k in range(1, num_levels):
+        # of positive floats those that are larger have larger bits
+        low, high = (int(np.float32(finest_scale * 2**k * near).view(np.int32)) for near in (0.999, 1.001))
+        while high - low > 1:
+            middle = (low + high) // 2
+            reached = level(np.array([middle], np.int32).view(np.float32), scale)[0] >= k
+            low, high = (low, middle) if reached else (middle, high)
+        out.append(min(float(np.int32(high).view(np.float32)), 3e38))
+    return out
 
 
 class RoIExtractor(nn.Cell):
@@ -18,6 +51,7 @@ class RoIExtractor(nn.Cell):
         out_size: side of the features.  sampling_ratio, aligned: of RoIAlign.  strides: of the levels, finest first.
         finest_scale: RoIs whose sqrt(area) is below twice this (pixels) go to the finest level, below 4 times to
         the next, and so on.  last_pixel_end: a RoI ends at its last pixel, x2 - 1, as where boxes were kept so.
+        level_rule: whose rounding decides where a level begins.
 
     Inputs: features, a tuple of (B, C, H_l, W_l), of which the first len(strides) are used; boxes (B, N, 4) in canvas
     pixels; valid (B, N) bool. Output (B * N, C, out_size, out_size), zero for rows that aren't valid.
@@ -32,10 +66,12 @@ class RoIExtractor(nn.Cell):
         finest_scale: float,
         last_pixel_end: bool = False,
         builtin_ops: bool = False,
+        level_rule: str = "torchvision",
     ):
         super().__init__()
         self.last_pixel_end = last_pixel_end
-        self.finest_scale, self.num_levels = finest_scale, len(strides)
+        self.num_levels = len(strides)
+        self.level_sides = level_sides(level_rule, finest_scale, len(strides))
         self.roi_align = MultiScaleRoIAlign(out_size, sampling_ratio, aligned, tuple(strides), builtin=builtin_ops)
 
     def construct(self, features: tuple[Tensor, ...], boxes: Tensor, valid: Tensor) -> Tensor:
@@ -46,9 +82,9 @@ class RoIExtractor(nn.Cell):
     def extract(self, features: tuple[Tensor, ...], rois: Tensor, valid: Tensor) -> Tensor:
         """The same for RoIs of any images: rois (R, 5), the image's index first, and valid (R,)."""
         side = ops.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
-        level = ops.floor(ops.log2(ops.maximum(side / self.finest_scale, 1e-6)) + 1e-6)
-        level = ops.minimum(ops.maximum(level, 0.0), self.num_levels - 1.0).astype(mstype.int32)
-        level = ops.select(valid, level, -ops.ones_like(level))
+        level = valid.astype(mstype.int32) - 1
+        for least in self.level_sides:
+            level = level + ops.logical_and(side >= least, valid).astype(mstype.int32)
         if self.last_pixel_end:
             rois = ops.concat((rois[:, :3], rois[:, 3:] - 1.0), 1)
         return self.roi_align(features[: self.num_levels], rois, level)
@@ -65,4 +101,5 @@ def build_roi_extractor(c: Roi, builtin_ops: bool) -> RoIExtractor:
         c.finest_scale,
         last_pixel_end=layer.last_pixel_end,
         builtin_ops=builtin_ops,
+        level_rule=layer.level_rule,
     )

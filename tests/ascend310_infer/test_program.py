@@ -21,6 +21,7 @@ from src.export import sidecar
 from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.split import export_split
 from src.models.build import build_detector
+from src.models.roi_extractor import level_sides
 from src.ops.library import runnable_marches
 from src.runtime.newer import zip_equal
 from tests.ascend310_infer.conftest import Exported, build_program, random_detector
@@ -293,6 +294,21 @@ def test_detections_are_those_of_python(exported, infer, pictures, agree, tmp_pa
     assert {"reading", "features", "box_head", "mask_head", "batch"} <= summary["median_ms"].keys()
     assert "images/s" in run.stdout
     assert max(p.stat().st_size for p in (tmp_path / "out").glob("*.det")) <= LARGEST
+
+
+def test_levels_of_rois_begin_where_the_sidecar_says(spoilt, infer, pictures, tmp_path):
+    """By torchvision's rule where it says nothing, as older exports."""
+    image = min((pictures / "val2017").iterdir())
+
+    def detected(sides):
+        change(spoilt, **({"roi__level_sides": sides} if sides else {}))
+        run = infer("--model", spoilt, "--input", image.parent, "--output", tmp_path / f"{sides}")
+        assert run.returncode == 0, run.stderr
+        return (tmp_path / f"{sides}" / f"{image.name}.det").read_bytes()
+
+    usual = detected(None)
+    assert detected(level_sides("torchvision", 56.0, 4)) == usual
+    assert detected([1.0, 2.0, 4.0]) != usual
 
 
 def test_every_kind_of_image(exported, infer, pictures, agree, tmp_path):

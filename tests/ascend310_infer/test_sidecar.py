@@ -105,6 +105,8 @@ WRONG = {
     "a backbone's list of lists": ("backbone.depth", ["backbone", "depth"], [[1]]),
     "a backbone of no type": ("backbone.type", ["backbone", "type"], 50),
     "RoIs from other levels": ("roi.strides", ["roi", "strides", 0], 8),
+    "a level's beginning too few": ("roi.level_sides", ["roi", "level_sides"], [112.0, 224.0]),
+    "levels that begin below the one before": ("roi.level_sides", ["roi", "level_sides"], [112.0, 448.0, 224.0]),
     "a canvas between strides": ("the model's canvas, 250 x 192", ["canvas", "width"], 250),
     "a canvas too large": ("canvas.height", ["canvas", "height"], 2**20),
     "one class": ("classes", ["classes"], ["background"]),

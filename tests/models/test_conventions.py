@@ -10,7 +10,7 @@ from src.models.assigner_sampler import AssignerSampler
 from src.models.box_coder import BoxCoder, clip_boxes
 from src.models.build import build_detector, build_loss
 from src.models.proposals import ProposalGenerator
-from src.models.roi_extractor import RoIExtractor
+from src.models.roi_extractor import RoIExtractor, level_sides
 from src.models.rpn import RPNLoss
 from src.ops.nms import BatchedNMS
 
@@ -252,20 +252,43 @@ def test_a_config_with_box_plus_one_clips_so_everywhere():
     )
 
 
+# The level of a RoI of that side, as each project's code computes it in float32 (torchvision/ops/poolers.py;
+# detectron2/modeling/poolers.py; mmdet/models/roi_heads/roi_extractors/single_level_roi_extractor.py, the zoo's too;
+# maskrcnn_benchmark/modeling/poolers.py); where boxes end at their last pixel the side is of whole pixels, as here.
 LEVELS = {
-    "torchvision": lambda s: np.floor(4 + np.log2(s / 224) + 1e-6),
-    "Detectron2": lambda s: np.floor(4 + np.log2(s / 224 + 1e-8)),
-    "mmdetection": lambda s: np.floor(np.log2(s / 56 + 1e-6)) + 2,
+    "torchvision": lambda side: 4 + np.log2(side / np.float32(224)) + np.float32(1e-6) - 2,
+    "detectron2": lambda side: 4 + np.log2(side / np.float32(224) + np.float32(1e-8)) - 2,
+    "mmdetection": lambda side: np.log2(side / np.float32(56) + np.float32(1e-6)),
+    "maskrcnn_benchmark": lambda side: 4 + np.log2(side / np.float32(224) + np.float32(1e-6)) - 2,
 }
 
 
 @pytest.mark.parametrize("project", LEVELS)
-def test_every_project_maps_a_roi_to_the_same_level(project):
-    """Their formulas differ by 1e-6 in the logarithm: 1e-4 px beside a side of 112, 224 or 448 they agree."""
-    sides = np.concatenate([np.linspace(1, 900, 300), [112 - 1e-3, 112, 224 - 2e-3, 224, 448 - 4e-3, 448]])
-    extractor = RoIExtractor(1, 1, False, (4, 8, 16, 32), 56)
-    # each level's map holds its number
-    maps = tuple(Tensor(np.full((1, 1, 1024 // s, 1024 // s), i + 2, np.float32)) for i, s in enumerate((4, 8, 16, 32)))
-    boxes = np.concatenate([np.zeros((len(sides), 2)), sides[:, None] * [1, 1]], 1)[None].astype(np.float32)
-    ours = extractor(maps, Tensor(boxes), Tensor(np.ones((1, len(sides)), bool))).asnumpy().ravel()
-    np.testing.assert_array_equal(ours, np.clip(LEVELS[project](sides), 2, 5))
+def test_every_projects_levels_of_rois(project):
+    """Of boxes of half pixels beside a level's first some are of one level here, of another there."""
+    near = [(w, round(4 * side**2 / w) + d) for side in (112, 224, 448) for w in range(1, 2667) for d in (-1, 0, 1)]
+    boxes = np.array([(w, h) for w, h in near if 0 < h < 2667], np.float32) / 2
+    # floats on both sides of one
+    ulps = [np.nextafter(np.float32(112), d, dtype=np.float32) for d in (0, 999)]
+    boxes = np.concatenate([boxes, np.array([(s, s) for s in ulps], np.float32)])
+    expected = np.floor(LEVELS[project](np.sqrt(boxes[:, 0] * boxes[:, 1]))).clip(0, 3)
+    extract = RoIExtractor(1, 1, False, [4, 8, 16, 32], 56.0, level_rule=project)
+    # what is cropped says of which level
+    maps = [Tensor(np.full((1, 1, 340, 340), level, np.float32)) for level in range(4)]
+    boxes = np.concatenate([np.zeros_like(boxes), boxes], 1)[None]
+    levels = extract(maps, Tensor(boxes), Tensor(np.ones(boxes.shape[:2], bool))).asnumpy().ravel()
+    np.testing.assert_array_equal(levels, expected)
+    assert set(levels) == {0, 1, 2, 3}
+
+
+def test_levels_begin_where_pytorch_has_them_begin():
+    """The first float of a level, relatively to 112, 224, 448, in what PyTorch 2.14 computes of the projects' lines."""
+    pytorch = {
+        "torchvision": [-7.493155e-07, -6.811959e-07, -8.174351e-07],
+        "detectron2": [-1.362392e-07, -6.811959e-08, -2.043588e-07],
+        "mmdetection": [-4.768372e-07, -2.043588e-07, -2.043588e-07],
+        "maskrcnn_benchmark": [-2.111707e-06, -1.089914e-06, -6.811959e-07],
+    }
+    for rule, expected in pytorch.items():
+        ours = np.array(level_sides(rule, 56.0, 4)) / [112, 224, 448] - 1
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, err_msg=rule)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection
 
 from src.checkpoints.convert.rules import NORM, Traits, has_all, rename_by
+from src.config.conventions import CONVENTIONS
 
 __all__ = ["FAMILY", "recognises", "rename", "traits"]
 
@@ -80,4 +81,6 @@ def traits(names: Collection[str]) -> Traits:
             "trained on BGR, mean 103.53, 116.28, 123.675, deviation 1 (X-101-32x8d: 57.375, 57.12, 58.395), stride in"
             " the 1x1 convolutions (X-101-32x8d: in the 3x3): set to_rgb, img_mean, img_std, backbone.stride_in_1x1",
         )
-    return Traits(background_last=True, scales_first=True, folded_norms=caffe2, notes=notes)
+    return Traits(
+        background_last=CONVENTIONS["detectron2"].background_last, scales_first=True, folded_norms=caffe2, notes=notes
+    )

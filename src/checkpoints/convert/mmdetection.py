@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from src.checkpoints.convert.rules import NORM, Traits, has_all, rename_by
+from src.config.conventions import CONVENTIONS
 
 __all__ = ["FAMILY", "recognises", "rename", "traits"]
 
@@ -55,6 +56,6 @@ def rename(name: str) -> str | None:
 def traits(names: Collection[str]) -> Traits:
     """Of a state dict with these names."""
     if any(n.startswith("roi_head.") for n in names):
-        return Traits(background_last=True, foreground_row=0)
+        return Traits(background_last=CONVENTIONS["mmdetection"].background_last, foreground_row=0)
     note = "names of mmdetection 1.x: background first, boxes and anchors of before 2.0 (rpn.anchor_generator.legacy:"
     return Traits(notes=(note + " mmdet1, box_plus_one: true)",))

@@ -11,27 +11,35 @@ from typing import Any
 from mindspore import nn
 
 from src.config import Config, Roi
-from src.export.sidecar_values import Check, flag, integer, list_of, number
+from src.export.sidecar_values import Check, flag, group, integer, list_of, number
+from src.models.roi_extractor import level_sides
 
 __all__ = ["ROI", "STRIDES", "Branch", "Fits", "Output", "describe_roi"]
 
 Fits = Callable[[bool, str], None]  # raises ExportError with the text unless the flag is set
 
 STRIDES = (1, 2**13)  # bounds, as in src/config/
-ROI: dict[str, Check] = {
-    "out_size": integer(1, 128),
-    "sampling_ratio": integer(0, 32),
-    "trained_sampling_ratio": integer(0, 32),
-    "aligned": flag,
-    "last_pixel_end": flag,
-    "strides": list_of(integer(*STRIDES)),
-    "finest_scale": number(1, 3e38),
-}
+ROI = group(
+    {
+        "out_size": integer(1, 128),
+        "sampling_ratio": integer(0, 32),
+        "trained_sampling_ratio": integer(0, 32),
+        "aligned": flag,
+        "last_pixel_end": flag,
+        "strides": list_of(integer(*STRIDES)),
+        "finest_scale": number(1, 3e38),
+        "level_sides": list_of(number(1, 3e38)),
+    },
+    # said where it isn't what it always was
+    optional=("level_sides",),
+)
 
 
 def describe_roi(roi: Roi, sampling_ratio: int | None) -> dict[str, Any]:
-    """A RoIAlign as sidecars have it, by the keys of ROI; sampling_ratio: as exported, None: the config's."""
+    """A RoIAlign as sidecars have it, as ROI checks it; sampling_ratio: as exported, None: the config's."""
     layer = roi.roi_layer
+    sides = level_sides(layer.level_rule, roi.finest_scale, len(roi.featmap_strides))
+    usual = layer.level_rule == "torchvision" or not sides
     return {
         "out_size": layer.out_size,
         "sampling_ratio": layer.sampling_ratio if sampling_ratio is None else sampling_ratio,
@@ -40,6 +48,7 @@ def describe_roi(roi: Roi, sampling_ratio: int | None) -> dict[str, Any]:
         "last_pixel_end": layer.last_pixel_end,
         "strides": list(roi.featmap_strides),
         "finest_scale": roi.finest_scale,
+        **({} if usual else {"level_sides": sides}),
     }
 
 

@@ -36,7 +36,7 @@ class Keypoint(Branch):
 
     name, roi = "keypoint", "keypoint_roi"
     keys = {
-        "keypoint_roi": group(ROI),
+        "keypoint_roi": ROI,
         "keypoints": group(
             {
                 "names": list_of(text),

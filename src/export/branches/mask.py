@@ -50,7 +50,7 @@ class Mask(Branch):
         "mask_paste": group(
             {"convention": one_of("torchvision", "grid"), "size": integer(2, 256), "threshold": number(0, 1)}
         ),
-        "mask_roi": group(ROI),
+        "mask_roi": ROI,
     }
     everywhere = {"with_mask": flag}
     cascade = {"mask_heads": integer(0, 100), "average_masks": one_of("logits", "probabilities")}
