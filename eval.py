@@ -10,16 +10,12 @@ from src.checkpoints.files import load_detector
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.formats import resolve_classes
 from src.evaluation.coco import Summary, evaluate
-from src.evaluation.inference import Evaluator, records_of
 from src.evaluation.kinds import KINDS, Kind, choose_kinds, needed_branches
 from src.evaluation.results import apply_options, saved_results, write_json
 from src.evaluation.truth import split_truth
-from src.models.build import build_detector
-from src.ops.device import set_device, use_local_device
-from src.ops.library import describe_operators
-from src.runtime.errors import UserError, run_command
+from src.runtime.errors import UserError, loading, run_command
 from src.runtime.files import demand_place
-from src.runtime.ranks import asks_for_several, join_group
+from src.runtime.workers import asks_for_several
 from src.training.modelarts import local_checkpoint, on_modelarts
 from src.training.signals import Stopped, StopRequest
 
@@ -97,6 +93,12 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
     measured = {"class_names": arguments.classes, "score": arguments.report_score, "iou": arguments.report_iou}
     if arguments.predictions and arguments.predictions.exists() and evaluate_saved(config, arguments, measured):
         return
+    with loading():
+        from src.evaluation.inference import Evaluator
+        from src.models.build import build_detector
+        from src.ops.device import set_device, use_local_device
+        from src.ops.library import describe_operators
+        from src.runtime.ranks import join_group
     config = use_local_device(config)
     set_device(config)
     group = join_group(config.run_distribute, asks_for_several(sys.argv))
@@ -136,6 +138,8 @@ def evaluate_saved(config: Config, arguments: argparse.Namespace, measured: dict
     print(summary.text)
     save_numbers(config, arguments, summary)
     if arguments.report:
+        from src.evaluation.inference import records_of
+
         save_report(config, arguments, records_of(config, arguments.iou_types, arguments.split), results, summary)
     return True
 

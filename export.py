@@ -2,14 +2,9 @@
 
 import argparse
 
-from src.checkpoints.files import load_detector
 from src.config import add_config_arguments, load_config, parse_overrides
-from src.data.formats import resolve_classes
-from src.export.sidecar import upright_path
-from src.export.whole import SUFFIX, canvases, export_whole, model_path
-from src.models.build import build_detector
-from src.ops.device import set_device
-from src.runtime.errors import UserError, run_command
+from src.export import SUFFIX
+from src.runtime.errors import UserError, loading, run_command
 
 
 def main() -> int:
@@ -44,8 +39,16 @@ def main() -> int:
         raise UserError(f"--split is a MINDIR's form, not {file_format}'s; leave --file_format out")
     # kept graphs are found by program and config, which don't tell one export from another
     config.compile_cache = False
-    set_device(config)
+    from src.data.formats import resolve_classes
+
     config = resolve_classes(config, training=False, checkpoint=known.ckpt_file)
+    with loading():
+        from src.checkpoints.files import load_detector
+        from src.export.sidecar import upright_path
+        from src.export.whole import canvases, export_whole, model_path
+        from src.models.build import build_detector
+        from src.ops.device import set_device
+    set_device(config)
     detector = build_detector(config)
     load_detector(detector, known.ckpt_file)
     detector.set_train(False)

@@ -11,18 +11,20 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mindspore as ms
 import numpy as np
 import safetensors
 import safetensors.numpy
 from google.protobuf.message import DecodeError
-from mindspore import Parameter, Tensor, nn
-from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from src.config import DETECTORS
 from src.runtime.errors import UserError, quiet_logging
 from src.runtime.files import beside, demand_place, flush, open_regular, read_regular, remove_leftovers
+
+# MindSpore takes seconds to load: not before what can be refused without it
+if TYPE_CHECKING:
+    from mindspore import Parameter, nn
 
 __all__ = [
     "CheckpointError",
@@ -76,7 +78,10 @@ def save_checkpoint(
             safetensors.numpy.save_file(arrays, written, {"format": "ms"} | checksums(arrays))
             _order_metadata(written)
         else:
-            params = net if isinstance(net, nn.Cell) else [{"name": n, "data": ms.Tensor(v)} for n, v in net.items()]
+            import mindspore as ms
+
+            arrays = net if isinstance(net, Mapping) else {}
+            params = [{"name": n, "data": ms.Tensor(v)} for n, v in arrays.items()] if net is arrays else net
             with quiet_logging():
                 ms.save_checkpoint(params, str(written), crc_check=True)
         # MindSpore swallows some write errors and leaves a short file
@@ -149,6 +154,8 @@ def read_ckpt(path: Path) -> dict[str, np.ndarray]:
 
     Raises CheckpointError for a damaged or foreign file.
     """
+    from mindspore.train.checkpoint_pb2 import Checkpoint
+
     data = _bytes(path)
     if data.startswith(ENCRYPTED):
         raise CheckpointError(
@@ -275,11 +282,15 @@ def _some(names: list[str]) -> str:
 
 
 def _assign(net: nn.Cell, params: dict[str, np.ndarray]) -> None:
-    ms.load_param_into_net(net, {n: Parameter(np.asarray(v), name=n) for n, v in params.items()})
+    import mindspore as ms
+
+    ms.load_param_into_net(net, {n: ms.Parameter(np.asarray(v), name=n) for n, v in params.items()})
 
 
 def assign_parameters(parameters: Iterable[Parameter], values: dict[str, np.ndarray]) -> None:
     """Gives each parameter its value by name. Raises CheckpointError unless both hold the same names and shapes."""
+    from mindspore import Tensor
+
     parameters = {p.name: p for p in parameters}
     differ = sorted(parameters.keys() ^ values.keys())
     differ += [n for n, p in parameters.items() if n in values and tuple(p.shape) != values[n].shape]

@@ -20,7 +20,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import Config, Roi
-from src.export import sidecar
+from src.export import SUFFIX, sidecar
 from src.export.branches import rois
 from src.export.compare import SEED, Agreement, compare_detections, reference_input, together
 from src.export.folding import fold_batch_norms
@@ -35,7 +35,6 @@ from src.runtime.newer import zip_equal
 
 __all__ = ["WholeGraph", "canvases", "export_whole", "import_onnx_runtime", "model_path"]
 
-SUFFIX = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
 SAMPLES = (1, 2, 3, 4)  # candidates for the fixed number that is nearest to an adaptive one
 # detections of graphs that sample differently are still the same objects within this many pixels, and this score
 LOOSE_BOX, LOOSE_SCORE = 16.0, 0.2

@@ -12,13 +12,23 @@ import os
 import reprlib
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from src.runtime.masking import masked_text
 
-__all__ = ["ENDED_WITH_ANOTHER", "InternalError", "UserError", "one_line", "quiet_logging", "run_command", "shown"]
+__all__ = [
+    "ENDED_WITH_ANOTHER",
+    "InternalError",
+    "UserError",
+    "loading",
+    "one_line",
+    "quiet_logging",
+    "run_command",
+    "shown",
+]
 
 LONGEST = 2000  # characters of a message
 ENDED_WITH_ANOTHER = 75  # the exit status of a rank that can't go on since another has ended: the job may start again
@@ -79,6 +89,20 @@ def quiet_logging() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """For imports that load MindSpore, which takes seconds: Ctrl-C meanwhile ends the process without a page."""
+    usual = threading.current_thread() is threading.main_thread()
+    usual = usual and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_command(main: Callable[[], int | None]) -> None:

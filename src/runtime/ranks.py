@@ -23,9 +23,9 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from src.runtime.errors import ENDED_WITH_ANOTHER, UserError
 from src.runtime.launch import JOB_VARIABLE, die_with_parent
-from src.runtime.workers import RANK_VARIABLES
+from src.runtime.workers import RANK_VARIABLES, is_scheduler
 
-__all__ = ["Group", "RankGoneError", "asks_for_several", "is_scheduler", "join_group", "local_device"]
+__all__ = ["Group", "RankGoneError", "join_group", "local_device"]
 
 STARTED_BY = ("MS_ROLE", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE")
 KEY_BYTES = 16
@@ -35,11 +35,6 @@ class RankGoneError(UserError):
     """Another rank has ended, whose own log says why."""
 
     status = ENDED_WITH_ANOTHER
-
-
-def is_scheduler() -> bool:
-    """Whether this process is msrun's scheduler, which runs the workers' script to wait in join_group."""
-    return os.environ.get("MS_ROLE") == "MS_SCHED"
 
 
 class Group:
@@ -134,11 +129,6 @@ def local_device(device_id: int) -> int:
     """The device that the launcher gave this process; `device_id` where it gave none."""
     given = (os.environ.get(name, "") for name in ("OMPI_COMM_WORLD_LOCAL_RANK", "DEVICE_ID"))
     return next((int(v) for v in given if v.isdigit()), device_id)
-
-
-def asks_for_several(words: Iterable[str]) -> bool:
-    """Whether a command line itself, and not only a config that it names, says run_distribute."""
-    return any(w.lstrip("-").partition("=")[0] == "run_distribute" for w in words)
 
 
 def join_group(distributed: bool, asked: bool = True) -> Group:

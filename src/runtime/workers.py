@@ -7,19 +7,30 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
 from src.runtime.errors import ENDED_WITH_ANOTHER
 
-__all__ = ["RANK_VARIABLES", "REFUSED", "Console", "Worker", "rank_of"]
+__all__ = ["RANK_VARIABLES", "REFUSED", "Console", "Worker", "asks_for_several", "is_scheduler", "rank_of"]
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "RANK_ID")
 LAST_LINES = 12
 # a line that tells an error, after which nothing but MindSpore's log comes
 ENDING = re.compile(rb"^error: [^\n]*(?:\n(?:\[(?:WARNING|INFO|ERROR)\][^\n]*)?)*\Z", re.MULTILINE)
 REFUSED = (2, ENDED_WITH_ANOTHER)
+
+
+def is_scheduler() -> bool:
+    """Whether this process is msrun's scheduler, which runs the workers' script to wait in join_group."""
+    return os.environ.get("MS_ROLE") == "MS_SCHED"
+
+
+def asks_for_several(words: Iterable[str]) -> bool:
+    """Whether a command line itself, and not only a config that it names, says run_distribute."""
+    return any(w.lstrip("-").partition("=")[0] == "run_distribute" for w in words)
 
 
 class Worker:

@@ -15,10 +15,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
-from mindspore import Parameter, nn
 
 from src.checkpoints.files import (
     CheckpointError,
@@ -31,6 +31,9 @@ from src.config import Config
 from src.runtime.errors import UserError
 from src.runtime.files import beside, hold, whole
 from src.runtime.masking import masked_keys
+
+if TYPE_CHECKING:
+    from mindspore import Parameter, nn
 
 __all__ = [
     "BestCheckpoints",

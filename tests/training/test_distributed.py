@@ -23,7 +23,8 @@ from src.runtime import ranks
 from src.runtime.errors import UserError
 from src.runtime.launch import JOB_VARIABLE
 from src.runtime.newer import zip_equal
-from src.runtime.ranks import Group, asks_for_several, join_group
+from src.runtime.ranks import Group, join_group
+from src.runtime.workers import asks_for_several
 
 ROOT = Path(__file__).parents[2]
 # Frozen batch norms, for a rank's batch statistics are its own; samplers that take all there is. A small learning rate,

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-import train
 from benchmarks.resume import Run, compare_runs, kill_at
 from src.checkpoints.files import CheckpointError
 from src.runtime.errors import UserError
 from src.runtime.newer import zip_equal
 from src.training.resume import BestCheckpoints, Resumed, ResumeFolder, TrainingState, find_run, same_step
+from src.training.run import goes_on
 from src.training.tracking import LossLog, MetricsFile
 
 # without the mask head, the graphs compile in half the time
@@ -201,8 +201,8 @@ def test_a_job_that_was_started_again_goes_on_with_what_it_saved_itself(shapes_c
     for restart, job, wanted in (("", "this", False), ("1", "another", False), ("1", "this", True)):
         folder.save(Net(1.0), [], TrainingState(1, 2, 10, config=dataclasses.asdict(config), job=job))
         monkeypatch.setenv("RCNN_RESTART", restart)
-        assert train.goes_on(config) == wanted
-    assert not train.goes_on(shapes_config(brief="another"))
+        assert goes_on(config) == wanted
+    assert not goes_on(shapes_config(brief="another"))
 
 
 def test_a_trainings_state_names_its_job(stub_trainer, monkeypatch):

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-import train
 from src.runtime.errors import UserError
 from src.runtime.files import InUseError
 from src.training.resume import hold_run, set_aside
+from src.training.run import train
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_folder_where_another_trains_is_refused_however_asked(shapes_config, r
 def test_a_finished_run_is_refused_and_stays(finished, refusal):
     before = files(finished.output_dir)
     with refusal(UserError, f"--resume {finished.output_dir}", "--brief", "--overwrite true"):
-        train.train(finished)
+        train(finished)
     assert files(finished.output_dir) == before
 
 
@@ -79,5 +79,5 @@ def test_a_start_that_made_no_step_leaves_nothing_to_set_aside(shapes_config):
 def test_what_is_refused_before_it_begins_leaves_nothing(shapes_config, refusal):
     config = shapes_config(freeze=["backbone", "neck", "rpn", "bbox_head", "mask_head"])
     with refusal(UserError, "freeze", "nothing to train"):
-        train.train(config)
+        train(config)
     assert not config.output_dir.exists()

@@ -311,7 +311,7 @@ def test_what_cannot_be_loaded(own, tmp_path, refusal, monkeypatch):
 def test_it_is_looked_for_before_all_else(data, tmp_path, refusal):
     config = data(f"{tmp_path}/none.py:change")
     with refusal(ConfigError, "none.py", "No such file"):
-        train.train(config)
+        train.checked(config)
     assert not Path(config.mindrecord_dir).exists()
 
 
