@@ -30,10 +30,13 @@ def checkout_with_environment(folder):
     return folder
 
 
-def test_the_demo(tmp_path):
+def test_the_demo(tmp_path, request):
     root = checkout_with_environment(tmp_path / "checkout")
     small = [f"--{k}={v}" for k, v in TINY.items()]
     options = ["--epoch_size", "2", "--save_every_epochs", "1", "--run_eval", "false", *small]
+    if not request.config.getoption("--full"):
+        # compiling would take most of the time
+        options += ["--mode", "pynative"]
     command = ["bash", root / "scripts/run_demo.sh", tmp_path / "out", *options]
     environment = {**os.environ, "TRAIN_IMAGES": "8", "VAL_IMAGES": "3"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
