@@ -413,11 +413,17 @@ def compare_training(config: Config, detector: RCNN, inputs: dict, golden: np.li
 
 
 def compare(
-    npz: str | Path, salt: int = 0, training: bool = True, builtin_ops: bool = False, config_path: str | None = None
+    npz: str | Path,
+    salt: int = 0,
+    training: bool = True,
+    builtin_ops: bool = False,
+    config_path: str | None = None,
+    compiled: bool = True,
 ) -> list[Row]:
     """Every comparison of the golden file `npz`, made with `salt`; `builtin_ops`: without the C++ operators.
 
     config_path: of models whose weights don't tell them from others.
+    compiled: false runs the stages and the training operator by operator, the detector as a graph all the same.
     """
     try:
         golden = np.load(npz)
@@ -433,8 +439,13 @@ def compare(
     detector.set_train(False)
     if "loss_objectness" not in golden:
         return compare_first_stage(detector, inputs, golden) + compare_detections(detector, inputs, golden, 1)
-    rows = compare_stages(detector, inputs, golden) + compare_detections(detector, inputs, golden)
-    return rows + (compare_training(config, detector, inputs, golden) if training else [])
+    rows = compare_detections(detector, inputs, golden)
+    try:
+        ms.set_context(mode=ms.GRAPH_MODE if compiled else ms.PYNATIVE_MODE)
+        rows = compare_stages(detector, inputs, golden) + rows
+        return rows + (compare_training(config, detector, inputs, golden) if training else [])
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
 
 
 def main() -> int:

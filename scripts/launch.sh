@@ -96,7 +96,7 @@ names() {
 # choose_model BACKBONE: sets CONFIG and MODEL, its overrides.
 choose_model() {
     local detector=${DETECTOR:-mask_rcnn} told
-    told=$(names detector "$detector") || (($? == 1)) || die "DETECTOR: $told"
+    if [ -n "${DETECTOR:-}" ]; then told=$(names detector "$detector") || (($? == 1)) || die "DETECTOR: $told"; fi
     told=$(names backbone "$1") || (($? == 1)) || die "BACKBONE: $told"
     CONFIG=configs/${detector}_r50_fpn.yaml MODEL=(--backbone "$1")
     [ -f "$ROOT/$CONFIG" ] || die "DETECTOR: '$detector' has no $CONFIG"

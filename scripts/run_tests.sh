@@ -14,6 +14,15 @@ if [ -z "${COCO_ROOT:-}" ] && [ -d ../shared/data/coco_mini ]; then
     COCO_ROOT=$(cd ../shared/data/coco_mini && pwd)
     export COCO_ROOT
 fi
+# before the tests, which run in two processes, either of which would build it; beside the linters
+{
+    bash scripts/build_custom.sh --march all "$VENV_PYTHON" >"$VENV/build_custom.log" 2>&1 ||
+        echo "warning: not built for every instruction set that this CPU has ($(tail -n 1 "$VENV/build_custom.log"))" >&2
+    PYTHON=$VENV_PYTHON bash ascend310_infer/build.sh --fetch >"$VENV/build_infer.log" 2>&1 ||
+        echo "warning: the C++ inference program wasn't built ($(tail -n 1 "$VENV/build_infer.log")); its tests skip" >&2
+} &
+builds=$!
+trap wait EXIT
 # they judge the source, whatever runs it; Python 3.9 has no such mypy
 if [ "$VENV" = "$ROOT/.venv" ] && [ -x "$VENV/bin/mypy" ]; then
     "$VENV/bin/ruff" check .
@@ -25,13 +34,9 @@ if [ "$VENV" = "$ROOT/.venv" ] && [ -x "$VENV/bin/mypy" ]; then
     "$VENV/bin/shellcheck" -x scripts/*.sh
     "$VENV/bin/hadolint" Dockerfile
 fi
-# before the tests, which run in two processes, either of which would build it
-bash scripts/build_custom.sh --march all "$VENV_PYTHON" >"$VENV/build_custom.log" 2>&1 ||
-    echo "warning: not built for every instruction set that this CPU has ($(tail -n 1 "$VENV/build_custom.log"))" >&2
-PYTHON=$VENV_PYTHON bash ascend310_infer/build.sh --fetch >"$VENV/build_infer.log" 2>&1 ||
-    echo "warning: the C++ inference program wasn't built ($(tail -n 1 "$VENV/build_infer.log")); its tests skip" >&2
+wait "$builds"
 versions="Python $(python_version "$VENV_PYTHON"), MindSpore $("$VENV_PYTHON" -c \
     'import importlib.metadata as m; print(m.version("mindspore"))')"
 # the launchers that are tested choose for themselves
-exec env -u PYTHON -u MINDSPORE "$VENV_PYTHON" -m pytest -q --durations=15 -n 2 --dist loadfile -o "junit_suite_name=$versions: ${*:-all}" \
+exec env -u PYTHON -u MINDSPORE "$VENV_PYTHON" -m pytest -q --durations=15 -n 2 --dist loadfile --no-loadscope-reorder -o "junit_suite_name=$versions: ${*:-all}" \
     --junitxml "build/matrix/${versions//[ ,]/}.xml" "$@"

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
+import eval as eval_script
 import infer
 from src.data import images
 from src.data.import_labels import import_labels
@@ -27,7 +29,7 @@ from src.inference import predictor as predictor_module
 from src.inference.annotated import AnnotatedImage, Annotations
 from src.inference.files import find_inputs, predict_images, predict_video, split_inputs
 from src.inference.predictor import Predictor, coco_category_ids
-from src.runtime.errors import UserError
+from src.runtime.errors import UserError, run_command
 from src.runtime.files import beside
 from src.runtime.newer import zip_equal
 from tests.conftest import TINY
@@ -66,14 +68,19 @@ def folder(shapes_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def commands(shapes_root, folder, tiny_arguments, tiny_model, tmp_path_factory):
-    """What eval.py and infer.py say and write of the same images."""
+def commands(shapes_root, folder, tiny_arguments, tiny_model, tiny_predictor, tmp_path_factory):
+    """What infer.py says and writes of images, and of the same eval.py, here with tiny_predictor's network."""
     out = tmp_path_factory.mktemp("commands")
     annotations = shapes_root / "annotations/instances_val2017.json"
     places = [f"--train_outputs={out}", f"--val_dataset={shapes_root}", "--results", out / "eval.json"]
     options = ["--checkpoint_path", tiny_model[1], "--report", out / "report"]
-    evaluated = run("eval.py", *tiny_arguments, *places, *options)
-    assert evaluated.returncode == 0, evaluated.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [*map(str, ("eval.py", *tiny_arguments, *places, *options))])
+        patch.setattr(eval_script, "build_detector", lambda _: tiny_predictor._detector)
+        try:
+            assert eval_script.main() == 0
+        finally:
+            tiny_predictor._detector.set_train(False)
     options = ["--coco_results", out / "infer.json", "--annotations", annotations]
     model = [*tiny_arguments, "--ckpt_file", tiny_model[1]]
     done = run("infer.py", *model, "--input", folder, "--output", out / "out", *options)
@@ -140,6 +147,22 @@ def test_pictures_show_the_detections(commands, folder):
         assert changed.mean() > 0.01 if drawn else changed.mean() < 0.01
 
 
+@pytest.fixture
+def call_main(monkeypatch):
+    """Runs infer.py's main in this process."""
+
+    def call(*arguments, main=lambda: run_command(infer.main)):
+        monkeypatch.setattr("sys.argv", ["infer.py", *map(str, arguments)])
+        before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            main()
+        finally:
+            for number, handler in zip_equal((signal.SIGINT, signal.SIGTERM), before):
+                signal.signal(number, handler)
+
+    return call
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -155,18 +178,20 @@ def test_pictures_show_the_detections(commands, folder):
         (["--input", "a.png", "--output", "out", "--scor_thr", "1"], ["scor_thr", "unknown key"]),
     ],
 )
-def test_mistakes_are_refused_in_one_line(arguments, parts, tmp_path):
+def test_mistakes_are_refused_in_one_line(arguments, parts, call_main, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.png").write_bytes(cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes())
     config = ["--config_path", ROOT / "configs/shapes.yaml", "--ckpt_file", "none.ckpt"]
-    done = run("infer.py", *config, *arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    [line] = done.stderr.splitlines()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        call_main(*config, *arguments)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
     for part in parts:
         assert part in line
 
 
 @pytest.fixture
-def stubbed(monkeypatch, tiny_predictor, tiny_model, tiny_arguments):
+def stubbed(monkeypatch, call_main, tiny_predictor, tiny_model, tiny_arguments):
     """Runs infer.py's main in this process, with tiny_predictor's network, compiled already."""
     made = []
 
@@ -177,14 +202,7 @@ def stubbed(monkeypatch, tiny_predictor, tiny_model, tiny_arguments):
     monkeypatch.setattr(predictor_module, "Predictor", stand_in)
 
     def call(*arguments):
-        words = ["infer.py", *tiny_arguments, "--ckpt_file", tiny_model[1], *arguments]
-        monkeypatch.setattr("sys.argv", [*map(str, words)])
-        before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-        try:
-            infer.main()
-        finally:
-            for number, handler in zip_equal((signal.SIGINT, signal.SIGTERM), before):
-                signal.signal(number, handler)
+        call_main(*tiny_arguments, "--ckpt_file", tiny_model[1], *arguments, main=infer.main)
         return made[-1]
 
     return call
@@ -572,7 +590,21 @@ def test_a_class_threshold_below_the_configs_reaches_the_network(tiny_model):
     assert predictor.score_thr == tiny_model[0].test_cfg.rcnn.score_thr > 0.01
 
 
-def test_interrupts_stay_pythons(tiny_model, tiny_arguments, tmp_path):
+def test_interrupts_stay_pythons(variant, photograph, expected):
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        predictor = variant()
+        assert predictor(photograph).to_dict() == expected
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert predictor(photograph).to_dict() == expected
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.full
+def test_interrupts_stay_pythons_where_mindspore_starts(tiny_model, tiny_arguments, tmp_path):
     program = f"""
 import signal
 import numpy as np
@@ -1087,24 +1119,18 @@ def test_a_video_on_a_disk_that_fills_leaves_the_older(disk, refusal):
     assert [p.name for p in path.parent.iterdir()] == ["film.mp4"]
 
 
-def test_a_video_over_the_limit_of_a_files_size(tmp_path):
-    code = f"""
-import resource
-import numpy as np
-from pathlib import Path
-from src.runtime.errors import UserError
-from src.inference.files import film_frames
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-random = np.random.default_rng(0)
-try:
-    with film_frames(Path({str(tmp_path / "film.mp4")!r}), 5) as add:
-        for _ in range(30):
-            add(random.integers(0, 256, (320, 320, 3), np.uint8))
-except UserError as e:
-    print(e)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "film.mp4: can't write: File too large; raise the limit" in done.stdout
+def test_a_video_over_the_limit_of_a_files_size(tmp_path, refusal):
+    path, before = tmp_path / "film.mp4", resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+        with (
+            refusal(UserError, "film.mp4: can't write: File too large; raise the limit"),
+            predict_files.film_frames(path, 5) as add,
+        ):
+            for frame in noise_frames(30):
+                add(frame)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
 
 

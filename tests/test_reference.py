@@ -15,8 +15,8 @@ def failures(rows: list[Row]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Row]:
-    return compare(GOLDEN, salt=0)
+def rows(request) -> list[Row]:
+    return compare(GOLDEN, salt=0, compiled=request.config.getoption("--full"))
 
 
 def test_every_stage_equals_torchvision(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -40,6 +41,45 @@ def build_program(*options):
             pytest.skip(built.stderr.strip().splitlines()[-1])
     assert built.returncode == 0, built.stdout + built.stderr
     return Path(built.stdout.strip().splitlines()[-1].removeprefix("built "))
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """compiled(sources) -> a program of these, with the sanitizers; skips where that can't be.
+
+    A source that several programs have is compiled once for all test processes.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no C++ compiler {compiler}")
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "sanitized"
+    folder.mkdir(exist_ok=True)
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-pthread"]
+    # not optimised: it compiles in half of the time
+    flags = ["-std=c++17", "-O0", "-g", "-Wall", "-Wextra", "-Werror", *sanitizers]
+
+    def run(*words):
+        built = subprocess.run([compiler, *words], cwd=ROOT, capture_output=True, text=True)
+        if "jpeglib.h" in built.stderr or "png.h" in built.stderr:
+            pytest.skip("no headers of libjpeg and libpng")
+        assert built.returncode == 0, built.stderr
+
+    def compile_object(source):
+        made = folder / f"{source.replace('/', '-')}.o"
+        with open(made.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                run(*flags, "-c", source, "-o", made.with_suffix(".part"))
+                made.with_suffix(".part").rename(made)
+        return made
+
+    def link(sources):
+        program = tmp_path_factory.mktemp("compiled") / "program"
+        run(*sanitizers, *map(compile_object, sources), "-ljpeg", "-lpng", "-o", program)
+        return program
+
+    return link
 
 
 @pytest.fixture(scope="session")

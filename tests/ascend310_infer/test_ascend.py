@@ -6,16 +6,16 @@ import subprocess
 import numpy as np
 import pytest
 
-from tests.ascend310_infer.test_image import ROOT, compiled
+from tests.ascend310_infer.conftest import ROOT
 
 TYPES = {"byte": 1, "int32": 2, "int64": 3, "float16": 4, "float32": 5}
 
 
 @pytest.fixture(scope="module")
-def convert(tmp_path_factory):
+def convert(compiled):
     """convert(numbers, to) -> the numbers as C++ has them in that type, or None: it can't."""
     sources = ["ascend310_infer/src/numbers.cc", "tests/ascend310_infer/numbers_main.cc"]
-    program = compiled(sources, tmp_path_factory.mktemp("numbers"))
+    program = compiled(sources)
     kinds = {"uint8": "byte", "bool": "byte"}
 
     def run(numbers, to):

@@ -1,9 +1,7 @@
 """The C++ program's reading of images, against training's reader."""
 
 import io
-import os
 import re
-import shutil
 import struct
 import subprocess
 import zlib
@@ -30,28 +28,12 @@ READER += ["src/ops/csrc/winograd.cc", "tests/ascend310_infer/no_graph.cc"]
 SIZES = [SOURCES[0], *READER, "tests/ascend310_infer/sizes_main.cc"]
 
 
-def compiled(sources, folder):
-    """A program of these sources, with the sanitizers; skips where that can't be."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        pytest.skip(f"no C++ compiler {compiler}")
-    flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", "-pthread"]
-    flags += ["-fno-sanitize-recover=undefined"]
-    program = folder / "program"
-    command = [compiler, *flags, *sources, "-ljpeg", "-lpng", "-o", str(program)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if "jpeglib.h" in built.stderr or "png.h" in built.stderr:
-        pytest.skip("no headers of libjpeg and libpng")
-    assert built.returncode == 0, built.stderr
-    return program
-
-
 @pytest.fixture(scope="module")
-def prepare(tmp_path_factory):
+def prepare(compiled, tmp_path_factory):
     """prepare(bytes, height, width, keep_ratio, exif, filter) -> (height and width before the resize, resized RGB
     picture), or None: refused, with prepare.told."""
     folder = tmp_path_factory.mktemp("prepare")
-    program = compiled(SOURCES, folder)
+    program = compiled(SOURCES)
 
     def run(data, height=192, width=256, keep_ratio=True, exif="stored", filter="bilinear"):
         path = folder / "image"
@@ -183,8 +165,8 @@ def test_antialiased_pixels_are_pillows(prepare):
 
 
 @pytest.fixture(scope="module")
-def sizes_program(tmp_path_factory):
-    return compiled(SIZES, tmp_path_factory.mktemp("sizes"))
+def sizes_program(compiled):
+    return compiled(SIZES)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "floor", "short_first"])

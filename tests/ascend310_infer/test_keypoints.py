@@ -17,8 +17,7 @@ from src.export import sidecar
 from src.export.mindir_v1 import rewrite_as_version_1
 from src.export.split import export_split
 from src.runtime.newer import zip_equal
-from tests.ascend310_infer.conftest import Exported, random_detector
-from tests.ascend310_infer.test_image import ROOT, compiled
+from tests.ascend310_infer.conftest import ROOT, Exported, random_detector
 from tests.evaluation.golden_keypoints import BOXES, GOLDEN, heatmaps
 
 KIND = branch_kinds()["keypoint"]
@@ -34,10 +33,10 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def find(tmp_path_factory):
+def find(compiled):
     """find(maps (K, S, S), box, score) -> (K, 3), or why not."""
     sources = [f"ascend310_infer/src/{name}.cc" for name in ("files", "keypoints")]
-    program = compiled([*sources, "tests/ascend310_infer/keypoints_main.cc"], tmp_path_factory.mktemp("find"))
+    program = compiled([*sources, "tests/ascend310_infer/keypoints_main.cc"])
 
     def run(maps, box, score="logit"):
         words = [program, *maps.shape[:2], score, *(np.float32(v) for v in box)]

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from src.evaluation.cpp_results import read_result
-from tests.ascend310_infer.test_image import compiled
 
 SOURCES = [f"ascend310_infer/src/{name}.cc" for name in ("files", "json", "results")]
 
 
 @pytest.fixture(scope="module")
-def pack(tmp_path_factory):
+def pack(compiled):
     """pack(count, *fields) -> the bytes of a result."""
-    program = compiled([*SOURCES, "tests/ascend310_infer/pack_main.cc"], tmp_path_factory.mktemp("pack"))
+    program = compiled([*SOURCES, "tests/ascend310_infer/pack_main.cc"])
     return lambda *words: subprocess.run([program, *map(str, words)], capture_output=True, check=True).stdout
 
 
@@ -50,9 +49,9 @@ def test_results_with_fields_that_are_not_whole(pack, refusal, tmp_path):
 
 
 @pytest.mark.parametrize("by_logits", [0, 1])
-def test_proposals_below_the_least_score_are_none(by_logits, tmp_path):
+def test_proposals_below_the_least_score_are_none(by_logits, compiled):
     sources = ["ascend310_infer/src/proposals.cc", "tests/ascend310_infer/proposals_main.cc"]
-    program = compiled(sources, tmp_path)
+    program = compiled(sources)
     logits = np.random.default_rng(0).normal(0, 2, 60).astype(np.float32)
     for threshold in (0, 0.1, 0.5, 0.9, 1):
         done = subprocess.run([program, str(threshold), str(by_logits)], input=logits.tobytes(), capture_output=True)

@@ -11,7 +11,7 @@ from src.config import load_config
 from src.export import sidecar
 from src.export.sidecar import ExportError
 from src.runtime.newer import zip_equal
-from tests.ascend310_infer.test_image import READER, ROOT, compiled
+from tests.ascend310_infer.test_image import READER, ROOT
 
 SOURCES = [*READER, "tests/ascend310_infer/sidecar_main.cc"]
 ENTRY = {"name": "m_box0.mindir", "sha256": "0" * 64, "bytes": 1}
@@ -43,9 +43,9 @@ def described(kind, form):
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory):
+def read(compiled):
     """read(paths) -> what the program says of each."""
-    program = compiled(SOURCES, tmp_path_factory.mktemp("reader"))
+    program = compiled(SOURCES)
 
     def run(paths):
         done = subprocess.run([program, *paths], capture_output=True, text=True, errors="replace", timeout=300)

@@ -41,8 +41,9 @@ def small_config(shapes_config):
 
 @pytest.fixture
 def make_detector():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
     def make(config):
-        ms.set_context(mode=ms.GRAPH_MODE)
         ms.set_seed(1)
         return spread(build_detector(config)).set_train(False)
 

@@ -76,7 +76,7 @@ def without_threshold(model, value=0.0):
         pytest.param(ODD, id="odd canvas"),
     ],
 )
-def test_detects_what_the_detector_detects(small_config, make_detector, options):
+def test_detects_what_the_detector_detects(small_config, make_detector, operator_by_operator, options):
     config = small_config(**options)
     detector = make_detector(config)
     image, shape = reference_input(config, 2)
@@ -117,6 +117,7 @@ def test_a_detector_whose_norms_are_not_folded_is_refused(small_config, make_det
         onnx_model(config, make_detector(config))
 
 
+@pytest.mark.usefixtures("operator_by_operator")
 @pytest.mark.parametrize(
     ("backbone", "groups"),
     [("resnext", {"backbone__groups": 32, "backbone__base_width": 4}), ("resnet", {})],
@@ -136,6 +137,7 @@ def test_backbones(small_config, backbone, groups):
         np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.usefixtures("operator_by_operator")
 @pytest.mark.parametrize(
     "picture", [pytest.param((64, 96), marks=pytest.mark.full), (30, 70)], ids=["whole canvas", "padded"]
 )

@@ -9,13 +9,14 @@ from src.ops.conv import Conv2d
 from src.ops.library import standard_operators
 from src.runtime.newer import zip_equal
 
+pytestmark = pytest.mark.usefixtures("operator_by_operator")
+
 
 @pytest.mark.parametrize(
     ("channels", "filters", "kernel", "size"),
     [(3, 5, 3, (7, 9)), (8, 4, 3, (1, 6)), (2, 3, 5, (6, 6)), (3, 4, 1, (5, 4))],
 )
 def test_values_and_gradients_are_those_of_conv2d(channels, filters, kernel, size):
-    ms.set_context(mode=ms.GRAPH_MODE)
     r = np.random.default_rng(0)
     ours = Conv2d(channels, filters, kernel, has_bias=True)
     theirs = nn.Conv2d(channels, filters, kernel, pad_mode="pad", padding=kernel // 2, has_bias=True)
@@ -41,7 +42,6 @@ def test_values_and_gradients_are_those_of_conv2d(channels, filters, kernel, siz
 @pytest.mark.parametrize("half", [False, True])
 def test_groups_for_devices_are_a_few_convolutions_without(channels, filters, group, stride, half):
     """Devices have kernels for depthwise convolutions and those without groups."""
-    ms.set_context(mode=ms.GRAPH_MODE)
     r = np.random.default_rng(0)
     plain = Conv2d(channels, filters, 3, stride, group=group, relu=True)
     with standard_operators():

@@ -1,6 +1,7 @@
 """The C++ convolutions and their gradients against a plain NumPy one, and what MindSpore sees of them."""
 
 import ctypes
+import functools
 
 import mindspore as ms
 import numpy as np
@@ -10,8 +11,10 @@ from mindspore import Tensor, nn, ops
 from src.ops import library
 from src.ops.conv import Conv2d
 from src.runtime.newer import zip_equal
+from tests.ops.conftest import MARCHES
 
 each_library = pytest.mark.usefixtures("operators")
+LONG = pytest.mark.full
 
 # Of the result's root mean square. Winograd's transforms lose some bits: float32 errors of 64 channels were at most
 # 1e-5 of it, of single numbers in some 100,000; direct sums in another order 3e-6. A wrong tap or tile is of order 1.
@@ -52,14 +55,14 @@ def numpy_convolution(x, weight, bias, dy, relu, stride=1):
     }
     y = np.zeros(dy.shape) + bias.reshape(-1, 1, 1)
     for (i, j), window in windows.items():
-        y += np.einsum("nchw,oc->nohw", padded[window], weight[:, :, i, j])
+        y += np.einsum("nchw,oc->nohw", padded[window], weight[:, :, i, j], optimize=True)
     if relu:
         dy = dy * (y > 0)
         y = np.maximum(y, 0)
     dx, dweight = np.zeros(padded.shape), np.zeros(weight.shape)
     for (i, j), window in windows.items():
-        dweight[:, :, i, j] = np.einsum("nohw,nchw->oc", dy, padded[window])
-        dx[window] += np.einsum("nohw,oc->nchw", dy, weight[:, :, i, j])
+        dweight[:, :, i, j] = np.einsum("nohw,nchw->oc", dy, padded[window], optimize=True)
+        dx[window] += np.einsum("nohw,oc->nchw", dy, weight[:, :, i, j], optimize=True)
     return y, dx[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]], dweight, dy.sum((0, 2, 3))
 
 
@@ -112,17 +115,24 @@ def assert_close(got, want):
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * scale)
 
 
-@each_library
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("kernel", "stride"), KINDS)
-def test_values_and_gradients(kernel, stride, shape, relu):
+@functools.cache
+def inputs_and_results(kernel, stride, shape, relu):
+    """The same for each library, which only reads them."""
     inputs = make_inputs(*shape, kernel, stride)
     if relu:
         # The sign of an output that rounding decides would decide a whole gradient.
         y = numpy_convolution(*inputs, False, stride)[0]
         inputs[3][np.abs(y) < 1e-4] = 0
-    assert_close(all_passes(*inputs, relu, stride), numpy_convolution(*inputs, relu, stride))
+    return inputs, numpy_convolution(*inputs, relu, stride)
+
+
+@each_library
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_values_and_gradients(kernel, stride, shape, relu):
+    inputs, wanted = inputs_and_results(kernel, stride, shape, relu)
+    assert_close(all_passes(*inputs, relu, stride), wanted)
 
 
 @each_library
@@ -198,11 +208,18 @@ class Net(nn.Cell):
         return self.second.convolve(self.first(x), weight, self.shift, True)
 
 
+NETWORKS = [(3, 1, True, True), (3, 1, False, False), (5, 2, True, False)]
+# what MindSpore makes of an operator is the same for each library: one of them, and in --full the others
+CASES = [
+    pytest.param(march, mode, *network, marks=() if march == MARCHES[0] and (mode == ms.GRAPH_MODE or i == 0) else LONG)
+    for march in MARCHES
+    for mode in (ms.GRAPH_MODE, ms.PYNATIVE_MODE)
+    for i, network in enumerate(NETWORKS)
+]
+
+
 @each_library
-@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
-@pytest.mark.parametrize(
-    ("kernel", "stride", "relu", "has_bias"), [(3, 1, True, True), (3, 1, False, False), (5, 2, True, False)]
-)
+@pytest.mark.parametrize(("operators", "mode", "kernel", "stride", "relu", "has_bias"), CASES, indirect=["operators"])
 def test_a_network_is_what_it_is_with_standard_operators(mode, kernel, stride, relu, has_bias):
     ms.set_context(mode=mode)
     ours = Net(kernel, stride, relu, has_bias)

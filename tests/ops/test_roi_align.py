@@ -1,5 +1,6 @@
 """RoIAlign, both implementations, against a plain NumPy one."""
 
+import functools
 import math
 
 import mindspore as ms
@@ -100,19 +101,27 @@ def make_case(seed, count, channels, level_count, batch=2, height=72, width=88):
     return features, rois.astype(np.float32), levels.astype(np.int32), strides
 
 
+@functools.cache
+def case_and_results(out, sampling_ratio, channels, level_count, aligned):
+    """A case with weights of its crops, and what the definition gives; the same for each library, which reads them."""
+    case = make_case(out, 24, channels, level_count)
+    features, rois, levels, strides = case
+    weights = np.random.RandomState(1).randn(len(rois), channels, out, out).astype(np.float32)
+    results = numpy_roi_align(features, rois, levels, strides, out, sampling_ratio, aligned, weights)
+    return case, weights, results
+
+
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize(
     ("out", "sampling_ratio", "channels", "level_count"),
     [(7, 2, 5, 4), (7, 0, 3, 4), (14, 2, 2, 1), (3, 1, 17, 5), (5, 0, 1, 2), (1, 3, 4, 3)],
 )
 def test_matches_the_definition(builtin, aligned, out, sampling_ratio, channels, level_count):
-    features, rois, levels, strides = make_case(out, 24, channels, level_count)
-    weights = np.random.RandomState(1).randn(len(rois), channels, out, out).astype(np.float32)
+    case, weights, results = case_and_results(out, sampling_ratio, channels, level_count, aligned)
+    features, rois, levels, strides = case
     align = MultiScaleRoIAlign(out, sampling_ratio, aligned, strides, builtin)
     crops, gradients = run(align, features, rois, levels, weights)
-    expected, expected_gradients = numpy_roi_align(
-        features, rois, levels, strides, out, sampling_ratio, aligned, weights
-    )
+    expected, expected_gradients = results
     np.testing.assert_allclose(crops, expected, atol=TOLERANCE)
     assert not crops[levels < 0].any()
     for gradient, wanted in zip_equal(gradients, expected_gradients):
