@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import mindspore as ms
@@ -237,7 +238,12 @@ def reference_config(layout: str, shapes: dict, height: int, width: int, given: 
     # only shapes matter for the config's name
     ours = renamed({n: np.broadcast_to(np.float32(0), s) for n, s in shapes.items()}, layout).params
     name = config_name(layout, {n: v.shape for n, v in ours.items()})
-    return load_config(given or ROOT / "configs" / name, overrides)
+    path = given or ROOT / "configs" / name
+    # batch norms use their running statistics, as theirs in eval()
+    for part in ("neck.fpn", "bbox_head", "mask_head"):
+        if attrgetter(f"{part}.norm")(load_config(path)) in ("batch", "sync"):
+            overrides[f"{part}.norm"] = "running"
+    return load_config(path, overrides | {"backbone.norm_eval": True})
 
 
 def load_weights(

@@ -43,7 +43,13 @@ def test_a_small_bitmap_may_differ_in_one_pixel(pixels, passes):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "name", ["d2_mask_rcnn_r50_fpn", "d2_cascade_mask_rcnn_r50_fpn", "mmdet_cascade_mask_rcnn_r50_fpn"]
+    "name",
+    [
+        "d2_mask_rcnn_r50_fpn",
+        "d2_mask_rcnn_r50_fpn_lsj",
+        "d2_cascade_mask_rcnn_r50_fpn",
+        "mmdet_cascade_mask_rcnn_r50_fpn",
+    ],
 )
 def test_detectron2_and_mmdetection_through_the_converter(name):
     rows = compare(GOLDEN.with_name(f"{name}.npz"))
@@ -65,6 +71,17 @@ def test_torchvisions_mobilenet_v3(training):
     stages = " ".join(r.stage for r in rows)
     trained = ("loss_box_reg", "gradients compared") if training else ()
     for part in ("fpn_pool", "rpn_deltas_pool", "proposals_1", "detections_1", *trained):
+        assert part in stages
+
+
+@pytest.mark.parametrize("training", TRAINED)
+def test_torchvisions_v2(training):
+    """Norms in neck and heads, convolutions in the box head, two in the RPN."""
+    rows = compare(GOLDEN.with_name("tv_maskrcnn_resnet50_fpn_v2.npz"), training=training)
+    assert failures(rows) == []
+    stages = " ".join(r.stage for r in rows)
+    trained = ("loss_mask", "gradients compared") if training else ()
+    for part in ("fpn_pool", "rpn_deltas_pool", "box_deltas", "det_masks_1", *trained):
         assert part in stages
 
 

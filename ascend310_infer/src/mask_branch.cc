@@ -120,7 +120,9 @@ class MaskHeads : public BranchHeads {
 std::unique_ptr<BranchHeads> MaskBranch::Heads(bool on_host, const Device &device) const {
   std::vector<std::unique_ptr<MaskHead>> heads;
   for (size_t i = 0; i < graphs_.size(); ++i) {
-    heads.push_back(on_host ? MakeHostMaskHead(weights_[i]) : MakeGraphMaskHead(graphs_[i], device));
+    // heads with group norm come without weights for the host's own
+    const bool own = on_host && i < weights_.size();
+    heads.push_back(own ? MakeHostMaskHead(weights_[i]) : MakeGraphMaskHead(graphs_[i], device));
   }
   return std::make_unique<MaskHeads>(*this, std::move(heads));
 }
@@ -143,7 +145,8 @@ std::shared_ptr<const Branch> ReadMask(const SidecarReader &from, bool has) {
   }
   if (!from.IsWhole()) {
     for (const char *files : {"mask", "mask_weights"}) {
-      from.Demand(static_cast<int64_t>(from.Files(files).size()) == heads,
+      const auto count = static_cast<int64_t>(from.Files(files).size());
+      from.Demand(count == heads || (count == 0 && std::string(files) == "mask_weights"),
                   "files." + std::string(files) + ", one for each mask head");
     }
   }

@@ -70,6 +70,7 @@ def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
         fpn.in_channels == backbone_channels(bb),
         f"neck.fpn.in_channels is {fpn.in_channels}, but the backbone's outputs have {backbone_channels(bb)} channels",
     )
+    demand(bb.norm != "group" or bb.type.startswith("resne"), f"backbone.norm: group isn't here for {bb.type}")
     demand(fpn.num_outs >= outs, "neck.fpn.num_outs is less than the number of its inputs")
     strides, given = c.rpn.anchor_generator.strides, level_strides(c)
     demand(strides == given, f"rpn.anchor_generator.strides is {strides}, but the neck's outputs have strides {given}")
@@ -116,6 +117,20 @@ def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
     demand(
         not c.with_mask or c.train_cfg.rcnn.mask_size == 2 * c.mask_roi.roi_layer.out_size,
         "train_cfg.rcnn.mask_size must be twice mask_roi.roi_layer.out_size",
+    )
+    wide = (
+        ("neck.fpn", c.neck.fpn.norm, c.neck.fpn.out_channels, "out_channels"),
+        ("bbox_head", c.bbox_head.norm, c.bbox_head.conv_out_channels, "conv_out_channels"),
+        ("mask_head", c.mask_head.norm, c.mask_head.conv_out_channels, "conv_out_channels"),
+    )
+    for name, norm, channels, key in wide:
+        demand(
+            norm != "group" or channels % 32 == 0,
+            f"{name}.norm: group has 32 groups, which {name}.{key} {channels} can't be divided into",
+        )
+    demand(
+        not c.bbox_head.norm or c.bbox_head.num_convs > 0,
+        f"bbox_head.norm: {c.bbox_head.norm} follows convolutions; set bbox_head.num_convs",
     )
     heads = ((f"{b}_head", getattr(c, f"{b}_head")) for b in c.branches)
     for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *heads):

@@ -57,10 +57,17 @@ class Backbone:
     frozen_stages: int = key(
         1, "stages without training: -1 none, 0 the stem, 1 stem and stage 1, ...", low=-1, high=MOST_STAGES
     )
+    norm: str = key(
+        "batch",
+        "batch norm; over all ranks' images together (sync); or group norm, of ResNet and ResNeXt",
+        choices=("batch", "sync", "group"),
+    )
     norm_eval: bool = key(True, "batch norm uses its running statistics in training")
     norm_grad: bool = key(True, "batch norm's scale and shift are trained (outside frozen stages)")
-    norm_eps: float = key(1e-5, "batch norm epsilon", low=1e-12, high=1)
-    norm_momentum: float = key(0.9, "share of the old running statistics kept at each step", low=0, high=1)
+    norm_eps: float = key(1e-5, "epsilon of norms, in neck and heads too", low=1e-12, high=1)
+    norm_momentum: float = key(
+        0.9, "share of the old running statistics kept at each step, in neck and heads too", low=0, high=1
+    )
     num_stages: int = key(4, "number of stages", low=1, high=MOST_STAGES)
     out_indices: list[int] = key([0, 1, 2, 3], "stages whose output the neck takes", low=0, high=MOST_STAGES - 1)
     groups: int = key(1, "ResNeXt groups of the 3x3 convolution", low=1, high=256)
@@ -68,6 +75,17 @@ class Backbone:
     width_multiplier: float = key(1.0, "MobileNetV1 width multiplier", low=0.05, high=8)
     same_padding: bool = key(False, "ResNet's stem pool, MobileNetV1's convolutions: padded right and below alone")
     relu6: bool = key(False, "MobileNetV1's activation is ReLU6")
+
+
+def norm(where: str) -> Any:
+    """The key `norm` of a neck or a head."""
+    return key(
+        "",
+        f"norm after each of {where}, in place of its bias: none; batch norm, in training on its running statistics,"
+        " constant (frozen) or with scale and shift that train (running), or on the batch's (batch) or those of all"
+        " ranks' images (sync); or group norm, of 32 groups",
+        choices=("", "frozen", "running", "batch", "sync", "group"),
+    )
 
 
 @dataclass
@@ -80,6 +98,7 @@ class Fpn:
         5, "number of FPN outputs; those past the backbone's come by stride-2 subsampling", low=1, high=5
     )
     upsample: str = key("nearest", "interpolation of the top-down path", choices=("nearest", "bilinear"))
+    norm: str = norm("the convolutions")
 
 
 @dataclass
@@ -137,7 +156,8 @@ class AnchorGenerator:
 @dataclass
 class Rpn:
     in_channels: int = key(256, "input channels; follows from neck.fpn.out_channels", low=1, high=WIDEST)
-    feat_channels: int = key(256, "channels of the hidden convolution", low=1, high=WIDEST)
+    num_convs: int = key(1, "number of 3x3 convolutions", low=1, high=64)
+    feat_channels: int = key(256, "channels of the 3x3 convolutions", low=1, high=WIDEST)
     bbox_coder: BoxCoder = group(BoxCoder, "box coder of the RPN")
     loss_cls: ClassLoss = group(ClassLoss, "objectness loss (binary cross entropy)")
     loss_bbox: BoxLoss = group(BoxLoss, "box loss (smooth L1)")
@@ -160,7 +180,11 @@ class Rpn:
 @dataclass
 class BboxHead:
     in_channels: int = key(256, "input channels; follows from neck.fpn.out_channels", low=1, high=WIDEST)
-    fc_out_channels: int = key(1024, "width of the two fully connected layers", low=1, high=2**14)
+    num_convs: int = key(0, "number of 3x3 convolutions before the fully connected layers", low=0, high=64)
+    conv_out_channels: int = key(256, "channels of the 3x3 convolutions", low=1, high=WIDEST)
+    norm: str = norm("the 3x3 convolutions")
+    num_fcs: int = key(2, "number of fully connected layers", low=1, high=64)
+    fc_out_channels: int = key(1024, "width of the fully connected layers", low=1, high=2**14)
     roi_feat_size: int = key(7, "side of the RoI features; follows from roi.roi_layer", low=1, high=128)
     reg_class_agnostic: bool = key(False, "one box regression for all classes")
     bbox_coder: BoxCoder = group(BoxCoder, "box coder of the second stage", target_stds=[0.1, 0.1, 0.2, 0.2])
@@ -192,6 +216,7 @@ class MaskHead:
     num_convs: int = key(4, "number of 3x3 convolutions", low=0, high=64)
     in_channels: int = key(256, "input channels; follows from neck.fpn.out_channels", low=1, high=WIDEST)
     conv_out_channels: int = key(256, "channels of the convolutions", low=1, high=WIDEST)
+    norm: str = norm("the 3x3 convolutions")
     loss_mask: ClassLoss = group(ClassLoss, "mask loss (binary cross entropy)")
 
 

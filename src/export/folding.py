@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from src.models.backbones.parts import ChannelBias
+from src.models.norms import ChannelBias, ConvNorm
 from src.runtime.newer import zip_equal
 
 __all__ = ["fold_batch_norms"]
@@ -18,7 +18,10 @@ def fold_batch_norms(net: nn.Cell) -> int:
     folded = 0
     for _, parent in list(net.cells_and_names()):
         children = list(parent.name_cells().items())
-        for (_, conv), (name, norm) in zip_equal(children[:-1], children[1:]):
+        before = [cell for _, cell in children[:-1]]
+        if isinstance(parent, ConvNorm):
+            children, before = [("", parent), ("norm", parent.norm)], [parent]
+        for conv, (name, norm) in zip_equal(before, children[1:]):
             if isinstance(norm, nn.BatchNorm2d):
                 if not isinstance(conv, nn.Conv2d) or conv.out_channels != norm.num_features:
                     raise ValueError(f"{name} of {type(parent).__name__} doesn't follow its convolution")

@@ -1,8 +1,11 @@
 """The detector's parts that MindSpore Lite 2.0 lacks, or has wrong, in operators that it has."""
 
-import numpy as np
-from mindspore import Tensor, nn, ops
+from __future__ import annotations
 
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from src.models.norms import GroupNorm
 from src.models.rcnn import RCNN
 from src.runtime.newer import zip_equal
 
@@ -20,6 +23,15 @@ def for_lite(plain: RCNN) -> RCNN:
         top_down.by_convolution = True
         if top_down.mean is not None:
             top_down.mean = MeanOfNext(top_down.ones.shape[0])
+    for _, parent in list(plain.cells_and_names()):
+        for name, cell in list(parent.name_cells().items()):
+            if isinstance(cell, GroupNorm):
+                grouped = LiteGroupNorm(cell)
+                if isinstance(parent, nn.SequentialCell):
+                    parent[int(name)] = grouped
+                else:
+                    setattr(parent, name, grouped)
+                grouped.gamma.name, grouped.beta.name = cell.gamma.name, cell.beta.name
     for _, parent in list(plain.backbone.cells_and_names()):
         for name, cell in list(parent.name_cells().items()):
             if isinstance(cell, nn.Conv2d) and 1 < cell.group < cell.in_channels:
@@ -61,6 +73,28 @@ class MeanOfNext(nn.Cell):
         return self.sum(self.pad(x)) / self.count(self.pad(self.one(x)))
 
 
+class LiteGroupNorm(GroupNorm):
+    """Group norm without reshaping, which would write the map's size into the graph: a 1x1 convolution takes the mean
+    of each group's channels.
+    """
+
+    def __init__(self, norm: GroupNorm):
+        super().__init__(norm.num_channels, norm.eps)
+        channels = norm.num_channels
+        group = np.arange(channels) // (channels // norm.num_groups)
+        weight = (group[:, None] == group) / np.float32(channels // norm.num_groups)
+        self.means = nn.Conv2d(channels, channels, 1, weight_init=Tensor(weight[:, :, None, None].astype(np.float32)))
+        self.mean, self.sqrt = ops.ReduceMean(keep_dims=True), ops.Sqrt()
+        shape = (1, channels, 1, 1)
+        self.gamma = Parameter(Tensor(norm.gamma.asnumpy().reshape(shape)))
+        self.beta = Parameter(Tensor(norm.beta.asnumpy().reshape(shape)))
+
+    def construct(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        difference = x - self.means(self.mean(x, (2, 3)))
+        variance = self.means(self.mean(difference * difference, (2, 3)))
+        return difference / self.sqrt(variance + self.eps) * self.gamma + self.beta
+
+
 class GroupsApart(nn.Cell):
     """A grouped 3x3 convolution as dense ones of some of its groups each: Lite 2.0's own gives wrong numbers, without
     an error, for maps of another size than the graph was exported with.
@@ -88,14 +122,18 @@ class GroupsApart(nn.Cell):
             convs.append(nn.Conv2d(dense.shape[1], len(dense), conv.kernel_size, weight_init=Tensor(dense), **options))
         self.picks, self.convs = nn.CellList(picks), nn.CellList(convs)
         self.concat, self.relu = ops.Concat(1), nn.ReLU()
-        self.weight = None
+        self.weight, self.half = None, False
         for p in self.get_parameters():
             p.name = f"{conv.weight.name}.{p.name}"
 
     def convolve(self, x: Tensor, weight: None, bias: Tensor, relu: bool) -> Tensor:
         """Conv2d's, with the weight in the parts."""
+        y = ops.bias_add(self.plain(x), bias)
+        return self.relu(y) if relu else y
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Conv2d's, without bias."""
         parts = ()  # type: tuple[Tensor, ...]
         for pick, conv in zip(self.picks, self.convs):  # noqa: B905 - graph mode knows no `strict`
             parts += (conv(pick(x)),)
-        y = ops.bias_add(self.concat(parts), bias)
-        return self.relu(y) if relu else y
+        return self.concat(parts)

@@ -11,15 +11,17 @@ import struct
 from pathlib import Path
 
 from src.models.heads.mask import MaskHead
+from src.models.norms import ConvNorm
 
 __all__ = ["write_mask_weights"]
 
 
 def write_mask_weights(path: str | Path, head: MaskHead) -> None:
-    """Writes the file. Raises OSError."""
+    """Writes the file, of a head whose batch norms are folded. Raises OSError."""
     layers = [*head.convs, head.upsample, head.logits]
     parts = [b"RCNNMSK1", struct.pack("<I", len(layers))]
     for layer in layers:
         parts.append(struct.pack("<4I", *layer.weight.shape))
-        parts += [p.asnumpy().astype("<f4").tobytes() for p in (layer.weight, layer.bias)]
+        bias = layer.norm.bias if isinstance(layer, ConvNorm) else layer.bias
+        parts += [p.asnumpy().astype("<f4").tobytes() for p in (layer.weight, bias)]
     Path(path).write_bytes(b"".join(parts))

@@ -24,10 +24,10 @@ from onnx import TensorProto, helper, numpy_helper
 from src.config import Config
 from src.export.sidecar import describe
 from src.models.anchors import cell_steps, map_size
-from src.models.backbones.parts import ChannelBias
 from src.models.box_coder import BoxCoder
 from src.models.fpn import FPN
 from src.models.heads.box import BBoxHead
+from src.models.norms import ChannelBias, ConvNorm, GroupNorm
 from src.models.proposals import LEAST_LOGIT, NO_LOGIT
 from src.models.rcnn import RCNN
 from src.models.roi_extractor import RoIExtractor
@@ -137,8 +137,10 @@ class DetectorGraph(Graph):
     def weight(self, parameter) -> str:
         return self.constant(parameter.asnumpy(), parameter.name)
 
-    def conv(self, x: str, cell: nn.Conv2d, bias: ChannelBias | None = None, relu: bool = False) -> str:
-        """The convolution, and the bias that its batch norm has left or its own."""
+    def conv(self, x: str, cell: nn.Conv2d, norm: nn.Cell | None = None, relu: bool = False) -> str:
+        """The convolution, and its own bias, the bias that its batch norm has left, or a norm; a ConvNorm has both."""
+        if isinstance(cell, ConvNorm):
+            norm = cell.norm
         pad = list(cell.padding) if isinstance(cell.padding, tuple) else [cell.padding] * 4
         pads: dict[str, Any] = {"pads": [pad[0], pad[2], pad[1], pad[3]]}  # MindSpore: top, bottom, left, right
         if cell.pad_mode != "pad":
@@ -147,8 +149,8 @@ class DetectorGraph(Graph):
         if transposed:
             kind = "ConvTranspose"
         inputs = [x, self.weight(cell.weight)]
-        if bias is not None or cell.has_bias:
-            inputs.append(self.weight(cell.bias if bias is None else bias.bias))
+        if isinstance(norm, ChannelBias) or cell.has_bias:
+            inputs.append(self.weight(norm.bias if isinstance(norm, ChannelBias) else cell.bias))
         y = self.op(
             kind,
             *inputs,
@@ -158,6 +160,8 @@ class DetectorGraph(Graph):
             dilations=list(cell.dilation),
             group=cell.group,
         )
+        if isinstance(norm, GroupNorm):
+            y = norm.onnx(self, y)
         return self.op("Relu", y) if relu else y
 
     def relu6(self, x: str) -> str:
@@ -212,7 +216,9 @@ class DetectorGraph(Graph):
         logits, deltas, references, levels = [], [], [], []
         for i, (x, stride) in enumerate(zip_equal(maps, c.rpn.anchor_generator.strides)):
             (h, w), a = map_size(c.img_height, c.img_width, stride), head.cls.out_channels
-            y = self.conv(x, head.conv, relu=True)
+            y = x
+            for conv in head.convs:
+                y = self.conv(y, conv, relu=True)
             logit = self.op("Transpose", self.conv(y, head.cls), perm=[0, 2, 3, 1])
             if d.rpn.proposals.rank_by == "probabilities":
                 logit = self.op("Sigmoid", logit)
@@ -320,10 +326,9 @@ class DetectorGraph(Graph):
         """Logits (N, P, classes) and deltas (N, P, 4 * classes or 4) of P proposals an image; zero where not valid."""
         count = self.config.test_cfg.rpn.max_per_img
         x, places = self.roi_features(maps, proposals, valid, count, self.detector.roi_heads.extractor)
-        x = self.dense(self.dense(self.op("Flatten", x), head.fc1, relu=True), head.fc2, relu=True)
         out = []
-        for cell in (head.cls, head.reg):
-            y = self.put([self.n * count, cell.out_channels], places, self.dense(x, cell))
+        for cell, y in zip_equal((head.cls, head.reg), head.onnx(self, x)):
+            y = self.put([self.n * count, cell.out_channels], places, y)
             out.append(self.reshape(y, self.n, count, cell.out_channels))
         return out[0], out[1]
 

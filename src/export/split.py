@@ -66,24 +66,10 @@ class FeatureGraph(nn.Cell):
         logits, deltas = (), ()  # type: tuple[Tensor, ...], tuple[Tensor, ...]
         for i in range(len(features)):
             head = self.heads[i]
-            hidden = head.conv(features[i])
+            hidden = head.hidden(features[i])
             logits += (head.cls(hidden),)
             deltas += (head.reg(hidden),)
         return features[: self.num_maps] + logits + deltas
-
-
-class BoxGraph(nn.Cell):
-    """RoI features (R, C, s, s) -> class logits and deltas."""
-
-    def __init__(self, head: BBoxHead):
-        super().__init__(auto_prefix=False)
-        self.head, self.flat = head, head.fc1.in_channels
-
-    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # the head's own reshape would write R into the graph
-        x = self.head.relu(self.head.fc1(x.reshape(-1, self.flat)))
-        x = self.head.relu(self.head.fc2(x))
-        return self.head.cls(x), self.head.reg(x)
 
 
 def export_split(
@@ -188,7 +174,7 @@ def write_graphs(config: Config, detector: RCNN, name: Path, mindir_version: int
         shapes[role] = (1, 3, view.img_height, view.img_width)
         paths[role] = stem.with_name(f"{stem.name}_features.mindir")
     own = rois(config)
-    heads = [("box", config.test_cfg.rpn.max_per_img, own["roi"], [BoxGraph(h) for h in box_heads(plain)])]
+    heads = [("box", config.test_cfg.rpn.max_per_img, own["roi"], box_heads(plain))]
     for branch, cells in branch_heads(config, plain):
         graph_of = [branch.graph(h) for h in cells]
         heads.append((branch.files[0], config.test_cfg.rcnn.max_per_img, own[branch.roi], graph_of))
@@ -204,10 +190,10 @@ def write_graphs(config: Config, detector: RCNN, name: Path, mindir_version: int
         os.chmod(paths[role], 0o644)
         if mindir_version == 1:
             rewrite_as_version_1(paths[role])
-    for branch, cells in branch_heads(config, detector):
+    for branch, cells in branch_heads(config, plain):
         for i, head in enumerate(cells):
             written = branch.write_files(head, name.with_name(f"{name.name}_{branch.files[0]}{i}"))
-            paths |= {f"{role}{i}": path for role, path in zip_equal(branch.files[1:], written)}
+            paths |= {f"{role}{i}": path for role, path in zip(branch.files[1:], written)}
     return paths
 
 

@@ -8,12 +8,12 @@ from src.config import Config, backbone_strides
 from src.models.anchors import make_anchors
 from src.models.assigner_sampler import AssignerSampler
 from src.models.backbones import build_backbone
-from src.models.backbones.parts import freeze
 from src.models.box_coder import BoxCoder
 from src.models.fpn import FPN
 from src.models.heads import BRANCHES
 from src.models.heads.box import BBoxHead, BBoxLoss, BoxSelector
 from src.models.names import name_parameters, parts
+from src.models.norms import BatchNorm, freeze, norm_of
 from src.models.precision import use_float16
 from src.models.proposals import ProposalGenerator
 from src.models.rcnn import RCNN, RCNNLoss
@@ -75,7 +75,17 @@ def _anchors(config: Config, turned: bool = False):
 
 def _bbox_head(config: Config) -> BBoxHead:
     c = config.bbox_head
-    return BBoxHead(c.in_channels, c.roi_feat_size, c.fc_out_channels, config.num_classes, c.reg_class_agnostic)
+    return BBoxHead(
+        c.in_channels,
+        c.roi_feat_size,
+        c.fc_out_channels,
+        config.num_classes,
+        c.reg_class_agnostic,
+        c.num_fcs,
+        c.num_convs,
+        c.conv_out_channels,
+        norm_of(c.norm, config.backbone.norm_eps, config.backbone.norm_momentum),
+    )
 
 
 def _selector(config: Config, coder: BoxCoder, builtin_ops: bool) -> BoxSelector:
@@ -112,8 +122,9 @@ def _detector(config: Config, builtin_ops: bool) -> RCNN:
     backbone = build_backbone(config)
     strides = backbone_strides(config.backbone)
     factors = [below // above for above, below in zip(strides, strides[1:])]
-    neck = FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, fpn.upsample == "bilinear", factors)
-    head = RPNHead(rpn.in_channels, rpn.feat_channels, config.anchors_a_cell)
+    norm = norm_of(fpn.norm, config.backbone.norm_eps, config.backbone.norm_momentum)
+    neck = FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, fpn.upsample == "bilinear", factors, norm)
+    head = RPNHead(rpn.in_channels, rpn.feat_channels, config.anchors_a_cell, rpn.num_convs)
     proposals = RPN(
         head,
         Tensor(anchors),
@@ -173,10 +184,14 @@ def _freeze_parts(config: Config, detector: RCNN) -> None:
 def build_loss(config: Config, detector: RCNN, ranks: int = 1) -> RCNNLoss:
     """The training losses of `detector`, which shares its parameters; `ranks`: processes that train together.
 
-    Freezes the parts of `detector` that config.freeze names. Raises UserError where it has no such part, or none to
+    Freezes the parts of `detector` that config.freeze names, and lets its norms of kind sync take the statistics of all
+    ranks. Raises UserError where it has no such part, or none to
     train.
     """
     _freeze_parts(config, detector)
+    for _, cell in detector.cells_and_names():
+        if isinstance(cell, BatchNorm):
+            cell.use_ranks(ranks)
     return RCNNLoss(detector, _rpn_loss(config, detector.rpn, ranks), _roi_loss(config, detector, ranks))
 
 

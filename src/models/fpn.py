@@ -1,13 +1,15 @@
 """Feature pyramid network (Lin et al., 2017, arXiv:1612.03144)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import XavierUniform
 
+from src.models.norms import NormMaker, conv_layer
 from src.models.precision import float32
-from src.ops.conv import Conv2d
 from src.ops.library import for_devices
 
 __all__ = ["FPN"]
@@ -53,7 +55,7 @@ class FPN(nn.Cell):
         least as many as inputs; each one past the inputs is a stride-2 max pool of kernel 1 of the one before.
         bilinear: the top-down path interpolates so, as the model zoo's Mask R-CNN; else to the nearest cell.
         factors: how often each input but the last is as wide and high as the next; 2 by default, 1 where both have one
-        stride.
+        stride.  norm: follows each convolution, in place of its bias.
 
     Input: a tuple of maps (B, C_i, H_i, W_i), finest first, whose sides the factors divide. Output: a tuple of num_outs
     maps (B, out_channels, H_i, W_i), those past the inputs half as wide and high each, rounded up.
@@ -66,20 +68,12 @@ class FPN(nn.Cell):
         num_outs: int = 5,
         bilinear: bool = False,
         factors: Sequence[int] = (),
+        norm: NormMaker | None = None,
     ):
         super().__init__()
-        self.lateral_convs = nn.CellList(
-            [
-                Conv2d(c, out_channels, 1, has_bias=True, bias_init="zeros", weight_init=XavierUniform())
-                for c in in_channels
-            ]
-        )
-        self.fpn_convs = nn.CellList(
-            [
-                Conv2d(out_channels, out_channels, 3, has_bias=True, bias_init="zeros", weight_init=XavierUniform())
-                for _ in in_channels
-            ]
-        )
+        init = XavierUniform()
+        self.lateral_convs = nn.CellList([conv_layer(c, out_channels, 1, norm, init) for c in in_channels])
+        self.fpn_convs = nn.CellList([conv_layer(out_channels, out_channels, 3, norm, init) for _ in in_channels])
         self.num_ins, self.extra = len(in_channels), num_outs - len(in_channels)
         factors = tuple(factors) or (2,) * (self.num_ins - 1)
         # no parameters, so that a list's names don't matter

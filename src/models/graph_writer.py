@@ -34,8 +34,8 @@ class GraphWriter(Protocol):
     def mean(self, stages: list[str], after: bool, function: str, **attributes: Any) -> str:
         """`function` of the mean of several heads' logits; `after`: the mean of its values."""
 
-    def conv(self, x: str, cell: nn.Conv2d, bias: nn.Cell | None = None, relu: bool = False) -> str:
-        """A convolution, with its own bias or the ChannelBias that its batch norm has left."""
+    def conv(self, x: str, cell: nn.Conv2d, norm: nn.Cell | None = None, relu: bool = False) -> str:
+        """A convolution, with its own bias, or the norm after it as folding has left it; a ConvNorm has both."""
 
     def dense(self, x: str, cell: nn.Dense, relu: bool = False) -> str: ...
 

@@ -32,5 +32,5 @@ def use_float16(detector: nn.Cell) -> None:
             cell.half = True
         elif isinstance(cell, (nn.Conv2d, nn.Conv2dTranspose, nn.Dense)):
             cell.to_float(ms.float16)
-        elif isinstance(cell, nn.BatchNorm2d):
+        elif isinstance(cell, (nn.BatchNorm2d, nn.GroupNorm)):
             cell.to_float(ms.float32)

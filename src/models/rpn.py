@@ -23,16 +23,22 @@ __all__ = ["RPN", "RPNHead", "RPNLoss", "SampledRPN"]
 
 
 class RPNHead(nn.Cell):
-    """A 3x3 convolution, then 1x1 convolutions to objectness and box deltas, shared by all levels.
+    """3x3 convolutions, by default one, then 1x1 convolutions to objectness and box deltas, shared by all levels.
 
     Input: FPN maps, each (B, C, H, W). Output: a tuple of objectness logits, each (B, H * W * A), and a tuple of
     deltas, each (B, H * W * A, 4), in the order of `make_anchors`: rows, cells, anchors.
     """
 
-    def __init__(self, in_channels: int, feat_channels: int, num_anchors: int):
+    def __init__(self, in_channels: int, feat_channels: int, num_anchors: int, num_convs: int = 1):
         super().__init__()
         init = Normal(0.01)
-        self.conv = Conv2d(in_channels, feat_channels, 3, relu=True, has_bias=True, weight_init=init, bias_init="zeros")
+        # named one by one, not as a CellList: conv, conv2, ... in checkpoints
+        names = ["conv", *(f"conv{i}" for i in range(2, num_convs + 1))]
+        for i, name in enumerate(names):
+            inputs = feat_channels if i else in_channels
+            conv = Conv2d(inputs, feat_channels, 3, relu=True, has_bias=True, weight_init=init, bias_init="zeros")
+            setattr(self, name, conv)
+        self.convs = tuple(getattr(self, name) for name in names)
         self.cls = Conv2d(feat_channels, num_anchors, 1, has_bias=True, weight_init=init, bias_init="zeros")
         self.reg = Conv2d(feat_channels, num_anchors * 4, 1, has_bias=True, weight_init=init, bias_init="zeros")
         self.relu = nn.ReLU()
@@ -41,10 +47,16 @@ class RPNHead(nn.Cell):
         logits, deltas = (), ()  # type: tuple[Tensor, ...], tuple[Tensor, ...]
         for x in features:
             b = x.shape[0]
-            y = self.conv(x)
+            y = self.hidden(x)
             logits += (self.cls(y).transpose(0, 2, 3, 1).reshape(b, -1),)
             deltas += (self.reg(y).transpose(0, 2, 3, 1).reshape(b, -1, 4),)
         return logits, deltas
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the last convolutions see of a map, (B, feat_channels, H, W)."""
+        for conv in self.convs:
+            x = conv(x)
+        return x
 
 
 class RPN(nn.Cell):
@@ -96,7 +108,8 @@ class SampledRPN(nn.Cell):
     A loss over a few hundred anchors leaves the dense head's gradient zero almost everywhere, yet its two backward
     convolutions over all levels cost a fifth of a training step. So the dense head runs without gradient, for
     proposals, and each sampled anchor's 3x3 neighbourhood is cut out and the head applied to it as matrix products.
-    RoIAlign with one sample a bin, on a RoI of three cells, reads whole cells and knows the way back.
+    RoIAlign with one sample a bin, on a RoI of three cells, reads whole cells and knows the way back. Of several hidden
+    convolutions that is the last; those before it are dense.
 
     height, width: of the canvas; turns: maps may be those of the canvas turned. Inputs: features, a tuple of L maps
     (B, C, H_l, W_l); index (B, S) int32 into the anchors; corners (N, 2) float32,
@@ -134,6 +147,8 @@ class SampledRPN(nn.Cell):
         level = ops.zeros_like(flat)
         for end in self.ends:
             level = level + (flat >= end).astype(flat.dtype)
+        for conv in self.head.convs[:-1]:
+            features = through(conv, features)
         x = self.relu_conv(features, self.neighbourhood(features, flat, level, corners, b))
         logits = self.dense(x, self.head.cls.weight, self.head.cls.bias)
         deltas = self.dense(x, self.head.reg.weight, self.head.reg.bias)
@@ -162,7 +177,7 @@ class SampledRPN(nn.Cell):
 
     def relu_conv(self, features: tuple, cells: Tensor) -> Tensor:
         """The hidden layer (B * S, feat_channels)."""
-        conv = self.head.conv
+        conv = self.head.convs[-1]
         if conv.half:
             cells = cells.astype(ms.float16)
         return float32(self.head.relu(self.dense(cells.reshape(cells.shape[0], -1), conv.weight, conv.bias)))
@@ -170,6 +185,14 @@ class SampledRPN(nn.Cell):
     def dense(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """x (R, C) by a convolution's filters, in the type of x."""
         return self.matmul(x, weight.reshape(weight.shape[0], -1).astype(x.dtype)) + bias.astype(x.dtype)
+
+
+def through(conv: nn.Cell, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The maps after a convolution, in float32."""
+    out = ()  # type: tuple[Tensor, ...]
+    for x in features:
+        out += (float32(conv(x)),)
+    return out
 
 
 class RPNLoss(nn.Cell):

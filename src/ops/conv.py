@@ -46,6 +46,10 @@ class Conv2d(nn.Conv2d):
             self.linear, self.with_relu = _Custom(library, kind, stride), _CustomReLU(library, kind, stride)
 
     def construct(self, x: Tensor) -> Tensor:
+        return self.plain(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The convolution with its own weight and bias: what the cell gives, unless a subclass adds to it."""
         if self.has_bias:
             return self.convolve(x, self.weight, self.bias, self.rectified)
         if self.half:

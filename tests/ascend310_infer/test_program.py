@@ -25,6 +25,7 @@ from src.models.roi_extractor import level_sides
 from src.ops.library import runnable_marches
 from src.runtime.newer import zip_equal
 from tests.ascend310_infer.conftest import Exported, build_program, random_detector
+from tests.export.conftest import spread
 
 LARGEST = 96 * 1024  # bytes of an image's result
 
@@ -472,11 +473,19 @@ OTHERS = {
     | {"mask_roi.roi_layer.out_size": 9, "train_cfg.rcnn.mask_size": 18, "test_cfg.rcnn.max_per_img": 150},
 }
 
+NORMS = {"neck.fpn.norm": "batch", "rpn.num_convs": 2, "bbox_head.num_convs": 2, "bbox_head.conv_out_channels": 64}
+NORMS |= {"bbox_head.num_fcs": 1, "bbox_head.norm": "batch", "mask_head.norm": "batch"}
+NORMED = {"batch norms": NORMS}
+NORMED["group norms"] = NORMS | {f"{part}.norm": "group" for part in ("neck.fpn", "bbox_head", "mask_head")}
+
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", [*OTHERS, *NORMED])
 def test_other_detectors(kind, program, infer, pictures, agree, tmp_path):
-    config, detector = random_detector(**OTHERS[kind])
+    config, detector = random_detector(**(OTHERS | NORMED)[kind])
+    if kind in NORMED:
+        # norms that do something
+        detector = spread(detector)
     model = export_split(config, detector, tmp_path / "model/other", program=program)
     images = sorted((pictures / "val2017").iterdir())[:3]
     run = infer("--model", model, "--input", images[0].parent, "--output", tmp_path / "out")

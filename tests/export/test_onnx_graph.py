@@ -57,6 +57,17 @@ AGNOSTIC = {
     "cascade__average_scores": "probabilities",
 }
 
+NORMS = {
+    "neck__fpn__norm": "sync",
+    "rpn__num_convs": 2,
+    "bbox_head__num_convs": 2,
+    "bbox_head__conv_out_channels": 64,
+    "bbox_head__num_fcs": 1,
+    "bbox_head__norm": "batch",
+    "mask_head__norm": "frozen",
+}
+GROUP_NORMS = NORMS | {f"{part}__norm": "group" for part in ("neck__fpn", "bbox_head", "mask_head")}
+
 
 def without_threshold(model, value=0.0):
     """The model's bytes with another score threshold."""
@@ -74,6 +85,8 @@ def without_threshold(model, value=0.0):
         pytest.param(ZOO, id="zoo", marks=pytest.mark.full),
         pytest.param(AGNOSTIC, id="agnostic", marks=pytest.mark.full),
         pytest.param(ODD, id="odd canvas"),
+        pytest.param(NORMS, id="norms in neck and heads"),
+        pytest.param(GROUP_NORMS, id="group norms", marks=pytest.mark.full),
     ],
 )
 def test_detects_what_the_detector_detects(small_config, make_detector, operator_by_operator, options):

@@ -81,11 +81,16 @@ def words(tmp_path_factory):
     return make
 
 
+SYNCED = {"backbone.norm": "sync", "backbone.norm_eval": "false", "neck.fpn.norm": "sync", "mask_head.norm": "sync"}
+SYNCED |= {"bbox_head.norm": "sync", "bbox_head.num_convs": 1, "bbox_head.conv_out_channels": 32}
+
+
 @pytest.mark.full
-def test_two_ranks_train_as_one_process_does(words, tmp_path):
-    alone = [sys.executable, "train.py", *words(tmp_path / "one", batch_size=2)]
+@pytest.mark.parametrize("keys", [pytest.param({}, id="frozen norms"), pytest.param(SYNCED, id="synced norms")])
+def test_two_ranks_train_as_one_process_does(words, tmp_path, keys):
+    alone = [sys.executable, "train.py", *words(tmp_path / "one", batch_size=2, **keys)]
     subprocess.run(alone, cwd=ROOT, check=True, capture_output=True, timeout=400)
-    done = msrun(tmp_path, "train.py", *words(tmp_path / "two", batch_size=1, run_distribute="true"))
+    done = msrun(tmp_path, "train.py", *words(tmp_path / "two", batch_size=1, run_distribute="true", **keys))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
     runs = [tmp_path / name / "shapes" for name in ("one", "two")]

@@ -44,10 +44,13 @@ NUMBERS = (
 )
 OCTAVE = "anchor_generator.octave_base_scale", "anchor_generator.scales_per_octave"
 # and what they may say where it is computed here; layers that have weights of their own are told by those, too
-NORMS = {"BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN"}
+BATCH_NORMS = {"BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN"}
 TYPES = {
     "backbone": {"ResNet", "ResNeXt"},
-    "backbone.norm_cfg": NORMS,
+    "backbone.norm_cfg": BATCH_NORMS,
+    "neck.norm_cfg": BATCH_NORMS,
+    "bbox_head.norm_cfg": BATCH_NORMS,
+    "mask_head.norm_cfg": BATCH_NORMS,
     "neck": {"FPN"},
     "rpn_head": {"RPNHead"},
     "rpn_head.anchor_generator": {"AnchorGenerator"},
@@ -57,7 +60,7 @@ TYPES = {
     "mask_roi_extractor": {"SingleRoIExtractor"},
     "bbox_roi_extractor.roi_layer": {"RoIAlign"},
     "mask_roi_extractor.roi_layer": {"RoIAlign"},
-    "bbox_head": {"Shared2FCBBoxHead", "SharedFCBBoxHead", "ConvFCBBoxHead"},
+    "bbox_head": {"Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "SharedFCBBoxHead", "ConvFCBBoxHead"},
     "bbox_head.bbox_coder": {"DeltaXYWHBBoxCoder"},
     "bbox_head.cls_predictor_cfg": {"Linear"},
     "bbox_head.reg_predictor_cfg": {"Linear"},
@@ -165,7 +168,8 @@ def unlike(meta: Mapping, arrays: Mapping[str, np.ndarray], config: Config, back
     for place, kinds in TYPES.items():
         parts = [w for v in at(model, place) for w in (v[:MOST] if isinstance(v, list) else [v])]
         names = [v["type"].rpartition(".")[2] for v in parts if isinstance(v, dict) and isinstance(v.get("type"), str)]
-        told += [f"{place}.type {shown(n)}" for n in dict.fromkeys(names) if n not in kinds]
+        known = kinds | group_norm(place, config)
+        told += [f"{place}.type {shown(n)}" for n in dict.fromkeys(names) if n not in known]
     for place, plain in PLAIN.items():
         told += [f"{place} {shown(str(v))}" for v in at(model, place) if v not in plain]
     for place in ("backbone", "neck", "rpn_head", "bbox_head", "mask_head"):
@@ -175,6 +179,13 @@ def unlike(meta: Mapping, arrays: Mapping[str, np.ndarray], config: Config, back
     if backbone_only:
         return [t for t in told if t.startswith("backbone")]
     return told + other_anchors(arrays, config)
+
+
+def group_norm(place: str, config: Config) -> set[str]:
+    """What group norm is called there, if `place` says a part's norm, and the config has it in that part."""
+    part, _, last = place.partition(".")
+    own = config.neck.fpn if part == "neck" else getattr(config, part, None)
+    return {"GN"} if last == "norm_cfg" and getattr(own, "norm", "") == "group" else set()
 
 
 def other_anchors(arrays: Mapping[str, np.ndarray], config: Config) -> list[str]:

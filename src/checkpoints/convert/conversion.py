@@ -185,7 +185,7 @@ def convert(
     for name, value in out.params.items():
         if value.dtype.kind != "f":
             raise ConversionError(f"{out.used[name]} is of type {value.dtype}, not floating point")
-    arrange_norms(out, config, traits, norm_eps)
+    arrange_norms(out, config, traits, norm_eps, targets)
     if layout == "mindspore_zoo":
         transpose_dense(out, mindspore_zoo.TRANSPOSED)
     arrange_anchors(out, config, traits)
@@ -220,19 +220,29 @@ def fit(out: Conversion, targets: Mapping[str, tuple[int, ...]]) -> None:
 # what differs besides names
 
 
-def arrange_norms(out: Conversion, config: Config, traits: Traits, norm_eps: float | None) -> None:
+def arrange_norms(
+    out: Conversion, config: Config, traits: Traits, norm_eps: float | None, targets: Mapping[str, tuple[int, ...]]
+) -> None:
     """Scales that give with our epsilon what the source's gave with its own; a folded norm gets statistics.
 
-    norm_eps: the source's, None for its layout's. Raises ConversionError for norms that aren't batch norms.
+    norm_eps: the source's, None for its layout's.  targets: as convert's; norms without statistics there are group
+    norms. Raises ConversionError for norms that aren't what the target has.
     """
     ours = config.backbone.norm_eps
     theirs = traits.norm_eps if norm_eps is None else norm_eps
-    folded = [n.removesuffix("gamma") for n in out.params if n.endswith(".gamma")]
-    folded = [n for n in folded if n + "moving_mean" not in out.params and n + "moving_variance" not in out.params]
+    norms = [n.removesuffix("gamma") for n in out.params if n.endswith(".gamma")]
+    grouped = [n for n in norms if n + "gamma" in targets and n + "moving_mean" not in targets]
+    if grouped and theirs != ours:
+        raise ConversionError(
+            f"{len(grouped)} group norms ({out.used[grouped[0] + 'gamma']}, ...) had an epsilon of {theirs:g}, and here"
+            f" have {ours:g}; pass --backbone.norm_eps {theirs:g}"
+        )
+    folded = [n for n in norms if n + "moving_mean" not in out.params and n + "moving_variance" not in out.params]
+    folded = [n for n in folded if n not in grouped]
     if folded and not traits.folded_norms:
         raise ConversionError(
             f"{len(folded)} norms have a scale and a shift, but no mean and variance ({out.used[folded[0] + 'gamma']},"
-            " ...): group norm, which isn't here, or a file without its statistics"
+            " ...): group norm, which the config doesn't have there, or a file without its statistics"
         )
     for norm in folded:
         gamma = out.params[norm + "gamma"]
@@ -364,4 +374,14 @@ def config_name(layout: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     detector = next(
         name for name, branches in DETECTORS.items() if name.startswith("cascade") == cascade and set(branches) == own
     )
-    return f"{LAYOUTS[layout].FAMILY}_{detector}_{backbone_of(shapes)[1]}_fpn.yaml"
+    family = LAYOUTS[layout].FAMILY
+    return f"{family}_{detector}_{backbone_of(shapes)[1]}_fpn{normed(family, shapes)}.yaml"
+
+
+def normed(family: str, names: Collection[str]) -> str:
+    """How file names of configs with norms in the neck end, "" for none."""
+    if not any(re.fullmatch(r"neck\..*\.norm\.gamma", n) for n in names):
+        return ""
+    if not any(re.fullmatch(r"neck\..*\.norm\.moving_mean", n) for n in names):
+        return "_gn"
+    return {"torchvision": "_v2", "detectron2": "_lsj"}.get(family, "_bn")

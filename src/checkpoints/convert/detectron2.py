@@ -2,7 +2,8 @@
 
 Names: detectron2/modeling/{backbone/resnet.py,backbone/fpn.py,proposal_generator/rpn.py,roi_heads/}. Backbones come as
 Caffe2's (`res2_0_branch2a_w`, `..._bn_s`: MSRA's R-50 and R-101, FAIR's X-101-32x8d; checkpoint/c2_model_loading.py
-there) or renamed from torchvision's (`res2.0.conv1.weight`). Caffe2's batch norms are folded: a scale and a shift.
+there) or renamed from torchvision's (`res2.0.conv1.weight`). Caffe2's batch norms are folded: a scale and a shift; its
+R-50-GN has group norms (`..._gn_s`).
 """
 
 from __future__ import annotations
@@ -27,30 +28,48 @@ def _block(m) -> str:
     return f"backbone.layer{int(m[1]) - 1}.{m[2]}"
 
 
+def _head(m) -> str:
+    return f"bbox_heads.{m[1]}" if m[1] is not None else "bbox_head"
+
+
 PATTERNS = [
     (BODY + r"stem\.conv1\.weight", lambda m: "backbone.conv1.weight"),
     (BODY + r"stem\.conv1\.norm\.(\w+)", lambda m: f"backbone.bn1.{NORM[m[1]]}"),
     (BODY + r"res([2-5])\.(\d+)\.(shortcut|conv[123])\.weight", lambda m: f"{_block(m)}.{CONV[m[3]]}.weight"),
     (BODY + r"res([2-5])\.(\d+)\.(shortcut|conv[123])\.norm\.(\w+)", lambda m: f"{_block(m)}.{BN[m[3]]}.{NORM[m[4]]}"),
     (r"conv1_w", lambda m: "backbone.conv1.weight"),
-    (r"(?:res_)?conv1_bn_(s|b|rm|riv)", lambda m: f"backbone.bn1.{CAFFE2_NORM[m[1]]}"),
+    (r"(?:res_)?conv1_[bg]n_(s|b|rm|riv)", lambda m: f"backbone.bn1.{CAFFE2_NORM[m[1]]}"),
     (r"res([2-5])_(\d+)_(branch1|branch2[abc])_w", lambda m: f"{_block(m)}.{CONV[BRANCH[m[3]]]}.weight"),
     (
-        r"res([2-5])_(\d+)_(branch1|branch2[abc])_bn_(s|b|rm|riv)",
+        r"res([2-5])_(\d+)_(branch1|branch2[abc])_[bg]n_(s|b|rm|riv)",
         lambda m: f"{_block(m)}.{BN[BRANCH[m[3]]]}.{CAFFE2_NORM[m[4]]}",
     ),
     (r"backbone\.fpn_lateral([2-5])\.(weight|bias)", lambda m: f"neck.lateral_convs.{int(m[1]) - 2}.{m[2]}"),
     (r"backbone\.fpn_output([2-5])\.(weight|bias)", lambda m: f"neck.fpn_convs.{int(m[1]) - 2}.{m[2]}"),
-    (r"proposal_generator\.rpn_head\.conv\.(weight|bias)", lambda m: f"rpn.conv.{m[1]}"),
+    (r"backbone\.fpn_lateral([2-5])\.norm\.(\w+)", lambda m: f"neck.lateral_convs.{int(m[1]) - 2}.norm.{NORM[m[2]]}"),
+    (r"backbone\.fpn_output([2-5])\.norm\.(\w+)", lambda m: f"neck.fpn_convs.{int(m[1]) - 2}.norm.{NORM[m[2]]}"),
+    (r"proposal_generator\.rpn_head\.conv\.(?:conv0\.)?(weight|bias)", lambda m: f"rpn.conv.{m[1]}"),
+    (r"proposal_generator\.rpn_head\.conv\.conv([1-9])\.(weight|bias)", lambda m: f"rpn.conv{int(m[1]) + 1}.{m[2]}"),
     (r"proposal_generator\.rpn_head\.objectness_logits\.(\w+)", lambda m: f"rpn.cls.{m[1]}"),
     (r"proposal_generator\.rpn_head\.anchor_deltas\.(\w+)", lambda m: f"rpn.reg.{m[1]}"),
-    (r"roi_heads\.box_head\.(fc[12])\.(\w+)", lambda m: f"bbox_head.{m[1]}.{m[2]}"),
-    (r"roi_heads\.box_head\.(\d)\.(fc[12])\.(\w+)", lambda m: f"bbox_heads.{m[1]}.{m[2]}.{m[3]}"),
+    (r"roi_heads\.box_head\.(?:(\d)\.)?(fc\d)\.(\w+)", lambda m: f"{_head(m)}.{m[2]}.{m[3]}"),
+    (
+        r"roi_heads\.box_head\.(?:(\d)\.)?conv(\d)\.(weight|bias)",
+        lambda m: f"{_head(m)}.convs.{int(m[2]) - 1}.{m[3]}",
+    ),
+    (
+        r"roi_heads\.box_head\.(?:(\d)\.)?conv(\d)\.norm\.(\w+)",
+        lambda m: f"{_head(m)}.convs.{int(m[2]) - 1}.norm.{NORM[m[3]]}",
+    ),
     (r"roi_heads\.box_predictor\.cls_score\.(\w+)", lambda m: f"bbox_head.cls.{m[1]}"),
     (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", lambda m: f"bbox_head.reg.{m[1]}"),
     (r"roi_heads\.box_predictor\.(\d)\.cls_score\.(\w+)", lambda m: f"bbox_heads.{m[1]}.cls.{m[2]}"),
     (r"roi_heads\.box_predictor\.(\d)\.bbox_pred\.(\w+)", lambda m: f"bbox_heads.{m[1]}.reg.{m[2]}"),
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)", lambda m: f"mask_head.convs.{int(m[1]) - 1}.{m[2]}"),
+    (
+        r"roi_heads\.mask_head\.mask_fcn(\d)\.norm\.(\w+)",
+        lambda m: f"mask_head.convs.{int(m[1]) - 1}.norm.{NORM[m[2]]}",
+    ),
     (r"roi_heads\.keypoint_head\.conv_fcn(\d)\.(weight|bias)", lambda m: f"keypoint_head.convs.{int(m[1]) - 1}.{m[2]}"),
     (r"roi_heads\.keypoint_head\.score_lowres\.(weight|bias)", lambda m: f"keypoint_head.upsample.{m[1]}"),
     (r"roi_heads\.mask_head\.deconv\.(weight|bias)", lambda m: f"mask_head.upsample.{m[1]}"),
@@ -75,12 +94,12 @@ def rename(name: str) -> str | None:
 def traits(names: Collection[str]) -> Traits:
     """Of a state dict with these names."""
     notes: tuple[str, ...] = ()
-    caffe2 = any(re.fullmatch(r"(res_)?conv1_bn_s", n) for n in names)
+    caffe2 = any(re.fullmatch(r"(res_)?conv1_[bg]n_s", n) for n in names)
     if caffe2:
         notes = (
             "trained on BGR, mean 103.53, 116.28, 123.675, deviation 1 (X-101-32x8d: 57.375, 57.12, 58.395), stride in"
             " the 1x1 convolutions (X-101-32x8d: in the 3x3): set to_rgb, img_mean, img_std, backbone.stride_in_1x1",
         )
-    return Traits(
-        background_last=CONVENTIONS["detectron2"].background_last, scales_first=True, folded_norms=caffe2, notes=notes
-    )
+    folded = caffe2 and "conv1_gn_s" not in names
+    last = CONVENTIONS["detectron2"].background_last
+    return Traits(background_last=last, scales_first=True, folded_norms=folded, notes=notes)

@@ -24,19 +24,40 @@ def _head(group: str, number: str | None) -> str:
 
 
 PATTERNS = [
-    (r"backbone\.((?:layer\d\.\d+\.)?)bn(\d)\.(\w+)", lambda m: f"backbone.{m[1]}bn{m[2]}.{NORM[m[3]]}"),
+    (r"backbone\.((?:layer\d\.\d+\.)?)(?:bn|gn)(\d)\.(\w+)", lambda m: f"backbone.{m[1]}bn{m[2]}.{NORM[m[3]]}"),
     (r"backbone\.(layer\d\.\d+\.downsample)\.1\.(\w+)", lambda m: f"backbone.{m[1]}.1.{NORM[m[2]]}"),
     (r"(backbone\.(?:conv1|layer\d\.\d+\.(?:conv\d|downsample\.0))\.weight)", lambda m: m[1]),
     (r"neck\.(lateral|fpn)_convs\.(\d)\.conv\.(weight|bias)", lambda m: f"neck.{m[1]}_convs.{m[2]}.{m[3]}"),
+    (
+        r"neck\.(lateral|fpn)_convs\.(\d)\.(?:bn|gn)\.(\w+)",
+        lambda m: f"neck.{m[1]}_convs.{m[2]}.norm.{NORM[m[3]]}",
+    ),
+    # of num_convs: 2 or more
+    (
+        r"rpn_head\.rpn_conv\.(\d)\.conv\.(weight|bias)",
+        lambda m: f"rpn.conv{int(m[1]) + 1 if m[1] != '0' else ''}.{m[2]}",
+    ),
     (r"rpn_head\.rpn_(conv|cls|reg)\.(weight|bias)", lambda m: f"rpn.{m[1]}.{m[2]}"),
     (
-        ROI + r"bbox_head\.(?:(\d)\.)?shared_fcs\.([01])\.(\w+)",
+        ROI + r"bbox_head\.(?:(\d)\.)?shared_convs\.(\d)\.conv\.(\w+)",
+        lambda m: f"{_head('bbox_head', m[1])}.convs.{m[2]}.{m[3]}",
+    ),
+    (
+        ROI + r"bbox_head\.(?:(\d)\.)?shared_convs\.(\d)\.(?:bn|gn)\.(\w+)",
+        lambda m: f"{_head('bbox_head', m[1])}.convs.{m[2]}.norm.{NORM[m[3]]}",
+    ),
+    (
+        ROI + r"bbox_head\.(?:(\d)\.)?shared_fcs\.(\d)\.(\w+)",
         lambda m: f"{_head('bbox_head', m[1])}.fc{int(m[2]) + 1}.{m[3]}",
     ),
     (ROI + r"bbox_head\.(?:(\d)\.)?fc_(cls|reg)\.(\w+)", lambda m: f"{_head('bbox_head', m[1])}.{m[2]}.{m[3]}"),
     (
         ROI + r"mask_head\.(?:(\d)\.)?convs\.(\d)\.conv\.(\w+)",
         lambda m: f"{_head('mask_head', m[1])}.convs.{m[2]}.{m[3]}",
+    ),
+    (
+        ROI + r"mask_head\.(?:(\d)\.)?convs\.(\d)\.(?:bn|gn)\.(\w+)",
+        lambda m: f"{_head('mask_head', m[1])}.convs.{m[2]}.norm.{NORM[m[3]]}",
     ),
     (ROI + r"mask_head\.(?:(\d)\.)?upsample\.(\w+)", lambda m: f"{_head('mask_head', m[1])}.upsample.{m[2]}"),
     (ROI + r"mask_head\.(?:(\d)\.)?conv_logits\.(\w+)", lambda m: f"{_head('mask_head', m[1])}.logits.{m[2]}"),
@@ -45,7 +66,8 @@ PATTERNS = [
 
 def recognises(names: Collection[str]) -> bool:
     """Whether these are the names of an mmdetection R-CNN with FPN."""
-    return has_all(names, "rpn_head.rpn_conv.weight", "neck.lateral_convs.0.conv.weight", "backbone.conv1.weight")
+    rpn = {"rpn_head.rpn_conv.weight", "rpn_head.rpn_conv.0.conv.weight"} & set(names)
+    return bool(rpn) and has_all(names, "neck.lateral_convs.0.conv.weight", "backbone.conv1.weight")
 
 
 def rename(name: str) -> str | None:

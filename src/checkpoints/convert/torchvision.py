@@ -1,4 +1,4 @@
-"""torchvision: `maskrcnn_resnet50_fpn`, `keypointrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn`,
+"""torchvision: `maskrcnn_resnet50_fpn`, `keypointrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn`, their `_v2`s,
 `fasterrcnn_mobilenet_v3_large_fpn` and `_320_fpn`; and the backbones of ResNet, ResNeXt and MobileNetV3-Large
 classifiers.
 
@@ -56,13 +56,21 @@ PATTERNS = [
     (MOBILE + r"(1)\.(\w+)", lambda m: f"{_mobile_layer(m[1], m[2])}.{NORM[m[3]]}"),
     (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?(\w+)", lambda m: f"neck.lateral_convs.{m[1]}.{m[2]}"),
     (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?(\w+)", lambda m: f"neck.fpn_convs.{m[1]}.{m[2]}"),
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.(\w+)", lambda m: f"neck.lateral_convs.{m[1]}.norm.{NORM[m[2]]}"),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.(\w+)", lambda m: f"neck.fpn_convs.{m[1]}.norm.{NORM[m[2]]}"),
     (r"rpn\.head\.conv\.(?:0\.0\.)?(\w+)", lambda m: f"rpn.conv.{m[1]}"),
+    (r"rpn\.head\.conv\.([1-9])\.0\.(\w+)", lambda m: f"rpn.conv{int(m[1]) + 1}.{m[2]}"),
     (r"rpn\.head\.cls_logits\.(\w+)", lambda m: f"rpn.cls.{m[1]}"),
     (r"rpn\.head\.bbox_pred\.(\w+)", lambda m: f"rpn.reg.{m[1]}"),
     (r"roi_heads\.box_head\.fc([67])\.(\w+)", lambda m: f"bbox_head.fc{int(m[1]) - 5}.{m[2]}"),
+    (r"roi_heads\.box_head\.(\d)\.0\.(\w+)", lambda m: f"bbox_head.convs.{m[1]}.{m[2]}"),
+    (r"roi_heads\.box_head\.(\d)\.1\.(\w+)", lambda m: f"bbox_head.convs.{m[1]}.norm.{NORM[m[2]]}"),
+    # four convolutions, a flattening, one fully connected layer
+    (r"roi_heads\.box_head\.5\.(\w+)", lambda m: f"bbox_head.fc1.{m[1]}"),
     (r"roi_heads\.box_predictor\.cls_score\.(\w+)", lambda m: f"bbox_head.cls.{m[1]}"),
     (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", lambda m: f"bbox_head.reg.{m[1]}"),
     (r"roi_heads\.mask_head\.(\d)\.0\.(\w+)", lambda m: f"mask_head.convs.{m[1]}.{m[2]}"),
+    (r"roi_heads\.mask_head\.(\d)\.1\.(\w+)", lambda m: f"mask_head.convs.{m[1]}.norm.{NORM[m[2]]}"),
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", lambda m: f"mask_head.convs.{int(m[1]) - 1}.{m[2]}"),
     (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", lambda m: f"mask_head.upsample.{m[1]}"),
     (r"roi_heads\.keypoint_head\.(\d+)\.(\w+)", lambda m: f"keypoint_head.convs.{int(m[1]) // 2}.{m[2]}"),

@@ -116,5 +116,7 @@ class Branch(abc.ABC):
         """RoI features (R, C, S, S) -> what the C++ program has to give for them; by the detector's own parts."""
 
     def write_files(self, head: nn.Cell, stem: Path) -> Sequence[Path]:
-        """Writes STEM.*, the files that `files` names after the graphs, in that order. Raises OSError."""
+        """Writes STEM.*, the files that `files` names after the graphs, in that order, or none of them. head: as in the
+        graphs, its batch norms folded. Raises OSError.
+        """
         return ()

@@ -14,6 +14,7 @@ from src.export.branches.base import ROI, Branch, Fits, Output, describe_roi
 from src.export.mask_weights import write_mask_weights
 from src.export.sidecar_values import flag, group, integer, number, one_of
 from src.models.heads.mask import MaskHead
+from src.models.norms import GroupNorm
 
 __all__ = ["Mask"]
 
@@ -42,7 +43,7 @@ class EveryClass(nn.Cell):
 
 class Mask(Branch):
     """The mask head: its graphs, and on a CPU its weights for the host's own (ascend310_infer/src/mask_head.h), which
-    is faster than MindSpore Lite's.
+    is faster than MindSpore Lite's; not of heads with group norm, which the host leaves to Lite.
     """
 
     name, roi = "mask", "mask_roi"
@@ -104,6 +105,8 @@ class Mask(Branch):
         return EveryClass(head)
 
     def write_files(self, head: nn.Cell, stem: Path) -> Sequence[Path]:
+        if any(isinstance(c, GroupNorm) for _, c in head.cells_and_names()):
+            return ()
         path = stem.with_name(f"{stem.name}.bin")
         write_mask_weights(path, head)
         return (path,)

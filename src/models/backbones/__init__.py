@@ -49,6 +49,7 @@ def build_backbone(config: Config) -> StagedBackbone:
             "norm_grad": c.norm_grad,
             "norm_eps": c.norm_eps,
             "norm_momentum": c.norm_momentum,
+            "norm_kind": c.norm,
             "same_padding": c.same_padding,
         },
     )

@@ -7,8 +7,9 @@ from typing import Any
 
 from mindspore import Tensor, nn, ops
 
-from src.models.backbones.parts import NormMaker, Shapes, StagedBackbone, conv, conv_norm
+from src.models.backbones.parts import Shapes, StagedBackbone, conv
 from src.models.graph_writer import GraphWriter
+from src.models.norms import NormMaker, conv_norm
 
 __all__ = ["MobileNetV1", "mobilenet_v1_keys"]
 
@@ -70,11 +71,12 @@ class MobileNetV1(StagedBackbone):
         norm_grad: bool = True,
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.9,
+        norm_kind: str = "batch",
         same_padding: bool = False,
         relu6: bool = False,
     ):
         super().__init__()
-        norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad)
+        norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad, norm_kind)
         channels = scaled_channels(32, width_multiplier)
         self.conv1, self.bn1 = conv(3, channels, 3, 2, same_padding=same_padding), norm(channels)
         self.stem_folded, self.relu6 = norm.constant or frozen_stages >= 0, relu6

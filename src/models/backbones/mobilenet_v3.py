@@ -10,8 +10,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from src.models.backbones.parts import NormMaker, Shapes, StagedBackbone, conv, conv_norm
+from src.models.backbones.parts import Shapes, StagedBackbone, conv
 from src.models.graph_writer import GraphWriter
+from src.models.norms import NormMaker, conv_norm
 from src.models.precision import float32
 from src.ops.conv import Conv2d
 
@@ -155,12 +156,13 @@ class MobileNetV3(StagedBackbone):
         norm_grad: bool = True,
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.9,
+        norm_kind: str = "batch",
         same_padding: bool = False,
     ):
         super().__init__()
-        norm, constant = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad), norm_eval and not norm_grad
+        norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad, norm_kind)
         self.conv1, self.bn1 = conv(3, 16, 3, 2), norm(16)
-        self.stem_folded, self.hswish = constant or frozen_stages >= 0, nn.HSwish()
+        self.stem_folded, self.hswish = norm.constant or frozen_stages >= 0, nn.HSwish()
         channels, stride, stages = 16, 2, []
         for i, plans in enumerate(STAGES[:num_stages]):
             blocks: list[nn.Cell] = []

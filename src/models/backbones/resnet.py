@@ -13,8 +13,9 @@ from typing import Any
 
 from mindspore import Tensor, nn, ops
 
-from src.models.backbones.parts import NormMaker, Shapes, StagedBackbone, conv, conv_norm
+from src.models.backbones.parts import Shapes, StagedBackbone, conv
 from src.models.graph_writer import GraphWriter
+from src.models.norms import NormMaker, conv_norm
 from src.models.precision import float32
 
 __all__ = ["RESNET_BLOCKS", "ResNet", "resnet_keys"]
@@ -87,6 +88,7 @@ class ResNet(StagedBackbone):
         num_stages, out_indices: how many stages there are, and whose outputs are returned.
         frozen_stages: -1 none, 0 the stem, i stem and stages 1..i; frozen stages pass no gradient on.
         norm_eval: batch norm uses running statistics in training.  norm_grad: its scale and shift are trained.
+        norm_kind: of NORMS.
         same_padding: the stem's pool pads right and below alone, as the model zoo's.
 
     Input (B, 3, H, W) float32, normalised. Output: a tuple of (B, 256 * 2^i, H / 2^(i+2), W / 2^(i+2)).
@@ -105,10 +107,11 @@ class ResNet(StagedBackbone):
         norm_grad: bool = True,
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.9,
+        norm_kind: str = "batch",
         same_padding: bool = False,
     ):
         super().__init__()
-        norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad)
+        norm = NormMaker(norm_eps, norm_momentum, norm_eval, norm_grad, norm_kind)
         self.conv1, self.bn1 = conv(3, 64, 7, 2), norm(64)
         self.maxpool, self.stem_folded = StemPool(same_padding), norm.constant or frozen_stages >= 0
         in_channels, stages = 64, []

@@ -1,24 +1,34 @@
-"""The box head: two fully connected layers, then classes and box deltas; its losses; and the choice of detections."""
+"""The box head: shared layers, then classes and box deltas; its losses; and the choice of detections."""
 
 from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
-from mindspore.common.initializer import Normal, XavierUniform
+from mindspore.common.initializer import HeNormal, Normal, XavierUniform
 
 from src.models.box_coder import BoxCoder, clip_boxes, take_rows
+from src.models.graph_writer import GraphWriter
 from src.models.losses import Normaliser, cross_entropy, smooth_l1
+from src.models.norms import NormMaker, conv_layer
+from src.models.precision import float32
 from src.ops.nms import BatchedNMS
+from src.runtime.newer import zip_equal
 from src.structures import Detections, Sample
 
 __all__ = ["BBoxHead", "BBoxLoss", "BoxSelector", "class_deltas"]
 
 
 class BBoxHead(nn.Cell):
-    """Two fully connected layers shared by classification and regression (arXiv:1612.03144, section 5.2).
+    """Layers shared by classification and regression: two fully connected ones (arXiv:1612.03144, section 5.2), or
+    3x3 convolutions and fully connected ones after them (arXiv:1803.08494, section 5.2, has four and one).
 
-    Input (R, C, S, S). Outputs: class logits (R, num_classes), class 0 the background; deltas (R, 4 * num_classes),
-    or (R, 4) if class-agnostic.
+    Args:
+        in_channels, roi_feat_size: C and S.  fc_out_channels, num_fcs: of the fully connected layers.  num_classes:
+        with background.  reg_class_agnostic: one regression for all classes.  num_convs, conv_out_channels: of the
+        convolutions.  norm: follows each of these, in place of its bias.
+
+    Inputs: (R, C, S, S); in training rows (R,), see BatchNorm. Outputs: class logits (R, num_classes), class 0 the
+    background; deltas (R, 4 * num_classes), or (R, 4) if class-agnostic.
     """
 
     def __init__(
@@ -28,21 +38,47 @@ class BBoxHead(nn.Cell):
         fc_out_channels: int,
         num_classes: int,
         reg_class_agnostic: bool = False,
+        num_fcs: int = 2,
+        num_convs: int = 0,
+        conv_out_channels: int = 256,
+        norm: NormMaker | None = None,
     ):
         super().__init__()
-        flat = in_channels * roi_feat_size**2
+        channels = [in_channels] + [conv_out_channels] * num_convs
+        he = HeNormal(mode="fan_out", nonlinearity="relu")
+        self.convs = nn.CellList(
+            [conv_layer(i, o, 3, norm, he, relu=True) for i, o in zip_equal(channels[:-1], channels[1:])]
+        )
+        self.normed = norm is not None
+        self.flat = channels[-1] * roi_feat_size**2
         width = fc_out_channels
-        self.fc1 = nn.Dense(flat, width, weight_init=XavierUniform(), bias_init="zeros")
-        self.fc2 = nn.Dense(width, width, weight_init=XavierUniform(), bias_init="zeros")
+        # named one by one, not as a CellList: fc1, fc2 in checkpoints
+        for i in range(num_fcs):
+            fc = nn.Dense(width if i else self.flat, width, weight_init=XavierUniform(), bias_init="zeros")
+            setattr(self, f"fc{i + 1}", fc)
+        self.fcs = tuple(getattr(self, f"fc{i + 1}") for i in range(num_fcs))
         self.cls = nn.Dense(width, num_classes, weight_init=Normal(0.01), bias_init="zeros")
         deltas = 4 if reg_class_agnostic else 4 * num_classes
         self.reg = nn.Dense(width, deltas, weight_init=Normal(0.001), bias_init="zeros")
         self.relu = nn.ReLU()
 
-    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.relu(self.fc1(x.reshape(x.shape[0], -1)))
-        x = self.relu(self.fc2(x))
+    def construct(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        for conv in self.convs:
+            x = conv(x, rows) if self.normed else conv(x)
+        # not by the number of rows, which exports for any number would then hold
+        x = float32(x).reshape(-1, self.flat)
+        for fc in self.fcs:
+            x = self.relu(fc(x))
         return self.cls(x), self.reg(x)
+
+    def onnx(self, g: GraphWriter, x: str) -> tuple[str, str]:
+        """Logits and deltas of features (R, C, S, S)."""
+        for conv in self.convs:
+            x = g.conv(x, conv, relu=True)
+        x = g.op("Flatten", x)
+        for fc in self.fcs:
+            x = g.dense(x, fc, relu=True)
+        return g.dense(x, self.cls), g.dense(x, self.reg)
 
 
 def class_deltas(deltas: Tensor, labels: Tensor) -> Tensor:

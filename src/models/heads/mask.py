@@ -1,5 +1,7 @@
 """The mask head (He et al., 2017, arXiv:1703.06870), its targets and its loss."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops
@@ -10,9 +12,9 @@ from src.config import Config
 from src.models.graph_writer import GraphWriter
 from src.models.heads.positives import PositivesLoss
 from src.models.losses import binary_cross_entropy
+from src.models.norms import NormMaker, conv_layer, norm_of
 from src.models.precision import float32
 from src.models.roi_extractor import RoIExtractor, build_roi_extractor
-from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
 from src.runtime.newer import zip_equal
 from src.structures import Detections
@@ -23,20 +25,27 @@ __all__ = ["MaskBranch", "MaskHead", "MaskLoss", "MaskTargets", "build_mask_bran
 class MaskHead(nn.Cell):
     """3x3 convolutions, a 2x transposed convolution and a 1x1 convolution to one mask a class.
 
-    Inputs: features (R, C, S, S), labels (R,) int32 in 0..num_classes-1. Output: logits (R, 2S, 2S) of each RoI's
-    own class. Only that class's filter is applied: the other num_classes - 1 masks would be thrown away.
+    Inputs: features (R, C, S, S); labels (R,) int32 in 0..num_classes-1; in training rows (R,), see BatchNorm. Output:
+    logits (R, 2S, 2S) of each RoI's own class. Only that class's filter is applied: the other num_classes - 1 masks
+    would be thrown away.
+    `norm` follows each 3x3 convolution, in place of its bias.
     """
 
-    def __init__(self, num_convs: int, in_channels: int, conv_out_channels: int, num_classes: int):
+    def __init__(
+        self,
+        num_convs: int,
+        in_channels: int,
+        conv_out_channels: int,
+        num_classes: int,
+        norm: NormMaker | None = None,
+    ):
         super().__init__()
         he = HeNormal(mode="fan_out", nonlinearity="relu")
         channels = [in_channels] + [conv_out_channels] * num_convs
         self.convs = nn.CellList(
-            [
-                Conv2d(i, o, 3, relu=True, has_bias=True, weight_init=he, bias_init="zeros")
-                for i, o in zip_equal(channels[:-1], channels[1:])
-            ]
+            [conv_layer(i, o, 3, norm, he, relu=True) for i, o in zip_equal(channels[:-1], channels[1:])]
         )
+        self.normed = norm is not None
         self.upsample = nn.Conv2dTranspose(
             channels[-1], conv_out_channels, 2, 2, pad_mode="valid", has_bias=True, weight_init=he, bias_init="zeros"
         )
@@ -44,14 +53,14 @@ class MaskHead(nn.Cell):
         self.relu = nn.ReLU()
         self.bmm = ops.BatchMatMul()
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """What the last convolution sees, (R, conv_out_channels, 2S, 2S)."""
         for conv in self.convs:
-            x = conv(x)
+            x = conv(x, rows) if self.normed else conv(x)
         return self.relu(self.upsample(x))
 
-    def construct(self, x: Tensor, labels: Tensor) -> Tensor:
-        x = float32(self.features(x))
+    def construct(self, x: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
+        x = float32(self.features(x, rows))
         r, c, h, w = x.shape
         weight = ops.gather(self.logits.weight.reshape(-1, c), labels, 0).reshape(r, 1, c)
         bias = ops.gather(self.logits.bias, labels, 0).reshape(r, 1, 1)
@@ -195,7 +204,7 @@ class MaskLoss(PositivesLoss):
 
     def sum_of(self, features: tuple, rows: tuple, masks: Tensor, n: int) -> Tensor:
         rois, gt_boxes, labels, index, positive = (rows[0][:n], rows[1][:n], rows[2][:n], rows[3][:n], rows[4][:n])
-        logits = self.head(self.roi_extractor.extract(features, rois, positive > 0), labels)
+        logits = self.head(self.roi_extractor.extract(features, rois, positive > 0), labels, positive)
         targets = self.targets(masks, index, rois[:, 1:], gt_boxes)
         return (binary_cross_entropy(logits, targets).mean((1, 2)) * positive).sum()
 
@@ -204,7 +213,8 @@ def build_mask_branch(config: Config, builtin_ops: bool) -> MaskBranch:
     """The branch of config.mask_head."""
     cascade, staged, c = config.cascade, config.is_cascade, config.mask_head
     count = len(cascade.target_stds) if staged and cascade.mask_head_per_stage else 1
-    heads = [MaskHead(c.num_convs, c.in_channels, c.conv_out_channels, config.num_classes) for _ in range(count)]
+    norm = norm_of(c.norm, config.backbone.norm_eps, config.backbone.norm_momentum)
+    heads = [MaskHead(c.num_convs, c.in_channels, c.conv_out_channels, config.num_classes, norm) for _ in range(count)]
     extractor = build_roi_extractor(config.mask_roi, builtin_ops)
     return MaskBranch(extractor, heads, staged, staged and cascade.average_masks == "probabilities")
 
@@ -216,8 +226,10 @@ def build_mask_losses(config: Config, branch: MaskBranch, ranks: int, weights: S
         # one head alone learns from the first stage, at full weight
         weights = [1.0] * len(weights)
     out: list[list[nn.Cell]] = []
+    # ranks that share statistics have to run the same graph
+    buckets = 1 if ranks > 1 and config.mask_head.norm == "sync" else rcnn.mask_buckets
     for head, weight in zip(branch.heads, weights):
         targets = MaskTargets(rcnn.mask_size, config.mask_target_box, rcnn.mask_targets == "binary")
         weight = weight * config.mask_head.loss_mask.loss_weight
-        out.append([MaskLoss(head, branch.extractor, targets, weight, rcnn.mask_buckets, ranks)])
+        out.append([MaskLoss(head, branch.extractor, targets, weight, buckets, ranks)])
     return out + [[] for _ in weights[len(out) :]]

@@ -140,7 +140,7 @@ class CascadeRoILoss(nn.Cell):
             sample = draw(self.samplers[stage], candidates, truth, keys[:, used_keys : used_keys + n])
             used_keys += n
             rois = self.scale_gradient(self.heads.extractor(features, sample["boxes"], sample["used"] > 0))
-            logits, deltas = self.heads.boxes[stage](rois)
+            logits, deltas = self.heads.boxes[stage](rois, sample["used"].reshape(-1))
             cls_loss, reg_loss = self.box_losses[stage](logits, deltas, sample, total_of(totals, 1 + len(counts)))
             counts += (sample["used"].sum(),)
             weight = self.weights[stage]

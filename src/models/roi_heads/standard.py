@@ -94,7 +94,8 @@ class StandardRoILoss(nn.Cell):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         candidates = with_truth(proposals, truth) if self.add_gt else proposals
         sample = draw(self.sampler, candidates, truth, keys[:, : candidates["valid"].shape[1]])
-        logits, deltas = self.heads.box(self.heads.extractor(features, sample["boxes"], sample["used"] > 0))
+        rois = self.heads.extractor(features, sample["boxes"], sample["used"] > 0)
+        logits, deltas = self.heads.box(rois, sample["used"].reshape(-1))
         losses = self.box_loss(logits, deltas, sample, total_of(totals, 1))
         counts = (sample["used"].sum(),)  # type: tuple[Tensor, ...]
         # positives come first, so the first max_positives rows hold them all

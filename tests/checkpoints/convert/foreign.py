@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -203,6 +204,36 @@ def mmdetection(classes: int = 80) -> dict:
         layer(shapes, roi + f"mask_head.convs.{i}.conv", 8, 8, 3, 3)
     layer(shapes, roi + "mask_head.upsample", 8, 8, 2, 2)
     layer(shapes, roi + "mask_head.conv_logits", classes, 8, 1, 1)
+    return shapes
+
+
+def mmdetection_gn(classes: int = 80, channels: int = 32) -> dict:
+    """mask_rcnn_r50_fpn_gn-all, its convolutions of few channels."""
+    shapes = {
+        re.sub(r"\bbn(\d)", r"gn\1", n): s
+        for n, s in torchvision_backbone("backbone.").items()
+        if not n.endswith((".running_mean", ".running_var"))
+    }
+    rpn, roi = "rpn_head.rpn_", "roi_head."
+    convs: dict = {}
+    lateral, output = "neck.lateral_convs.{}.conv", "neck.fpn_convs.{}.conv"
+    fpn_rpn(convs, lateral, output, rpn + "conv", rpn + "cls", rpn + "reg", channels)
+    for part in ("bbox_head.shared_convs", "mask_head.convs"):
+        for i in range(4):
+            layer(convs, f"{roi}{part}.{i}.conv", channels, channels, 3, 3)
+    # convolutions with a norm have no bias
+    for name, shape in convs.items():
+        stem, _, part = name.rpartition(".conv.")
+        if not stem or "rpn" in stem:
+            shapes[name] = shape
+        elif part == "weight":
+            shapes[name] = shape
+            shapes |= {f"{stem}.gn.{p}": (channels,) for p in ("weight", "bias")}
+    layer(shapes, roi + "bbox_head.shared_fcs.0", 16, channels * 49)
+    layer(shapes, roi + "bbox_head.fc_cls", classes + 1, 16)
+    layer(shapes, roi + "bbox_head.fc_reg", 4 * classes, 16)
+    layer(shapes, roi + "mask_head.upsample", channels, channels, 2, 2)
+    layer(shapes, roi + "mask_head.conv_logits", classes, channels, 1, 1)
     return shapes
 
 

@@ -16,6 +16,7 @@ from src.checkpoints.convert.conversion import (
     target_shapes,
 )
 from src.checkpoints.convert.pickles import ConversionError
+from src.checkpoints.convert.unused import kinds_of
 from src.config import load_config
 from src.models.anchors import base_anchors
 from src.models.build import build_backbone, build_detector
@@ -176,6 +177,83 @@ def test_mmdetection_mask_rcnn_and_1x(x):
     np.testing.assert_array_equal(out.params["bbox_head.cls.weight"], old["bbox_head.fc_cls.weight"])
     np.testing.assert_array_equal(out.params["bbox_head.reg.weight"], old["bbox_head.fc_reg.weight"])
     assert any("1.x" in n for n in out.notes)
+
+
+V2 = (
+    ("neck.lateral_convs.3.weight", "backbone.fpn.inner_blocks.3.0.weight"),
+    ("neck.fpn_convs.0.norm.beta", "backbone.fpn.layer_blocks.0.1.bias"),
+    ("rpn.conv.weight", "rpn.head.conv.0.0.weight"),
+    ("rpn.conv2.bias", "rpn.head.conv.1.0.bias"),
+    ("bbox_head.convs.3.norm.moving_mean", "roi_heads.box_head.3.1.running_mean"),
+    ("bbox_head.fc1.weight", "roi_heads.box_head.5.weight"),
+    ("mask_head.convs.2.norm.gamma", "roi_heads.mask_head.2.1.weight"),
+)
+LSJ = (
+    ("neck.lateral_convs.3.weight", "backbone.fpn_lateral5.weight"),
+    ("neck.fpn_convs.0.norm.beta", "backbone.fpn_output2.norm.bias"),
+    ("rpn.conv.weight", "proposal_generator.rpn_head.conv.conv0.weight"),
+    ("rpn.conv2.bias", "proposal_generator.rpn_head.conv.conv1.bias"),
+    ("bbox_head.convs.3.norm.moving_mean", "roi_heads.box_head.conv4.norm.running_mean"),
+    ("bbox_head.fc1.weight", "roi_heads.box_head.fc1.weight"),
+    ("mask_head.convs.2.norm.gamma", "roi_heads.mask_head.mask_fcn3.norm.weight"),
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "layout", "config_file", "pairs"),
+    [
+        ("tv_maskrcnn_resnet50_fpn_v2.npz", "torchvision", "torchvision_mask_rcnn_r50_fpn_v2.yaml", V2),
+        ("d2_mask_rcnn_r50_fpn_lsj.npz", "detectron2", "detectron2_mask_rcnn_r50_fpn_lsj.yaml", LSJ),
+    ],
+)
+def test_norms_in_neck_and_heads(file, layout, config_file, pairs):
+    state = golden_state(file)
+    assert recognise(state) == layout
+    assert config_name(layout, {n: v.shape for n, v in renamed(state, layout).params.items()}) == config_file
+    out, _ = converted(state, layout, config_file)
+    assert out.unused == []
+    for ours, theirs in pairs:
+        np.testing.assert_array_equal(out.params[ours], state[theirs])
+    # and for another config they are layers that it lacks, by their names
+    plain = "torchvision_mask_rcnn_r50_fpn.yaml" if layout == "torchvision" else "detectron2_mask_rcnn_r50_fpn.yaml"
+    config = load_config(ROOT / "configs" / plain)
+    other = convert(state, layout, config, targets_of(plain, False))
+    assert {theirs for ours, theirs in pairs if "norm" in ours or "conv2" in ours} <= set(other.extra)
+    assert "norms in the FPN or in heads" in kinds_of(other.extra)
+    assert "an RPN of two or more convolutions" in kinds_of(other.extra)
+    assert "other layers in the box head" in kinds_of(other.extra)
+
+
+GROUPED = SMALL | {"neck.fpn.out_channels": 32, "rpn.in_channels": 32, "rpn.feat_channels": 32}
+GROUPED |= {"bbox_head.in_channels": 32, "bbox_head.conv_out_channels": 32}
+GROUPED |= {"mask_head.in_channels": 32, "mask_head.conv_out_channels": 32}
+
+
+def test_group_norms():
+    """mmdetection's gn-all; batch norms of that shape aren't taken for group norms, nor the other way round."""
+    state = foreign.values(foreign.mmdetection_gn())
+    assert recognise(state) == "mmdetection"
+    name = config_name("mmdetection", {n: v.shape for n, v in renamed(state, "mmdetection").params.items()})
+    assert name == "mmdet_mask_rcnn_r50_fpn_gn.yaml"
+    out, config = converted(state, "mmdetection", name, GROUPED)
+    assert out.unused == []
+    for ours, theirs in (
+        ("backbone.bn1.gamma", "backbone.gn1.weight"),
+        ("backbone.layer2.0.downsample.1.beta", "backbone.layer2.0.downsample.1.bias"),
+        ("neck.fpn_convs.2.norm.gamma", "neck.fpn_convs.2.gn.weight"),
+        ("bbox_head.convs.0.weight", "roi_head.bbox_head.shared_convs.0.conv.weight"),
+        ("bbox_head.convs.3.norm.beta", "roi_head.bbox_head.shared_convs.3.gn.bias"),
+        ("mask_head.convs.1.norm.gamma", "roi_head.mask_head.convs.1.gn.weight"),
+    ):
+        np.testing.assert_array_equal(out.params[ours], state[theirs])
+    targets = target_shapes(build_detector(config))
+    with pytest.raises(ConversionError, match="group norms .*epsilon of 0.001.*backbone.norm_eps"):
+        convert(state, "mmdetection", config, targets, 1e-3)
+    batch = load_config(ROOT / "configs" / name, GROUPED | {"backbone.norm": "batch"})
+    with pytest.raises(ConversionError, match="53 norms .*group norm, which the config doesn't have"):
+        convert(state, "mmdetection", batch, target_shapes(build_detector(batch)))
+    statistics = {f"backbone.bn1.{part}": np.ones(64, np.float32) for part in ("running_mean", "running_var")}
+    assert sorted(convert(state | statistics, "mmdetection", config, targets).extra) == sorted(statistics)
 
 
 def test_faster_rcnn_from_mask_rcnn():
