@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from src.checkpoints.files import load_detector
+from src.checkpoints.files import demand_checkpoint, load_detector
 from src.config import Config, add_config_arguments, config_from_arguments
-from src.data.formats import resolve_classes
+from src.data.formats import find_split, resolve_classes
 from src.evaluation.coco import Summary, evaluate
 from src.evaluation.kinds import KINDS, Kind, choose_kinds, needed_branches
 from src.evaluation.results import apply_options, saved_results, write_json
@@ -93,6 +93,8 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
     measured = {"class_names": arguments.classes, "score": arguments.report_score, "iou": arguments.report_iou}
     if arguments.predictions and arguments.predictions.exists() and evaluate_saved(config, arguments, measured):
         return
+    demand_checkpoint(checkpoint)
+    find_split(config, arguments.split)
     with loading():
         from src.evaluation.inference import Evaluator
         from src.models.build import build_detector

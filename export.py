@@ -2,6 +2,7 @@
 
 import argparse
 
+from src.checkpoints.files import demand_checkpoint, load_detector
 from src.config import add_config_arguments, load_config, parse_overrides
 from src.export import SUFFIX
 from src.runtime.errors import UserError, loading, run_command
@@ -42,8 +43,8 @@ def main() -> int:
     from src.data.formats import resolve_classes
 
     config = resolve_classes(config, training=False, checkpoint=known.ckpt_file)
+    demand_checkpoint(known.ckpt_file)
     with loading():
-        from src.checkpoints.files import load_detector
         from src.export.sidecar import upright_path
         from src.export.whole import canvases, export_whole, model_path
         from src.models.build import build_detector

@@ -39,12 +39,14 @@ def checked(config: Config) -> Config:
         return config
     # OpenCV takes a while to load: not before a word that is no key is refused
     from src.data.augment.custom import load_transform
-    from src.data.formats import check_training, resolve_classes
+    from src.data.formats import check_training, find_split, resolve_classes
 
     check_training(config)
     if config.transform:
         load_transform(config.transform)  # before the data set is converted
-    return resolve_classes(config, training=True)
+    config = resolve_classes(config, training=True)
+    find_split(config, "train")
+    return config
 
 
 def main() -> int:

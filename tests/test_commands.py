@@ -57,6 +57,33 @@ def test_unknown_key(tmp_path):
     check_refused(done, "command line", "lerning_rate", "unknown key")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.py", "--momentom", "0.5"],
+        ["train.py", "--resume", "no_such_run"],
+        ["train.py", *SHAPES, "--train_dataset", "nowhere"],
+        ["eval.py", "--help"],
+        ["eval.py", *SHAPES, "--checkpoint_path", "no_such.ckpt"],
+        ["eval.py", "--checkpoint_path", "a.ckpt", "--momentom", "0.5"],
+        ["export.py", "--help"],
+        ["export.py", "--ckpt_file", "a.ckpt", "--file_format", "XML"],
+        ["infer.py", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_an_answer_does_not_wait_for_mindspore(words):
+    """Which takes seconds to load."""
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as e:\n    print('ended', e.code, 'mindspore' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"ended {0 if '--help' in words else 2} False", done.stderr
+
+
 def test_missing_data_set(run_here, tmp_path):
     done = run_here("train.py", "--train_dataset", str(tmp_path / "nowhere"), outputs=tmp_path)
     check_refused(done, str(tmp_path / "nowhere"), "instances_train2017.json")

@@ -30,6 +30,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointFolder",
     "assign_parameters",
+    "demand_checkpoint",
     "load_backbone",
     "load_checkpoint",
     "load_detector",
@@ -111,6 +112,12 @@ def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises CheckpointError for a missing, damaged or foreign file.
     """
+    path = demand_checkpoint(path)
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_ckpt(path)
+
+
+def demand_checkpoint(path: str | Path) -> Path:
+    """The path of a checkpoint that is there and called as one. Raises CheckpointError."""
     path = Path(path)
     try:
         # what isn't a file is told before MindSpore waits for it
@@ -119,13 +126,11 @@ def load_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as e:
         raise CheckpointError(f"{path}: can't read: {e.strerror}") from None
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    if path.suffix != ".ckpt":
+    if path.suffix not in (".ckpt", ".safetensors"):
         raise CheckpointError(
             f"{path}: not a .ckpt file (or .safetensors); convert it with python -m src.convert_checkpoint"
         )
-    return read_ckpt(path)
+    return path
 
 
 def _bytes(path: Path) -> bytes:
