@@ -71,6 +71,25 @@ def test_unknown_key_unlike_any_lists_those_there(refused):
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--batchsize 2", "batchsize: unknown key; did you mean batch_size?"),
+        # options of the command itself are meant too
+        ("--chekpoint_path a", "chekpoint_path: unknown key; did you mean checkpoint_path?"),
+        ("--no_such 1", "no_such: unknown key; python -m src.config lists all keys, --help the options"),
+        ("--learning_rate 1", "learning_rate: unknown key; python -m src.config lists all keys, --help the options"),
+    ],
+)
+def test_unknown_words_of_a_command_line(words, told):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--checkpoint_path")
+    add_config_arguments(parser, str(CONFIGS[0]))
+    with pytest.raises(ConfigError) as error:
+        config_from_arguments(parser, words.split())
+    assert str(error.value) == f"command line: {told}"
+
+
+@pytest.mark.parametrize(
     ("text", "key", "expected"),
     [
         ("batch_size: two", "batch_size", "integer"),
