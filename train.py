@@ -14,7 +14,7 @@ from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.augment.custom import load_transform
 from src.data.formats import check_training, resolve_classes
 from src.data.loader import TrainLoader
-from src.data.mindrecord import ensure_mindrecord
+from src.data.mindrecord import ensure_mindrecord, with_categories
 from src.evaluation.inference import Evaluator
 from src.models.build import build_detector, build_loss
 from src.ops.device import set_device, use_local_device
@@ -106,7 +106,9 @@ def train_in_group(config: Config, resume: Resumed | None, group: Group) -> int:
     """This process's part of the training."""
     if group.is_first:
         print(describe_operators(config.device_target))
-    loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True), group.rank, group.size)
+    folder = ensure_mindrecord(config, "train", training=True)
+    config = with_categories(config, folder)
+    loader = TrainLoader(config, folder, group.rank, group.size)
     detector = build_detector(config)
     if not (resume and has_checkpoint(config)):
         if config.backbone.pretrained:

@@ -117,6 +117,11 @@ def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
         not c.with_mask or c.train_cfg.rcnn.mask_size == 2 * c.mask_roi.roi_layer.out_size,
         "train_cfg.rcnn.mask_size must be twice mask_roi.roi_layer.out_size",
     )
+    count = len(c.keypoint_head.names)
+    demand(
+        all(len(pair) == 2 and max(pair) <= count for pair in c.keypoint_head.skeleton),
+        f"keypoint_head.skeleton holds pairs of places in keypoint_head.names, 1 to {count}",
+    )
     heads = ((f"{b}_head", getattr(c, f"{b}_head")) for b in c.branches)
     for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *heads):
         demand(got.in_channels == c.neck.fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")

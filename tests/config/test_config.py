@@ -293,6 +293,9 @@ def test_base_missing_or_not_a_name(refused, tmp_path):
         ("train_cfg: {rcnn: {sampler: {num: 8}}}", "train_cfg.rcnn.mask_buckets"),
         ("seed: 1099511627776", "seed"),
         ("epoch_size: 3000000000", "epoch_size"),
+        ("keypoint_head: {skeleton: [[1, 18]]}", "keypoint_head.skeleton"),
+        ("keypoint_head: {skeleton: [[1, 2, 3]]}", "keypoint_head.skeleton"),
+        ("keypoint_head: {skeleton: [[0, 1]]}", "keypoint_head.skeleton"),
         ("detector: cascade_rcnn\ncascade: {pos_iou_thr: [0.5]}", "cascade.target_stds"),
     ],
 )
