@@ -152,6 +152,8 @@ def suggestion(f: Figures, config: Config) -> str:
     """The keys of a config that would take this data, as YAML."""
     keys: dict[str, object] = {"dataset": config.dataset}
     keys |= {"coco_classes": config.coco_classes, "num_classes": len(config.coco_classes)}
+    if config.other_classes != "stop":
+        keys["other_classes"] = config.other_classes
     keys["max_instance_count"] = max(-(-f.most // 8) * 8, 8)
     if f.image_sides:
         keys["img_width"], keys["img_height"] = canvas_for(f.image_sides, config)
