@@ -132,6 +132,11 @@ def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
         not c.bbox_head.norm or c.bbox_head.num_convs > 0,
         f"bbox_head.norm: {c.bbox_head.norm} follows convolutions; set bbox_head.num_convs",
     )
+    count = len(c.keypoint_head.names)
+    demand(
+        all(len(pair) == 2 and max(pair) <= count for pair in c.keypoint_head.skeleton),
+        f"keypoint_head.skeleton holds pairs of places in keypoint_head.names, 1 to {count}",
+    )
     heads = ((f"{b}_head", getattr(c, f"{b}_head")) for b in c.branches)
     for name, got in (("rpn", c.rpn), ("bbox_head", c.bbox_head), *heads):
         demand(got.in_channels == c.neck.fpn.out_channels, f"{name}.in_channels isn't neck.fpn.out_channels")

@@ -231,6 +231,11 @@ class KeypointHead:
     names: list[str] = key(
         COCO_KEYPOINTS, "names of the keypoints; left_NAME and right_NAME change places where a picture is mirrored"
     )
+    skeleton: list[list[int]] = key(
+        [],
+        "pairs of keypoint_head.names, counted from 1, that pictures join; []: what the training data say, else COCO's",
+        low=1,
+    )
     num_convs: int = key(8, "number of 3x3 convolutions", low=0, high=64)
     in_channels: int = key(256, "input channels; follows from neck.fpn.out_channels", low=1, high=WIDEST)
     conv_out_channels: int = key(512, "channels of the convolutions", low=1, high=WIDEST)

@@ -14,6 +14,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,13 @@ def _check_bounds(value: Any, meta: types.MappingProxyType, where: str) -> None:
         raise ConfigError(f"{where}: {shown(value)} is {passed}")
 
 
-def _apply(obj: Any, values: Any, source: str, given: set[str], prefix: str = "") -> None:
-    """Writes the mapping `values` into the dataclass `obj`, checking each key, and notes the keys in `given`."""
+def _apply(
+    obj: Any, values: Any, source: str, given: set[str], prefix: str = "", options: Collection[str] = ()
+) -> None:
+    """Writes the mapping `values` into the dataclass `obj`, checking each key, and notes the keys in `given`.
+
+    options: what else a name may have been meant for.
+    """
     if not isinstance(values, dict):
         where = prefix.rstrip(".") or "the file"
         raise ConfigError(f"{source}: {where}: expected a mapping of keys, got {shown(values)}")
@@ -107,8 +113,9 @@ def _apply(obj: Any, values: Any, source: str, given: set[str], prefix: str = ""
         if name == "coco_classes":
             value = _class_names(value)
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(name), [*fields, *options], n=1)
             there = f"keys here: {', '.join(fields)}" if prefix else "python -m src.config lists all keys"
+            there += ", --help the options" if options else ""
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; {there}"
             raise ConfigError(f"{where}: unknown key{hint}")
         if hints[name] is Backbone and isinstance(value, str):
@@ -214,10 +221,11 @@ def _hint(name: str) -> Any:
     return hint
 
 
-def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
+def load_config(path: str | Path, overrides: dict[str, str] | None = None, options: Collection[str] = ()) -> Config:
     """Read `path` and its `base:` chain, then `overrides` ({"train_cfg.rpn.sampler.num": "128"}).
 
-    An override of a text key is taken as it is; text for any other key is read as YAML. Raises ConfigError.
+    An override of a text key is taken as it is; text for any other key is read as YAML. options: a command's own, of
+    which an unknown override may be one misspelt. Raises ConfigError.
     """
     config = Config()
     given: set[str] = set()
@@ -229,7 +237,7 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
             # what isn't YAML is refused below, as not of the key's type
             with contextlib.suppress(ConfigError):
                 value = parse_yaml(value, source, ConfigError)
-        _apply(config, _nested(name, value), source, given)
+        _apply(config, _nested(name, value), source, given, options=options)
     _derive(config, given)
     check_together(config, source if not overrides else f"{path} and command line")
     return config
@@ -264,7 +272,7 @@ def config_from_arguments(
 ) -> tuple[Config, argparse.Namespace]:
     """Parses the command line into the config and the parser's own options. Raises ConfigError."""
     known, rest = parser.parse_known_args(arguments)
-    return load_config(known.config_path, parse_overrides(rest)), known
+    return load_config(known.config_path, parse_overrides(rest), list(vars(known))), known
 
 
 def describe_keys(obj: Any = None, prefix: str = "") -> list[tuple[str, str, Any, str]]:

@@ -18,11 +18,11 @@ import yaml
 
 from src.config import Config, load_config, parse_overrides
 from src.data.augment import without_augmentation
-from src.data.fields import fields_of, without_branches
+from src.data.fields import carried_fields, fields_of, without_branches
 from src.data.formats import resolve_classes
 from src.data.images import picture_size
 from src.data.loader import TrainLoader
-from src.data.mindrecord import ensure_mindrecord, read_index, record_files
+from src.data.mindrecord import ensure_mindrecord, read_index, record_files, with_categories
 from src.data.records import DataError
 from src.data.transforms import fit_size
 from src.drawing.objects import draw_ground_truth
@@ -47,6 +47,7 @@ class Figures:
     images_with: Counter = field(default_factory=Counter)  # by class name
     crowds: int = 0
     sizes: Counter = field(default_factory=Counter)  # by SIZES
+    carried: dict[str, Counter] = field(default_factory=dict)  # by field, what it counts of its values
     most: int = 0  # objects in one image
     canvas_sides: list[np.ndarray] = field(default_factory=list)  # (N, 2) width, height of objects on the canvas
     image_sides: list[tuple[int, int]] = field(default_factory=list)  # (width, height)
@@ -60,11 +61,15 @@ def count_records(folder: Path, config: Config) -> Figures:
 
     index = read_index(folder)
     out = Figures(problems=list(index["skipped"]), notes=list(index["notes"]))
+    fields = carried_fields(config)
+    out.carried = {f.name: Counter() for f in fields}
     rows = ds.MindDataset(record_files(folder), columns_list=["annotation"], shuffle=False, num_parallel_workers=1)
     for (text,) in rows.create_tuple_iterator(num_epochs=1, output_numpy=True):
         a = json.loads(text.tobytes())
         boxes, crowd = np.array(a["boxes"], float).reshape(-1, 4), np.array(a["crowd"], bool)
         names = [config.coco_classes[label] for label, c in zip_equal(a["labels"], crowd) if not c]
+        for f in fields:
+            out.carried[f.name].update(f.counted(a[f.name]))
         out.images += 1
         out.empty += not names
         out.instances.update(names)
@@ -103,6 +108,8 @@ def describe(f: Figures, config: Config) -> str:
     for name in names:
         bar = "#" * math.ceil(30 * f.instances[name] / most)
         lines.append(f"{name:{wide}s}  {f.instances[name]:9d}  {f.images_with[name]:7d}  {bar}".rstrip())
+    for each in carried_fields(config):
+        lines += each.table(f.carried[each.name])
     missing = [n for n in names if not f.instances[n]]
     if missing:
         lines.append(f"{len(missing)} classes without an instance: {', '.join(missing)}")
@@ -126,6 +133,7 @@ def reach(sides: np.ndarray, config: Config) -> str:
     low, mid, high = np.percentile(np.sqrt(sides.prod(-1)), (5, 50, 95))
     positive = config.train_cfg.rpn.assigner.pos_iou_thr
     poor = float((iou < 0.5).mean())
+    roots = np.sqrt(sides[iou < 0.5].prod(-1))
     line = (
         f"on canvas  objects of {low:.0f} to {high:.0f} pixels (5 % to 95 %, median {mid:.0f}; root of the area);"
         f" anchors of {anchor.min():.0f} to {anchor.max():.0f}\n"
@@ -133,8 +141,10 @@ def reach(sides: np.ndarray, config: Config) -> str:
         f" reach 0.5 with none, {float((iou < positive).mean()):.0%} not {positive:g}"
     )
     if poor > 0.1:
-        wrong = "smaller" if np.sqrt(sides.prod(-1))[iou < 0.5].mean() < anchor.min() else "other"
-        line += f": they are {wrong} shapes than the anchors; change rpn.anchor_generator or the canvas"
+        below, above = int((roots < anchor.min()).sum()), int((roots > anchor.max()).sum())
+        between = len(roots) - below - above
+        most = max((between, "of other shapes"), (below, "smaller"), (above, "larger"))[1]
+        line += f": most of these are {most} than the anchors; change rpn.anchor_generator or the canvas"
     return line
 
 
@@ -142,6 +152,8 @@ def suggestion(f: Figures, config: Config) -> str:
     """The keys of a config that would take this data, as YAML."""
     keys: dict[str, object] = {"dataset": config.dataset}
     keys |= {"coco_classes": config.coco_classes, "num_classes": len(config.coco_classes)}
+    if config.other_classes != "stop":
+        keys["other_classes"] = config.other_classes
     keys["max_instance_count"] = max(-(-f.most // 8) * 8, 8)
     if f.image_sides:
         keys["img_width"], keys["img_height"] = canvas_for(f.image_sides, config)
@@ -229,6 +241,7 @@ def inspect_split(config: Config, split: str, out: Path, samples: int) -> Figure
         # one fault stops training, but here all are wanted; what is wrong with the whole set is raised again
         config = dataclasses.replace(config, on_bad_image="skip")
         folder = ensure_mindrecord(config, split, training, quiet=True)
+    config = with_categories(config, folder)
     figures = count_records(folder, config)
     print(f"{read_index(folder)['source']} ({split}, dataset: {config.dataset})\n{describe(figures, config)}")
     if samples:

@@ -31,7 +31,7 @@ from mindspore.mindrecord.common.exceptions import MindRecordException
 from tqdm import tqdm
 
 from src.config import Config, add_config_arguments, config_from_arguments
-from src.data.fields import carried_fields
+from src.data.fields import carried_fields, completed
 from src.data.formats import find_split, read_split, source_digest
 from src.data.images import (
     check_decodes,
@@ -44,12 +44,20 @@ from src.data.images import (
 )
 from src.data.records import SKIP_ADVICE, DataError, ImageRecord, Records, Split, report_notes, without_collector
 from src.data.segmentations import segmentation_json
-from src.data.truth import write_truth
+from src.data.truth import read_categories, write_truth
 from src.runtime.errors import UserError, run_command
 from src.runtime.files import InUseError, flush, hold, whole
 from src.runtime.newer import zip_equal
 
-__all__ = ["OpenRecords", "ensure_mindrecord", "ground_truth", "read_index", "record_crc", "record_files"]
+__all__ = [
+    "OpenRecords",
+    "ensure_mindrecord",
+    "ground_truth",
+    "read_index",
+    "record_crc",
+    "record_files",
+    "with_categories",
+]
 
 FORMAT = 3  # raise when the records' layout changes
 SCHEMA = {
@@ -147,6 +155,11 @@ def ensure_mindrecord(config: Config, split: str, training: bool, quiet: bool = 
         index = read_index(folder)
         report_notes(index["skipped"], index["notes"])
     return folder
+
+
+def with_categories(config: Config, folder: Path) -> Config:
+    """The config with what the categories of a converted split say beyond names. Raises DataError."""
+    return completed(config, read_categories(folder / TRUTH))
 
 
 def ground_truth(config: Config, split: str = "val") -> Path:

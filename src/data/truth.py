@@ -24,7 +24,7 @@ from src.data.records import DataError, ImageRecord, Records, Split, report_note
 from src.data.segmentations import segmentation_json
 from src.runtime.files import open_regular, read_regular
 
-__all__ = ["is_truth", "read_truth", "truth_dict", "truth_of", "truth_of_split", "write_truth"]
+__all__ = ["is_truth", "read_categories", "read_truth", "truth_dict", "truth_of", "truth_of_split", "write_truth"]
 
 MAGIC = "rcnn-mindspore truth 1"
 HEAD = '{{"info": {{"description": "{}", "crc32": "{:08x}"}},\n'
@@ -99,6 +99,17 @@ def is_truth(path: Path) -> bool:
             return MAGIC.encode() in f.read(HEAD_SIZE)
     except OSError as e:
         raise DataError(f"{path}: can't read the annotations: {e.strerror}") from None
+
+
+def read_categories(path: Path) -> list[dict]:
+    """The categories of a truth file, of which the rest isn't read. Raises DataError."""
+    try:
+        with open_regular(path) as f:
+            # after the head and the source, as write_truth has them
+            line = [f.readline() for _ in range(3)][2].decode()
+        return list(json.loads(f"{{{line.rstrip().rstrip(',')}}}")["categories"])
+    except (OSError, ValueError, KeyError):
+        raise DataError(f"{path}: damaged; remove the converted data set and run again") from None
 
 
 def read_truth(path: Path) -> dict:

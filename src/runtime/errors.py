@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import reprlib
+import select
 import signal
 import sys
 import threading
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 LONGEST = 2000  # characters of a message
+BROKEN_PIPE = 128 + signal.SIGPIPE  # as a shell has it
 ENDED_WITH_ANOTHER = 75  # the exit status of a rank that can't go on since another has ended: the job may start again
 
 
@@ -108,7 +110,8 @@ def loading() -> Iterator[None]:
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs an entry script's `main`, ends the process: 0, a UserError's status (2) after its line, 130 after Ctrl-C.
 
-    Anything else that is raised is a fault of ours: its traceback, then a line that says so, status 1.
+    Where who reads the output has gone (head), it ends with 141, as SIGPIPE would. Anything else that is raised is a
+    fault of ours: its traceback, then a line that says so, status 1.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -124,11 +127,26 @@ def run_command(main: Callable[[], int | None]) -> None:
         print("error: too little memory; lower batch_size, num_parallel_workers or the canvas", file=sys.stderr)
         status = 2
     except Exception as e:
-        print(masked_text("".join(traceback.format_exception(e))), end="", file=sys.stderr)
-        told = one_line(str(e) if isinstance(e, InternalError) else f"{type(e).__name__}: {e}")
-        print(f"error: a fault of this program, not of your data: {told}; please report it", file=sys.stderr)
-        status = 1
+        status = BROKEN_PIPE
+        if not (isinstance(e, BrokenPipeError) and output_is_unread()):
+            print(masked_text("".join(traceback.format_exception(e))), end="", file=sys.stderr)
+            told = one_line(str(e) if isinstance(e, InternalError) else f"{type(e).__name__}: {e}")
+            print(f"error: a fault of this program, not of your data: {told}; please report it", file=sys.stderr)
+            status = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is left to be written would be told as an error when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = BROKEN_PIPE
     sys.exit(status)
+
+
+def output_is_unread() -> bool:
+    """Whether standard output is a pipe whose reader has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

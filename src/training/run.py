@@ -11,7 +11,7 @@ from pathlib import Path
 from src.checkpoints.files import load_backbone, load_detector
 from src.config import Config
 from src.data.loader import TrainLoader
-from src.data.mindrecord import ensure_mindrecord
+from src.data.mindrecord import ensure_mindrecord, with_categories
 from src.evaluation.inference import Evaluator
 from src.models.build import build_detector, build_loss
 from src.ops.device import set_device, use_local_device
@@ -77,7 +77,9 @@ def train_in_group(config: Config, resume: Resumed | None, group: Group) -> int:
     """This process's part of the training."""
     if group.is_first:
         print(describe_operators(config.device_target))
-    loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True), group.rank, group.size)
+    folder = ensure_mindrecord(config, "train", training=True)
+    config = with_categories(config, folder)
+    loader = TrainLoader(config, folder, group.rank, group.size)
     detector = build_detector(config)
     if not (resume and has_checkpoint(config)):
         if config.backbone.pretrained:

@@ -71,6 +71,25 @@ def test_unknown_key_unlike_any_lists_those_there(refused):
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--batchsize 2", "batchsize: unknown key; did you mean batch_size?"),
+        # options of the command itself are meant too
+        ("--chekpoint_path a", "chekpoint_path: unknown key; did you mean checkpoint_path?"),
+        ("--no_such 1", "no_such: unknown key; python -m src.config lists all keys, --help the options"),
+        ("--learning_rate 1", "learning_rate: unknown key; python -m src.config lists all keys, --help the options"),
+    ],
+)
+def test_unknown_words_of_a_command_line(words, told):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--checkpoint_path")
+    add_config_arguments(parser, str(CONFIGS[0]))
+    with pytest.raises(ConfigError) as error:
+        config_from_arguments(parser, words.split())
+    assert str(error.value) == f"command line: {told}"
+
+
+@pytest.mark.parametrize(
     ("text", "key", "expected"),
     [
         ("batch_size: two", "batch_size", "integer"),
@@ -274,6 +293,9 @@ def test_base_missing_or_not_a_name(refused, tmp_path):
         ("train_cfg: {rcnn: {sampler: {num: 8}}}", "train_cfg.rcnn.mask_buckets"),
         ("seed: 1099511627776", "seed"),
         ("epoch_size: 3000000000", "epoch_size"),
+        ("keypoint_head: {skeleton: [[1, 18]]}", "keypoint_head.skeleton"),
+        ("keypoint_head: {skeleton: [[1, 2, 3]]}", "keypoint_head.skeleton"),
+        ("keypoint_head: {skeleton: [[0, 1]]}", "keypoint_head.skeleton"),
         ("detector: cascade_rcnn\ncascade: {pos_iou_thr: [0.5]}", "cascade.target_stds"),
     ],
 )

@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
+from src.config import load_config
 from src.data.fields.masks import on_canvas
-from src.data.inspect import contact_sheet, inspect_split, pictures
+from src.data.inspect import contact_sheet, inspect_split, pictures, reach
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.runtime.newer import zip_equal
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_figures(coco_folder, coco_config, tmp_path, capsys):
@@ -28,6 +33,20 @@ def test_figures(coco_folder, coco_config, tmp_path, capsys):
     assert "3 usable, 1 of them without objects, 0 left out" in out
     assert "3 classes without an instance: square, triangle, cross" in out
     assert "60 to 60 wide" in out
+
+
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [
+        ([(900, 900)] * 3 + [(128, 128)] * 3, "50% of them reach 0.5 with none, 50% not 0.7: most of these are larger"),
+        ([(9, 9)] * 3 + [(900, 900)], "100% of them reach 0.5 with none, 100% not 0.7: most of these are smaller"),
+        ([(300, 30)], "of other shapes than the anchors"),
+    ],
+)
+def test_objects_that_no_anchor_fits_are_told_apart(sides, said):
+    lines = reach(np.array(sides, float), load_config(ROOT / "configs/mask_rcnn_r50_fpn.yaml"))
+    assert "anchors of 32 to 512" in lines
+    assert said in lines
 
 
 def test_all_problems_are_named_though_the_config_says_stop(coco_folder, coco_config, tmp_path, capsys):

@@ -38,6 +38,15 @@ def test_the_config_that_takes_the_data_takes_it(coco_folder, coco_config, tmp_p
     assert (figures.images, figures.most) == (2, 41)
 
 
+def test_the_config_that_takes_the_data_says_what_becomes_of_other_classes(coco_folder, coco_config, tmp_path, capsys):
+    coco_folder.add_object(1, category_id=20)
+    coco_folder.write()
+    few = {"coco_classes": ["background", "circle"], "num_classes": 2}
+    for policy in ("ignore", "background"):
+        _, out = inspected(coco_config(**few, other_classes=policy), tmp_path, capsys)
+        assert f"other_classes: {policy}\n" in out[out.index("a config that takes this data:\n") :]
+
+
 def test_objects_that_no_anchor_reaches_are_told(coco_folder, coco_config, tmp_path, capsys):
     coco_folder.data["annotations"].clear()
     for _ in range(5):

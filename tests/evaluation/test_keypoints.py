@@ -350,6 +350,23 @@ def test_pictures_show_the_points_that_are_sure():
     draw_records(image, [{"category_id": 4, "bbox": [1, 2, 3, 4], "keypoints": []}], {4: "dog"})
 
 
+def test_detections_are_joined_as_the_config_says():
+    config = replace(Config(), detector="keypoint_rcnn")
+    config.keypoint_head.names = NAMES
+    rows, image = np.float32([[[20, 20, 1], [40, 20, 1], [40, 40, 1]]]), np.full((60, 80, 3), 200, np.uint8)
+
+    def drawn(skeleton):
+        config.keypoint_head.skeleton = skeleton
+        found = Found(np.float32([[10, 10, 50, 50]]), np.float32([0.9]), np.int32([1]), {"keypoint": rows})
+        one = paste(found, 60, 80, ["background", "dog"], {1: 4}, paste_options(config))
+        return one.draw(image), KIND.category(one.fields["keypoint"][0])
+
+    (joined, labels), (apart, plain) = drawn([[1, 2], [2, 3]]), drawn([])
+    for x, y in ((30, 20), (40, 30)):
+        assert changed(image, joined, x, y) and not changed(image, apart, x, y)
+    assert labels == plain | {"skeleton": [[1, 2], [2, 3]]} and "skeleton" not in plain
+
+
 def test_points_keep_their_names():
     points = Points(np.zeros((3, 3)), NAMES, [[1, 2]])
     assert points.like(np.ones((3, 3))).skeleton == [[1, 2]]

@@ -99,3 +99,13 @@ def test_a_command_broken_off_while_it_loads_says_nothing(words, tmp_path):
         _, err = process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT
     assert err == ""
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_seen_enough_is_no_fault(lines):
+    code = f"from src.runtime.errors import run_command\nrun_command(lambda: print('line\\n' * {lines}))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

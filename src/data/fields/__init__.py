@@ -1,5 +1,6 @@
 """What objects carry beyond box and class, by the branch of the detector that learns it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from src.config import Config, ConfigError
@@ -14,6 +15,7 @@ __all__ = [
     "all_fields",
     "carried_fields",
     "check_augmentation",
+    "completed",
     "field_keys",
     "fields_of",
     "without_branches",
@@ -35,6 +37,13 @@ def carried_fields(config: Config) -> list[Field]:
 def all_fields(config: Config) -> list[Field]:
     """The fields that objects have in Instance.fields, whatever the detector: what labels may hold."""
     return [f for f in (field(config) for field in FIELDS.values()) if f.carried]
+
+
+def completed(config: Config, categories: Sequence[dict]) -> Config:
+    """The config with what the categories of the training split's truth say beyond names: keypoints' limbs."""
+    for branch in config.branches:
+        config = FIELDS[branch](config).completed(categories)
+    return config
 
 
 def field_keys(instance: Instance) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,18 @@ class Field:
     @property
     def options(self) -> list:
         """What of the config a conversion with this field depends on, as JSON holds it."""
+        return []
+
+    def completed(self, categories: Sequence[dict]) -> Config:
+        """The config with what a truth's categories say of the field and results are to know, but for what it says."""
+        return self.config
+
+    def counted(self, values: list) -> Counter:
+        """What inspection counts of the values of an image's objects."""
+        return Counter()
+
+    def table(self, counts: Counter) -> list[str]:
+        """The lines that tell what `counted` gave of all images."""
         return []
 
     # -- to a batch

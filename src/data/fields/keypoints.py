@@ -1,6 +1,8 @@
 """Keypoints: named points of each object."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,7 +120,24 @@ class KeypointField(Field):
         return self.moved(np.where(inside, values, 0.0), view.move).astype(np.float32)
 
     def drawn(self, values: np.ndarray, boxes: np.ndarray, shape: tuple[int, int]) -> Layer:
-        return skeleton_layer(list(values), self.names)
+        return skeleton_layer(list(values), self.names, self.config.keypoint_head.skeleton or None)
+
+    def counted(self, values: list) -> Counter:
+        labelled = (v for v in values if v is not None and any(v[2::3]))
+        return Counter(place for v in labelled for place in ("objects", *zip_equal(self.names, v[2::3])))
+
+    def table(self, counts: Counter) -> list[str]:
+        wide, objects = max(map(len, (*self.names, "keypoint"))), counts["objects"]
+        rows = [(n, *(counts[n, v] for v in (2, 1, 0))) for n in self.names]
+        return [
+            f"\n{'keypoint':{wide}s}    visible  covered  not labelled, of the {objects} objects with any",
+            *(f"{name:{wide}s}  {seen:9d}{covered:9d}{none:14d}" for name, seen, covered, none in rows),
+        ]
+
+    def completed(self, categories: Sequence[dict]) -> Config:
+        head = self.config.keypoint_head
+        found = next((c["skeleton"] for c in categories if c.get("skeleton")), head.skeleton)
+        return self.config if head.skeleton else replace(self.config, keypoint_head=replace(head, skeleton=found))
 
 
 def point_of(three: list, detected: bool, height: int, width: int) -> list[float]:

@@ -28,9 +28,9 @@ COCO_SIGMAS = dict(zip_equal(COCO_KEYPOINTS, Params("keypoints").kpt_oks_sigmas.
 
 
 class Keypoints(Kind):
-    """options: "names" of the K points, and to decode heatmaps "score" and "half_pixel", as the config's. rows
-    (N, K, S, S), logits of heatmaps, or (N, K, 3), as a value is. A value: Points (K, 3), scores as the options have
-    them.
+    """options: "names" of the K points, "skeleton" if it is known, and to decode heatmaps "score" and "half_pixel", as
+    the config's. rows (N, K, S, S), logits of heatmaps, or (N, K, 3), as a value is. A value: Points (K, 3), scores as
+    the options have them.
 
     The IoU of its metrics is COCO's object keypoint similarity (OKS).
     """
@@ -40,7 +40,8 @@ class Keypoints(Kind):
 
     def options(self, config: Config) -> dict[str, Any]:
         head = config.keypoint_head
-        return {"names": list(head.names), "score": head.score, "half_pixel": head.half_pixel}
+        known = {"names": list(head.names), "score": head.score, "half_pixel": head.half_pixel}
+        return known | ({"skeleton": head.skeleton} if head.skeleton else {})
 
     def tells(self, summary: Mapping[str, Any]) -> bool:
         if self.told_by not in summary:
@@ -69,7 +70,7 @@ class Keypoints(Kind):
             rows[:, :, :2] /= scale[:, None]
             if options["half_pixel"]:
                 rows[:, :, :2] -= 0.5
-        return [Points(row, options["names"]) for row in rows]
+        return [Points(row, options["names"], options.get("skeleton")) for row in rows]
 
     def resized(self, value: Points, height: int, width: int, to: tuple[int, int]) -> Points:
         return value.like(value * np.array([to[1] / width, to[0] / height, 1]))
@@ -93,7 +94,8 @@ class Keypoints(Kind):
         return {"keypoints": numbers, "num_keypoints": sum(sure)} if any(sure) else {}
 
     def category(self, value: Points) -> dict[str, Any]:
-        return {"keypoints": list(value.names)}
+        names = {"keypoints": list(value.names)}
+        return names if value.skeleton is None else names | {"skeleton": value.skeleton}
 
     def shapes(self, value: Points) -> list[Shape]:
         named = zip_equal(np.asarray(value), value.names, surely(value))

@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
-from src.config import Config, ConfigError, load_config
+from src.config import Config, ConfigError, load_config, save_config
 from src.data.fields.keypoints import KeypointField, mirrored_places
 from src.data.formats import check_training, read_split
 from src.data.import_labels import import_labels
 from src.data.inspect import inspect_split, restored
 from src.data.keypoint_shapes import NAMES, SHADES, SKELETON, make_keypoint_shapes
 from src.data.loader import TrainLoader
-from src.data.mindrecord import ensure_mindrecord, read_index
+from src.data.mindrecord import ensure_mindrecord, read_index, with_categories
 from src.data.records import DataError
 from src.data.scene import Scene
 from src.data.transforms import View
@@ -268,6 +268,35 @@ def test_detections_become_labels(persons_root, tmp_path):
     import_labels(results, tmp_path / "out", val=0, annotations=truth)
     (label,) = truth_of(tmp_path / "out/annotations/instances_train2017.json")["annotations"]
     assert label["keypoints"] == [20.5, 30.25, 2] * K and label["num_keypoints"] == K
+
+
+def test_inspection_counts_them(persons_config, persons_root, tmp_path, capsys):
+    data = json.loads((persons_root / "annotations/instances_train2017.json").read_bytes())
+    rows = np.array([a["keypoints"] for a in data["annotations"] if not a["iscrowd"] and a["num_keypoints"]])
+    seen = rows.reshape(-1, K, 3)[..., 2]
+    inspect_split(persons_config(), "train", tmp_path, samples=0)
+    out = capsys.readouterr().out
+    assert f"of the {len(seen)} objects with any" in out
+    for name, of in zip_equal(NAMES, seen.T):
+        numbers = [int((of == v).sum()) for v in (2, 1, 0)]
+        assert [name, *map(str, numbers)] in [line.split() for line in out.splitlines()]
+
+
+def test_a_run_keeps_the_limbs_of_its_data(persons_config, annotated, tmp_path):
+    places = annotated(lambda data: data["categories"].insert(0, {"id": 9, "name": "dog"}))
+    config = persons_config(**places)
+    folder = ensure_mindrecord(config, "train", training=True)
+    kept = with_categories(config, folder)
+    assert kept.keypoint_head.skeleton == [list(pair) for pair in SKELETON]
+    save_config(kept, tmp_path / "config.yaml")
+    again = load_config(tmp_path / "config.yaml")
+    assert again == kept and with_categories(again, folder) == kept
+    # what the config says itself stays
+    own = persons_config(**places, keypoint_head__skeleton="[[1, 2]]")
+    assert with_categories(own, folder) == own
+    # and what has no skeleton has no lines
+    bare = persons_config(**annotated(lambda data: data["categories"][0].pop("skeleton")))
+    assert with_categories(bare, ensure_mindrecord(bare, "train", training=True)) == bare
 
 
 # ---------------------------------------------------------------------------------------------------------
