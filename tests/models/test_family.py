@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mindspore.nn.utils import no_init_parameters
 
 from benchmarks.family import DETECTORS, run
 from src.config import load_config
@@ -26,6 +27,16 @@ def test_faster_rcnn_has_the_published_number_of_weights():
     names = ["background", *(f"class {i}" for i in range(90))]
     config = load_config("configs/faster_rcnn_r50_fpn.yaml", {"num_classes": 91, "coco_classes": names})
     assert weights(build_detector(config), with_norms=False) == 41_755_286
+
+
+@pytest.mark.parametrize(("detector", "count"), [("faster_rcnn", 43_712_278), ("mask_rcnn", 46_359_409)])
+def test_v2_has_the_published_number_of_weights(detector, count):
+    """num_params of torchvision's fasterrcnn_resnet50_fpn_v2 and maskrcnn_resnet50_fpn_v2, of 91 classes."""
+    names = ["background", *(f"class {i}" for i in range(90))]
+    path = f"configs/torchvision_{detector}_r50_fpn_v2.yaml"
+    with no_init_parameters():
+        detector = build_detector(load_config(path, {"num_classes": 91, "coco_classes": names}))
+    assert weights(detector) == count
 
 
 @pytest.mark.parametrize(
