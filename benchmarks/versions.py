@@ -1,14 +1,18 @@
-"""Tests passed by Python and MindSpore: a table of what scripts/run_tests.sh kept in build/matrix.
+"""Tests passed by Python and MindSpore: the table of docs/versions.md, from benchmarks/versions.json.
 
-python -m benchmarks.versions [FOLDER]
+    MINDSPORE=2.10.0 PYTHON=python3.10 bash scripts/run_tests.sh --fast
+    python -m benchmarks.versions [--keep FOLDER]
 
-A cell is made anew by MINDSPORE=2.10.0 PYTHON=python3.10 bash scripts/run_tests.sh [PYTEST ARGUMENT]...
-Exit status: 1 where a test failed in one of them.
+The first command runs a cell's tests and leaves a junit file in build/matrix/, whose suite names both versions. --keep
+puts the numbers of a folder's junit files into the record, each in place of its cell's former ones. Exit status: 1 where
+a test failed in one of the cells.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +22,7 @@ from benchmarks.common import print_table
 
 __all__ = ["main"]
 
+RECORD = Path(__file__).with_suffix(".json")
 # what there are wheels of: MindSpore, and for which minor versions of Python 3
 WHEELS = {
     "2.7.0": range(9, 12),
@@ -28,34 +33,68 @@ WHEELS = {
     "2.10.0": range(10, 13),
 }
 PYTHONS = range(9, 13)
-COLUMNS = ("Python", "MindSpore", "tests", "passed", "failed", "skipped", "seconds")
+OWN = ("3.11", "2.8.0")  # .venv's
+COLUMNS = ("Python", "MindSpore", "passed", "failed", "skipped", "seconds", "command")
 NAME = re.compile(r"Python ([\d.]+), MindSpore ([\d.]+): (.*)", re.S)
 
 
-def read_run(path: Path) -> tuple[tuple[str, str], list]:
-    """The versions of a junit file that scripts/run_tests.sh wrote, and the rest of its row."""
+def read_run(path: Path) -> dict:
+    """What a junit file that scripts/run_tests.sh wrote says: versions, pytest's arguments, counts, names of failures."""
     suite = next(ElementTree.parse(path).iter("testsuite"))
     found = NAME.fullmatch(suite.get("name", ""))
     if not found:
         raise SystemExit(f"error: {path}: not written by scripts/run_tests.sh; move it away")
-    total, failures, errors, skipped = (int(suite.get(n, 0)) for n in ("tests", "failures", "errors", "skipped"))
-    failed = failures + errors
-    counts = [total - failed - skipped, failed, skipped, round(float(suite.get("time", 0)))]
-    return (found[1], found[2]), [found[3], *counts]
+    failed, skipped = [], collections.Counter()
+    for case in suite.iter("testcase"):
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed.append(f"{case.get('classname')}::{case.get('name')}")
+        reason = case.find("skipped")
+        if reason is not None:
+            skipped[reason.get("message", "")] += 1
+    return {
+        "python": found[1],
+        "mindspore": found[2],
+        "arguments": "" if found[3] == "all" else found[3],
+        "started": suite.get("timestamp", "")[:16],
+        "seconds": round(float(suite.get("time", 0))),
+        "passed": int(suite.get("tests", 0)) - len(failed) - sum(skipped.values()),
+        "failed": sorted(failed),
+        "skipped": dict(sorted(skipped.items())),
+    }
+
+
+def command(run: dict) -> str:
+    cell = run["python"], run["mindspore"]
+    named = "" if cell == OWN else f"MINDSPORE={cell[1]} PYTHON=python{cell[0]} "
+    return f"`{named}bash scripts/run_tests.sh {run['arguments']}".rstrip() + "`"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", default="build/matrix", type=Path, help="default: %(default)s")
-    runs = dict(read_run(p) for p in sorted(parser.parse_args(arguments).folder.glob("*.xml")))
-    rows = []
+    parser.add_argument("--keep", metavar="FOLDER", type=Path, help="of junit files: build/matrix")
+    parser.add_argument("--record", default=RECORD, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    runs = json.loads(options.record.read_text()) if options.record.is_file() else []
+    kept = {(r["python"], r["mindspore"]): r for r in runs}
+    if options.keep:
+        for path in sorted(options.keep.glob("*.xml")):
+            run = read_run(path)
+            kept[run["python"], run["mindspore"]] = run
+    rows, ordered = [], []
     for mindspore, minors in WHEELS.items():
         for minor in PYTHONS:
             cell = f"3.{minor}", mindspore
-            absent = "not run" if minor in minors else "no wheel"
-            rows.append([*cell, *runs.get(cell, [absent, "", "", "", ""])])
+            run = kept.get(cell)
+            if run:
+                ordered.append(run)
+                counts = run["passed"], len(run["failed"]), sum(run["skipped"].values()), run["seconds"]
+                rows.append([*cell, *counts, command(run)])
+            else:
+                rows.append([*cell, "not run" if minor in minors else "no wheel", "", "", "", ""])
+    if options.keep:
+        options.record.write_text(json.dumps(ordered, indent=1) + "\n")
     print_table("Tests by Python and MindSpore", COLUMNS, rows)
-    return int(any(r[2] for r in runs.values()))
+    return int(any(r["failed"] for r in ordered))
 
 
 if __name__ == "__main__":

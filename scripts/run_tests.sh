@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The test suite, after the linters, the formatters and the type checker. usage: bash scripts/run_tests.sh [--full] [PYTEST ARGUMENT]...
+# The test suite, after the linters, the formatters and the type checker. usage: bash scripts/run_tests.sh [--full|--fast] [PYTEST ARGUMENT]...
 #   --full  also the long tests
+#   --fast  the quick half: no launchers, commands or C++ program, and of the operators this CPU's own instruction set alone
 # Arguments go to pytest: bash scripts/run_tests.sh tests/models -k fpn
 # MINDSPORE=2.10.0 PYTHON=python3.10, before it, run it on other versions, in an environment of their own (3 GB). What came out is
-# kept in build/matrix/, of which python -m benchmarks.versions makes a table.
+# left in build/matrix/, for python -m benchmarks.versions.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -14,14 +15,17 @@ if [ -z "${COCO_ROOT:-}" ] && [ -d ../shared/data/coco_mini ]; then
     COCO_ROOT=$(cd ../shared/data/coco_mini && pwd)
     export COCO_ROOT
 fi
-# before the tests, which run in two processes, either of which would build it; beside the linters
-{
-    bash scripts/build_custom.sh --march all "$VENV_PYTHON" >"$VENV/build_custom.log" 2>&1 ||
-        echo "warning: not built for every instruction set that this CPU has ($(tail -n 1 "$VENV/build_custom.log"))" >&2
-    PYTHON=$VENV_PYTHON bash ascend310_infer/build.sh --fetch >"$VENV/build_infer.log" 2>&1 ||
-        echo "warning: the C++ inference program wasn't built ($(tail -n 1 "$VENV/build_infer.log")); its tests skip" >&2
-} &
-builds=$!
+builds=
+if [[ " $* " != *" --fast "* ]]; then
+    # before the tests, which run in two processes, either of which would build it; beside the linters
+    {
+        bash scripts/build_custom.sh --march all "$VENV_PYTHON" >"$VENV/build_custom.log" 2>&1 ||
+            echo "warning: not built for every instruction set that this CPU has ($(tail -n 1 "$VENV/build_custom.log"))" >&2
+        PYTHON=$VENV_PYTHON bash ascend310_infer/build.sh --fetch >"$VENV/build_infer.log" 2>&1 ||
+            echo "warning: the C++ inference program wasn't built ($(tail -n 1 "$VENV/build_infer.log")); its tests skip" >&2
+    } &
+    builds=$!
+fi
 trap wait EXIT
 # they judge the source, whatever runs it; Python 3.9 has no such mypy
 if [ "$VENV" = "$ROOT/.venv" ] && [ -x "$VENV/bin/mypy" ]; then
@@ -34,7 +38,7 @@ if [ "$VENV" = "$ROOT/.venv" ] && [ -x "$VENV/bin/mypy" ]; then
     "$VENV/bin/shellcheck" -x scripts/*.sh
     "$VENV/bin/hadolint" Dockerfile
 fi
-wait "$builds"
+wait ${builds:+"$builds"}
 versions="Python $(python_version "$VENV_PYTHON"), MindSpore $("$VENV_PYTHON" -c \
     'import importlib.metadata as m; print(m.version("mindspore"))')"
 # the launchers that are tested choose for themselves

@@ -11,7 +11,7 @@ import pytest
 
 from src.config import load_config
 from src.data.shapes import make_shapes
-from src.ops.library import describe_operators
+from src.ops.library import MARCHES, describe_operators
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = pytest.StashKey[int]()
@@ -23,9 +23,40 @@ LONGEST = [
     *("export/test_onnx_graph.py", "data/test_bounds.py", "scripts/test_demo.py", "ops/test_roi_align.py"),
 ]
 
+# what --fast leaves out, as its names begin: half of the suite's time, for few of its tests
+NOT_FAST = (
+    "tests/ascend310_infer/",
+    "tests/checkpoints/convert/test_files.py::test_what_a_file_says_of_itself",
+    "tests/data/augment/test_custom.py",
+    "tests/data/test_bounds.py",
+    "tests/data/test_fuzz",
+    "tests/evaluation/test_report.py",
+    "tests/export/test_eval_onnx.py",
+    "tests/export/test_keypoints.py",
+    "tests/export/test_onnx_graph.py::test_backbones",
+    "tests/export/test_onnx_graph.py::test_mobilenet_v3",
+    "tests/export/test_operators.py",
+    "tests/models/test_family.py",
+    "tests/models/test_padding.py",
+    "tests/models/test_turned.py",
+    "tests/scripts/",
+    "tests/test_commands.py",
+    "tests/test_fuzz_parsers.py",
+    "tests/test_hub.py",
+    "tests/test_infer.py",
+    "tests/test_postprocess.py",
+    "tests/test_serve",
+    "tests/training/test_choosing.py",
+    "tests/training/test_launch.py",
+    "tests/training/test_step.py::test_parts_make_the_step_of_their_whole_batch",
+)
+# and what it takes although it is marked full
+FAST_TOO = "tests/test_float16.py::test_float16_detects_what_float32_does"
+
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also the long tests, which are marked full")
+    parser.addoption("--fast", action="store_true", help="the quick half, for other versions of Python and MindSpore")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -34,8 +65,18 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
     if config.getoption("--full"):
         return
-    long = [item for item in items if item.get_closest_marker("full")]
-    items[:] = [item for item in items if not item.get_closest_marker("full")]
+    fast = config.getoption("--fast")
+    lesser = set(MARCHES) - {"native"}
+
+    def is_long(item):
+        if fast and item.nodeid == FAST_TOO:
+            return False
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        left = fast and (item.nodeid.startswith(NOT_FAST) or any(isinstance(v, str) and v in lesser for v in values))
+        return left or item.get_closest_marker("full")
+
+    long = [item for item in items if is_long(item)]
+    items[:] = [item for item in items if not is_long(item)]
     config.hook.pytest_deselected(items=long)
     config.stash[LEFT_OUT] = len(long)
     if hasattr(config, "workeroutput"):
