@@ -146,17 +146,19 @@ def test_nms_with_mask_is_given_at_most_what_ascend_takes(at_most):
 
 
 @pytest.mark.parametrize("runs", [(), (300,)])
-def test_large_boxes_of_many_classes_where_operators_are_float16(monkeypatch, runs):
-    """Ascend 910 (A): boxes as large as the canvas, corners that float16 rounds to a pixel, offsets of 80 classes."""
+def test_boxes_of_many_classes_where_operators_are_float16(monkeypatch, runs):
+    """Ascend 910 (A): boxes as large as the canvas, and small ones, whose corners float16 rounds to a pixel, and would
+    round to 8 if boxes of 80 classes were moved apart."""
     replace_by_half(monkeypatch)
     rng = np.random.RandomState(5)
-    # of four places: IoUs are near 0 or 1, whatever float16 makes of corners
-    places = np.array([[0, 0, 1300, 790], [1050, 500, 1300, 780], [1100, 20, 1180, 90], [40, 700, 130, 790]])
-    place = rng.randint(0, 4, 300)
-    boxes = (places[place] + rng.uniform(-2, 2, (300, 4)))[None].astype(np.float32)
+    # two large and eight small ones, each many times: IoUs are above 0.75, or below 0.1; the small ones' edges lie
+    # midway between numbers that float16 has after a move by 8 canvases
+    small = np.arange(8)[:, None] * [140, 96] + 4
+    places = np.concatenate([[[0, 0, 1300, 790], [1050, 500, 1300, 780]], np.concatenate([small, small + 8], 1)])
+    boxes = (places[rng.randint(0, 10, 300)] + rng.uniform(-0.25, 0.25, (300, 4)))[None].astype(np.float32)
     # that float16 tells apart
     scores = -np.sort(-rng.permutation(2048)[:300] / 2048)[None].astype(np.float32)
-    groups = np.zeros((1, 300), np.int32) if runs else rng.randint(0, 80, (1, 300)).astype(np.int32)
+    groups = np.zeros((1, 300), np.int32) if runs else rng.randint(72, 80, (1, 300)).astype(np.int32)
     case = boxes, scores, groups, rng.rand(1, 300) > 0.2
     indices, kept = (x.asnumpy() for x in BatchedNMS(0.5, 100, builtin=True, runs=runs)(*map(Tensor, case)))
     expected_indices, expected_kept = numpy_nms(*case, 0.5, 100)
