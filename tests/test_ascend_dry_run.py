@@ -36,7 +36,17 @@ def test_kernels_are_counted_by_kind(child):
     assert found.faults == []
     assert found.kernels == {"aclnn": 1, "aclop": 1, "runtime": 1}
     assert found.memory == 47
-    assert row(found).startswith("| shapes | train | 1 | 1 | 1 | 1 | 0 | 0 | 47 |")
+    assert row(found) == "| shapes | train | 1 | 1 | 1 | 1 | 0 | 0 | 47 | yes | yes | none |"
+
+
+@pytest.mark.parametrize(
+    ("memory", "fits"),
+    [(0, "- | - | -"), (30720, "30720 | yes | yes"), (31000, "31000 | no | yes"), (61500, "61500 | no | no")],
+)
+def test_what_fits_is_what_mindspore_leaves_of_a_device(child, memory, fits):
+    """It says itself that it uses 61430 of 65536 MB. With several ranks no memory is planned."""
+    said = GOOD.replace("47M", f"{memory}M")
+    assert f"| {fits} |" in row(child(said + BUILT))
 
 
 @pytest.mark.parametrize(

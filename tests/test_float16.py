@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from benchmarks.reference import golden_shapes, load_weights, match_boxes, matched_share, reference_config
 from src.models import precision
 from src.models.build import build_detector
 from src.models.precision import float32
+from tests.half_operators import replace_by_half
 from tests.reference.reference_weights import reference_inputs
 
 pytestmark = pytest.mark.full
@@ -52,39 +52,8 @@ def test_float16_detects_what_float32_does(detections):
 
 @pytest.fixture
 def half_operators(monkeypatch):
-    """TopK, NMSWithMask and products of matrices in float16 alone, as Ascend 910 (A) has them, their results in float32
-    again; and no infinity in either of the first two, which some kernels don't bear.
-    """
-    top_k, nms, product = ops.TopK, ops.NMSWithMask, ops.BatchMatMul
-
-    class HalfTopK(nn.Cell):
-        def __init__(self, **options):
-            super().__init__()
-            self.top_k = top_k(**options)
-
-        def construct(self, x, k):
-            values, index = self.top_k(x.astype(ms.float16), k)
-            return values.astype(x.dtype), index
-
-    class HalfNMS(nn.Cell):
-        def __init__(self, threshold):
-            super().__init__()
-            self.nms = nms(threshold)
-
-        def construct(self, boxes):
-            return self.nms(boxes.astype(ms.float16))
-
-    class HalfProduct(nn.Cell):
-        def __init__(self, **options):
-            super().__init__()
-            self.product = product(**options)
-
-        def construct(self, a, b):
-            return self.product(a.astype(ms.float16), b.astype(ms.float16)).astype(a.dtype)
-
-    monkeypatch.setattr(ops, "TopK", HalfTopK)
-    monkeypatch.setattr(ops, "NMSWithMask", HalfNMS)
-    monkeypatch.setattr(ops, "BatchMatMul", HalfProduct)
+    """Ascend 910 (A)'s operators."""
+    replace_by_half(monkeypatch)
     monkeypatch.setattr(precision, "LAST_LAYERS", ())
 
 

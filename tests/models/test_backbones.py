@@ -10,6 +10,7 @@ from src.models.backbones.mobilenet_v1 import MobileNetV1
 from src.models.backbones.resnet import ResNet, StemPool
 from src.models.build import build_detector
 from src.models.fpn import UpsampleAdd
+from src.ops.library import standard_operators
 from src.runtime.newer import zip_equal
 
 pytestmark = pytest.mark.usefixtures("operator_by_operator")
@@ -156,3 +157,34 @@ def test_bilinear_top_down_path_is_mindspores_resize_bilinear():
     # sums of two and of four numbers, in float32
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
     assert np.abs(UpsampleAdd(4)(fine, coarse).asnumpy() - want).max() > 0.1
+
+
+@pytest.mark.parametrize(("factor", "bilinear"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("for_export", [False, True])
+def test_both_ways_of_copying_cells_give_the_same_numbers(factor, bilinear, for_export):
+    """numpy's copies and sums; of the gradient, too. Whole numbers, whose sums and halves float32 holds exactly."""
+    r = np.random.default_rng(4)
+    height, width = 3, 5
+    coarse = r.integers(-8, 8, (2, 4, height, width)).astype(np.float32)
+    fine, sens = (r.integers(-8, 8, (2, 4, factor * height, factor * width)).astype(np.float32) for _ in range(2))
+    with standard_operators(for_export):
+        cell = UpsampleAdd(4, bilinear, factor)
+    assert cell.by_convolution != for_export
+    copies = np.kron(coarse, np.ones((factor, factor), np.float32))
+    back = sens
+    if bilinear:
+        # each row and column, and the mean of itself and the next, the last of which is itself
+        rows, columns = (mean_with_next(factor * n) for n in (height, width))
+        copies, back = rows @ copies @ columns.T, rows.T @ sens @ columns
+    back = back.reshape(2, 4, height, factor, width, factor).sum((3, 5))
+    inputs = Tensor(fine), Tensor(coarse)
+    np.testing.assert_array_equal(cell(*inputs).asnumpy(), fine + copies)
+    got = ops.GradOperation(get_all=True, sens_param=True)(cell)(*inputs, Tensor(sens))
+    np.testing.assert_array_equal(got[0].asnumpy(), sens)
+    np.testing.assert_array_equal(got[1].asnumpy(), back)
+
+
+def mean_with_next(n: int) -> np.ndarray:
+    """The matrix (n, n) of it."""
+    following = np.minimum(np.arange(n) + 1, n - 1)
+    return (np.eye(n) + np.eye(n)[following]).astype(np.float32) / 2

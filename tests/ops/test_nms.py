@@ -7,6 +7,7 @@ from mindspore import Tensor
 
 from src.ops import nms as module
 from src.ops.nms import BatchedNMS, _OffsetNMS, _RunsNMS
+from tests.half_operators import replace_by_half
 
 pytestmark = pytest.mark.usefixtures("operator_by_operator")
 
@@ -142,6 +143,27 @@ def test_nms_with_mask_is_given_at_most_what_ascend_takes(at_most):
         cell(*map(Tensor, (boxes[:1], -np.sort(-scores[:1]), groups[:1], valid[:1])))
     assert sum(given) == 6720 + 4096
     assert max(given) <= 2864
+
+
+@pytest.mark.parametrize("runs", [(), (300,)])
+def test_boxes_of_many_classes_where_operators_are_float16(monkeypatch, runs):
+    """Ascend 910 (A): boxes as large as the canvas, and small ones, whose corners float16 rounds to a pixel, and would
+    round to 8 if boxes of 80 classes were moved apart."""
+    replace_by_half(monkeypatch)
+    rng = np.random.RandomState(5)
+    # two large and eight small ones, each many times: IoUs are above 0.75, or below 0.1; the small ones' edges lie
+    # midway between numbers that float16 has after a move by 8 canvases
+    small = np.arange(8)[:, None] * [140, 96] + 4
+    places = np.concatenate([[[0, 0, 1300, 790], [1050, 500, 1300, 780]], np.concatenate([small, small + 8], 1)])
+    boxes = (places[rng.randint(0, 10, 300)] + rng.uniform(-0.25, 0.25, (300, 4)))[None].astype(np.float32)
+    # that float16 tells apart
+    scores = -np.sort(-rng.permutation(2048)[:300] / 2048)[None].astype(np.float32)
+    groups = np.zeros((1, 300), np.int32) if runs else rng.randint(72, 80, (1, 300)).astype(np.int32)
+    case = boxes, scores, groups, rng.rand(1, 300) > 0.2
+    indices, kept = (x.asnumpy() for x in BatchedNMS(0.5, 100, builtin=True, runs=runs)(*map(Tensor, case)))
+    expected_indices, expected_kept = numpy_nms(*case, 0.5, 100)
+    np.testing.assert_array_equal(kept, expected_kept)
+    np.testing.assert_array_equal(indices, expected_indices)
 
 
 def test_nothing_valid(builtin):

@@ -135,7 +135,14 @@ class _CustomRoIAlign(nn.Cell):
 
 
 class _FixedRoIAlign(nn.Cell):
-    """``ops.ROIAlign`` on every level, each RoI's level chosen afterwards. For a fixed number of samples."""
+    """``ops.ROIAlign`` on every level, each RoI's level chosen afterwards. For a fixed number of samples.
+
+    So it samples RoIs x levels, of which one level's count. What would sample less isn't the same or isn't to be had:
+    rows picked by level have a shape that changes from image to image, and exports need fixed ones; shares of a fixed
+    size drop RoIs where a level has more; a branch for when they suffice has the host wait for the device; all levels
+    in one map have neighbours where samples beyond a level's border must be zero; and MindSpore has no operator for
+    several levels.
+    """
 
     def __init__(self, output_size: int, sampling_ratio: int, aligned: bool, strides: tuple[int, ...]) -> None:
         super().__init__()
