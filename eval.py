@@ -23,7 +23,9 @@ from src.training.signals import Stopped, StopRequest
 def main() -> int:
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint on a validation split.")
     add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
-    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of the whole detector (.ckpt)")
+    parser.add_argument(
+        "--checkpoint_path", required=True, help="checkpoint of the whole detector (.ckpt, .safetensors)"
+    )
     parser.add_argument(
         "--results",
         type=Path,

@@ -11,7 +11,7 @@ from src.runtime.errors import UserError, loading, run_command
 def main() -> int:
     parser = argparse.ArgumentParser(description="Export a checkpoint for other runtimes.", allow_abbrev=False)
     add_config_arguments(parser, "configs/mask_rcnn_r50_fpn.yaml")
-    parser.add_argument("--ckpt_file", required=True, help="checkpoint of the whole detector (.ckpt)")
+    parser.add_argument("--ckpt_file", required=True, help="checkpoint of the whole detector (.ckpt, .safetensors)")
     parser.add_argument("--file_format", default="MINDIR", help=f"{', '.join(SUFFIX)} (default: %(default)s)")
     parser.add_argument("--file_name", help="file to write; its suffix may be left out (default: the config's brief)")
     parser.add_argument("--batch_size", default="1", help="images a call (default: %(default)s)")

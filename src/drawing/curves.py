@@ -91,7 +91,7 @@ def plot_loss_curve(
     if points:
         upper.plot(*zip_equal(*points), color=shades[0], marker="o", linestyle="--", label="total, validation")
     upper.grid(True, which="major", alpha=0.3)
-    upper.legend(ncols=3, fontsize=9, framealpha=0.9)
+    upper.legend(ncols=3, fontsize=9, framealpha=0.9, loc="upper right")
     if len(epoch_ends) > 1:
         above = upper.secondary_xaxis("top")
         every = max(1, round(len(epoch_ends) / 12))

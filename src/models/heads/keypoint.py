@@ -10,9 +10,9 @@ from mindspore.common.initializer import HeNormal
 from src.config import Config
 from src.models.graph_writer import GraphWriter
 from src.models.heads.positives import PositivesLoss
+from src.models.norms import conv_layer
 from src.models.precision import float32
 from src.models.roi_extractor import RoIExtractor, build_roi_extractor
-from src.ops.conv import Conv2d
 from src.runtime.newer import zip_equal
 from src.structures import Detections
 
@@ -38,10 +38,7 @@ class KeypointHead(nn.Cell):
         he = HeNormal(mode="fan_out", nonlinearity="relu")
         channels = [in_channels] + [conv_out_channels] * num_convs
         self.convs = nn.CellList(
-            [
-                Conv2d(i, o, 3, relu=True, has_bias=True, weight_init=he, bias_init="zeros")
-                for i, o in zip_equal(channels[:-1], channels[1:])
-            ]
+            [conv_layer(i, o, 3, None, he, relu=True) for i, o in zip_equal(channels[:-1], channels[1:])]
         )
         self.upsample = nn.Conv2dTranspose(
             channels[-1], keypoints, 4, 2, "pad", 1, has_bias=True, weight_init=he, bias_init="zeros"
