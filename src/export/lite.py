@@ -31,14 +31,16 @@ def for_lite(plain: RCNN) -> RCNN:
                     parent[int(name)] = grouped
                 else:
                     setattr(parent, name, grouped)
-                grouped.gamma.name, grouped.beta.name = cell.gamma.name, cell.beta.name
+                # placed in a parent that has no name of its own, they would share their names with others
+                for p in grouped.get_parameters():
+                    p.name = cell.gamma.name.removesuffix("gamma") + p.name.removeprefix(f"{name}.")
     for _, parent in list(plain.backbone.cells_and_names()):
         for name, cell in list(parent.name_cells().items()):
             if isinstance(cell, nn.Conv2d) and 1 < cell.group < cell.in_channels:
                 apart = GroupsApart(cell)
                 names = [p.name for p in apart.get_parameters()]
                 setattr(parent, name, apart)
-                # placed in a parent that has no name of its own, they would share their names with others
+                # likewise
                 for p, own in zip_equal(apart.get_parameters(), names):
                     p.name = own
     return plain

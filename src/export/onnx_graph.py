@@ -27,7 +27,7 @@ from src.models.anchors import cell_steps, map_size
 from src.models.box_coder import BoxCoder
 from src.models.fpn import FPN
 from src.models.heads.box import BBoxHead
-from src.models.norms import ChannelBias, ConvNorm, GroupNorm
+from src.models.norms import ConvNorm, GroupNorm
 from src.models.proposals import LEAST_LOGIT, NO_LOGIT
 from src.models.rcnn import RCNN
 from src.models.roi_extractor import RoIExtractor
@@ -149,8 +149,11 @@ class DetectorGraph(Graph):
         if transposed:
             kind = "ConvTranspose"
         inputs = [x, self.weight(cell.weight)]
-        if isinstance(norm, ChannelBias) or cell.has_bias:
-            inputs.append(self.weight(norm.bias if isinstance(norm, ChannelBias) else cell.bias))
+        if norm is not None and not isinstance(norm, GroupNorm):
+            # one that isn't folded has no bias
+            inputs.append(self.weight(norm.bias))
+        elif cell.has_bias:
+            inputs.append(self.weight(cell.bias))
         y = self.op(
             kind,
             *inputs,
