@@ -4,8 +4,8 @@
     python -m benchmarks.versions [--keep FOLDER]
 
 The first command runs a cell's tests and leaves a junit file in build/matrix/, whose suite names both versions. --keep
-puts the numbers of a folder's junit files into the record, each in place of its cell's former ones. Exit status: 1 where
-a test failed in one of the cells.
+puts the numbers of a folder's junit files into the record, in place of their cells' former ones. Exit status: 1 where a
+test failed in one of the cells.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NAME = re.compile(r"Python ([\d.]+), MindSpore ([\d.]+): (.*)", re.S)
 
 
 def read_run(path: Path) -> dict:
-    """What a junit file that scripts/run_tests.sh wrote says: versions, pytest's arguments, counts, names of failures."""
+    """What a junit file that scripts/run_tests.sh wrote says: versions, pytest's arguments, counts, who failed."""
     suite = next(ElementTree.parse(path).iter("testsuite"))
     found = NAME.fullmatch(suite.get("name", ""))
     if not found:

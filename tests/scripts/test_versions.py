@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -91,16 +92,52 @@ def test_wheels_of_another_processor_are_refused(checkout):
     assert not (checkout / f".venv-{OWN}-2.9.0").exists()
 
 
+def cells(text):
+    return [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+
+
 def test_the_table_of_kept_runs(tmp_path, capsys):
-    for python, mindspore, more in (("3.9", "2.7.1", 'failures="1" skipped="2"'), ("3.11", "2.8.0", 'failures="0"')):
-        (tmp_path / f"Python{python}MindSpore{mindspore}.xml").write_text(
-            f'<testsuites><testsuite name="Python {python}, MindSpore {mindspore}: tests/ops" tests="9" errors="0"'
-            f' time="12.4" {more}></testsuite></testsuites>'
+    runs, record = tmp_path / "matrix", tmp_path / "versions.json"
+    runs.mkdir()
+    failed = '<testcase classname="tests.test_a" name="test_b"><failure message="it"/></testcase>'
+    skipped = '<testcase classname="tests.test_a" name="test_c"><skipped message="no camera"/></testcase>'
+    for python, mindspore, words, inner in (
+        ("3.9", "2.7.1", "--fast", failed + 2 * skipped),
+        ("3.11", "2.8.0", "all", ""),
+    ):
+        (runs / f"Python{python}MindSpore{mindspore}.xml").write_text(
+            f'<testsuites><testsuite name="Python {python}, MindSpore {mindspore}: {words}" tests="9" time="12.4">'
+            f"{inner}</testsuite></testsuites>"
         )
-    assert versions.main([str(tmp_path)]) == 1
-    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    assert ["3.9", "2.7.1", "tests/ops", "6", "1", "2", "12"] in lines
-    assert ["3.11", "2.8.0", "tests/ops", "9", "0", "0", "12"] in lines
+    assert versions.main(["--keep", str(runs), "--record", str(record)]) == 1
+    written = capsys.readouterr().out
+    lines = cells(written)
+    command = "bash scripts/run_tests.sh"
+    assert ["3.9", "2.7.1", "6", "1", "2", "12", f"`MINDSPORE=2.7.1 PYTHON=python3.9 {command} --fast`"] in lines
+    assert ["3.11", "2.8.0", "9", "0", "0", "12", f"`{command}`"] in lines
     # a wheel that there isn't, and what wasn't run
     assert ["3.12", "2.7.0", "no wheel", "", "", "", ""] in lines
     assert ["3.12", "2.9.0", "not run", "", "", "", ""] in lines
+    # the record alone says the same, and what failed
+    assert versions.main(["--record", str(record)]) == 1
+    assert capsys.readouterr().out == written
+    (run,) = (r for r in json.loads(record.read_text()) if r["python"] == "3.9")
+    assert run["failed"] == ["tests.test_a::test_b"] and run["skipped"] == {"no camera": 2}
+
+
+def test_a_cell_that_ran_again_takes_the_place_of_the_first(tmp_path, capsys):
+    record = tmp_path / "versions.json"
+    for passed in (7, 8):
+        (tmp_path / "a.xml").write_text(f'<testsuite name="Python 3.10, MindSpore 2.9.0: --fast" tests="{passed}"/>')
+        assert versions.main(["--keep", str(tmp_path), "--record", str(record)]) == 0
+    assert [r["passed"] for r in json.loads(record.read_text())] == [8]
+
+
+def test_the_page_shows_the_record(capsys):
+    versions.main([])
+    table = [
+        row for row in cells(capsys.readouterr().out) if row[0:1] == ["Python"] or row[0:1] and row[0].startswith("3.")
+    ]
+    assert len(table) > 20
+    page = cells((ROOT / "docs/versions.md").read_text(encoding="utf-8"))
+    assert [row for row in page if row in table] == table
