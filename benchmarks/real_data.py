@@ -1,11 +1,11 @@
 """Faster R-CNN on MobileNetV1-FPN fine-tuned on real photographs, here and in torchvision, from the same weights.
 
-    python -m benchmarks.real_data --data DIR --torchvision PYTHON [--only bccd|raccoon] [--seed N] [--out DIR] [--KEY VALUE ...]
+    python -m benchmarks.real_data --data DIR --torchvision PYTHON [--only SET] [--seed N] [--out DIR] [--KEY VALUE ...]
 
-DIR holds mobilenet_v1/ (TensorFlow-Slim's weights), bccd/ and raccoon/ (Pascal VOC's XML; of raccoon every fifth by name
-validates). PYTHON has torch and torchvision. Both sides have the same pictures, canvas, batches, learning rates, flips
-and evaluation, by pycocotools on the last weights. Each set's AP, AP50, hours and memory are written to a JSON file of
-its own in benchmarks/results/.
+DIR holds mobilenet_v1/ (TensorFlow-Slim's weights), bccd/ and raccoon/ (Pascal VOC's XML; of raccoon every fifth by
+name validates). PYTHON has torch and torchvision. Both sides have the same pictures, canvas, batches, learning rates,
+flips and evaluation, by pycocotools on the last weights. Each set's AP, AP50, hours and memory are written to a JSON
+file of its own in benchmarks/results/.
 """
 
 from __future__ import annotations
