@@ -407,7 +407,7 @@ def best_and_worst(
 
 def without_truth(truth: Truth, results: list[dict], summary: Summary) -> str:
     """The detections of highest score whose boxes meet no object of any class: labels that are missing, or mistakes."""
-    found = []
+    found: list[dict] = []
     for r in sorted(results, key=lambda r: -r["score"]):
         if r["score"] < summary.score or len(found) == MOST_UNLABELLED:
             break
