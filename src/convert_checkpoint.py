@@ -1,7 +1,8 @@
 """Converts another project's checkpoint: python -m src.convert_checkpoint --ckpt_file SRC --out DST.ckpt
 
-Reads torchvision's, Detectron2's, mmdetection's, maskrcnn-benchmark's, MindSpore model zoo's and mindcv's checkpoints
-and this project's own; writes MindSpore's .ckpt or .safetensors. Prints what it used, what not, and what isn't filled.
+Reads torchvision's, Detectron2's, mmdetection's, maskrcnn-benchmark's, MindSpore model zoo's and mindcv's checkpoints,
+TensorFlow-Slim's MobileNetV1 and this project's own; writes MindSpore's .ckpt or .safetensors. Prints what it used,
+what not, and what isn't filled.
 Where the file says of itself what the config has otherwise, DST.config.yaml beside it is the config for it.
 """
 
@@ -217,7 +218,10 @@ def run(
 def main() -> int:
     parser = argparse.ArgumentParser(description="Convert another project's checkpoint.")
     parser.add_argument(
-        "--ckpt_file", type=Path, required=True, help=".pth, .pkl, .ckpt, .safetensors or .safetensors.index.json file"
+        "--ckpt_file",
+        type=Path,
+        required=True,
+        help=".pth, .pkl, .ckpt, .npz, .safetensors or .safetensors.index.json file",
     )
     parser.add_argument("--out", type=Path, required=True, help="file to write: .ckpt or .safetensors")
     parser.add_argument(

@@ -447,6 +447,12 @@ class Config:
     lr_type: str = key("multistep", "schedule", choices=("multistep", "cosine"))
     lr_steps: list[int] = key([8, 11], "epochs after which the learning rate is divided by 10", low=1)
     warmup_step: int = key(500, "steps of linear warm-up", low=0)
+    warmup_share: float = key(
+        0.0,
+        "linear warm-up as a share of the run's steps, not by warmup_step; 0: by warmup_step",
+        low=0,
+        high=1,
+    )
     warmup_ratio: float = key(0.3333333333333333, "learning rate of the first step / learning rate", low=0, high=1)
     momentum: float = key(0.9, "momentum", low=0, high=1)
     weight_decay: float = key(1e-4, "weight decay", low=0)

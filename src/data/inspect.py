@@ -34,6 +34,7 @@ __all__ = ["Figures", "contact_sheet", "count_records", "inspect_split"]
 
 SIZES = ("small", "medium", "large")  # COCO's, by the area of the box: below 32 x 32, below 96 x 96, above
 MOST_SIDES = 100_000
+THIN_SHOWN = 5
 TILE, SHEET = 360, 2000  # pixels: height of a picture on the contact sheet, width of the sheet
 
 
@@ -49,6 +50,7 @@ class Figures:
     sizes: Counter = field(default_factory=Counter)  # by SIZES
     carried: dict[str, Counter] = field(default_factory=dict)  # by field, what it counts of its values
     most: int = 0  # objects in one image
+    thin: list[str] = field(default_factory=list)  # boxes a pixel wide or high, or less, by image
     canvas_sides: list[np.ndarray] = field(default_factory=list)  # (N, 2) width, height of objects on the canvas
     image_sides: list[tuple[int, int]] = field(default_factory=list)  # (width, height)
     problems: list[str] = field(default_factory=list)
@@ -80,6 +82,7 @@ def count_records(folder: Path, config: Config) -> Figures:
         height, width = fit_size(a["height"], a["width"], config)
         sides = (boxes[:, 2:] - boxes[:, :2])[~crowd]
         out.canvas_sides.append(sides * [width / a["width"], height / a["height"]])
+        out.thin += [f"{a['name']} {w:g} x {h:g}" for w, h in sides[sides.min(1) <= 1].tolist()]
         area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))[~crowd]
         out.sizes.update(SIZES[int(v >= 32**2) + int(v >= 96**2)] for v in area)
     return out
@@ -94,6 +97,9 @@ def describe(f: Figures, config: Config) -> str:
     ]
     shares = ", ".join(f"{f.sizes[s]} {s} ({f.sizes[s] / max(total, 1):.0%})" for s in SIZES)
     lines.append(f"sizes      {shares}, by box area under 32 x 32, under 96 x 96, above")
+    if f.thin:
+        some = "; ".join(f.thin[:THIN_SHOWN]) + ("; ..." if len(f.thin) > THIN_SHOWN else "")
+        lines.append(f"thin       {len(f.thin)} boxes are a pixel wide or high: slips of the hand? {some}")
     if f.image_sides:
         w, h = (np.array(v) for v in zip_equal(*f.image_sides))
         lines.append(

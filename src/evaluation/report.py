@@ -37,6 +37,7 @@ from src.runtime.newer import zip_equal
 __all__ = ["Matches", "match_image", "write_report"]
 
 TEMPLATE = Path(__file__).with_name("report.html")
+MOST_UNLABELLED, UNLABELLED_IOU = 20, 0.1  # detections without truth; IoU with any object from which one isn't
 SHOWN = 4  # best and worst images, each
 PICTURE_SIDE = 420, 720  # longer sides that pictures are enlarged or reduced to
 MOST_CLASSES = 40  # in the confusion matrix; the commonest
@@ -124,6 +125,7 @@ def write_report(
         ),
         "classes": class_table(summary),
         "confusion": confusion(matches, truth),
+        "unlabelled": without_truth(truth, results, summary),
         "images": best_and_worst(matches, truth, results, records, summary, config.exif),
         "speed": speed(timing, [kind.noun for kind in branch_kinds(config.branches).values()]),
         "losses": losses(config),
@@ -401,6 +403,32 @@ def best_and_worst(
             objects = sum(not a["iscrowd"] for a in truth.imgToAnns[i])
             out.append(f" {quality[i]:.2f}, objects: {objects}</figcaption></figure>")
     return "".join(out)
+
+
+def without_truth(truth: Truth, results: list[dict], summary: Summary) -> str:
+    """The detections of highest score whose boxes meet no object of any class: labels that are missing, or mistakes."""
+    found: list[dict] = []
+    for r in sorted(results, key=lambda r: -r["score"]):
+        if r["score"] < summary.score or len(found) == MOST_UNLABELLED:
+            break
+        objects = truth.imgToAnns[r["image_id"]]
+        boxes = [np.array([x["bbox"] for x in rows], np.float64) for rows in ([r], objects)]
+        crowds = np.array([bool(a.get("iscrowd")) for a in objects], np.uint8)
+        if not objects or rle.iou(*boxes, crowds).max() < UNLABELLED_IOU:
+            found.append(r)
+    if not found:
+        return f"<p>None of at least {summary.score:g}.</p>"
+    names = truth.class_names()
+    rows = [
+        [
+            str(truth.imgs[r["image_id"]].get("file_name", r["image_id"])),
+            names.get(r["category_id"], f"class {r['category_id']}"),
+            float(r["score"]),
+            ", ".join(f"{v:.0f}" for v in r["bbox"]),
+        ]
+        for r in found
+    ]
+    return table(["image", "class", "score", "x, y, width, height"], rows)
 
 
 def read_pictures(records: Path, truth: Truth, image_ids: list[int], exif: str) -> dict[int, np.ndarray]:

@@ -20,7 +20,7 @@ def describe_rates(config: Config, rates: np.ndarray, steps_per_epoch: int, rank
     told += (
         f": {rates[0]:.3g} at the first step, {rates.max():.3g} at most, {rates[-1]:.3g} at the last of {len(rates)}"
     )
-    if config.warmup_step >= len(rates):
+    if not config.warmup_share and config.warmup_step >= len(rates):
         told += f"; warmup_step {config.warmup_step} is longer than the run, which never reaches its rate"
     late = [e for e in config.lr_steps if e >= config.epoch_size] if config.lr_type == "multistep" else []
     if late:
@@ -45,7 +45,8 @@ def learning_rates(config: Config, steps_per_epoch: int, ranks: int = 1) -> np.n
         epoch = step // steps_per_epoch
         drops = sum((epoch >= e).astype(np.int64) for e in config.lr_steps) if config.lr_steps else 0
         rates = lr * 0.1**drops * np.ones(total)
-    if config.warmup_step:
-        ramp = np.minimum(step / config.warmup_step, 1)
+    warmup = config.warmup_share * total if config.warmup_share else config.warmup_step
+    if warmup:
+        ramp = np.minimum(step / warmup, 1)
         rates = rates * (config.warmup_ratio + (1 - config.warmup_ratio) * ramp)
     return np.maximum(rates, config.min_lr).astype(np.float32)

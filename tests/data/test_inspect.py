@@ -49,6 +49,17 @@ def test_objects_that_no_anchor_fits_are_told_apart(sides, said):
     assert said in lines
 
 
+def test_boxes_of_a_pixel_are_told(coco_folder, coco_config, tmp_path, capsys):
+    coco_folder.write()
+    inspect_split(coco_config(), "train", tmp_path, samples=0)
+    assert "a pixel wide" not in capsys.readouterr().out
+    coco_folder.add_object(1, bbox=[5, 5, 1, 20])
+    coco_folder.write()
+    inspect_split(coco_config(), "train", tmp_path, samples=0)
+    assert "1 boxes are a pixel wide or high" in (out := capsys.readouterr().out)
+    assert "000000000001.jpg 1 x 20" in out
+
+
 def test_all_problems_are_named_though_the_config_says_stop(coco_folder, coco_config, tmp_path, capsys):
     coco_folder.data["annotations"][0]["bbox"] = [0, 0, 0, 9]
     (coco_folder.images / "000000000003.jpg").write_bytes(b"words")

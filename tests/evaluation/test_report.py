@@ -200,6 +200,17 @@ def test_best_and_worst_images(report, perfect, truth):
     assert page.row("AP, mean over IoU 0.50 to 0.95")[0] < "1.000"
 
 
+def test_confident_detections_without_truth(report, perfect, truth):
+    assert "None of at least 0.5" in report(perfect).text.split("without truth")[1]
+    image = truth["images"][0]
+    # left of everything
+    alone = {"image_id": image["id"], "category_id": 1, "bbox": [-40.0, -40.0, 20.0, 20.0], "score": 0.987}
+    page = report([*perfect, alone, alone | {"score": 0.4}], kinds=("bbox",))
+    told = page.text.split("without truth")[1].split("<h2>Speed")[0]
+    assert told.count(image["file_name"]) == 1
+    assert "0.987" in told and "-40, -40, 20, 20" in told
+
+
 def test_no_detections(report):
     page = report([])
     assert page.row("AP, mean over IoU 0.50 to 0.95") == ["0.000", "0.000"]

@@ -61,3 +61,18 @@ def test_operators_of_a_read_only_checkout_are_used_without_a_warning(tmp_path):
     command = ["unshare", "-m", "bash", "-c", script, ROOT, sys.executable]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=60)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.full
+def test_the_demo_on_a_folder_of_ones_own(tmp_path, shapes_root):
+    root = checkout_with_environment(tmp_path / "checkout")
+    options = ["--epoch_size", "1", "--img_width", "128", "--img_height", "96", "--mode", "pynative"]
+    options += ["--backbone.width_multiplier", "0.25"]
+    command = ["bash", root / "scripts/run_demo.sh", tmp_path / "out", "--data", shapes_root, *options]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    (newest,) = (tmp_path / "out/finetune/checkpoints").glob("faster_rcnn-1_*.ckpt")
+    assert str(newest) in run.stdout
+    # the set's own five classes
+    assert "circle" in run.stdout
+    assert len(list((tmp_path / "out/finetune/pictures").iterdir())) == 9

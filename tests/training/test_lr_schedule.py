@@ -40,6 +40,12 @@ def test_warm_up(config):
     close(learning_rates(config, 2), [0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.1, 0.1])
 
 
+def test_warm_up_as_a_share(config):
+    config.warmup_step, config.warmup_share, config.warmup_ratio, config.lr_steps = 500, 0.5, 0.2, []
+    close(learning_rates(config, 2), [0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.1, 0.1])
+    assert "warmup_step" not in describe_rates(config, learning_rates(config, 2), 2)
+
+
 def test_warm_up_over_a_step(config):
     config.warmup_step, config.warmup_ratio, config.lr_steps = 4, 0.2, [1]
     close(learning_rates(config, 2)[:6], [0.02, 0.04, 0.006, 0.008, 0.01, 0.01])

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
-from src.checkpoints.convert import detectron2, maskrcnn_benchmark, mindspore_zoo, mmdetection, native, torchvision
+from src.checkpoints.convert import (
+    detectron2,
+    maskrcnn_benchmark,
+    mindspore_zoo,
+    mmdetection,
+    native,
+    tensorflow_slim,
+    torchvision,
+)
 from src.checkpoints.convert.pickles import ConversionError
 from src.checkpoints.convert.rules import Traits
 from src.checkpoints.convert.unused import AVERAGES, left_out
@@ -36,6 +44,7 @@ LAYOUTS = {
     "mmdetection": mmdetection,
     "maskrcnn_benchmark": maskrcnn_benchmark,
     "mindspore_zoo": mindspore_zoo,
+    "tensorflow_slim": tensorflow_slim,
     "native": native,
 }
 # wrappers that leave their name in front: DistributedDataParallel, torch.compile, MindSpore's training cells
@@ -147,13 +156,16 @@ def target_shapes(cell: nn.Cell, prefix: str = "") -> dict[str, tuple[int, ...]]
 
 
 def renamed(state: Mapping[str, np.ndarray], layout: str) -> Conversion:
-    """The state dict with our names: nothing but names changed. ConversionError for two arrays of one name."""
+    """The state dict with our names, and axes in our order. ConversionError for two arrays of one name."""
     out = Conversion()
     for name, value in state.items():
         ours = LAYOUTS[layout].rename(unwrapped(name))
         if ours is None:
             out.unused.append(name)
-        elif ours not in out.params:
+            continue
+        if layout == "tensorflow_slim":
+            value = tensorflow_slim.arranged(ours, value)
+        if ours not in out.params:
             out.params[ours], out.used[ours] = value, name
         elif np.array_equal(out.params[ours], value):
             out.unused.append(name)

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from src.checkpoints.convert.rules import Traits, has_all, rename_by
 
-__all__ = ["FAMILY", "TRANSPOSED", "recognises", "rename", "traits"]
+__all__ = ["FAMILY", "TRANSPOSED", "mobilenet_block", "recognises", "rename", "traits"]
 
 FAMILY = "mindspore_zoo"
 TRANSPOSED = r"bbox_head\.(fc1|fc2|cls|reg)\.weight"  # if stored (inputs, outputs)
@@ -23,7 +23,7 @@ STAGE_SIZES = (3, 2, 6, 2)  # depthwise-separable blocks of each of our stages
 DENSE = {"shared_fc_0": "fc1", "shared_fc_1": "fc2", "cls_scores": "cls", "reg_scores": "reg"}
 
 
-def _block(index: int) -> str:
+def mobilenet_block(index: int) -> str:
     """Our name of MobileNetV1's depthwise-separable block `index`, of 13; past them, one that we haven't."""
     for stage, size in enumerate(STAGE_SIZES):
         if index < size:
@@ -38,12 +38,12 @@ def _zoo_mobilenet(layer: int, part: str) -> str:
     if layer == 0:
         return f"backbone.{conv[int(part)]}"
     block, second = divmod(layer - 1, 2)
-    return f"{_block(block)}.{norm[2 * second + int(part)]}"
+    return f"{mobilenet_block(block)}.{norm[2 * second + int(part)]}"
 
 
 def _mindcv_mobilenet(layer: int, part: str) -> str:
     """Layers 0 and 1 are the stem's; each from 3 on is a block of depthwise (0, 1) and pointwise (3, 4)."""
-    return f"{_block(layer - 3)}.{ {'0': 'depthwise', '1': 'bn1', '3': 'pointwise', '4': 'bn2'}[part] }"
+    return f"{mobilenet_block(layer - 3)}.{ {'0': 'depthwise', '1': 'bn1', '3': 'pointwise', '4': 'bn2'}[part] }"
 
 
 PATTERNS = [

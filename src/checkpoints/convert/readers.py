@@ -1,5 +1,5 @@
-"""Checkpoint files of any project as NumPy arrays: PyTorch's .pth, pickles, MindSpore's .ckpt and safetensors, also in
-shards. What a file is, its first bytes say, not its name.
+"""Checkpoint files of any project as NumPy arrays: PyTorch's .pth, pickles, MindSpore's .ckpt, safetensors, also in
+shards, and NumPy's .npz. What a file is, its first bytes say, not its name.
 
 PyTorch isn't needed, and no pickle is run (src/checkpoints/convert/pickles.py).
 """
@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import os
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections import deque
@@ -32,6 +34,7 @@ from src.checkpoints.convert.pickles import (
     RefusedError,
     Storage,
     described,
+    from_bytes,
     load_pickle,
     natural,
     reason,
@@ -70,6 +73,7 @@ SIGNATURES = (
     (0, b"\xff\xd8\xff", "a JPEG picture"),
     (0, b"\x89PNG", "a PNG picture"),
 )
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 WEB_PAGE = "a web page, not a checkpoint: its download was answered with a page; download it again"
 
 
@@ -139,7 +143,8 @@ def read_any(path: Path, fits: Fits) -> State:
     if path.suffix == ".ckpt":
         return State(read_ckpt(path), "MindSpore", whole=summed(path))
     raise ConversionError(
-        f"{path}: not a checkpoint file that is known (PyTorch .pth, pickle .pkl, MindSpore .ckpt, .safetensors)"
+        f"{path}: not a checkpoint file that is known (PyTorch .pth, pickle .pkl, MindSpore .ckpt, .safetensors,"
+        " NumPy .npz)"
     )
 
 
@@ -224,6 +229,8 @@ def read_zip(path: Path, fits: Fits) -> State:
             return read_archive(archive, path, fits)
     except ConversionError:
         raise
+    except RefusedError as e:
+        raise ConversionError(f"{path}: refused: {e}") from None
     except (*ZIP_FAULTS, ValueError, LookupError, struct.error, ArithmeticError, MemoryError) as e:
         raise ConversionError(f"{path}: damaged or truncated zip file: {reason(e)}") from None
 
@@ -248,9 +255,8 @@ def read_archive(archive: zipfile.ZipFile, path: Path, fits: Fits) -> State:
     pickles = [n for n in entries if n == "data.pkl" or n.endswith("/data.pkl")]
     if len(pickles) != 1:
         if entries and all(n.endswith(".npy") for n in entries):
-            raise ConversionError(
-                f"{path}: NumPy's .npz, a zip file without PyTorch's data.pkl; it holds {some(entries)}"
-            )
+            arrays = {n.removesuffix(".npy"): npy_array(n, unpacked(archive, i)) for n, i in entries.items()}
+            return State(arrays, "NumPy .npz")
         raise ConversionError(f"{path}: a zip file without PyTorch's data.pkl; it holds {some(entries)}")
     root = pickles[0].removesuffix("data.pkl")
     order = unpacked(archive, entries[root + "byteorder"]) if root + "byteorder" in entries else b"little"
@@ -278,6 +284,24 @@ def read_archive(archive: zipfile.ZipFile, path: Path, fits: Fits) -> State:
     if isinstance(found, Foreign) and root + "constants.pkl" in entries:
         raise ConversionError(f"{path}: TorchScript, a program with its weights; save the module's state dict alone")
     return state_of(found, path, "PyTorch", fits)
+
+
+def npy_array(name: str, content: bytes) -> np.ndarray:
+    """The array of an .npy file. Raises ValueError and RefusedError; nothing is run, nor allocated that isn't there."""
+    f = io.BytesIO(content)
+    version = np.lib.format.read_magic(f)
+    if version not in NPY_HEADERS:
+        raise ValueError(f"{shown(name)}: version {version[0]}.{version[1]} of .npy isn't read")
+    try:
+        shape, fortran, dtype = NPY_HEADERS[version](f)
+    except (ValueError, SyntaxError, TypeError, RecursionError, tokenize.TokenError):
+        raise ValueError(f"{shown(name)}: its header isn't one of .npy") from None
+    if dtype.kind not in "biufc":
+        raise RefusedError(f"{shown(name)} holds no numbers ({dtype}); nothing is unpickled")
+    data = content[f.tell() :]
+    if not natural(shape) or math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"{shown(name)}: {shape} of {dtype} announced, {len(data)} bytes there")
+    return from_bytes(data, dtype, math.prod(shape)).reshape(shape, order="F" if fortran else "C")
 
 
 def unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:

@@ -22,11 +22,13 @@ TRAINING = re.compile(
     r"(optimi[sz]er|optim|moments?|moment[12]|accum|accumulation|velocity|adam_[mv]|stat|momentum|learning_rate|lr"
     r"|loss_scale|global_step|current_iterator\w*|last_overflow\w*|scale_sense|weight_decay|beta[12]_power|epoch_num|step_num|epoch"
     r"|step|iteration|queue\w*)([._].*)?"
+    r"|MobilenetV1/.*/(RMSProp|Momentum|Adam|ExponentialMovingAverage)(_1)?(:0)?"
 )
 # a backbone's classifier, and what is trained on top of one
 CLASSIFIER = re.compile(
     r"(backbone\.)?(bottom_up\.|body\.)?(fc|fc1000|classifier|head|linear|logits?|end_point|dense|last_linear|predictor"
     r"|projector|projection\w*|pred)([._].*)?"
+    r"|(MobilenetV1/){1,2}(Logits|Predictions)/.*"
 )
 # heads beside the ones of boxes and masks, that take from them or from the features and give nothing back
 OTHER_HEADS = re.compile(

@@ -311,6 +311,22 @@ def mindcv_mobilenet(width: float = 1.0) -> dict:
     return out | {"classifier.weight": (1000, out["features.15.3.weight"][0]), "classifier.bias": (1000,)}
 
 
+def slim_mobilenet(width: float = 1.0, body: str = "MobilenetV1/") -> dict:
+    """TensorFlow-Slim's, from its mobilenet_v1.py: kernels (H, W, I, O), blocks counted from 1; its classifier and what
+    its training kept."""
+    shapes, channels = {body + "Conv2d_0/weights": (3, 3, 3, int(32 * width))}, int(32 * width)
+    norms = [("Conv2d_0", channels)]
+    for index, outputs in enumerate((int(c * width) for stage in MOBILE for c in stage), 1):
+        shapes[f"{body}Conv2d_{index}_depthwise/depthwise_weights"] = (3, 3, channels, 1)
+        shapes[f"{body}Conv2d_{index}_pointwise/weights"] = (1, 1, channels, outputs)
+        norms += [(f"Conv2d_{index}_depthwise", channels), (f"Conv2d_{index}_pointwise", outputs)]
+        channels = outputs
+    shapes |= {f"{body}{layer}/BatchNorm{n.replace('.', '/')}": (c,) for layer, c in norms for n in MS_NORM}
+    shapes |= {f"{n}/ExponentialMovingAverage": s for n, s in shapes.items()}
+    logits = {"weights": (1, 1, channels, 1001), "biases": (1001,)}
+    return shapes | {f"{body}Logits/Conv2d_1c_1x1/{n}": s for n, s in logits.items()} | {"global_step": ()}
+
+
 def values(shapes: dict, seed: int = 0) -> dict:
     """Some values, float32; variances positive."""
     r = np.random.default_rng(seed)

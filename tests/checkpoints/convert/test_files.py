@@ -632,10 +632,44 @@ def test_no_file(tmp_path, refusal):
         read_state(tmp_path / "pipe.pth")
 
 
-def test_other_zip_files(tmp_path, refusal):
-    np.savez(tmp_path / "a.npz", **STATE)
-    with refusal(ConversionError, tmp_path / "a.npz", "data.pkl", "conv.weight.npy"):
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz(tmp_path, save):
+    state = STATE | {"MobilenetV1/x": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "empty": np.zeros((0, 3), "f4")}
+    save(tmp_path / "a.npz", **state)
+    found = read_state(tmp_path / "a.npz")
+    assert found.kind == "NumPy .npz" and list(found.arrays) == list(state)
+    for key, value in state.items():
+        np.testing.assert_array_equal(found.arrays[key], value, strict=True)
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + data
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (b"no array", "damaged"),
+        (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}\n", bytes(8)), "8 bytes there"),
+        (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}\n"), "0 bytes there"),
+        (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}\n", bytes(4)), "damaged"),
+        (npy("__import__('os').abort()\n"), "header"),
+        (npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n", bytes(8)), "nothing is unpickled"),
+    ],
+    ids=["no array", "too few bytes", "huge", "negative", "code", "objects"],
+)
+def test_damaged_npz(tmp_path, refusal, content, what):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as z:
+        z.writestr("x.npy", content)
+    with refusal(ConversionError, tmp_path / "a.npz", what):
         read_state(tmp_path / "a.npz")
+
+
+def test_other_zip_files(tmp_path, refusal):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
+        z.writestr("weights.txt", "1")
+    with refusal(ConversionError, tmp_path / "a.zip", "data.pkl", "weights.txt"):
+        read_state(tmp_path / "a.zip")
 
 
 def test_no_state_dict(tmp_path, refusal):

@@ -516,6 +516,30 @@ def test_mobilenets(make, width):
     np.testing.assert_array_equal(out.params["backbone.layer3.1.depthwise.weight"], state[name])
 
 
+@pytest.mark.parametrize("width, body", [(1.0, "MobilenetV1/"), (0.25, "MobilenetV1/MobilenetV1/")])
+def test_slim_mobilenet(width, body):
+    state = foreign.values(foreign.slim_mobilenet(width, body))
+    assert recognise(state) == "tensorflow_slim"
+    keys = backbone_of({n: v.shape for n, v in renamed(state, "tensorflow_slim").params.items()})[0]
+    config = load_config(ROOT / "configs/tensorflow_slim_faster_rcnn_mobilenetv1_fpn.yaml", keys)
+    assert config.backbone.width_multiplier == width
+    out = convert(state, "tensorflow_slim", config, target_shapes(build_backbone(config), "backbone."))
+    assert out.unfilled == out.mismatched == out.extra == []
+    # the 7th block: row, column, input, output there
+    layer = f"{body}Conv2d_7_"
+    depthwise, pointwise = state[layer + "depthwise/depthwise_weights"], state[layer + "pointwise/weights"]
+    assert out.params["backbone.layer3.1.depthwise.weight"][5, 0, 0, 2] == depthwise[0, 2, 5, 0]
+    assert out.params["backbone.layer3.1.pointwise.weight"][3, 7, 0, 0] == pointwise[0, 0, 7, 3]
+    assert out.params["backbone.conv1.weight"][1, 2, 0, 1] == state[f"{body}Conv2d_0/weights"][0, 1, 2, 1]
+    # and its norm, of epsilon 0.001
+    gamma, beta, mean, variance = (state[f"{layer}depthwise/BatchNorm{n.replace('.', '/')}"] for n in foreign.MS_NORM)
+    ours = [out.params["backbone.layer3.1.bn1" + n] for n in foreign.MS_NORM]
+    x = np.linspace(-2, 2, len(gamma), dtype=np.float32)
+    theirs = gamma * (x - mean) / np.sqrt(variance + 1e-3) + beta
+    found = ours[0] * (x - ours[2]) / np.sqrt(ours[3] + config.backbone.norm_eps) + ours[1]
+    np.testing.assert_allclose(found, theirs, atol=EXACT)
+
+
 def test_which_config():
     shapes = {n: v.shape for n, v in renamed(golden_state("d2_mask_rcnn_r50_fpn.npz"), "detectron2").params.items()}
     assert config_name("detectron2", shapes) == "detectron2_mask_rcnn_r50_fpn.yaml"
