@@ -234,8 +234,8 @@ def arrange_norms(
     grouped = [n for n in norms if n + "gamma" in targets and n + "moving_mean" not in targets]
     if grouped and theirs != ours:
         raise ConversionError(
-            f"{len(grouped)} group norms ({out.used[grouped[0] + 'gamma']}, ...) had an epsilon of {theirs:g}, and here"
-            f" have {ours:g}; pass --backbone.norm_eps {theirs:g}"
+            f"{len(grouped)} group or layer norms ({out.used[grouped[0] + 'gamma']}, ...) had an epsilon of {theirs:g},"
+            f" and here have {ours:g}; pass --backbone.norm_eps {theirs:g}"
         )
     folded = [n for n in norms if n + "moving_mean" not in out.params and n + "moving_variance" not in out.params]
     folded = [n for n in folded if n not in grouped]
@@ -375,7 +375,10 @@ def config_name(layout: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
         name for name, branches in DETECTORS.items() if name.startswith("cascade") == cascade and set(branches) == own
     )
     family = LAYOUTS[layout].FAMILY
-    return f"{family}_{detector}_{backbone_of(shapes)[1]}_fpn{normed(family, shapes)}.yaml"
+    backbone = backbone_of(shapes)[1]
+    if backbone.startswith("vitdet"):
+        return f"{family}_{detector}_{backbone}.yaml"
+    return f"{family}_{detector}_{backbone}_fpn{normed(family, shapes)}.yaml"
 
 
 def normed(family: str, names: Collection[str]) -> str:
