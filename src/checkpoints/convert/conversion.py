@@ -226,15 +226,16 @@ def arrange_norms(
     """Scales that give with our epsilon what the source's gave with its own; a folded norm gets statistics.
 
     norm_eps: the source's, None for its layout's.  targets: as convert's; norms without statistics there are group
-    norms. Raises ConversionError for norms that aren't what the target has.
+    or layer norms. Raises ConversionError for norms that aren't what the target has.
     """
     ours = config.backbone.norm_eps
     theirs = traits.norm_eps if norm_eps is None else norm_eps
     norms = [n.removesuffix("gamma") for n in out.params if n.endswith(".gamma")]
     grouped = [n for n in norms if n + "gamma" in targets and n + "moving_mean" not in targets]
     if grouped and theirs != ours:
+        kind = "layer" if "backbone.pos_embed" in targets else "group"
         raise ConversionError(
-            f"{len(grouped)} group or layer norms ({out.used[grouped[0] + 'gamma']}, ...) had an epsilon of {theirs:g},"
+            f"{len(grouped)} {kind} norms ({out.used[grouped[0] + 'gamma']}, ...) had an epsilon of {theirs:g},"
             f" and here have {ours:g}; pass --backbone.norm_eps {theirs:g}"
         )
     folded = [n for n in norms if n + "moving_mean" not in out.params and n + "moving_variance" not in out.params]

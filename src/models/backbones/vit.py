@@ -137,13 +137,12 @@ class Attention(nn.Cell):
         h, w, d = self.height, self.width, self.depth
         qkv = g.reshape(token_dense(g, x, self.qkv), -1, h * w, 3, self.heads, d)
         qkv = g.op("Transpose", qkv, perm=[2, 0, 3, 1, 4])
-        q, k, v = (g.op("Gather", qkv, i, axis=0) for i in range(3))
+        q, k, v = (g.op("Squeeze", x, [0]) for x in g.op("Split", qkv, outputs=3, axis=0))
         grid = g.reshape(q, -1, self.heads, h, w, d)
-        tables = (
+        of_rows, of_columns = (
             (weights.asnumpy() @ table.asnumpy()).reshape(side, side, d).transpose(0, 2, 1)
             for weights, table, side in ((self.of_rows, self.rel_pos_h, h), (self.of_columns, self.rel_pos_w, w))
         )
-        of_rows, of_columns = tables
         to_rows = g.op("Unsqueeze", g.op("MatMul", grid, of_rows), [-1])
         turned = g.op("MatMul", g.op("Transpose", grid, perm=[0, 1, 3, 2, 4]), of_columns)
         to_columns = g.op("Unsqueeze", g.op("Transpose", turned, perm=[0, 1, 3, 2, 4]), [-2])
