@@ -19,6 +19,7 @@ import safetensors.numpy
 from google.protobuf.message import DecodeError
 
 from src.config import DETECTORS
+from src.models.backbones.vit import only_in_detectors
 from src.runtime.errors import UserError, quiet_logging
 from src.runtime.files import beside, demand_place, flush, open_regular, read_regular, remove_leftovers
 
@@ -386,7 +387,7 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
 def load_backbone(detector: nn.Cell, path: str | Path) -> None:
     """Loads the backbone's parameters alone, named `backbone.*` or without that prefix; others are left out.
 
-    Raises CheckpointError if one is missing or of another shape.
+    Raises CheckpointError if one is missing that classifiers have, or of another shape.
     """
     path = Path(path)
     params = load_checkpoint(path)
@@ -396,7 +397,7 @@ def load_backbone(detector: nn.Cell, path: str | Path) -> None:
         value = params.get(p.name, params.get(p.name.removeprefix("backbone.")))
         if value is not None:
             found[p.name] = value
-    missing = [p.name for p in wanted if p.name not in found]
+    missing = [p.name for p in wanted if p.name not in found and not only_in_detectors(p.name)]
     differ = [
         f"{p.name} {found[p.name].shape} for {tuple(p.shape)}"
         for p in wanted

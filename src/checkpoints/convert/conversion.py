@@ -16,6 +16,7 @@ from src.checkpoints.convert.rules import Traits
 from src.checkpoints.convert.unused import AVERAGES, left_out
 from src.config import COCO_CLASSES, DETECTORS, Config
 from src.models.backbones import backbone_keys
+from src.models.backbones.vit import only_in_detectors
 
 __all__ = [
     "LAYOUTS",
@@ -203,6 +204,11 @@ def fit(out: Conversion, targets: Mapping[str, tuple[int, ...]]) -> None:
     """Compares with the target's shapes; what fits becomes float32, contiguous."""
     backbone_only = out.backbone_only
     out.unfilled = [n for n in targets if n not in out.params and (n.startswith("backbone.") or not backbone_only)]
+    if backbone_only:
+        new = [n for n in out.unfilled if only_in_detectors(n)]
+        out.unfilled = [n for n in out.unfilled if n not in new]
+        if new:
+            out.notes.append(f"{len(new)} parameters are new in detectors, and begin as they are: {new[0]}, ...")
     for name in [n for n in out.params if n not in targets]:
         del out.params[name]
         out.unused.append(out.used.pop(name, name))

@@ -18,7 +18,7 @@ from src.models.graph_writer import GraphWriter
 from src.models.norms import LayerNorm
 from src.models.precision import float32
 
-__all__ = ["ViT", "layer_rate", "transformer_layers", "vit_keys"]
+__all__ = ["ViT", "layer_rate", "only_in_detectors", "transformer_layers", "vit_keys"]
 
 PATCH = 16  # pixels
 STORED = 14  # patches a side of the pictures that classifiers are trained on, whose positions are stored
@@ -324,11 +324,18 @@ def layer_rate(name: str, layers: int, decay: float) -> float:
     return decay**below
 
 
+def only_in_detectors(name: str) -> bool:
+    """Whether a parameter of this name, "backbone." before it, is none of a classifier's: a position's or a map's."""
+    return re.match(r"backbone\.(up[48]|blocks\.\d+\.attn\.rel_pos_)", name) is not None
+
+
 def vit_keys(shapes: Shapes) -> tuple[dict[str, Any], str] | None:
     """See Kind.keys."""
     layers = len({m[1] for n in shapes if (m := re.match(r"backbone\.blocks\.(\d+)\.attn\.", n))})
     stored: Sequence[int] = shapes.get("backbone.pos_embed", ())
     for name, (channels, count, _) in SIZES.items():
         if layers == count and len(stored) == 3 and stored[2] == channels:
-            return {"backbone.type": name}, name.replace("vit_", "vitdet_")
+            # what it takes besides to be one
+            own = {"backbone.frozen_stages": -1, "backbone.norm_eps": 1e-6}
+            return {"backbone.type": name, **own}, name.replace("vit_", "vitdet_")
     return None
