@@ -409,7 +409,8 @@ def load_backbone(detector: nn.Cell, path: str | Path) -> None:
             f"{path}: doesn't hold this backbone (missing or of another shape: "
             f"{_some(differ + missing)}{cut}); check backbone.type, depth and width"
         )
-    _assign(detector, found)
+    # named, lest MindSpore warns of each
+    _assign(detector, {p.name: p.asnumpy() for p in wanted} | found)
 
 
 def position_of(path: Path) -> tuple[int, int]:
