@@ -6,15 +6,20 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
+from safetensors.numpy import save_file
 
 from src.checkpoints.convert import detectron2
+from src.checkpoints.files import load_backbone
 from src.config import ConfigError, load_config
 from src.config.backbones import FAMILIES, Family
+from src.convert_checkpoint import run as run_converter
 from src.data.formats import resolve_classes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.evaluation.inference import Evaluator
 from src.export.onnx_graph import DetectorGraph
+from src.export.sidecar import ExportError
+from src.export.split import export_split
 from src.models.backbones.vit import SIZES, Block, ViT, layer_rate
 from src.models.build import build_detector, build_loss
 from src.models.fpn import FPN
@@ -145,6 +150,26 @@ def narrow(monkeypatch):
     monkeypatch.setitem(FAMILIES, "vit_b", Family((24, 48, 96, 96), options={"drop_path": 0.0}))
 
 
+def test_a_classifiers_transformer_is_a_start(narrow, golden, tmp_path):
+    """MAE's names: those of the golden file without what detectors add, and the classifier's own."""
+    state = {"cls_token": np.ones((1, 1, 96), np.float32), "norm.weight": np.ones(96, np.float32)}
+    for name, shape in zip_equal(golden["names"].tolist(), golden["shapes"].tolist()):
+        if name.startswith("backbone.net.") and "rel_pos" not in name:
+            value = reference_tensor(name, tuple(map(int, shape.split(","))))
+            state[name.removeprefix("backbone.net.")] = value
+    save_file(state, tmp_path / "mae.safetensors")
+    run_converter(tmp_path / "mae.safetensors", tmp_path / "mae.ckpt", "auto", None, None, {})
+    detector = nn.Cell()
+    detector.backbone = ViT(96, 3, 2, 64, 64)
+    first = {p.name: p.asnumpy().copy() for p in detector.get_parameters()}
+    load_backbone(detector, tmp_path / "mae.ckpt")
+    loaded = {p.name: p.asnumpy() for p in detector.get_parameters()}
+    wanted = {detectron2.rename(n): v for n, v in state.items() if n not in ("cls_token", "norm.weight")}
+    assert len(wanted) == 39
+    for name, value in loaded.items():
+        np.testing.assert_array_equal(value, wanted.get(name, first[name]), err_msg=name)
+
+
 @pytest.mark.full
 def test_a_recipe_trains_every_weight_and_evaluates(narrow, shapes_root, tmp_path):
     """Three steps of Mask R-CNN on generated shapes: no loss that isn't finite, no weight that stays."""
@@ -182,3 +207,9 @@ def test_a_recipe_trains_every_weight_and_evaluates(narrow, shapes_root, tmp_pat
 def test_what_a_transformer_lacks_is_refused(keys, told):
     with pytest.raises(ConfigError, match=told):
         load_config(CONFIG, keys)
+
+
+def test_the_split_form_is_refused(tmp_path):
+    with pytest.raises(ExportError, match="vit_b has no split form here.*export ONNX"):
+        export_split(load_config(CONFIG), None, tmp_path / "net")
+    assert not list(tmp_path.iterdir())
