@@ -48,6 +48,7 @@ def test_a_small_bitmap_may_differ_in_one_pixel(pixels, passes):
         "d2_mask_rcnn_r50_fpn",
         "d2_mask_rcnn_r50_fpn_lsj",
         "d2_cascade_mask_rcnn_r50_fpn",
+        "d2_mask_rcnn_vitdet_b",
         "mmdet_cascade_mask_rcnn_r50_fpn",
     ],
 )

@@ -19,6 +19,7 @@ import safetensors.numpy
 from google.protobuf.message import DecodeError
 
 from src.config import DETECTORS
+from src.models.backbones.vit import only_in_detectors
 from src.runtime.errors import UserError, quiet_logging
 from src.runtime.files import beside, demand_place, flush, open_regular, read_regular, remove_leftovers
 
@@ -391,7 +392,7 @@ def load_detector(detector: nn.Cell, path: str | Path, finetune: bool = False) -
 def load_backbone(detector: nn.Cell, path: str | Path) -> None:
     """Loads the backbone's parameters alone, named `backbone.*` or without that prefix; others are left out.
 
-    Raises CheckpointError if one is missing or of another shape.
+    Raises CheckpointError if one is missing that classifiers have, or of another shape.
     """
     path = Path(path)
     params = load_checkpoint(path)
@@ -401,7 +402,7 @@ def load_backbone(detector: nn.Cell, path: str | Path) -> None:
         value = params.get(p.name, params.get(p.name.removeprefix("backbone.")))
         if value is not None:
             found[p.name] = value
-    missing = [p.name for p in wanted if p.name not in found]
+    missing = [p.name for p in wanted if p.name not in found and not only_in_detectors(p.name)]
     differ = [
         f"{p.name} {found[p.name].shape} for {tuple(p.shape)}"
         for p in wanted
@@ -413,7 +414,8 @@ def load_backbone(detector: nn.Cell, path: str | Path) -> None:
             f"{path}: doesn't hold this backbone (missing or of another shape: "
             f"{_some(differ + missing)}{cut}); check backbone.type, depth and width"
         )
-    _assign(detector, found)
+    # named, lest MindSpore warns of each
+    _assign(detector, {p.name: p.asnumpy() for p in wanted} | found)
 
 
 def position_of(path: Path) -> tuple[int, int]:

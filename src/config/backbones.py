@@ -42,6 +42,7 @@ FAMILIES = {
         scaled=_to_width,
     ),
     "mobilenet_v3_large": Family((24, 40, 80, 160, 960), (4, 8, 16, 32, 32)),
+    "vit_b": Family((192, 384, 768, 768), options={"drop_path": 0.0}),
 }
 # The names that the launchers and older configs give backbones: `backbone: resnet_v1_50`. Only resnet_v1_50 was ever
 # v1: the model zoo's 101 and 152, and the classifiers that they start from, stride in the 3x3 convolution.

@@ -71,12 +71,30 @@ def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
         f"neck.fpn.in_channels is {fpn.in_channels}, but the backbone's outputs have {backbone_channels(bb)} channels",
     )
     demand(bb.norm != "group" or bb.type.startswith("resne"), f"backbone.norm: group isn't here for {bb.type}")
+    if bb.type.startswith("vit"):
+        demand(
+            bb.norm == "batch", f"backbone.norm: {bb.norm} isn't here for {bb.type}, which has layer norm; leave it out"
+        )
+        demand(
+            bb.frozen_stages == -1,
+            f"backbone.frozen_stages isn't here for {bb.type}; set it to -1, or freeze: [backbone]",
+        )
+        demand(bb.out_indices == [0, 1, 2, 3], f"backbone.out_indices must be [0, 1, 2, 3] for {bb.type}")
+        demand(
+            not c.turns_canvas,
+            f"resize: {c.resize} turns the canvas for upright pictures, and {bb.type}'s positions are those of one; set"
+            " resize: canvas, or img_width and img_height alike",
+        )
+    demand(
+        c.layer_decay == 1 or bb.type.startswith("vit"),
+        f"layer_decay is of a transformer's layers, and backbone.type is {bb.type}; leave it at 1",
+    )
     demand(fpn.num_outs >= outs, "neck.fpn.num_outs is less than the number of its inputs")
     strides, given = c.rpn.anchor_generator.strides, level_strides(c)
     demand(strides == given, f"rpn.anchor_generator.strides is {strides}, but the neck's outputs have strides {given}")
     own = given[:outs]
     demand(
-        fpn.upsample == "nearest" or doubling(own) == own,
+        fpn.upsample != "bilinear" or doubling(own) == own,
         f"neck.fpn.upsample: {fpn.upsample} is between maps of which each has twice the stride of the one before; the"
         f" backbone's have {own}",
     )

@@ -59,7 +59,8 @@ class Backbone:
     )
     norm: str = key(
         "batch",
-        "batch norm; over all ranks' images together (sync); or group norm, of ResNet and ResNeXt",
+        "batch norm; over all ranks' images together (sync); or group norm, of ResNet and ResNeXt; transformers have"
+        " layer norm alone, and leave this at batch",
         choices=("batch", "sync", "group"),
     )
     norm_eval: bool = key(True, "batch norm uses its running statistics in training")
@@ -75,6 +76,13 @@ class Backbone:
     width_multiplier: float = key(1.0, "MobileNetV1 width multiplier", low=0.05, high=8)
     same_padding: bool = key(False, "ResNet's stem pool, MobileNetV1's convolutions: padded right and below alone")
     relu6: bool = key(False, "MobileNetV1's activation is ReLU6")
+    drop_path: float = key(
+        0.0,
+        "probability that in training an image leaves out a part of the transformer's last layer, rising from 0 at the"
+        " first",
+        low=0,
+        high=0.9,
+    )
 
 
 def norm(where: str) -> Any:
@@ -83,8 +91,8 @@ def norm(where: str) -> Any:
         "",
         f"norm after each of {where}, in place of its bias: none; batch norm, in training on its running statistics,"
         " constant (frozen) or with scale and shift that train (running), or on the batch's (batch) or those of all"
-        " ranks' images (sync); or group norm, of 32 groups",
-        choices=("", "frozen", "running", "batch", "sync", "group"),
+        " ranks' images (sync); group norm, of 32 groups; or layer norm over channels",
+        choices=("", "frozen", "running", "batch", "sync", "group", "layer"),
     )
 
 
@@ -97,7 +105,11 @@ class Fpn:
     num_outs: int = key(
         5, "number of FPN outputs; those past the backbone's come by stride-2 subsampling", low=1, high=5
     )
-    upsample: str = key("nearest", "interpolation of the top-down path", choices=("nearest", "bilinear"))
+    upsample: str = key(
+        "nearest",
+        "interpolation of the top-down path; none: there is no such path (ViTDet's simple feature pyramid)",
+        choices=("nearest", "bilinear", "none"),
+    )
     norm: str = norm("the convolutions")
 
 
@@ -440,7 +452,11 @@ class Config:
     train_cfg: TrainCfg = group(TrainCfg, "assigners, samplers, proposals in training")
     test_cfg: TestCfg = group(TestCfg, "proposals and detections at inference")
 
-    opt_type: str = key("sgd", "optimizer", choices=("sgd", "adam"))
+    opt_type: str = key(
+        "sgd",
+        "optimizer; adamw is Adam whose weight decay doesn't go through the gradient (arXiv:1711.05101)",
+        choices=("sgd", "adam", "adamw"),
+    )
     lr: float = key(0.02, "learning rate for base_batch_size images a step", low=0)
     base_batch_size: int = key(16, "lr is scaled by (images a step) / base_batch_size; 0: not scaled", low=0)
     min_lr: float = key(0.0, "least learning rate", low=0)
@@ -456,7 +472,14 @@ class Config:
     warmup_ratio: float = key(0.3333333333333333, "learning rate of the first step / learning rate", low=0, high=1)
     momentum: float = key(0.9, "momentum", low=0, high=1)
     weight_decay: float = key(1e-4, "weight decay", low=0)
-    weight_decay_norm: bool = key(True, "weight decay on batch norm's scale and shift")
+    weight_decay_norm: bool = key(True, "weight decay on norms' scale and shift")
+    layer_decay: float = key(
+        1.0,
+        "learning rate of each of a transformer's layers / that of the next one; patches and positions come below the"
+        " first, all else above the last",
+        low=0.01,
+        high=1,
+    )
     weight_decay_bias: bool = key(True, "weight decay on biases")
     grad_clip: float = key(0.0, "largest global gradient norm; 0: no clipping", low=0)
     loss_scale: float = key(1.0, "the loss is multiplied by this before the gradient, the gradient divided", low=1e-9)

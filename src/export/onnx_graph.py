@@ -27,7 +27,7 @@ from src.models.anchors import cell_steps, map_size
 from src.models.box_coder import BoxCoder
 from src.models.fpn import FPN
 from src.models.heads.box import BBoxHead
-from src.models.norms import ConvNorm, GroupNorm
+from src.models.norms import ConvNorm, GroupNorm, LayerNorm
 from src.models.proposals import LEAST_LOGIT, NO_LOGIT
 from src.models.rcnn import RCNN
 from src.models.roi_extractor import RoIExtractor
@@ -163,7 +163,7 @@ class DetectorGraph(Graph):
             dilations=list(cell.dilation),
             group=cell.group,
         )
-        if isinstance(norm, GroupNorm):
+        if isinstance(norm, (GroupNorm, LayerNorm)):
             y = norm.onnx(self, y)
         return self.op("Relu", y) if relu else y
 
@@ -175,6 +175,9 @@ class DetectorGraph(Graph):
         outputs = [self.conv(x, neck.fpn_convs[-1])]
         how: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric"}
         for i in range(len(inputs) - 2, -1, -1):
+            if not neck.adds:
+                outputs.insert(0, self.conv(self.conv(inputs[i], neck.lateral_convs[i]), neck.fpn_convs[i]))
+                continue
             top_down = neck.upsample_add[i]
             mode: dict[str, Any] = (
                 {"mode": "nearest", "nearest_mode": "floor"} if top_down.mean is None else {"mode": "linear"}

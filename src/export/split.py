@@ -34,6 +34,7 @@ from src.export.reference import BOX, FEATURES, FIRST_BRANCH, Case, uniform, wri
 from src.export.sidecar import ExportError
 from src.export.whole import cannot_write, canvases, folder_beside, put_in_place, standard
 from src.models.anchors import map_size
+from src.models.backbones.vit import transformer_layers
 from src.models.heads.box import BBoxHead
 from src.models.rcnn import RCNN
 from src.models.roi_heads.cascade import CascadeRoIHeads
@@ -85,6 +86,11 @@ def export_split(
 
     Returns the sidecar's path. Raises ExportError.
     """
+    if transformer_layers(config.backbone.type):
+        raise ExportError(
+            f"backbone.type: {config.backbone.type} has no split form here, as nobody ran one in MindSpore Lite; export"
+            " ONNX, or MINDIR without --split"
+        )
     path = Path(path)
     path = path.with_suffix("") if path.suffix.lower() in (".mindir", ".json") else path
     with folder_beside(path) as folder:

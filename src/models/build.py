@@ -123,7 +123,8 @@ def _detector(config: Config, builtin_ops: bool) -> RCNN:
     strides = backbone_strides(config.backbone)
     factors = [below // above for above, below in zip(strides, strides[1:])]
     norm = norm_of(fpn.norm, config.backbone.norm_eps, config.backbone.norm_momentum)
-    neck = FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, fpn.upsample == "bilinear", factors, norm)
+    bilinear, top_down = fpn.upsample == "bilinear", fpn.upsample != "none"
+    neck = FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, bilinear, factors, norm, top_down)
     head = RPNHead(rpn.in_channels, rpn.feat_channels, config.anchors_a_cell, rpn.num_convs)
     proposals = RPN(
         head,

@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al., 2017, arXiv:1612.03144)."""
+"""Feature pyramid network (Lin et al., 2017, arXiv:1612.03144), also without its top-down path (arXiv:2203.16527)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class FPN(nn.Cell):
         least as many as inputs; each one past the inputs is a stride-2 max pool of kernel 1 of the one before.
         bilinear: the top-down path interpolates so, as the model zoo's Mask R-CNN; else to the nearest cell.
         factors: how often each input but the last is as wide and high as the next; 2 by default, 1 where both have one
-        stride.  norm: follows each convolution, in place of its bias.
+        stride.  norm: follows each convolution, in place of its bias.  top_down: false leaves out the sums, so that
+        each output is of its own input alone.
 
     Input: a tuple of maps (B, C_i, H_i, W_i), finest first, whose sides the factors divide. Output: a tuple of num_outs
     maps (B, out_channels, H_i, W_i), those past the inputs half as wide and high each, rounded up.
@@ -69,22 +70,24 @@ class FPN(nn.Cell):
         bilinear: bool = False,
         factors: Sequence[int] = (),
         norm: NormMaker | None = None,
+        top_down: bool = True,
     ):
         super().__init__()
-        init = XavierUniform()
+        init, self.adds = XavierUniform(), top_down
         self.lateral_convs = nn.CellList([conv_layer(c, out_channels, 1, norm, init) for c in in_channels])
         self.fpn_convs = nn.CellList([conv_layer(out_channels, out_channels, 3, norm, init) for _ in in_channels])
         self.num_ins, self.extra = len(in_channels), num_outs - len(in_channels)
         factors = tuple(factors) or (2,) * (self.num_ins - 1)
         # no parameters, so that a list's names don't matter
-        self.upsample_add = nn.CellList([UpsampleAdd(out_channels, bilinear, f) for f in factors])
+        self.upsample_add = nn.CellList([UpsampleAdd(out_channels, bilinear, f) for f in factors if top_down])
         self.subsample = nn.MaxPool2d(1, 2, pad_mode="valid")
 
     def construct(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = self.lateral_convs[-1](inputs[-1])
         outputs = (float32(self.fpn_convs[-1](x)),)  # type: tuple[Tensor, ...]
         for i in range(self.num_ins - 2, -1, -1):
-            x = self.upsample_add[i](self.lateral_convs[i](inputs[i]), x)
+            y = self.lateral_convs[i](inputs[i])
+            x = self.upsample_add[i](y, x) if self.adds else y
             outputs = (float32(self.fpn_convs[i](x)), *outputs)
         for _ in range(self.extra):
             outputs += (self.subsample(outputs[-1]),)

@@ -12,7 +12,18 @@ from mindspore.common.initializer import Initializer
 from src.models.graph_writer import GraphWriter
 from src.ops.conv import Conv2d
 
-__all__ = ["NORMS", "ChannelBias", "ConvNorm", "GroupNorm", "NormMaker", "conv_layer", "conv_norm", "freeze", "norm_of"]
+__all__ = [
+    "NORMS",
+    "ChannelBias",
+    "ConvNorm",
+    "GroupNorm",
+    "LayerNorm",
+    "NormMaker",
+    "conv_layer",
+    "conv_norm",
+    "freeze",
+    "norm_of",
+]
 
 GROUPS = 32
 
@@ -117,6 +128,30 @@ class GroupNorm(nn.GroupNorm):
         return g.op("Add", g.op("Mul", y, scale), shift)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm (Ba et al., 2016, arXiv:1607.06450) over the channels of each cell of a map, in training and at
+    inference alike, as ViTDet's neck and heads have it.
+
+    Input and output (B, C, H, W), the output float32.
+    """
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__((channels,), epsilon=eps)
+
+    def construct(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Each cell by itself, so that padding doesn't matter."""
+        y, _, _ = self.layer_norm(x.astype(ms.float32).transpose(0, 2, 3, 1), self.gamma, self.beta)
+        return y.transpose(0, 3, 1, 2)
+
+    def onnx(self, g: GraphWriter, x: str) -> str:
+        """In operators that opset 16 has."""
+        d = g.op("Sub", x, g.op("ReduceMean", x, axes=[1], keepdims=1))
+        variance = g.op("ReduceMean", g.op("Mul", d, d), axes=[1], keepdims=1)
+        y = g.op("Div", d, g.op("Sqrt", g.op("Add", variance, np.float32(self.epsilon))))
+        scale, shift = (p.asnumpy().reshape(-1, 1, 1) for p in (self.gamma, self.beta))
+        return g.op("Add", g.op("Mul", y, scale), shift)
+
+
 def conv_norm(
     x: Tensor, conv: Conv2d, norm: nn.Cell, folded: bool, relu: bool = False, rows: Tensor | None = None
 ) -> Tensor:
@@ -127,7 +162,7 @@ def conv_norm(
     """
     if isinstance(norm, ChannelBias):
         return conv.convolve(x, conv.weight, norm.bias, relu)
-    if not folded or isinstance(norm, GroupNorm):
+    if not folded or isinstance(norm, (GroupNorm, LayerNorm)):
         y = norm(conv.plain(x)) if rows is None else norm(conv.plain(x), rows)
         if conv.half:
             y = y.astype(ms.float16)
@@ -145,6 +180,7 @@ NORMS: dict[str, Callable[[int, float, float, bool | None], nn.Cell]] = {
         channels, eps, momentum, batch_statistics, True
     ),
     "group": lambda channels, eps, momentum, batch_statistics: GroupNorm(channels, eps),
+    "layer": lambda channels, eps, momentum, batch_statistics: LayerNorm(channels, eps),
 }
 
 

@@ -13,33 +13,64 @@ from mindspore.amp import all_finite
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2
 
 from src.config import Config
+from src.models.backbones.vit import layer_rate, transformer_layers
 from src.ops.device import ascend_chip
 
-__all__ = ["LossScale", "Update", "build_optimizer", "build_update"]
+__all__ = ["AdamW", "LossScale", "Update", "build_optimizer", "build_update"]
 
 MOST_SCALE = 2.0**120  # times which float32 holds losses
 MOST_ON_ASCEND = 2.0**15  # where the scale itself may be in float16
 CPUS_FOR_BRANCHES = 12  # that MindSpore wants on an Ascend host
 # what each parameter group is told apart by
 NORM_SUFFIXES, BIAS_SUFFIXES = (".gamma", ".beta"), (".bias",)
+POSITIONS = "backbone.pos_embed"  # of a transformer: never decayed
 
 
 def build_optimizer(config: Config, loss: nn.Cell, rates: np.ndarray) -> nn.Optimizer:
-    """SGD with momentum or Adam over the trainable parameters; `rates` is one learning rate a step."""
-    decayed: list[Parameter] = []
-    plain: list[Parameter] = []
+    """SGD with momentum, Adam or AdamW over the trainable parameters; `rates` is one learning rate a step."""
+    layers = transformer_layers(config.backbone.type)
+    # by weight decay and share of the learning rate
+    told: dict[tuple[float, float], list[Parameter]] = {(config.weight_decay, 1.0): []}
     for p in loss.trainable_params():
         norm, bias = p.name.endswith(NORM_SUFFIXES), p.name.endswith(BIAS_SUFFIXES)
         exempt = (norm and not config.weight_decay_norm) or (bias and not config.weight_decay_bias)
-        (plain if exempt else decayed).append(p)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}]
-    if plain:
-        groups.append({"params": plain, "weight_decay": 0.0})
+        exempt = exempt or p.name == POSITIONS
+        share = layer_rate(p.name, layers, config.layer_decay)
+        told.setdefault((0.0 if exempt else config.weight_decay, share), []).append(p)
+    groups: list[dict[str, Any]] = []
+    for (decay, share), params in told.items():
+        if params:
+            own = {} if config.layer_decay == 1 else {"lr": Tensor((rates * share).astype(rates.dtype))}
+            groups.append({"params": params, "weight_decay": decay, **own})
     groups.append({"order_params": loss.trainable_params()})
     rate = Tensor(rates)
+    if config.opt_type == "adamw":
+        return AdamW(groups, rate, weight_decay=config.weight_decay)
     if config.opt_type == "adam":
         return nn.Adam(groups, rate, weight_decay=config.weight_decay)
     return nn.Momentum(groups, rate, config.momentum, weight_decay=config.weight_decay)
+
+
+class AdamW(nn.Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2017, arXiv:1711.05101): the weights shrink by learning
+    rate times decay, and the gradient knows nothing of it. MindSpore's AdamWeightDecay leaves out Adam's correction of
+    the first steps' moments.
+
+    Arguments and inputs as nn.Adam's, of groups of parameters that each state their weight decay.
+    """
+
+    def decay_weight(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Shrinks the weights, before what nn.Adam does to them; the gradients as they are."""
+        rates, decays = self.get_lr(), self.get_weight_decay()
+        if self.is_group_lr:
+            done = self.map_(_shrink, rates, decays, self._parameters)
+        else:
+            done = self.map_(ops.partial(_shrink, rates), decays, self._parameters)
+        return ops.depend(gradients, done)
+
+
+def _shrink(rate: Tensor, decay: float, weight: Parameter) -> Tensor:
+    return ops.assign(weight, weight * (1.0 - rate * decay))
 
 
 class LossScale(nn.Cell):

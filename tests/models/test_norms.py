@@ -92,7 +92,7 @@ def test_a_frozen_part_keeps_its_group_norm():
         ({"neck.fpn.norm": "group", "neck.fpn.out_channels": 40}, "neck.fpn.norm: group has 32 groups"),
         ({"bbox_head.norm": "batch"}, "set bbox_head.num_convs"),
         ({"backbone": "mobilenet_v1", "backbone.norm": "group"}, "backbone.norm: group isn't here for mobilenet_v1"),
-        ({"mask_head.norm": "layer"}, "mask_head.norm"),
+        ({"mask_head.norm": "instance"}, "mask_head.norm"),
     ],
 )
 def test_norms_that_cannot_be_are_refused(keys, told):

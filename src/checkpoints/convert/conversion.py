@@ -24,6 +24,7 @@ from src.checkpoints.convert.rules import Traits
 from src.checkpoints.convert.unused import AVERAGES, left_out
 from src.config import COCO_CLASSES, DETECTORS, Config
 from src.models.backbones import backbone_keys
+from src.models.backbones.vit import only_in_detectors
 
 __all__ = [
     "LAYOUTS",
@@ -215,6 +216,11 @@ def fit(out: Conversion, targets: Mapping[str, tuple[int, ...]]) -> None:
     """Compares with the target's shapes; what fits becomes float32, contiguous."""
     backbone_only = out.backbone_only
     out.unfilled = [n for n in targets if n not in out.params and (n.startswith("backbone.") or not backbone_only)]
+    if backbone_only:
+        new = [n for n in out.unfilled if only_in_detectors(n)]
+        out.unfilled = [n for n in out.unfilled if n not in new]
+        if new:
+            out.notes.append(f"{len(new)} parameters are new in detectors, and begin as they are: {new[0]}, ...")
     for name in [n for n in out.params if n not in targets]:
         del out.params[name]
         out.unused.append(out.used.pop(name, name))
@@ -238,16 +244,17 @@ def arrange_norms(
     """Scales that give with our epsilon what the source's gave with its own; a folded norm gets statistics.
 
     norm_eps: the source's, None for its layout's.  targets: as convert's; norms without statistics there are group
-    norms. Raises ConversionError for norms that aren't what the target has.
+    or layer norms. Raises ConversionError for norms that aren't what the target has.
     """
     ours = config.backbone.norm_eps
     theirs = traits.norm_eps if norm_eps is None else norm_eps
     norms = [n.removesuffix("gamma") for n in out.params if n.endswith(".gamma")]
     grouped = [n for n in norms if n + "gamma" in targets and n + "moving_mean" not in targets]
     if grouped and theirs != ours:
+        kind = "layer" if "backbone.pos_embed" in targets else "group"
         raise ConversionError(
-            f"{len(grouped)} group norms ({out.used[grouped[0] + 'gamma']}, ...) had an epsilon of {theirs:g}, and here"
-            f" have {ours:g}; pass --backbone.norm_eps {theirs:g}"
+            f"{len(grouped)} {kind} norms ({out.used[grouped[0] + 'gamma']}, ...) had an epsilon of {theirs:g},"
+            f" and here have {ours:g}; pass --backbone.norm_eps {theirs:g}"
         )
     folded = [n for n in norms if n + "moving_mean" not in out.params and n + "moving_variance" not in out.params]
     folded = [n for n in folded if n not in grouped]
@@ -387,7 +394,10 @@ def config_name(layout: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
         name for name, branches in DETECTORS.items() if name.startswith("cascade") == cascade and set(branches) == own
     )
     family = LAYOUTS[layout].FAMILY
-    return f"{family}_{detector}_{backbone_of(shapes)[1]}_fpn{normed(family, shapes)}.yaml"
+    backbone = backbone_of(shapes)[1]
+    if backbone.startswith("vitdet"):
+        return f"{family}_{detector}_{backbone}.yaml"
+    return f"{family}_{detector}_{backbone}_fpn{normed(family, shapes)}.yaml"
 
 
 def normed(family: str, names: Collection[str]) -> str:

@@ -1,6 +1,6 @@
 """Detectron2: Faster, Mask and Cascade R-CNN with FPN of its model zoo, and the backbones that they start from.
 
-Names: detectron2/modeling/{backbone/resnet.py,backbone/fpn.py,proposal_generator/rpn.py,roi_heads/}. Backbones come as
+Names: detectron2/modeling/{backbone/{resnet,fpn,vit}.py,proposal_generator/rpn.py,roi_heads/}. Backbones come as
 Caffe2's (`res2_0_branch2a_w`, `..._bn_s`: MSRA's R-50 and R-101, FAIR's X-101-32x8d; checkpoint/c2_model_loading.py
 there) or renamed from torchvision's (`res2.0.conv1.weight`). Caffe2's batch norms are folded: a scale and a shift; its
 R-50-GN has group norms (`..._gn_s`).
@@ -17,6 +17,9 @@ from src.config.conventions import CONVENTIONS
 __all__ = ["FAMILY", "recognises", "rename", "traits"]
 
 FAMILY = "detectron2"
+VIT = r"(?:backbone\.net\.|backbone\.)?"
+UPSAMPLING = {"20": "up4_first", "23": "up4_second", "30": "up8"}  # by level and layer
+FIRST = {"2": 4, "3": 1, "4": 0, "5": 1}  # by level, the layer that is the 1x1 convolution
 BODY = r"(?:backbone\.bottom_up\.|backbone\.)?"
 CONV = {"shortcut": "downsample.0", "conv1": "conv1", "conv2": "conv2", "conv3": "conv3"}
 BN = {"shortcut": "downsample.1", "conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
@@ -32,6 +35,12 @@ def _head(m) -> str:
     return f"bbox_heads.{m[1]}" if m[1] is not None else "bbox_head"
 
 
+def _pyramid(m) -> str:
+    """Of a level of ViTDet's pyramid its last two layers, a 1x1 and a 3x3 convolution."""
+    kinds = dict(zip((str(FIRST[m[1]]), str(FIRST[m[1]] + 1)), ("lateral_convs", "fpn_convs")))
+    return f"neck.{kinds[m[2]]}.{int(m[1]) - 2}." + (f"norm.{NORM[m[4]]}" if m[3] else m[4])
+
+
 PATTERNS = [
     (BODY + r"stem\.conv1\.weight", lambda m: "backbone.conv1.weight"),
     (BODY + r"stem\.conv1\.norm\.(\w+)", lambda m: f"backbone.bn1.{NORM[m[1]]}"),
@@ -44,6 +53,16 @@ PATTERNS = [
         r"res([2-5])_(\d+)_(branch1|branch2[abc])_[bg]n_(s|b|rm|riv)",
         lambda m: f"{_block(m)}.{BN[BRANCH[m[3]]]}.{CAFFE2_NORM[m[4]]}",
     ),
+    (VIT + r"pos_embed", lambda m: "backbone.pos_embed"),
+    (VIT + r"patch_embed\.proj\.(weight|bias)", lambda m: f"backbone.patch_embed.{m[1]}"),
+    (VIT + r"blocks\.(\d+)\.(norm[12])\.(weight|bias)", lambda m: f"backbone.blocks.{m[1]}.{m[2]}.{NORM[m[3]]}"),
+    (
+        VIT + r"blocks\.(\d+)\.(attn\.rel_pos_[hw]|(?:attn\.qkv|attn\.proj|mlp\.fc[12])\.(?:weight|bias))",
+        lambda m: f"backbone.blocks.{m[1]}.{m[2]}",
+    ),
+    (r"backbone\.simfp_([23])\.([03])\.(weight|bias)", lambda m: f"backbone.{UPSAMPLING[m[1] + m[2]]}.{m[3]}"),
+    (r"backbone\.simfp_2\.1\.(weight|bias)", lambda m: f"backbone.up4_norm.{NORM[m[1]]}"),
+    (r"backbone\.simfp_([2-5])\.(\d)\.(?:(norm)\.)?(weight|bias)", lambda m: _pyramid(m)),
     (r"backbone\.fpn_lateral([2-5])\.(weight|bias)", lambda m: f"neck.lateral_convs.{int(m[1]) - 2}.{m[2]}"),
     (r"backbone\.fpn_output([2-5])\.(weight|bias)", lambda m: f"neck.fpn_convs.{int(m[1]) - 2}.{m[2]}"),
     (r"backbone\.fpn_lateral([2-5])\.norm\.(\w+)", lambda m: f"neck.lateral_convs.{int(m[1]) - 2}.norm.{NORM[m[2]]}"),
@@ -81,6 +100,8 @@ def recognises(names: Collection[str]) -> bool:
     """Whether these are Detectron2's names: of a detector with FPN, or of a backbone."""
     return (
         has_all(names, "backbone.bottom_up.stem.conv1.weight", "backbone.fpn_lateral2.weight")
+        or has_all(names, "backbone.net.patch_embed.proj.weight", "backbone.simfp_2.0.weight")
+        or has_all(names, "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
         or has_all(names, "stem.conv1.weight", "res2.0.conv1.weight")
         or has_all(names, "conv1_w", "res2_0_branch2a_w")
     )
@@ -102,4 +123,6 @@ def traits(names: Collection[str]) -> Traits:
         )
     folded = caffe2 and "conv1_gn_s" not in names
     last = CONVENTIONS["detectron2"].background_last
-    return Traits(background_last=last, scales_first=True, folded_norms=folded, notes=notes)
+    transformer = any(n.endswith("patch_embed.proj.weight") for n in names)
+    eps = 1e-6 if transformer else 1e-5
+    return Traits(eps, background_last=last, scales_first=True, folded_norms=folded, notes=notes)

@@ -27,7 +27,7 @@ TRAINING = re.compile(
 # a backbone's classifier, and what is trained on top of one
 CLASSIFIER = re.compile(
     r"(backbone\.)?(bottom_up\.|body\.)?(fc|fc1000|classifier|head|linear|logits?|end_point|dense|last_linear|predictor"
-    r"|projector|projection\w*|pred)([._].*)?"
+    r"|projector|projection\w*|pred)([._].*)?|(backbone\.)?(net\.)?(cls_token|mask_token|norm\.(weight|bias))"
     r"|(MobilenetV1/){1,2}(Logits|Predictions)/.*"
 )
 # heads beside the ones of boxes and masks, that take from them or from the features and give nothing back

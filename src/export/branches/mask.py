@@ -14,7 +14,7 @@ from src.export.branches.base import ROI, Branch, Fits, Output, describe_roi
 from src.export.mask_weights import write_mask_weights
 from src.export.sidecar_values import flag, group, integer, number, one_of
 from src.models.heads.mask import MaskHead
-from src.models.norms import GroupNorm
+from src.models.norms import GroupNorm, LayerNorm
 
 __all__ = ["Mask"]
 
@@ -105,7 +105,7 @@ class Mask(Branch):
         return EveryClass(head)
 
     def write_files(self, head: nn.Cell, stem: Path) -> Sequence[Path]:
-        if any(isinstance(c, GroupNorm) for _, c in head.cells_and_names()):
+        if any(isinstance(c, (GroupNorm, LayerNorm)) for _, c in head.cells_and_names()):
             return ()
         path = stem.with_name(f"{stem.name}.bin")
         write_mask_weights(path, head)

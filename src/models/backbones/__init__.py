@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.config import Backbone, Config
+from mindspore import nn
+
+from src.config import Config
 from src.models.backbones.mobilenet_v1 import MobileNetV1, mobilenet_v1_keys
 from src.models.backbones.mobilenet_v3 import MobileNetV3, mobilenet_v3_keys
-from src.models.backbones.parts import Shapes, StagedBackbone
+from src.models.backbones.parts import Shapes
 from src.models.backbones.resnet import ResNet, resnet_keys
+from src.models.backbones.vit import SIZES, ViT, vit_keys
 
 __all__ = ["BACKBONES", "Kind", "backbone_keys", "build_backbone"]
 
@@ -19,28 +22,43 @@ __all__ = ["BACKBONES", "Kind", "backbone_keys", "build_backbone"]
 class Kind:
     """A type of backbone.
 
-    build: of config.backbone and of the arguments that all types share.  keys: (names and shapes of parameters,
-    "backbone." before each) -> the config's keys of the backbone that has them and what files of configs call it, or
-    None where they aren't this type's.
+    build: of the config and of the arguments that all types but transformers share.  keys: (names and shapes of
+    parameters, "backbone." before each) -> the config's keys of the backbone that has them and what files of configs
+    call it, or None where they aren't this type's.
     """
 
-    build: Callable[[Backbone, dict[str, Any]], StagedBackbone]
+    build: Callable[[Config, dict[str, Any]], nn.Cell]
     keys: Callable[[Shapes], tuple[dict[str, Any], str] | None]
 
 
+def _resnet(config: Config, shared: dict[str, Any]) -> nn.Cell:
+    c = config.backbone
+    return ResNet(c.depth, c.stride_in_1x1, c.groups, c.base_width, **shared)
+
+
+def _mobilenet_v1(config: Config, shared: dict[str, Any]) -> nn.Cell:
+    return MobileNetV1(config.backbone.width_multiplier, relu6=config.backbone.relu6, **shared)
+
+
+def _vit(config: Config, shared: dict[str, Any]) -> nn.Cell:
+    c, canvas = config.backbone, (config.img_height, config.img_width)
+    return ViT(*SIZES[c.type], *canvas, eps=c.norm_eps, drop_path=c.drop_path)
+
+
 BACKBONES = {
-    "resnet": Kind(lambda c, shared: ResNet(c.depth, c.stride_in_1x1, **shared), resnet_keys),
-    "resnext": Kind(lambda c, shared: ResNet(c.depth, c.stride_in_1x1, c.groups, c.base_width, **shared), resnet_keys),
-    "mobilenet_v1": Kind(lambda c, shared: MobileNetV1(c.width_multiplier, relu6=c.relu6, **shared), mobilenet_v1_keys),
-    "mobilenet_v3_large": Kind(lambda c, shared: MobileNetV3(**shared), mobilenet_v3_keys),
+    "resnet": Kind(_resnet, resnet_keys),
+    "resnext": Kind(_resnet, resnet_keys),
+    "mobilenet_v1": Kind(_mobilenet_v1, mobilenet_v1_keys),
+    "mobilenet_v3_large": Kind(lambda config, shared: MobileNetV3(**shared), mobilenet_v3_keys),
+    "vit_b": Kind(_vit, vit_keys),
 }
 
 
-def build_backbone(config: Config) -> StagedBackbone:
+def build_backbone(config: Config) -> nn.Cell:
     """The backbone that config.backbone names."""
     c = config.backbone
     return BACKBONES[c.type].build(
-        c,
+        config,
         {
             "num_stages": c.num_stages,
             "out_indices": c.out_indices,
