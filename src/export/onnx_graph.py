@@ -149,7 +149,7 @@ class DetectorGraph(Graph):
         if transposed:
             kind = "ConvTranspose"
         inputs = [x, self.weight(cell.weight)]
-        if norm is not None and not isinstance(norm, GroupNorm):
+        if norm is not None and not isinstance(norm, (GroupNorm, LayerNorm)):
             # one that isn't folded has no bias
             inputs.append(self.weight(norm.bias))
         elif cell.has_bias:
