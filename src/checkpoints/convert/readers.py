@@ -255,7 +255,7 @@ def read_archive(archive: zipfile.ZipFile, path: Path, fits: Fits) -> State:
     pickles = [n for n in entries if n == "data.pkl" or n.endswith("/data.pkl")]
     if len(pickles) != 1:
         if entries and all(n.endswith(".npy") for n in entries):
-            arrays = {n.removesuffix(".npy"): npy_array(n, unpacked(archive, i)) for n, i in entries.items()}
+            arrays = {n.removesuffix(".npy"): npy_array(n, unpacked(archive, i, True)) for n, i in entries.items()}
             return State(arrays, "NumPy .npz")
         raise ConversionError(f"{path}: a zip file without PyTorch's data.pkl; it holds {some(entries)}")
     root = pickles[0].removesuffix("data.pkl")
@@ -304,14 +304,14 @@ def npy_array(name: str, content: bytes) -> np.ndarray:
     return from_bytes(data, dtype, math.prod(shape)).reshape(shape, order="F" if fortran else "C")
 
 
-def unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """An entry's bytes, compared with its checksum unless that is 0, as PyTorch writes where it shan't compute one."""
+def unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, checked: bool = False) -> bytes:
+    """An entry's bytes, compared with its checksum: unless `checked`, not with 0, which PyTorch may write for none."""
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ConversionError(
             f"{archive.filename}: {shown(entry.filename)} is compressed in a way that isn't read; write the file again"
             " with torch.save, or zip it without compression"
         )
-    if getattr(entry, "CRC", None) == 0:
+    if not checked and getattr(entry, "CRC", None) == 0:
         del entry.CRC  # without one, zipfile doesn't compare
     with archive.open(entry) as f:
         content = f.read()
