@@ -19,7 +19,6 @@ import safetensors.numpy
 from google.protobuf.message import DecodeError
 
 from src.config import DETECTORS
-from src.models.backbones.vit import only_in_detectors
 from src.runtime.errors import UserError, quiet_logging
 from src.runtime.files import beside, demand_place, flush, open_regular, read_regular, remove_leftovers
 
@@ -394,6 +393,8 @@ def load_backbone(detector: nn.Cell, path: str | Path) -> None:
 
     Raises CheckpointError if one is missing that classifiers have, or of another shape.
     """
+    from src.models.backbones.vit import only_in_detectors
+
     path = Path(path)
     params = load_checkpoint(path)
     wanted = [p for p in detector.get_parameters() if p.name.startswith("backbone.")]

@@ -42,6 +42,7 @@ from src.checkpoints.convert.pickles import (
 )
 from src.checkpoints.files import read_ckpt, read_safetensors, summed
 from src.runtime.files import open_regular
+from src.runtime.newer import zip_equal
 
 __all__ = ["State", "read_state"]
 
@@ -235,17 +236,31 @@ def read_zip(path: Path, fits: Fits) -> State:
         raise ConversionError(f"{path}: damaged or truncated zip file: {reason(e)}") from None
 
 
-def check_directory(path: Path) -> None:
-    """Refuses a zip file whose directory, which is read as a whole, is larger than any checkpoint's."""
+def end_numbers(path: Path, *places: tuple[bytes, int, int]) -> list[int]:
+    """Numbers of a zip file's records at its end: mark of the record, place in it, bytes; 0 where it has none such."""
     with open(path, "rb") as f:
         f.seek(max(f.seek(0, os.SEEK_END) - 66_000, 0))
         tail = f.read()
-    # sizes in the record at the end, and in that of large files
-    for mark, place, length in ((b"PK\5\6", 12, 4), (b"PK\6\6", 40, 8)):
-        found = tail.rfind(mark)
-        size = int.from_bytes(tail[found + place : found + place + length], "little") if found >= 0 else 0
+    starts = [tail.rfind(mark) for mark, _, _ in places]
+    return [
+        int.from_bytes(tail[start + place : start + place + length], "little") if start >= 0 else 0
+        for start, (_, place, length) in zip_equal(starts, places)
+    ]
+
+
+def check_directory(path: Path) -> None:
+    """Refuses a zip file whose directory, which is read as a whole, is larger than any checkpoint's."""
+    # in the record at the end, and in that of large files
+    for size in end_numbers(path, (b"PK\5\6", 12, 4), (b"PK\6\6", 40, 8)):
         if DIRECTORY < size < 0xFFFFFFFF:
             raise ConversionError(f"{path}: refused: its directory of entries has {size} bytes")
+
+
+def check_count(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raises BadZipFile where the directory has another number of entries than the file says; zipfile doesn't look."""
+    few, many = end_numbers(path, (b"PK\5\6", 10, 2), (b"PK\6\6", 32, 8))
+    if len(archive.infolist()) != (many if few == 0xFFFF else few):
+        raise zipfile.BadZipFile(f"its directory has {len(archive.infolist())} entries, not {few}")
 
 
 def read_archive(archive: zipfile.ZipFile, path: Path, fits: Fits) -> State:
@@ -255,6 +270,7 @@ def read_archive(archive: zipfile.ZipFile, path: Path, fits: Fits) -> State:
     pickles = [n for n in entries if n == "data.pkl" or n.endswith("/data.pkl")]
     if len(pickles) != 1:
         if entries and all(n.endswith(".npy") for n in entries):
+            check_count(archive, path)
             arrays = {n.removesuffix(".npy"): npy_array(n, unpacked(archive, i, True)) for n, i in entries.items()}
             return State(arrays, "NumPy .npz")
         raise ConversionError(f"{path}: a zip file without PyTorch's data.pkl; it holds {some(entries)}")
