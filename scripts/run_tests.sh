@@ -15,6 +15,10 @@ if [ -z "${COCO_ROOT:-}" ] && [ -d ../shared/data/coco_mini ]; then
     COCO_ROOT=$(cd ../shared/data/coco_mini && pwd)
     export COCO_ROOT
 fi
+if [ -z "${RCNN_TEST_DATA:-}" ] && [ -d ../shared/data/mobilenet_v1 ]; then
+    RCNN_TEST_DATA=$(cd ../shared/data && pwd)
+    export RCNN_TEST_DATA
+fi
 builds=
 if [[ " $* " != *" --fast "* ]]; then
     # before the tests, which run in two processes, either of which would build it; beside the linters
