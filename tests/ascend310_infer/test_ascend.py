@@ -1,12 +1,9 @@
 """What the C++ program does for Ascend, as far as that can be seen without one."""
 
-import os
 import subprocess
 
 import numpy as np
 import pytest
-
-from tests.ascend310_infer.conftest import ROOT
 
 TYPES = {"byte": 1, "int32": 2, "int64": 3, "float16": 4, "float32": 5}
 
@@ -42,16 +39,3 @@ def test_whole_numbers(convert):
 @pytest.mark.parametrize(("given", "wanted"), [("float32", "int32"), ("float16", "uint8"), ("int32", "float32")])
 def test_what_would_be_another_number_is_refused(convert, given, wanted):
     assert convert(np.zeros(3, given), wanted) is None
-
-
-def test_lite_is_asked_for_float32_on_ascend(exported, infer, pictures, tmp_path):
-    """Its default is float16 wherever a kernel has it."""
-    library, told = tmp_path / "precision.so", tmp_path / "told"
-    source = "tests/ascend310_infer/precision.cc"
-    subprocess.run(["g++", "-shared", "-fPIC", source, "-o", library], cwd=ROOT, check=True)
-    words = ("--model", exported.sidecar, "--input", pictures / "val2017", "--output", tmp_path / "out")
-    environment = {**os.environ, "LD_PRELOAD": str(library), "TOLD": str(told)}
-    assert infer(*words, "--device_type", "CPU", env=environment).returncode == 0
-    assert not told.exists()
-    assert infer(*words, "--device_type", "Ascend", env=environment).returncode == 2
-    assert told.read_text() == "preferred_fp32"

@@ -158,6 +158,7 @@ def split(tmp_path_factory, program):
     return Exported(config, detector, path)
 
 
+@pytest.mark.full
 def test_the_split_form(split, infer, pictures, tmp_path):
     content = sidecar.read(split.sidecar)
     assert content["reference"]["compared"] is True

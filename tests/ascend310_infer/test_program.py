@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import struct
+import subprocess
 
 import cv2
 import mindspore as ms
@@ -24,7 +25,7 @@ from src.models.build import build_detector
 from src.models.roi_extractor import level_sides
 from src.ops.library import runnable_marches
 from src.runtime.newer import zip_equal
-from tests.ascend310_infer.conftest import Exported, build_program, random_detector
+from tests.ascend310_infer.conftest import ROOT, Exported, build_program, random_detector
 from tests.export.conftest import spread
 
 LARGEST = 96 * 1024  # bytes of an image's result
@@ -860,3 +861,16 @@ def test_results_that_are_not_whole(exported, infer, pictures, refusal, tmp_path
         result.write_bytes(spoilt)
         with refusal(ValueError, result):
             read_result(result)
+
+
+def test_lite_is_asked_for_float32_on_ascend(exported, infer, pictures, tmp_path):
+    """Its default is float16 wherever a kernel has it."""
+    library, told = tmp_path / "precision.so", tmp_path / "told"
+    source = "tests/ascend310_infer/precision.cc"
+    subprocess.run(["g++", "-shared", "-fPIC", source, "-o", library], cwd=ROOT, check=True)
+    words = ("--model", exported.sidecar, "--input", pictures / "val2017", "--output", tmp_path / "out")
+    environment = {**os.environ, "LD_PRELOAD": str(library), "TOLD": str(told)}
+    assert infer(*words, "--device_type", "CPU", env=environment).returncode == 0
+    assert not told.exists()
+    assert infer(*words, "--device_type", "Ascend", env=environment).returncode == 2
+    assert told.read_text() == "preferred_fp32"

@@ -79,6 +79,7 @@ def test_losses_and_gradients_are_those_of_the_canvas(detectors):
     assert np.isfinite(a[0].asnumpy()).all()
 
 
+@pytest.mark.full
 def test_the_predictor_takes_pictures_of_both_orientations(tmp_path):
     """Mixed in one call and in batches, each as alone."""
     from src import Predictor
