@@ -46,8 +46,14 @@ if [ -n "$own" ]; then
     name=finetune config=configs/finetune_faster_rcnn_mobilenetv1_fpn.yaml detector=faster_rcnn
     trained_config=$out/$name/config.yaml # its classes are those of the data
     data=$out/finetune_data
-    rm -rf "$data" # an earlier demo's
+    made_here=$out/.finetune_data_made
+    case $own/ in
+    "$data"/*) die "--data $own: lies where the demo writes; name another OUTPUT_FOLDER" ;;
+    esac
+    # an earlier demo's alone; whatever else is there is refused
+    [ ! -e "$made_here" ] || rm -rf "$data"
     "$VENV_PYTHON" -m src.data.import_labels --labels "$own" --out "$data" --boxes
+    touch "$made_here"
     if [ -n "$weights" ]; then
         "$VENV_PYTHON" -m src.convert_checkpoint --ckpt_file "$weights" --out "$out/backbone.ckpt"
         options=(--backbone.pretrained "$out/backbone.ckpt" ${options[@]+"${options[@]}"})

@@ -64,35 +64,30 @@ def test_detectron2_and_mmdetection_through_the_converter(name):
 TRAINED = [pytest.param(t, id="training" if t else "inference", marks=pytest.mark.full) for t in (False, True)]
 
 
-@pytest.mark.parametrize("training", TRAINED)
-def test_torchvisions_mobilenet_v3(training):
-    """Two levels of one stride, anchors of five sizes at each level, a score threshold for proposals."""
-    rows = compare(GOLDEN.with_name("tv_fasterrcnn_mobilenet_v3_large_fpn.npz"), training=training)
-    assert failures(rows) == []
-    stages = " ".join(r.stage for r in rows)
-    trained = ("loss_box_reg", "gradients compared") if training else ()
-    for part in ("fpn_pool", "rpn_deltas_pool", "proposals_1", "detections_1", *trained):
-        assert part in stages
+# a file, a loss, and stages that only such a detector has
+FURTHER = {
+    # two levels of one stride, anchors of five sizes at each level, a score threshold for proposals
+    "tv_fasterrcnn_mobilenet_v3_large_fpn": (
+        "loss_box_reg",
+        "fpn_pool",
+        "rpn_deltas_pool",
+        "proposals_1",
+        "detections_1",
+    ),
+    # norms in neck and heads, convolutions in the box head, two in the RPN
+    "tv_maskrcnn_resnet50_fpn_v2": ("loss_mask", "fpn_pool", "rpn_deltas_pool", "box_deltas", "det_masks_1"),
+    "tv_keypointrcnn_resnet50_fpn": ("loss_keypoint", "det_keypoints_1", "det_keypoint_scores_1"),
+}
 
 
 @pytest.mark.parametrize("training", TRAINED)
-def test_torchvisions_v2(training):
-    """Norms in neck and heads, convolutions in the box head, two in the RPN."""
-    rows = compare(GOLDEN.with_name("tv_maskrcnn_resnet50_fpn_v2.npz"), training=training)
+@pytest.mark.parametrize("name", FURTHER)
+def test_torchvisions_further_detectors(name, training):
+    loss, *parts = FURTHER[name]
+    rows = compare(GOLDEN.with_name(f"{name}.npz"), training=training)
     assert failures(rows) == []
     stages = " ".join(r.stage for r in rows)
-    trained = ("loss_mask", "gradients compared") if training else ()
-    for part in ("fpn_pool", "rpn_deltas_pool", "box_deltas", "det_masks_1", *trained):
-        assert part in stages
-
-
-@pytest.mark.parametrize("training", TRAINED)
-def test_torchvisions_keypoints(training):
-    rows = compare(GOLDEN.with_name("tv_keypointrcnn_resnet50_fpn.npz"), training=training)
-    assert failures(rows) == []
-    stages = " ".join(r.stage for r in rows)
-    trained = ("loss_keypoint", "gradients compared") if training else ()
-    for part in ("det_keypoints_1", "det_keypoint_scores_1", *trained):
+    for part in (*parts, *((loss, "gradients compared") if training else ())):
         assert part in stages
 
 
