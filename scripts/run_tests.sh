@@ -43,8 +43,12 @@ if [ "$VENV" = "$ROOT/.venv" ] && [ -x "$VENV/bin/mypy" ]; then
     "$VENV/bin/hadolint" Dockerfile
 fi
 wait ${builds:+"$builds"}
+limit=300 # seconds a test
+if [[ " $* " == *" --full "* ]]; then
+    limit=3600
+fi
 versions="Python $(python_version "$VENV_PYTHON"), MindSpore $("$VENV_PYTHON" -c \
     'import importlib.metadata as m; print(m.version("mindspore"))')"
 # the launchers that are tested choose for themselves
-exec env -u PYTHON -u MINDSPORE "$VENV_PYTHON" -m pytest -q --durations=15 -n 2 --dist loadfile --no-loadscope-reorder -o "junit_suite_name=$versions: ${*:-all}" \
+exec env -u PYTHON -u MINDSPORE "$VENV_PYTHON" -m pytest -q --durations=15 -n 2 --dist loadfile --no-loadscope-reorder --timeout "$limit" -o "junit_suite_name=$versions: ${*:-all}" \
     --junitxml "build/matrix/${versions//[ ,]/}.xml" "$@"

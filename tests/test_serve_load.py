@@ -275,6 +275,22 @@ def test_the_newest_connection_has_room_whatever_the_others_do(start, monkeypatc
         client.close()
 
 
+def test_it_may_end_while_it_is_told_to(start, monkeypatch):
+    """Who tells it writes to a pipe that its end closes, after which the pipe's number may be another file's."""
+    page = start()
+    pull = page.server.server.pull_trigger
+
+    def slow_pull():
+        pull()
+        page.thread.join(0.5)
+        pull()
+
+    monkeypatch.setattr(page.server.server, "pull_trigger", slow_pull)
+    page.server.stop()
+    page.thread.join(20)
+    assert not page.thread.is_alive()
+
+
 def test_idle_connections_make_room_before_an_upload_does(start, monkeypatch):
     monkeypatch.setattr(serve_http, "CONNECTIONS", 20)
     monkeypatch.setattr(serve_http, "FRESH", 0.0)

@@ -285,6 +285,8 @@ class Server:
         self.line, self.admit = line, admit
         self.stopped: signal.Signals | bool = False
         self.ended = False
+        # entered again by a handler of signals that interrupts its own thread
+        self.ending = threading.RLock()
         self.map: dict = {}
         # no request of the page's own waits in waitress's line, of which it would warn
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
@@ -316,8 +318,9 @@ class Server:
     def stop(self, why: signal.Signals | bool = True) -> None:
         """Asks to stop; from any thread, or a handler of signals."""
         self.stopped = why
-        if not self.ended:
-            self.server.pull_trigger()
+        with self.ending:
+            if not self.ended:
+                self.server.pull_trigger()
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT, which then have the effect that they had before, or stop(); returns once what
@@ -390,7 +393,8 @@ class Server:
         return any(c.requests or c.total_outbufs_len or c.lingers for c in list(self.server.active_channels.values()))
 
     def close(self) -> None:
-        self.ended = True
+        with self.ending:
+            self.ended = True
         self.line.close()
         self.line.abandon()
         self.server.task_dispatcher.shutdown(timeout=0.5)
