@@ -18,11 +18,14 @@ def for_lite(plain: RCNN) -> RCNN:
     """Puts what Lite 2.0 runs in the place of what it lacks or has wrong, in place; `plain`: of `standard`."""
     if hasattr(plain.backbone, "maxpool"):
         plain.backbone.maxpool = StemPool(plain.backbone.maxpool.same_padding)
-    for top_down in plain.neck.upsample_add:
+    for i, top_down in enumerate(plain.neck.upsample_add):
         # what copies by shape would write the map's size into the graph
         top_down.by_convolution = True
         if top_down.mean is not None:
             top_down.mean = MeanOfNext(top_down.ones.shape[0])
+            # each level has one
+            for p in top_down.mean.get_parameters():
+                p.name = f"neck.upsample_add.{i}.{p.name}"
     for _, parent in list(plain.cells_and_names()):
         for name, cell in list(parent.name_cells().items()):
             if isinstance(cell, GroupNorm):

@@ -9,8 +9,10 @@ import pytest
 
 from src.config import load_config
 from src.export import sidecar, split
+from src.export.lite import for_lite
 from src.export.reference import uniform
 from src.export.split import export_split
+from src.export.whole import standard
 from src.models.build import build_detector
 from src.ops.device import set_device
 
@@ -119,3 +121,25 @@ def test_reference_inputs_are_the_same_everywhere():
     # uniform: mean 0, variance 1 / 3, each within five of its own deviations
     assert abs(many.mean()) < 5 * (1 / 3 / 1e5) ** 0.5
     assert abs(many.var() - 1 / 3) < 5 * (4 / 45 / 1e5) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"neck.fpn.upsample": "bilinear", "backbone.same_padding": True},
+        {"neck.fpn.norm": "group", "mask_head.norm": "group", "backbone": "resnet_v1_50", "backbone.norm": "group"},
+        {
+            "backbone.type": "resnext",
+            "backbone.depth": 50,
+            "backbone.groups": 32,
+            "backbone.base_width": 4,
+            "backbone.width_multiplier": 1.0,
+        },
+    ],
+    ids=["bilinear", "group norm", "groups"],
+)
+def test_what_stands_in_for_lite_has_names_of_its_own(keys):
+    """Of which MindSpore exports no graph otherwise."""
+    config = load_config("configs/shapes.yaml", keys)
+    names = [p.name for p in for_lite(standard(config, build_detector(config))).get_parameters()]
+    assert len(set(names)) == len(names) > 0
