@@ -153,24 +153,32 @@ class LayerNorm(nn.LayerNorm):
 
 
 def conv_norm(
-    x: Tensor, conv: Conv2d, norm: nn.Cell, folded: bool, relu: bool = False, rows: Tensor | None = None
+    x: Tensor,
+    conv: Conv2d,
+    norm: nn.Cell,
+    folded: bool,
+    relu: bool = False,
+    rows: Tensor | None = None,
+    relu6: bool = False,
 ) -> Tensor:
-    """norm(conv(x)), then ReLU if `relu`; rows: see BatchNorm.
+    """norm(conv(x)), then ReLU if `relu`, ReLU6 if `relu6`; rows: see BatchNorm.
 
     `folded`: as one convolution with scaled weights, for a batch norm that is a constant scale and shift. That saves a
     pass over the map and, in training, keeping the map for the norm's gradient.
     """
     if isinstance(norm, ChannelBias):
-        return conv.convolve(x, conv.weight, norm.bias, relu)
+        return conv.convolve(x, conv.weight, norm.bias, relu, relu6)
     if not folded or isinstance(norm, (GroupNorm, LayerNorm)):
         y = norm(conv.plain(x)) if rows is None else norm(conv.plain(x), rows)
         if conv.half:
             y = y.astype(ms.float16)
+        if relu6:
+            return ops.relu6(y)
         return ops.relu(y) if relu else y
     scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
     # Broadcast first: where Mul broadcasts itself, MindSpore's CPU kernel keeps two index lists of 8 bytes a weight.
     factor = ops.broadcast_to(scale.reshape(-1, 1, 1, 1), conv.weight.shape)
-    return conv.convolve(x, conv.weight * factor, norm.beta - norm.moving_mean * scale, relu)
+    return conv.convolve(x, conv.weight * factor, norm.beta - norm.moving_mean * scale, relu, relu6)
 
 
 # (channels, epsilon, share of the old running statistics kept at each step, use_batch_statistics) -> a norm

@@ -9,6 +9,7 @@ from src.ops.library import custom_operator_path, for_devices
 __all__ = ["Conv2d"]
 
 _PART_CHANNELS = 128  # at most, of a convolution that stands for some groups
+_DEPTHWISE = ("Depthwise", "DepthwiseSame")
 
 
 class Conv2d(nn.Conv2d):
@@ -38,11 +39,20 @@ class Conv2d(nn.Conv2d):
         )
         self.rectified, self.half = relu, False
         self.add_parts(out_channels, kernel_size, stride)
-        kind = _kind(kernel_size, stride, **options)
+        self.choose_operators(_kind(in_channels, out_channels, kernel_size, stride, **options), stride)
+
+    def choose_operators(self, kind: str, stride: int) -> None:
+        """Takes the C++ operators whose names begin with `kind`, where there is a library, or none if it is empty."""
         library = custom_operator_path(False) if kind else None
-        self.custom = library is not None
-        if library is not None:
-            self.no_bias = Tensor(np.zeros(out_channels, np.float32))
+        self.custom, self.bounds = library is not None, kind in _DEPTHWISE
+        if library is None:
+            return
+        self.no_bias = Tensor(np.zeros(self.out_channels, np.float32))
+        if self.bounds:
+            self.linear, self.with_relu, self.with_relu6 = (
+                _Depthwise(library, kind, a, stride) for a in ("", "ReLU", "ReLU6")
+            )
+        else:
             self.linear, self.with_relu = _Custom(library, kind, stride), _CustomReLU(library, kind, stride)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -60,13 +70,19 @@ class Conv2d(nn.Conv2d):
             y = self.product(x, self.weight)
         return ops.relu(y) if self.rectified else y
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        """The convolution with other weights (O, C, k, k) and bias (O,) than its own, and ReLU as this call says."""
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, relu: bool, relu6: bool = False) -> Tensor:
+        """The convolution with other weights (O, C, k, k) and bias (O,) than its own, and ReLU or ReLU6 as this call
+        says.
+        """
         if self.half:
             x, weight, bias = x.astype(ms.float16), weight.astype(ms.float16), bias.astype(ms.float16)
         if self.custom and x.dtype == ms.float32:
+            if relu6:
+                return self.with_relu6(x, weight, bias) if self.bounds else ops.relu6(self.linear(x, weight, bias))
             return self.with_relu(x, weight, bias) if relu else self.linear(x, weight, bias)
         y = ops.bias_add(self.product(x, weight), bias)
+        if relu6:
+            return ops.relu6(y)
         return ops.relu(y) if relu else y
 
     def add_parts(self, out_channels: int, kernel_size: int, stride: int) -> None:
@@ -98,9 +114,13 @@ class Conv2d(nn.Conv2d):
         return ops.concat(parts, 1)
 
 
-def _kind(kernel: int, stride: int, group: int = 1, dilation: int = 1, **_) -> str:
+def _kind(inputs: int, outputs: int, kernel: int, stride: int, group: int = 1, dilation: int = 1, **_) -> str:
     """What the names of the C++ operators for such a convolution begin with; empty if there are none."""
-    if group != 1 or dilation != 1:
+    if dilation != 1:
+        return ""
+    if group == inputs == outputs and kernel in (3, 5) and stride in (1, 2):
+        return "Depthwise"
+    if group != 1:
         return ""
     if (kernel, stride) == (3, 1):
         return "Conv3x3"
@@ -127,12 +147,21 @@ def _weight_gradient_shapes(*shapes):
     return (shapes[3], (shapes[0][1],))
 
 
+def _depthwise_gradient_shapes(*shapes):
+    """Of the output's gradient, the output, x, the weight."""
+    return (shapes[2], shapes[3], (shapes[0][1],))
+
+
 def _one_dtype(*_):
     return ms.float32
 
 
 def _two_dtypes(*_):
     return (ms.float32, ms.float32)
+
+
+def _three_dtypes(*_):
+    return (ms.float32, ms.float32, ms.float32)
 
 
 def _operators(library: str, kind: str, suffix: str, stride: int) -> tuple[ops.Custom, ops.Custom, ops.Custom]:
@@ -174,3 +203,25 @@ class _CustomReLU(nn.Cell):
     def bprop(self, x, weight, bias, out, dout):
         gradients = self.weight_gradient(dout, out, x, weight)
         return self.input_gradient(dout, out, weight, x), gradients[0], gradients[1]
+
+
+class _Depthwise(nn.Cell):
+    """The depthwise C++ operator with the activation "", "ReLU" or "ReLU6", whose gradient passes where the output is
+    positive, and below 6. Inputs: x (B, C, H, W), weight (C, 1, k, k), bias (C,), all float32.
+    """
+
+    def __init__(self, library: str, kind: str, activation: str, stride: int):
+        super().__init__()
+        shape = _forward_shape if stride == 1 else _halved_shape
+        self.forward_op = ops.Custom(f"{library}:{kind}Forward{activation}", shape, _one_dtype, func_type="aot")
+        self.gradients = ops.Custom(
+            f"{library}:{kind}Gradients{activation}", _depthwise_gradient_shapes, _three_dtypes, func_type="aot"
+        )
+        self.active = activation != ""
+
+    def construct(self, x, weight, bias):
+        return self.forward_op(x, weight, bias)
+
+    def bprop(self, x, weight, bias, out, dout):
+        gradients = self.gradients(dout, out if self.active else dout, x, weight)
+        return gradients[0], gradients[1], gradients[2]

@@ -1,5 +1,6 @@
 """The C++ operators for each instruction set that this CPU can run, so that what passes here passes on a lesser CPU."""
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from src.ops import library
@@ -58,3 +60,22 @@ def threads(monkeypatch):
     """threads(n): from now on the operators use n threads, where the machine has as many cores."""
     with all_cores():
         yield lambda count: monkeypatch.setenv("RCNN_NUM_THREADS", str(count))
+
+
+def call(name, inputs, *shapes):
+    """The library's operator as MindSpore calls it; outputs of these shapes, not set before."""
+    function = getattr(ctypes.CDLL(str(library.find_library())), name)
+    arrays = [np.ascontiguousarray(a, np.float32) for a in inputs] + [np.full(s, np.nan, np.float32) for s in shapes]
+    count = len(arrays)
+    sizes = [(ctypes.c_int64 * a.ndim)(*a.shape) for a in arrays]
+    status = function(
+        count,
+        (ctypes.c_void_p * count)(*[a.ctypes.data for a in arrays]),
+        (ctypes.c_int * count)(*[a.ndim for a in arrays]),
+        (ctypes.POINTER(ctypes.c_int64) * count)(*[ctypes.cast(s, ctypes.POINTER(ctypes.c_int64)) for s in sizes]),
+        None,
+        None,
+        None,
+    )
+    assert status == 0
+    return arrays[len(inputs) :]

@@ -26,6 +26,13 @@ int MaxIoUMatch(int, void **, int *, int64_t **, const char **, void *, void *);
   DECLARE(kind##WeightGradientReLU)
 DECLARE_CONVOLUTION(Conv3x3)
 DECLARE_CONVOLUTION(ConvStride2)
+#define DECLARE_DEPTHWISE(kind) \
+  DECLARE(kind##Forward)        \
+  DECLARE(kind##ForwardReLU6)   \
+  DECLARE(kind##Gradients)      \
+  DECLARE(kind##GradientsReLU6)
+DECLARE_DEPTHWISE(Depthwise)
+DECLARE_DEPTHWISE(DepthwiseSame)
 }
 
 namespace {
@@ -226,6 +233,33 @@ void TestConvolution(const Passes &passes, int64_t batch, int64_t inputs, int64_
   if (filter.Call(passes.weight_gradient) != 0) Arguments::Fail("a weight gradient's status");
 }
 
+struct DepthwisePasses {
+  decltype(&DepthwiseForward) forward, gradients;
+};
+
+void TestDepthwise(const DepthwisePasses &passes, int64_t kernel, int64_t stride, int64_t batch, int64_t channels,
+                   int64_t height, int64_t width) {
+  const std::vector<int64_t> in = {batch, channels, height, width}, filters = {channels, 1, kernel, kernel};
+  const std::vector<int64_t> out = {batch, channels, (height + stride - 1) / stride, (width + stride - 1) / stride};
+  const int64_t count = batch * channels * out[2] * out[3];
+  const std::vector<float> x = Random(batch * channels * height * width, -1, 1);
+  const std::vector<float> weight = Random(channels * kernel * kernel, -1, 1);
+  Arguments forward, gradients;
+  forward.Add<float>(in, x);
+  forward.Add<float>(filters, weight);
+  forward.Add<float>({channels}, Random(channels, -1, 1));
+  forward.Add<float>(out, {});
+  if (forward.Call(passes.forward) != 0) Arguments::Fail("a depthwise convolution's status");
+  gradients.Add<float>(out, Random(count, -1, 1));
+  gradients.Add<float>(out, Random(count, -1, 1));
+  gradients.Add<float>(in, x);
+  gradients.Add<float>(filters, weight);
+  gradients.Add<float>(in, {});
+  gradients.Add<float>(filters, {});
+  gradients.Add<float>({channels}, {});
+  if (gradients.Call(passes.gradients) != 0) Arguments::Fail("a depthwise convolution's gradients' status");
+}
+
 }  // namespace
 
 int main() {
@@ -262,6 +296,24 @@ int main() {
     TestConvolution(passes, 1, 2, 3, 140, 1);
     TestConvolution(passes, 1, 260, 9, 4, 5);
     TestConvolution(passes, 0, 3, 4, 5, 5);
+  }
+  for (const DepthwisePasses &passes : {
+           DepthwisePasses{DepthwiseForward, DepthwiseGradients},
+           DepthwisePasses{DepthwiseForwardReLU6, DepthwiseGradientsReLU6},
+           DepthwisePasses{DepthwiseSameForward, DepthwiseSameGradients},
+           DepthwisePasses{DepthwiseSameForwardReLU6, DepthwiseSameGradientsReLU6},
+       }) {
+    for (const int64_t kernel : {3, 5}) {
+      for (const int64_t stride : {1, 2}) {
+        TestDepthwise(passes, kernel, stride, 1, 1, 1, 1);
+        TestDepthwise(passes, kernel, stride, 2, 5, 9, 23);
+        TestDepthwise(passes, kernel, stride, 3, 2, 14, 14);
+        TestDepthwise(passes, kernel, stride, 1, 3, 1, 140);
+        TestDepthwise(passes, kernel, stride, 1, 2, 140, 1);
+        TestDepthwise(passes, kernel, stride, 1, 2, 6, 1100);
+        TestDepthwise(passes, kernel, stride, 0, 3, 5, 5);
+      }
+    }
   }
   std::puts("done");
   return 0;

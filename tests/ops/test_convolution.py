@@ -1,6 +1,5 @@
 """The C++ convolutions and their gradients against a plain NumPy one, and what MindSpore sees of them."""
 
-import ctypes
 import functools
 
 import mindspore as ms
@@ -11,7 +10,7 @@ from mindspore import Tensor, nn, ops
 from src.ops import library
 from src.ops.conv import Conv2d
 from src.runtime.newer import zip_equal
-from tests.ops.conftest import MARCHES
+from tests.ops.conftest import MARCHES, call
 
 each_library = pytest.mark.usefixtures("operators")
 LONG = pytest.mark.full
@@ -64,25 +63,6 @@ def numpy_convolution(x, weight, bias, dy, relu, stride=1):
         dweight[:, :, i, j] = np.einsum("nohw,nchw->oc", dy, padded[window], optimize=True)
         dx[window] += np.einsum("nohw,oc->nchw", dy, weight[:, :, i, j], optimize=True)
     return y, dx[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]], dweight, dy.sum((0, 2, 3))
-
-
-def call(name, inputs, *shapes):
-    """The library's operator as MindSpore calls it; outputs of these shapes, not set before."""
-    function = getattr(ctypes.CDLL(str(library.find_library())), name)
-    arrays = [np.ascontiguousarray(a, np.float32) for a in inputs] + [np.full(s, np.nan, np.float32) for s in shapes]
-    count = len(arrays)
-    sizes = [(ctypes.c_int64 * a.ndim)(*a.shape) for a in arrays]
-    status = function(
-        count,
-        (ctypes.c_void_p * count)(*[a.ctypes.data for a in arrays]),
-        (ctypes.c_int * count)(*[a.ndim for a in arrays]),
-        (ctypes.POINTER(ctypes.c_int64) * count)(*[ctypes.cast(s, ctypes.POINTER(ctypes.c_int64)) for s in sizes]),
-        None,
-        None,
-        None,
-    )
-    assert status == 0
-    return arrays[len(inputs) :]
 
 
 def name(kernel, stride):

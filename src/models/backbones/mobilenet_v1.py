@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from src.models.backbones.parts import Shapes, StagedBackbone, conv
 from src.models.graph_writer import GraphWriter
@@ -36,11 +36,8 @@ class SeparableBlock(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         folded = self.folded or not self.training
-        x = conv_norm(x, self.depthwise, self.bn1, folded, relu=True)
-        if self.relu6:
-            x = ops.relu6(x)
-        x = conv_norm(x, self.pointwise, self.bn2, folded, relu=True)
-        return ops.relu6(x) if self.relu6 else x
+        x = conv_norm(x, self.depthwise, self.bn1, folded, relu=True, relu6=self.relu6)
+        return conv_norm(x, self.pointwise, self.bn2, folded, relu=True, relu6=self.relu6)
 
     def onnx(self, g: GraphWriter, x: str) -> str:
         for layer, bias in ((self.depthwise, self.bn1), (self.pointwise, self.bn2)):
@@ -91,8 +88,7 @@ class MobileNetV1(StagedBackbone):
         self.add_stages(stages, out_indices, frozen_stages)
 
     def stem(self, x: Tensor) -> Tensor:
-        x = conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training, relu=True)
-        return ops.relu6(x) if self.relu6 else x
+        return conv_norm(x, self.conv1, self.bn1, self.stem_folded or not self.training, relu=True, relu6=self.relu6)
 
     def onnx_stem(self, g: GraphWriter, x: str) -> str:
         x = g.conv(x, self.conv1, self.bn1, relu=True)
