@@ -9,7 +9,7 @@ from src.ops.library import custom_operator_path, for_devices
 __all__ = ["Conv2d"]
 
 _PART_CHANNELS = 128  # at most, of a convolution that stands for some groups
-_DEPTHWISE = ("Depthwise", "DepthwiseSame")
+_DEPTHWISE = ("Depthwise", "DepthwiseStride2", "DepthwiseSameStride2")
 
 
 class Conv2d(nn.Conv2d):
@@ -119,7 +119,7 @@ def _kind(inputs: int, outputs: int, kernel: int, stride: int, group: int = 1, d
     if dilation != 1:
         return ""
     if group == inputs == outputs and kernel in (3, 5) and stride in (1, 2):
-        return "Depthwise"
+        return "Depthwise" if stride == 1 else "DepthwiseStride2"
     if group != 1:
         return ""
     if (kernel, stride) == (3, 1):

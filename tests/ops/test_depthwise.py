@@ -75,9 +75,9 @@ def inputs_and_results(kernel, stride, same, shape, activation):
     return inputs, numpy_depthwise(*inputs, activation, stride, same)
 
 
-def all_passes(x, weight, bias, dy, activation, same):
+def all_passes(x, weight, bias, dy, activation, stride, same):
     """y, dx, dweight, dbias by the library."""
-    kind = "DepthwiseSame" if same else "Depthwise"
+    kind = "DepthwiseSameStride2" if same else "DepthwiseStride2" if stride == 2 else "Depthwise"
     (y,) = call(f"{kind}Forward{activation}", [x, weight, bias], dy.shape)
     return y, *call(f"{kind}Gradients{activation}", [dy, y, x, weight], x.shape, weight.shape, bias.shape)
 
@@ -88,7 +88,7 @@ def test_values_and_gradients(kernel, stride, same):
     for shape in SHAPES:
         for activation in ACTIVATIONS:
             inputs, wanted = inputs_and_results(kernel, stride, same, shape, activation)
-            got = all_passes(*inputs, activation, same)
+            got = all_passes(*inputs, activation, stride, same)
             for part, a, b in zip_equal(("y", "dx", "dweight", "dbias"), got, wanted):
                 # one number may be small beside what it is the sum of
                 scale = max(np.sqrt(np.mean(np.square(b))), 1.0)
@@ -101,13 +101,13 @@ def test_the_same_bits_in_a_batch_and_for_any_number_of_threads(kernel, stride, 
     inputs = make_inputs(3, 5, 21, 37, kernel, stride)
     threads(1)
     x, weight, bias, dy = inputs
-    one = all_passes(*inputs, "ReLU6", same)
+    one = all_passes(*inputs, "ReLU6", stride, same)
     for i in range(len(x)):
-        alone = all_passes(x[i : i + 1], weight, bias, dy[i : i + 1], "ReLU6", same)
+        alone = all_passes(x[i : i + 1], weight, bias, dy[i : i + 1], "ReLU6", stride, same)
         np.testing.assert_array_equal(alone[0], one[0][i : i + 1])
         np.testing.assert_array_equal(alone[1], one[1][i : i + 1])
     threads(2)
-    for a, b in zip_equal(one, all_passes(*inputs, "ReLU6", same)):
+    for a, b in zip_equal(one, all_passes(*inputs, "ReLU6", stride, same)):
         np.testing.assert_array_equal(a, b)
 
 
@@ -118,7 +118,7 @@ def test_nan_is_not_hidden_and_no_images_are_none(activation):
     x[0, 0, 2, 2] = np.nan
     (y,) = call(f"DepthwiseForward{activation}", [x, weight, bias], dy.shape)
     assert np.isnan(y[0, 0, 1:4, 1:4]).all() and np.isfinite(y[0, 1:]).all()
-    y, dx, dweight, dbias = all_passes(x[:0], weight, bias, dy[:0], activation, False)
+    y, dx, dweight, dbias = all_passes(x[:0], weight, bias, dy[:0], activation, 1, False)
     assert y.shape == dx.shape == (0, 4, 8, 8)
     assert not dweight.any() and not dbias.any()
 
@@ -139,7 +139,20 @@ class Net(nn.Cell):
         return self.second(self.first.convolve(x, weight, self.shift, not self.relu6, self.relu6))
 
 
-@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, pytest.param(ms.PYNATIVE_MODE, marks=pytest.mark.full)])
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
+@pytest.mark.parametrize("reversed_order", [False, True])
+def test_layers_of_one_size_and_other_strides(mode, reversed_order):
+    """MindSpore has kept the first one's size of output for the next."""
+    ms.set_context(mode=mode)
+    x = Tensor(np.zeros((1, 4, 8, 10), np.float32))
+    layers = [(Conv2d(4, 4, 3, group=4, relu=True), (8, 10)), (Conv2d(4, 4, 3, 2, group=4, relu=True), (4, 5))]
+    layers.append((SamePaddedConv2d(4, 4, 3, 2, group=4, relu=True), (4, 5)))
+    for layer, size in layers[::-1] if reversed_order else layers:
+        assert layer(x).shape == (1, 4, *size)
+        assert ops.GradOperation()(layer)(x).shape == x.shape
+
+
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
 @pytest.mark.parametrize(
     ("kernel", "stride", "relu6", "same"), [(3, 2, True, True), (3, 1, False, False), (5, 2, True, False)]
 )

@@ -46,8 +46,7 @@ struct Sizes {
 
 // Of maps (N, C, H, W) and outputs (N, C, h, w). `same`: padded as TensorFlow's mode of that name, by no more than is
 // needed, and where that is odd, by one less above and on the left.
-Sizes MakeSizes(const int64_t *in, const int64_t *out, int64_t kernel, bool same) {
-  const int64_t stride = in[2] == out[2] && in[3] == out[3] ? 1 : 2;
+Sizes MakeSizes(const int64_t *in, const int64_t *out, int64_t kernel, int64_t stride, bool same) {
   auto before = [&](int64_t size, int64_t out_size) {
     return same ? std::max<int64_t>((out_size - 1) * stride + kernel - size, 0) / 2 : kernel / 2;
   };
@@ -306,32 +305,28 @@ class ChannelGradients {
   double sums_[kKernel * kKernel + 1];
 };
 
-// Calls f(kernel, stride), both integral constants.
+// Calls f(kernel), an integral constant.
 template <typename Function>
-void ForKind(int64_t kernel, int64_t stride, const Function &f) {
-  using Three = std::integral_constant<int64_t, 3>;
-  using Five = std::integral_constant<int64_t, 5>;
-  using One = std::integral_constant<int64_t, 1>;
-  using Two = std::integral_constant<int64_t, 2>;
+void ForKernel(int64_t kernel, const Function &f) {
   if (kernel == 3) {
-    stride == 1 ? f(Three(), One()) : f(Three(), Two());
+    f(std::integral_constant<int64_t, 3>());
   } else {
-    stride == 1 ? f(Five(), One()) : f(Five(), Two());
+    f(std::integral_constant<int64_t, 5>());
   }
 }
 
 // x (N, C, H, W), weight (C, 1, k, k), bias (C,) -> y (N, C, h, w)
-template <Activation kActivation>
+template <int64_t kStride, Activation kActivation>
 void Forward(void **params, int64_t **shapes, bool same) {
   const int64_t kernel = shapes[1][2];
-  const Sizes s = MakeSizes(shapes[0], shapes[3], kernel, same);
+  const Sizes s = MakeSizes(shapes[0], shapes[3], kernel, kStride, same);
   const auto *x = static_cast<const float *>(params[0]), *weight = static_cast<const float *>(params[1]);
   const auto *bias = static_cast<const float *>(params[2]);
   auto *y = static_cast<float *>(params[3]);
-  ForKind(kernel, s.stride, [&](auto k, auto stride) {
+  ForKernel(kernel, [&](auto k) {
     rcnn::ParallelFor(s.batch * s.channels, rcnn::NumThreads(), [&](int64_t map) {
       const int64_t c = map % s.channels;
-      ConvolveMap<decltype(k)::value, decltype(stride)::value, kActivation>(
+      ConvolveMap<decltype(k)::value, kStride, kActivation>(
           s, x + map * s.height * s.width, weight + c * kernel * kernel, bias[c], y + map * s.out_height * s.out_width);
     });
   });
@@ -339,18 +334,18 @@ void Forward(void **params, int64_t **shapes, bool same) {
 
 // dy and y (N, C, h, w), x (N, C, H, W), weight (C, 1, k, k) -> dx like x, dweight like weight, dbias (C,). y is read
 // only for an activation.
-template <Activation kActivation>
+template <int64_t kStride, Activation kActivation>
 void Gradients(void **params, int64_t **shapes, bool same) {
   const int64_t kernel = shapes[3][2];
-  const Sizes s = MakeSizes(shapes[2], shapes[0], kernel, same);
+  const Sizes s = MakeSizes(shapes[2], shapes[0], kernel, kStride, same);
   const auto *dy = static_cast<const float *>(params[0]), *y = static_cast<const float *>(params[1]);
   const auto *x = static_cast<const float *>(params[2]), *weight = static_cast<const float *>(params[3]);
   auto *dx = static_cast<float *>(params[4]), *dweight = static_cast<float *>(params[5]);
   auto *dbias = static_cast<float *>(params[6]);
   const int threads = static_cast<int>(std::min<int64_t>(rcnn::NumThreads(), s.channels));
   const int64_t in = s.height * s.width, out = s.out_height * s.out_width;
-  ForKind(kernel, s.stride, [&](auto k, auto stride) {
-    using Channel = ChannelGradients<decltype(k)::value, decltype(stride)::value, kActivation>;
+  ForKernel(kernel, [&](auto k) {
+    using Channel = ChannelGradients<decltype(k)::value, kStride, kActivation>;
     const int64_t room = Workspace::Padded(Channel::Room(s));
     Workspace workspace(room * threads);
     float *rooms = workspace.Take(room * threads);
@@ -371,13 +366,16 @@ void Gradients(void **params, int64_t **shapes, bool same) {
 
 }  // namespace
 
-#define RCNN_DEPTHWISE(name, same)                              \
-  RCNN_OPERATOR(name##Forward, Forward<kNone>, 4, same)         \
-  RCNN_OPERATOR(name##ForwardReLU, Forward<kReLU>, 4, same)     \
-  RCNN_OPERATOR(name##ForwardReLU6, Forward<kReLU6>, 4, same)   \
-  RCNN_OPERATOR(name##Gradients, Gradients<kNone>, 7, same)     \
-  RCNN_OPERATOR(name##GradientsReLU, Gradients<kReLU>, 7, same) \
-  RCNN_OPERATOR(name##GradientsReLU6, Gradients<kReLU6>, 7, same)
+// A name for each stride: where operators have one name and inputs of one size, MindSpore takes the results' size from
+// whichever came first.
+#define RCNN_DEPTHWISE(name, stride, same)                                \
+  RCNN_OPERATOR(name##Forward, (Forward<stride, kNone>), 4, same)         \
+  RCNN_OPERATOR(name##ForwardReLU, (Forward<stride, kReLU>), 4, same)     \
+  RCNN_OPERATOR(name##ForwardReLU6, (Forward<stride, kReLU6>), 4, same)   \
+  RCNN_OPERATOR(name##Gradients, (Gradients<stride, kNone>), 7, same)     \
+  RCNN_OPERATOR(name##GradientsReLU, (Gradients<stride, kReLU>), 7, same) \
+  RCNN_OPERATOR(name##GradientsReLU6, (Gradients<stride, kReLU6>), 7, same)
 
-RCNN_DEPTHWISE(Depthwise, false)
-RCNN_DEPTHWISE(DepthwiseSame, true)
+RCNN_DEPTHWISE(Depthwise, 1, false)
+RCNN_DEPTHWISE(DepthwiseStride2, 2, false)
+RCNN_DEPTHWISE(DepthwiseSameStride2, 2, true)
