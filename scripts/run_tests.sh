@@ -49,6 +49,29 @@ if [[ " $* " == *" --full "* ]]; then
 fi
 versions="Python $(python_version "$VENV_PYTHON"), MindSpore $("$VENV_PYTHON" -c \
     'import importlib.metadata as m; print(m.version("mindspore"))')"
-# the launchers that are tested choose for themselves
-exec env -u PYTHON -u MINDSPORE "$VENV_PYTHON" -m pytest -q --durations=15 -n 2 --dist loadfile --no-loadscope-reorder --timeout "$limit" -o "junit_suite_name=$versions: ${*:-all}" \
-    --junitxml "build/matrix/${versions//[ ,]/}.xml" "$@"
+# run FILE PYTEST_ARGUMENT...: the launchers that are tested choose versions for themselves
+run() {
+    local file=$1
+    shift
+    mkdir -p "${file%/*}"
+    env -u PYTHON -u MINDSPORE "$VENV_PYTHON" -m pytest -q --durations=15 -n 2 --dist loadfile --no-loadscope-reorder --timeout "$limit" \
+        -o "junit_suite_name=$versions: ${*:-all}" --junitxml "$file" "$@"
+}
+if [[ "$*" != "--full" ]]; then
+    run "build/matrix/${versions//[ ,]/}.xml" "$@"
+    exit
+fi
+# one after the other, in new processes: MindSpore keeps what it compiled, ten gigabytes after half of the long tests
+status=0
+for part in tests/*/ tests; do
+    files=("$part"/test_*.py)
+    if [ "$part" != tests ]; then
+        mapfile -t files < <(find "$part" -name 'test_*.py' | sort)
+    fi
+    if ((${#files[@]} > 0)); then
+        echo "== $part"
+        part=${part%/}
+        run "build/full/${part//\//-}.xml" --full "${files[@]}" || status=$?
+    fi
+done
+exit "$status"
