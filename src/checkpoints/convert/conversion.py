@@ -406,4 +406,6 @@ def normed(family: str, names: Collection[str]) -> str:
         return ""
     if not any(re.fullmatch(r"neck\..*\.norm\.moving_mean", n) for n in names):
         return "_gn"
-    return {"torchvision": "_v2", "detectron2": "_lsj"}.get(family, "_bn")
+    if family == "detectron2":
+        return "_lsj" if "rpn.conv2.weight" in names else "_syncbn"
+    return {"torchvision": "_v2"}.get(family, "_bn")
