@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from benchmarks import published
 from benchmarks.published import judge, read_models
 from src.checkpoints.convert.conversion import config_name, convert, recognise, renamed
-from src.config import COCO_CLASSES, load_config
+from src.config import COCO_CLASSES, load_config, parse_overrides
 from src.runtime.errors import UserError
 from tests.checkpoints.convert.foreign import write_zip
 from tests.checkpoints.convert.published import made_up, shapes_of, targets_of
@@ -47,7 +47,7 @@ def test_the_page_shows_the_record(capsys):
 def test_a_published_checkpoint_fits_its_config(name):
     """By the names and shapes that the project's own code gives its parameters."""
     model = MODELS[name]
-    config = load_config(ROOT / f"configs/{model.config}.yaml", dict(model.keys))
+    config = load_config(ROOT / f"configs/{model.config}.yaml", parse_overrides(published.words(model.keys)))
     state = made_up(shapes_of(name))
     assert recognise(state) == model.layout
     out = convert(state, model.layout, config, targets_of(model.config))
