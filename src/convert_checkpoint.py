@@ -18,6 +18,7 @@ from src.checkpoints.convert.conversion import (
     LAYOUTS,
     Conversion,
     backbone_of,
+    branches_of,
     config_name,
     convert,
     find_prefix,
@@ -29,7 +30,7 @@ from src.checkpoints.convert.conversion import (
 )
 from src.checkpoints.convert.pickles import ConversionError
 from src.checkpoints.convert.readers import State, read_state
-from src.checkpoints.convert.unused import kinds_of
+from src.checkpoints.convert.unused import kinds_of, left_out, mask_arrays
 from src.checkpoints.files import save_checkpoint
 from src.config import Config, load_config, load_nameless_config, parse_overrides, save_config
 from src.models.build import build_backbone, build_detector
@@ -53,10 +54,20 @@ def choose_config(layout: str, named: Conversion, given: str | None, overrides: 
         return config, ", ".join(f"{k} {v}" for k, v in keys.items() if k.startswith("backbone."))
     name = config_name(layout, shapes)
     family = LAYOUTS[layout].FAMILY
+    plain = [unwrapped(n) for n in named.unused]
     if family and (CONFIGS / name).is_file():
-        return load_nameless_config(CONFIGS / name, overrides), f"configs/{name}"
+        config = load_nameless_config(CONFIGS / name, overrides)
+        masks = [] if "mask" in config.branches else mask_arrays(plain)
+        if masks:
+            kinds = ", ".join(kinds_of(masks)) or some(masks)
+            raise ConversionError(
+                f"its mask head isn't one that is here ({kinds}); for its boxes alone pass --config_path configs/{name}"
+            )
+        return config, f"configs/{name}"
     there = ", ".join(sorted(p.name for p in CONFIGS.glob(f"{family}_*.yaml"))) if family else "any of configs/"
-    raise ConversionError(f"no configs/{name}; pass --config_path (configs of this layout: {there})")
+    extra = left_out(plain, {unwrapped(n) for n in named.used.values()}, branches_of(named.params), False)
+    lacking = f", and layers that aren't here: {', '.join(kinds_of(extra)) or some(extra)}" if extra else ""
+    raise ConversionError(f"no configs/{name}{lacking}; pass --config_path (configs of this layout: {there})")
 
 
 def report(state: State, out: Conversion) -> None:

@@ -45,6 +45,7 @@ NOT_FAST = (
     "tests/test_hub.py",
     "tests/test_infer.py",
     "tests/test_postprocess.py",
+    "tests/test_published.py::test_made_up_weights_on_noise",
     "tests/test_serve",
     "tests/training/test_choosing.py",
     "tests/training/test_launch.py",

@@ -21,7 +21,7 @@ from src.checkpoints.convert import (
 )
 from src.checkpoints.convert.pickles import ConversionError
 from src.checkpoints.convert.rules import Traits
-from src.checkpoints.convert.unused import AVERAGES, left_out
+from src.checkpoints.convert.unused import AVERAGES, architectures_of, left_out
 from src.config import COCO_CLASSES, DETECTORS, Config
 from src.models.backbones import backbone_keys
 from src.models.backbones.vit import only_in_detectors
@@ -30,6 +30,7 @@ __all__ = [
     "LAYOUTS",
     "Conversion",
     "backbone_of",
+    "branches_of",
     "config_name",
     "convert",
     "find_prefix",
@@ -146,9 +147,13 @@ def recognise(names: Collection[str]) -> str:
     found = layouts_of(names)
     if len(found) == 1:
         return found[0]
-    problem = f"could be {' or '.join(found)}" if found else f"is none of {', '.join(LAYOUTS)}"
     some = ", ".join(sorted(n for n in names if not n.endswith("num_batches_tracked"))[:6])
-    raise ConversionError(f"its layout {problem} (pass --layout); it holds {len(names)} arrays: {some}, ...")
+    held = f"it holds {len(names)} arrays: {some}, ..."
+    known = [] if found else architectures_of({unwrapped(n) for n in names})
+    if known:
+        raise ConversionError(f"by its names it is {' with '.join(known)}, which isn't here; {held}")
+    problem = f"could be {' or '.join(found)}" if found else f"is none of {', '.join(LAYOUTS)}"
+    raise ConversionError(f"its layout {problem} (pass --layout); {held}")
 
 
 def target_shapes(cell: nn.Cell, prefix: str = "") -> dict[str, tuple[int, ...]]:
@@ -374,6 +379,9 @@ def backbone_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], 
     """
     found = backbone_keys(shapes)
     if found is None:
+        layers = {m[1] for n in shapes if (m := re.match(r"backbone\.blocks\.(\d+)\.", n))}
+        if layers:
+            raise ConversionError(f"a transformer of {len(layers)} blocks; ViT-B, of 12, is here")
         blocks = {m[1] for n in shapes if (m := re.match(r"backbone\.(layer\d\.\d+)\.", n))}
         count = tuple(sum(b.startswith(f"layer{stage}.") for b in blocks) for stage in (1, 2, 3, 4))
         raise ConversionError(
@@ -406,4 +414,6 @@ def normed(family: str, names: Collection[str]) -> str:
         return ""
     if not any(re.fullmatch(r"neck\..*\.norm\.moving_mean", n) for n in names):
         return "_gn"
-    return {"torchvision": "_v2", "detectron2": "_lsj"}.get(family, "_bn")
+    if family == "detectron2":
+        return "_lsj" if "rpn.conv2.weight" in names else "_syncbn"
+    return {"torchvision": "_v2"}.get(family, "_bn")

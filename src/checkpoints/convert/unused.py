@@ -7,7 +7,7 @@ that take part there are left out.
 import re
 from collections.abc import Collection
 
-__all__ = ["AVERAGES", "kinds_of", "left_out"]
+__all__ = ["AVERAGES", "architectures_of", "kinds_of", "left_out", "mask_arrays"]
 
 # what takes no part in a detection, wherever it is
 IDLE = re.compile(
@@ -44,6 +44,10 @@ PARTS = re.compile(
 )
 
 KINDS = (
+    (r"offset_fc", "deformable RoI pooling"),
+    (r"conv_loc|conv_shape|feature_adaption", "guided anchoring"),
+    (r"conv_branch|fc_branch|res_block", "Double-Head R-CNN"),
+    (r"upsample_[xy]|reg_offset|reg_cls_f", "SABL"),
     (r"conv\d*_offset|conv_offset|offset_conv|\.offset\.|\.dcn|deform", "deformable convolution"),
     (r"weight_diff|weight_gamma|\.switch\.|pre_context|post_context|rfp|\.aspp\.", "DetectoRS"),
     (r"conv_res\.|semantic_head|semantic_roi", "Hybrid Task Cascade"),
@@ -71,6 +75,24 @@ KINDS = (
         "norms in the FPN or in heads",
     ),
 )
+
+# what files that are of no layout, or of another backbone, are known by: a pattern of one of their names
+ARCHITECTURES = (
+    (r"backbone\.(stage\d\.\d+\.(branches|fuse_layers)|transition\d)\.", "HRNet"),
+    (r"layer\d\.\d+\.convs\.\d", "Res2Net"),
+    (r"layer\d\.\d+\.conv2\.(fc[12]|bn[01])\.", "ResNeSt"),
+    (r"s\d\.b\d+\.f\.a\.", "RegNet"),
+    (r"relative_position_bias_table", "Swin"),
+    (r"attn\.pool_[qkv]\.", "MViT"),
+    (r"(roi_heads\.res5|shared_head)\.", "a C4 R-CNN"),
+    (r"head\.(cls|bbox)_subnet\.|bbox_head\.retina_|head\.(classification|regression)_head\.", "RetinaNet"),
+    (r"neck\.\d\.(lateral_convs|refine)\.", "Libra R-CNN"),
+    (r"fpn_transitions\.", "FPG"),
+    (r"rpn_head\.stages\.", "Cascade RPN"),
+    (r"init_proposal", "Sparse R-CNN or QueryInst"),
+    (r"query_embed|class_embed|transformer\.(en|de)coder\.", "DETR"),
+)
+RPN, PYRAMID = re.compile(r"(proposal_generator\.|rpn[._])"), re.compile(r"(backbone\.|neck\.)?(fpn|lateral_convs)")
 
 
 def left_out(
@@ -103,3 +125,16 @@ def inside(name: str, tops: Collection[str]) -> bool:
 def kinds_of(names: Collection[str]) -> list[str]:
     """What layers of these names are known as, each once; [] where they aren't known."""
     return list(dict.fromkeys(what for n in names for p, what in KINDS if re.search(p, n)))
+
+
+def mask_arrays(names: Collection[str]) -> list[str]:
+    """Those of the names that are of a mask head, of whatever kind."""
+    return [n for n in names if MASKS.match(n)]
+
+
+def architectures_of(names: Collection[str]) -> list[str]:
+    """What a model with these names, which the converter has no layout for, is known as; [] where it isn't known."""
+    found = [what for p, what in ARCHITECTURES if any(re.search(p, n) for n in names)]
+    if not found and any(RPN.match(n) for n in names) and not any(PYRAMID.match(n) for n in names):
+        found.append("an R-CNN without a feature pyramid")
+    return found

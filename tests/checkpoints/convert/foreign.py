@@ -176,19 +176,21 @@ def fpn_rpn(shapes: dict, lateral: str, output: str, conv: str, cls: str, reg: s
     layer(shapes, reg, 12, channels, 1, 1)
 
 
-def maskrcnn_benchmark(classes: int = 81) -> dict:
-    """e2e_mask_rcnn_R_50_FPN with 8 channels and fully connected layers of 16."""
+def maskrcnn_benchmark(classes: int = 81, channels: int = 8, hidden: int = 16, masks: bool = True, **kind) -> dict:
+    """e2e_mask_rcnn_R_50_FPN, or e2e_faster_rcnn, by default with 8 channels and fully connected layers of 16."""
     body = "backbone.body."
-    shapes = resnet(body + "stem.{part}", body + "layer{stage}.{index}.{part}", TORCH, TORCH_NORM)
+    shapes = resnet(body + "stem.{part}", body + "layer{stage}.{index}.{part}", TORCH, TORCH_NORM, **kind)
     inner, outer = "backbone.fpn.fpn_inner{}", "backbone.fpn.fpn_layer{}"
-    fpn_rpn(shapes, inner, outer, "rpn.head.conv", "rpn.head.cls_logits", "rpn.head.bbox_pred", first=1)
-    heads(shapes, "roi_heads.box.feature_extractor.fc6", "roi_heads.box.feature_extractor.fc7", classes)
-    layer(shapes, "roi_heads.box.predictor.cls_score", classes, 16)
-    layer(shapes, "roi_heads.box.predictor.bbox_pred", 4 * classes, 16)
-    for i in range(4):
-        layer(shapes, f"roi_heads.mask.feature_extractor.mask_fcn{i + 1}", 8, 8, 3, 3)
-    layer(shapes, "roi_heads.mask.predictor.conv5_mask", 8, 8, 2, 2)
-    layer(shapes, "roi_heads.mask.predictor.mask_fcn_logits", classes, 8, 1, 1)
+    fpn_rpn(shapes, inner, outer, "rpn.head.conv", "rpn.head.cls_logits", "rpn.head.bbox_pred", channels, first=1)
+    layer(shapes, "roi_heads.box.feature_extractor.fc6", hidden, channels * 49)
+    layer(shapes, "roi_heads.box.feature_extractor.fc7", hidden, hidden)
+    layer(shapes, "roi_heads.box.predictor.cls_score", classes, hidden)
+    layer(shapes, "roi_heads.box.predictor.bbox_pred", 4 * classes, hidden)
+    for i in range(4 if masks else 0):
+        layer(shapes, f"roi_heads.mask.feature_extractor.mask_fcn{i + 1}", channels, channels, 3, 3)
+    if masks:
+        layer(shapes, "roi_heads.mask.predictor.conv5_mask", channels, channels, 2, 2)
+        layer(shapes, "roi_heads.mask.predictor.mask_fcn_logits", classes, channels, 1, 1)
     return shapes
 
 

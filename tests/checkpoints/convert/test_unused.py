@@ -2,7 +2,12 @@
 
 import pytest
 
+from src.checkpoints.convert.conversion import convert, recognise, renamed
+from src.checkpoints.convert.pickles import ConversionError
+from src.checkpoints.convert.readers import State
 from src.checkpoints.convert.unused import kinds_of, left_out
+from src.convert_checkpoint import check, choose_config
+from tests.checkpoints.convert.published import STORED, made_up, shapes_of, targets_of
 
 BACKBONE, D2 = "backbone.layer3.0.", "backbone.bottom_up.res3.0."
 MMDET = [
@@ -94,3 +99,60 @@ def test_of_a_backbone_all_but_its_classifier():
     names = ["fc.weight", "fc1000_w", "classifier.bias", "head.fc.bias", "end_point.weight", "bn1.num_batches_tracked"]
     more = ["conv2.weight", "layer1.0.se.fc1.weight", "attnpool.k_proj.weight", "transformer.x.weight"]
     assert left_out(names + more, ["conv1.weight", "layer1.0.conv1.weight"], ("mask",), True) == more
+
+
+# published checkpoints of other kinds, with the names that their projects' code gives, and what the refusal calls them
+REFUSED = {
+    "mask_rcnn_R_50_FPN_1x_dconv_c3-c5": "deformable convolution",
+    "cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv": "deformable convolution",
+    "faster_rcnn_R_50_C4_1x": "C4",
+    "faster_rcnn_R_50_DC5_1x": "without a feature pyramid",
+    "retinanet_R_50_FPN_1x": "RetinaNet",
+    "mask_rcnn_regnetx_4gf_dds_FPN_100ep_LSJ": "RegNet",
+    "mask_rcnn_vitdet_l_100ep": "a transformer of 24 blocks",
+    "cascade_mask_rcnn_swin_b_in21k_50ep": "Swin",
+    "cascade_mask_rcnn_mvitv2_b_in21k_100ep": "MViT",
+    "faster-rcnn_r50_fpn_carafe_1x_coco": "CARAFE",
+    "cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco": "Cascade RPN",
+    "faster-rcnn_r50_fpn_dpool_1x_coco": "deformable RoI pooling",
+    "faster-rcnn_r50_fpn_mdconv_c3-c5_1x_coco": "deformable convolution",
+    "cascade-rcnn_r50-rfp_1x_coco": "DetectoRS",
+    "detectors_htc-r50_1x_coco": "Hybrid Task Cascade",
+    "dh-faster-rcnn_r50_fpn_1x_coco": "Double-Head R-CNN",
+    "faster-rcnn_r50_fpn_attention_1111_1x_coco": "attention blocks",
+    "faster-rcnn_r50-caffe-c4_1x_coco": "C4",
+    "faster-rcnn_r50-caffe-dc5_1x_coco": "without a feature pyramid",
+    "mask-rcnn_r50_fpg_crop640-50e_coco": "FPG",
+    "mask-rcnn_r50_fpn_r16_gcb_c3-c5_1x_coco": "GCNet",
+    "grid-rcnn_r50_fpn_gn-head_2x_coco": "Grid R-CNN",
+    "mask-rcnn_r50_fpn_groie_1x_coco": "GRoIE",
+    "ga-faster-rcnn_r50-caffe_fpn_1x_coco": "guided anchoring",
+    "mask-rcnn_hrnetv2p-w32-1x_coco": "HRNet",
+    "htc_r50_fpn_1x_coco": "Hybrid Task Cascade",
+    "libra-faster-rcnn_r50_fpn_1x_coco": "Libra R-CNN",
+    "ms-rcnn_r50-caffe_fpn_1x_coco": "Mask Scoring R-CNN",
+    "faster-rcnn_r50_pafpn_1x_coco": "PAFPN",
+    "point_rend_r50_caffe_fpn_mstrain_1x_coco": "PointRend",
+    "queryinst_r50_fpn_1x_coco": "QueryInst",
+    "mask-rcnn_regnetx-3.2GF_fpn_1x_coco": "a backbone of (2, 6, 15, 2) blocks",
+    "mask-rcnn_res2net-101_fpn_2x_coco": "Res2Net",
+    "mask-rcnn_s50_fpn_syncbn-backbone+head_ms-1x_coco": "ResNeSt",
+    "sabl-cascade-rcnn_r50_fpn_1x_coco": "SABL",
+    "scnet_r50_fpn_1x_coco": "SCNet",
+    "sparse-rcnn_r50_fpn_1x_coco": "Sparse R-CNN",
+    "tridentnet_r50-caffe_1x_coco": "C4",
+}
+
+
+def test_every_stored_one_is_tried():
+    assert REFUSED.keys() == STORED["refused"].keys()
+
+
+@pytest.mark.parametrize("model", REFUSED)
+def test_other_published_kinds_are_refused_by_their_names(model, refusal):
+    state = made_up(shapes_of(model))
+    with refusal(ConversionError, REFUSED[model]):
+        layout = recognise(state)
+        config, called = choose_config(layout, renamed(state, layout), None, {})
+        out = convert(state, layout, config, targets_of(called.removeprefix("configs/").removesuffix(".yaml")))
+        check(out, State(state, "zip"), config, called, False)
