@@ -641,6 +641,12 @@ class Config:
         low=0.05,
         high=20,
     )
+    fixed_size_crop: bool = key(
+        False,
+        "ratio_range crops anywhere, and what a smaller picture leaves of the canvas is background of mean colour"
+        " (large-scale jitter, arXiv:2012.07177; Detectron2's FixedSizeCrop); else an object's centre stays in sight,"
+        " and the rest is padding, which no loss sees",
+    )
     expand_ratio: float = key(0.0, "probability that an image is put into a larger one of mean colour", low=0, high=1)
     expand_range: list[float] = key([1.0, 4.0], "sides of that larger image / sides of the image", low=1, high=10)
     crop_ratio: float = key(0.0, "probability of a random crop", low=0, high=1)

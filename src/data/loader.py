@@ -26,7 +26,15 @@ from src.data.mindrecord import OpenRecords, record_crc, record_files
 from src.data.records import DataError
 from src.data.repeats import UNIT, draw_copies, earlier_copies, repeat_factors
 from src.data.scene import Scene
-from src.data.transforms import View, canvas_size, fit_size, prepare_image, visible_objects
+from src.data.transforms import (
+    LEAST_IN_JITTER,
+    LEAST_VISIBLE,
+    View,
+    canvas_size,
+    fit_size,
+    prepare_image,
+    visible_objects,
+)
 from src.data.workers import worker_count, worker_pool
 from src.runtime.errors import InternalError
 from src.runtime.newer import zip_equal
@@ -144,13 +152,15 @@ class SampleReader:
                 scene = turned_scene(scene, turned, self.carried)
             view = draw_view(self.config, *picture_size(scene.image), scene.boxes, bool(flip), random, canvas)
         size = picture_size(scene.image)
-        rows, boxes = visible_objects(view, scene.boxes, scene.masks if self.config.needs_masks else None, *size)
+        fills = self.training and self.config.fixed_size_crop
+        masks, least = scene.masks if self.config.needs_masks else None, LEAST_IN_JITTER if fills else LEAST_VISIBLE
+        rows, boxes = visible_objects(view, scene.boxes, masks, *size, least)
         _, crowds = visible_objects(view, crowds, None, *size)
         image, resized = prepare_image(scene.image, self.config, view=view, canvas=canvas)
         scene = scene.objects(rows)
         return (
             image,
-            np.array([*resized, *original], np.float32),
+            np.array([*(canvas if fills else resized), *original], np.float32),
             view.to_canvas(boxes),
             labels[rows],
             self.largest(view.to_canvas(crowds)),

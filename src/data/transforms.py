@@ -15,6 +15,8 @@ from src.config import Config
 from src.data.images import picture_size
 
 __all__ = [
+    "LEAST_IN_JITTER",
+    "LEAST_VISIBLE",
     "View",
     "canvas_size",
     "crop_mask",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 LEAST_VISIBLE = 1.0  # canvas pixels: an object of which a narrower part is left in a crop is gone
+LEAST_IN_JITTER = 1e-5  # the same under large-scale jitter, by Detectron2's filter_empty_instances
 
 
 def canvas_size(height: int, width: int, config: Config) -> tuple[int, int]:
@@ -242,12 +245,18 @@ def tight_box(
 
 
 def visible_objects(
-    view: View, boxes: np.ndarray, segmentations: list | None, height: int, width: int
+    view: View,
+    boxes: np.ndarray,
+    segmentations: list | None,
+    height: int,
+    width: int,
+    least: float = LEAST_VISIBLE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which objects a view shows, (K,) row numbers, and the boxes (K, 4) float32, in image pixels, of what it shows.
 
     An object that a window cuts gets the box of its mask's part inside, or without `segmentations` its box's part
-    inside. Of a whole object the box stays. What is left with a side below LEAST_VISIBLE canvas pixels is dropped.
+    inside. Of a whole object the box stays. What is left with a side below `least` canvas pixels, or without a pixel of
+    its mask, is dropped.
     """
     x1, y1, x2, y2 = view.window
     inside = np.stack([np.clip(boxes[:, i], low, high) for i, (low, high) in enumerate(((x1, x2), (y1, y2)) * 2)], 1)
@@ -255,9 +264,9 @@ def visible_objects(
     kept = np.ones(len(boxes), bool)
     for i in np.flatnonzero(cut):
         sides = inside[i, 2:] - inside[i, :2]
-        if (sides * view.scale >= LEAST_VISIBLE).all() and segmentations is not None:
+        if (sides * view.scale >= least).all() and segmentations is not None:
             box = tight_box(segmentations[i], inside[i], view.scale, height, width)
             sides = np.zeros(2) if box is None else box[2:] - box[:2]
             inside[i] = inside[i] if box is None else box
-        kept[i] = (sides * view.scale >= LEAST_VISIBLE * (1 - 1e-4)).all()
+        kept[i] = (sides * view.scale >= least * (1 - 1e-4)).all()
     return np.flatnonzero(kept), inside[kept].astype(np.float32)

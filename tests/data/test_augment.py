@@ -18,6 +18,7 @@ CHAINS = {
     "resize": {},
     "larger": {"ratio_range": [1.2, 2.5]},
     "smaller": {"ratio_range": [0.5, 0.9]},
+    "jitter": {"ratio_range": [0.1, 2.0], "fixed_size_crop": True},
     "crop": {"crop_ratio": 1.0},
     "expand": {"expand_ratio": 1.0},
     "all": {"ratio_range": [0.5, 2.0], "crop_ratio": 0.5, "expand_ratio": 0.5, "photo_ratio": 0.5},

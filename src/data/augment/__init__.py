@@ -28,4 +28,5 @@ def without_augmentation(config: Config) -> Config:
     """The config with images as they are, each once, a batch at a time."""
     ratios = ("flip_ratio", "flip_vertical_ratio", "rotate90_ratio", "expand_ratio", "crop_ratio", "photo_ratio")
     off: dict[str, Any] = dict.fromkeys((*ratios, "aug_prob", "repeat_threshold"), 0.0)
-    return dataclasses.replace(config, **off, ratio_range=[1.0, 1.0], transform="", accumulate=1)
+    off |= {"ratio_range": [1.0, 1.0], "fixed_size_crop": False, "transform": ""}
+    return dataclasses.replace(config, **off, accumulate=1)
