@@ -663,6 +663,12 @@ class Config:
         " module:function; src/data/augment/custom.py says what it takes and returns; empty: none",
     )
 
+    copy_paste_ratio: float = key(
+        0.0,
+        "copy-paste (arXiv:2012.07177): probability that objects of another training image are put on this one; 0: off",
+        low=0,
+        high=1,
+    )
     aug_prob: float = key(0.0, "InstaBoost: probability for an image; 0: off", low=0, high=1)
     action_candidate: list[str] = key(
         ["normal", "horizontal", "skip"],
@@ -705,7 +711,7 @@ class Config:
     @property
     def needs_masks(self) -> bool:
         """Whether training reads the objects' masks: to learn them, or to cut objects out."""
-        return self.with_mask or self.aug_prob > 0
+        return self.with_mask or self.aug_prob > 0 or self.copy_paste_ratio > 0
 
     @property
     def turns_canvas(self) -> bool:

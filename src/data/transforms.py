@@ -22,7 +22,9 @@ __all__ = [
     "crop_mask",
     "fit_scale",
     "fit_size",
+    "mean_colour",
     "prepare_image",
+    "shown_picture",
     "tight_box",
     "to_bitmap",
     "transform_objects",
@@ -135,16 +137,21 @@ def prepare_image(
     zero.
     """
     high, wide = canvas or canvas_size(*picture_size(image), config)
-    height, width = view.size if view else fit_size(*picture_size(image), config)
-    if view is not None:
-        image, flip = cut_window(image, view.window, config), view.flip
-    image = resize_image(image, height, width, config)
-    if flip:
-        image = mmcv.imflip(image, "horizontal")
+    if view is None:
+        rows, columns = picture_size(image)
+        view = View((0, 0, columns, rows), fit_size(rows, columns, config), flip)
+    height, width = view.size
+    image = shown_picture(image, config, view)
     image = mmcv.imnormalize(image, np.array(config.img_mean), np.array(config.img_std), config.to_rgb)
     out = np.zeros((3, high, wide), np.float32)
     out[:, :height, :width] = image.transpose(2, 0, 1)
     return out, (height, width)
+
+
+def shown_picture(image: np.ndarray, config: Config, view: View) -> np.ndarray:
+    """What a view shows of an image (H, W, 3) uint8, at its size."""
+    image = resize_image(cut_window(image, view.window, config), *view.size, config)
+    return mmcv.imflip(image, "horizontal") if view.flip else image
 
 
 def resize_image(image: np.ndarray, height: int, width: int, config: Config) -> np.ndarray:
@@ -163,12 +170,17 @@ def cut_window(image: np.ndarray, window: tuple[int, int, int, int], config: Con
     inside = image[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
     if inside.shape[:2] == (y2 - y1, x2 - x1):
         return inside
-    mean = config.img_mean[::-1] if config.to_rgb else config.img_mean
     out = np.empty((y2 - y1, x2 - x1, 3), np.uint8)
-    out[:] = np.clip(np.round(mean), 0, 255)
+    out[:] = mean_colour(config)
     top, left = max(-y1, 0), max(-x1, 0)
     out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return out
+
+
+def mean_colour(config: Config) -> np.ndarray:
+    """The mean of images, BGR (3,), in whole steps of 0..255."""
+    mean = config.img_mean[::-1] if config.to_rgb else config.img_mean
+    return np.clip(np.round(mean), 0, 255).astype(np.uint8)
 
 
 def moved_polygons(segmentation: list, origin: np.ndarray, scale: np.ndarray) -> list[list[float]]:
