@@ -183,6 +183,19 @@ def test_boxes_alone_follow_masks(flat):
             np.testing.assert_array_equal(a[name], b[name])
 
 
+def test_a_users_function_changes_both(flat, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def first(image, boxes, labels, masks, random):\n    return image, *(v[:1] for v in (boxes, labels, masks))\n"
+    )
+    make, _, _ = flat
+    data, pasted = loader(make(transform=f"{tmp_path}/own.py:first")), 0
+    for batch in (b for epoch in range(4) for b in data.epoch(epoch)):
+        labels = batch["gt_labels"][0][batch["gt_valid"][0]]
+        assert ((labels - 1) % OBJECTS == 0).all() and len(labels) <= 2
+        pasted += len(labels) == 2
+    assert pasted > 2
+
+
 def test_no_more_objects_than_may_be(flat):
     make, _, _ = flat
     for most in (OBJECTS, OBJECTS + 1):
