@@ -93,12 +93,14 @@ class View:
     """What a canvas shows of an image.
 
     window: x1 y1 x2 y2 in whole pixels of the image, beyond which it may reach; size: (height, width) of the canvas
-    pixels, from its upper left corner, that the window fills; flip: mirrored, left to right.
+    pixels that the window fills, from the uppermost down; flip: mirrored, left to right; left: how many canvas pixels
+    are left of it.
     """
 
     window: tuple[int, int, int, int]
     size: tuple[int, int]
     flip: bool = False
+    left: int = 0
 
     @property
     def scale(self) -> np.ndarray:
@@ -113,14 +115,15 @@ class View:
         height, width = self.size
         across, down = width / (x2 - x1), height / (y2 - y1)
         if self.flip:
-            return np.array([[-across, 0, width + x1 * across], [0, down, -y1 * down]])
-        return np.array([[across, 0, -x1 * across], [0, down, -y1 * down]])
+            return np.array([[-across, 0, self.left + width + x1 * across], [0, down, -y1 * down]])
+        return np.array([[across, 0, self.left - x1 * across], [0, down, -y1 * down]])
 
     def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (N, 4) float32 of image pixels in canvas pixels."""
         x1, y1, x2, y2 = self.window
         corner = np.array([x1, y1, x1, y1], np.float32)
-        return transform_objects(boxes - corner, (y2 - y1, x2 - x1), self.size, self.flip)
+        moved = transform_objects(boxes - corner, (y2 - y1, x2 - x1), self.size, self.flip)
+        return moved + np.array([self.left, 0, self.left, 0], np.float32)
 
 
 def prepare_image(
@@ -133,8 +136,8 @@ def prepare_image(
     """Resizes in uint8, flips, normalises, pads: (H, W, 3) uint8 BGR -> (3, *canvas) float32.
 
     Of the whole image, or as `view` says, then `flip` isn't looked at. canvas: (height, width), by default canvas_size
-    of the image. Also returns the (height, width) that the picture takes of the canvas; the rest, right and below, is
-    zero.
+    of the image. Also returns the (height, width) that the picture takes of the canvas; the rest, right (or where the
+    view says so left) and below, is zero.
     """
     high, wide = canvas or canvas_size(*picture_size(image), config)
     if view is None:
@@ -144,7 +147,7 @@ def prepare_image(
     image = shown_picture(image, config, view)
     image = mmcv.imnormalize(image, np.array(config.img_mean), np.array(config.img_std), config.to_rgb)
     out = np.zeros((3, high, wide), np.float32)
-    out[:, :height, :width] = image.transpose(2, 0, 1)
+    out[:, :height, view.left : view.left + width] = image.transpose(2, 0, 1)
     return out, (height, width)
 
 

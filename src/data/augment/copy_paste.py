@@ -42,7 +42,7 @@ def on_canvas(
     scene = scene.objects(rows)
     image = np.empty((*canvas, 3), np.uint8)
     image[:] = mean_colour(config)
-    image[: view.size[0], : view.size[1]] = shown_picture(scene.image, config, view)
+    image[: view.size[0], view.left : view.left + view.size[1]] = shown_picture(scene.image, config, view)
     masks = [mask_on_canvas(m, view, size, canvas) for m in scene.masks]
     fields = {f.name: f.shown(scene, boxes, view) for f in carried}
     # a window may leave a polygon no pixel of the canvas
@@ -57,12 +57,12 @@ def mask_on_canvas(mask: list | dict, view: View, size: tuple[int, int], canvas:
     """
     height, width = view.size
     if isinstance(mask, list):
-        polygons = [(np.reshape(p, (-1, 2)) @ view.move[:, :2].T + view.move[:, 2]) for p in mask if len(p) >= 6]
-        points = np.concatenate(polygons)
-        outlines = [p.ravel().tolist() for p in polygons]
+        corner = np.array([view.left, 0])
+        polygons = [np.reshape(p, (-1, 2)) @ view.move[:, :2].T + view.move[:, 2] for p in mask if len(p) >= 6]
+        points = np.concatenate(polygons) - corner
         if (points >= -1e-6).all() and (points <= np.array([width, height]) + 1e-6).all():
-            return outlines
-        bitmap = to_bitmap(outlines, height, width)
+            return [p.ravel().tolist() for p in polygons]
+        bitmap = to_bitmap([(p - corner).ravel().tolist() for p in polygons], height, width)
     else:
         x1, y1, x2, y2 = view.window
         inside = to_bitmap(mask, *size)[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] * np.uint8(255)
@@ -73,7 +73,7 @@ def mask_on_canvas(mask: list | dict, view: View, size: tuple[int, int], canvas:
         bitmap = cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR if larger else cv2.INTER_AREA) > 127
         if view.flip:
             bitmap = bitmap[:, ::-1]
-    return placed_rle(bitmap.astype(bool), 0, 0, *canvas)
+    return placed_rle(bitmap.astype(bool), 0, view.left, *canvas)
 
 
 def draw_objects(count: int, room: int, random: np.random.Generator) -> np.ndarray:

@@ -94,7 +94,8 @@ def draw_view(
         sides = (max(round(width_of(window) * share[0]), 1), max(round(height_of(window) * share[1]), 1))
         window = crop_within(window, sides, boxes, random)
     if config.ratio_range == [1.0, 1.0]:
-        return View(window, fit_size(height_of(window), width_of(window), config, canvas), flip)
+        size = fit_size(height_of(window), width_of(window), config, canvas)
+        return View(window, size, flip, left_of(size, wide, flip, config))
     factor = random.uniform(config.ratio_range[0], config.ratio_range[1])
     # what fits the canvas times the factor, as fit_size has it without one
     across, down = wide / width_of(window), high / height_of(window)
@@ -113,7 +114,12 @@ def draw_view(
         min(max(int(height_of(window) * down + 0.5), 1), high),
         min(max(int(width_of(window) * across + 0.5), 1), wide),
     )
-    return View(window, size, flip)
+    return View(window, size, flip, left_of(size, wide, flip, config))
+
+
+def left_of(size: tuple[int, int], wide: int, flip: bool, config: Config) -> int:
+    """View.left of a picture of `size` on a canvas `wide`: one that is filled is mirrored whole."""
+    return wide - size[1] if flip and config.fixed_size_crop else 0
 
 
 def width_of(window: Window) -> int:

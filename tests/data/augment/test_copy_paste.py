@@ -274,13 +274,14 @@ def test_a_canvas_shows_what_the_network_would_get(shapes_config, chain, as_rle)
         view = draw_view(config, HEIGHT, WIDTH, scene.boxes, bool(seed % 2), random)
         shown, rows = on_canvas(scene, view, (HEIGHT, WIDTH), config, fields_of(config)[:0], 1.0)
         usual, (high, wide) = prepare_image(image, config, view=view)
-        expected = restored(usual[:, :high, :wide], config)
-        np.testing.assert_array_equal(shown.image[:high, :wide], expected)
+        picture = slice(view.left, view.left + wide)
+        expected = restored(usual[:, :high, picture], config)
+        np.testing.assert_array_equal(shown.image[:high, picture], expected)
         for row, mask, box in zip_equal(rows, shown.masks, shown.boxes):
             # the independent route: the bitmap moved by one warp of pixels' centres
             move = view.move @ np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]) - [[0, 0, 0.5], [0, 0, 0.5]]
             warped = cv2.warpAffine(bitmaps[row] * np.float32(1), move, (WIDTH, HEIGHT)) > 0.5
-            warped[high:] = warped[:, wide:] = False
+            warped[high:] = warped[:, picture.stop :] = warped[:, : picture.start] = False
             if warped.sum() < 100:
                 continue
             got = to_bitmap(mask, HEIGHT, WIDTH) > 0

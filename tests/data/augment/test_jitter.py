@@ -67,15 +67,19 @@ class Shown:
 
     def __init__(self, batch, config):
         pixels = restored(batch["image"][0], config).astype(float)
-        x, y, self.width, self.height = cv2.boundingRect((pixels[..., 2] < 80).astype(np.uint8))
-        assert (x, y) == (0, 0)
-        part = pixels[: self.height, : self.width]
+        self.left, top, width, self.height = cv2.boundingRect((pixels[..., 2] < 80).astype(np.uint8))
+        self.right = self.left + width
+        part = pixels[: self.height, self.left : self.right]
+        mirrored = part[0, 0, 0] > part[0, -1, 0]
+        # mirrored after it was filled up
+        assert top == 0 and (self.right == CANVAS if mirrored else self.left == 0)
         self.slopes = []
         for channel, per_pixel in ((0, 1), (1, 2)):
             line = part[..., channel].mean(channel) / per_pixel + 0.5
             # where an enlarged picture ends, its last pixels repeat
             inner = slice(len(line) // 8, max(len(line) - len(line) // 8, len(line) // 8 + 2))
-            self.slopes.append(np.polyfit(np.arange(len(line))[inner] + 0.5, line[inner], 1))
+            start = 0.5 + (self.left if channel == 0 else 0)
+            self.slopes.append(np.polyfit(np.arange(len(line))[inner] + start, line[inner], 1))
 
     def move(self, points):
         return np.stack([(points[:, i] - b) / a for i, (a, b) in enumerate(self.slopes)], 1)
@@ -84,7 +88,7 @@ class Shown:
         """x1 y1 x2 y2 of what the canvas shows of the points' outline's box."""
         moved = self.move(np.asarray(corners, float))
         moved = np.concatenate([moved.min(0), moved.max(0)])
-        return np.clip(moved, 0, [self.width, self.height] * 2)
+        return np.clip(moved, [self.left, 0] * 2, [self.right, self.height] * 2)
 
     def triangle(self):
         """(CANVAS, CANVAS) bool: pixels whose centres lie in the triangle."""
@@ -96,7 +100,7 @@ class Shown:
 
         sides = np.stack([side(a, b), side(b, c), side(c, a)])
         inside = (sides > 0).all(0) | (sides < 0).all(0)
-        inside[self.height :] = inside[:, self.width :] = False
+        inside[self.height :] = inside[:, self.right :] = inside[:, : self.left] = False
         return inside
 
 
@@ -112,7 +116,9 @@ def test_objects_are_where_the_colours_say(jitter_config):
         shown = Shown(batch, config)
         # the rest of the canvas counts as picture, of mean colour
         assert batch["image_size"][0].tolist() == [CANVAS, CANVAS]
-        assert not batch["image"][0][:, shown.height :].any() and not batch["image"][0][:, :, shown.width :].any()
+        rest = np.ones((CANVAS, CANVAS), bool)
+        rest[: shown.height, shown.left : shown.right] = False
+        assert not batch["image"][0][:, rest].any()
         ignored = batch["ignore_boxes"][0][batch["ignore_boxes"][0].any(1)]
         expected = shown.box(corners_of(CROWD))
         if (expected[2:] - expected[:2]).min() > 1:
@@ -158,12 +164,12 @@ def test_keypoints_are_where_the_colours_say(jitter_config):
         for row in rows:
             moved = shown.move(POINTS)
             for got, place, point in zip_equal(batch["gt_keypoints"][0][row], moved, POINTS):
-                out = (place < 0).any() or (place > [shown.width, shown.height]).any()
+                low, high = np.array([shown.left, 0]), np.array([shown.right, shown.height])
                 if got[2]:
                     np.testing.assert_allclose(got, [*place, point[2]], atol=0.6)
                     seen += 1
                 else:
-                    assert out or np.abs(place - np.clip(place, 1, [shown.width - 1, shown.height - 1])).any()
+                    assert (place < low + 1).any() or (place > high - 1).any()
                     gone += 1
     assert seen > 20 and gone > 3
 
