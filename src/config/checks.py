@@ -190,6 +190,10 @@ def _check_images(c: Config, demand: Callable[[bool, str], None]) -> None:
         c.resize == "canvas" or c.img_width >= c.img_height,
         f"resize: {c.resize} turns the canvas for upright pictures; give it lying: img_width at least img_height",
     )
+    demand(
+        c.resize == "canvas" or not c.fixed_size_crop,
+        f"fixed_size_crop fills the canvas, of which resize: {c.resize} has two; set resize: canvas",
+    )
     for name in ("ratio_range", "expand_range", "crop_range", "scale", "theta"):
         v = getattr(c, name)
         demand(len(v) == 2 and v[0] <= v[1], f"{name} needs 2 values, least and largest; got {v}")

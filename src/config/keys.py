@@ -641,6 +641,12 @@ class Config:
         low=0.05,
         high=20,
     )
+    fixed_size_crop: bool = key(
+        False,
+        "ratio_range crops anywhere, and what a smaller picture leaves of the canvas is background of mean colour"
+        " (large-scale jitter, arXiv:2012.07177; Detectron2's FixedSizeCrop); else an object's centre stays in sight,"
+        " and the rest is padding, which no loss sees",
+    )
     expand_ratio: float = key(0.0, "probability that an image is put into a larger one of mean colour", low=0, high=1)
     expand_range: list[float] = key([1.0, 4.0], "sides of that larger image / sides of the image", low=1, high=10)
     crop_ratio: float = key(0.0, "probability of a random crop", low=0, high=1)
@@ -657,6 +663,12 @@ class Config:
         " module:function; src/data/augment/custom.py says what it takes and returns; empty: none",
     )
 
+    copy_paste_ratio: float = key(
+        0.0,
+        "copy-paste (arXiv:2012.07177): probability that objects of another training image are put on this one; 0: off",
+        low=0,
+        high=1,
+    )
     aug_prob: float = key(0.0, "InstaBoost: probability for an image; 0: off", low=0, high=1)
     action_candidate: list[str] = key(
         ["normal", "horizontal", "skip"],
@@ -699,7 +711,7 @@ class Config:
     @property
     def needs_masks(self) -> bool:
         """Whether training reads the objects' masks: to learn them, or to cut objects out."""
-        return self.with_mask or self.aug_prob > 0
+        return self.with_mask or self.aug_prob > 0 or self.copy_paste_ratio > 0
 
     @property
     def turns_canvas(self) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +16,9 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.config import Config
-from src.data.augment import CUSTOM, sample_generator
+from src.data.augment import CUSTOM, OWN, PASTED, sample_generator
 from src.data.augment.colour import photometric_distortion
+from src.data.augment.copy_paste import copy_paste, draw_objects, on_canvas
 from src.data.augment.custom import Transform, TransformError, load_transform
 from src.data.augment.geometry import draw_view, turned_boxes, turned_scene
 from src.data.augment.instaboost import instaboost
@@ -26,7 +28,15 @@ from src.data.mindrecord import OpenRecords, record_crc, record_files
 from src.data.records import DataError
 from src.data.repeats import UNIT, draw_copies, earlier_copies, repeat_factors
 from src.data.scene import Scene
-from src.data.transforms import View, canvas_size, fit_size, prepare_image, visible_objects
+from src.data.transforms import (
+    LEAST_IN_JITTER,
+    LEAST_VISIBLE,
+    View,
+    canvas_size,
+    fit_size,
+    prepare_image,
+    visible_objects,
+)
 from src.data.workers import worker_count, worker_pool
 from src.runtime.errors import InternalError
 from src.runtime.newer import zip_equal
@@ -40,13 +50,15 @@ class Places(NamedTuple):
     """An epoch's images in order, and how each is shown.
 
     rows (N,) of the data set; flips (N,) bool: mirrored, left to right, after turns (N,) by quarters, anticlockwise;
-    occurrences (N,): how often the image came before in the epoch.
+    occurrences (N,): how often the image came before in the epoch. pasted (N, 3): the row of the image of which objects
+    are pasted on it, or -1; its flip and its turn.
     """
 
     rows: np.ndarray
     flips: np.ndarray
     turns: np.ndarray
     occurrences: np.ndarray
+    pasted: np.ndarray
 
     def part(self, which: np.ndarray | slice) -> Places:
         return Places(*(v[which] for v in self))
@@ -73,6 +85,31 @@ class Sample(NamedTuple):
     fields: dict[str, np.ndarray]
 
 
+class Picture(NamedTuple):
+    """An image with its objects, their labels (N,) int32, and crowds' boxes (K, 4) float32, in its pixels."""
+
+    image_id: int
+    name: str
+    scene: Scene
+    labels: np.ndarray
+    crowds: np.ndarray
+
+
+@contextlib.contextmanager
+def reading(image_id: int) -> Iterator[None]:
+    """Raises DataError where OpenCV can't use an image, and InternalError for what is no fault of it."""
+    try:
+        yield
+    except (DataError, InternalError, MemoryError):
+        raise
+    except cv2.error as e:
+        if e.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
+        raise DataError(f"image {image_id}: OpenCV can't use it ({e.err})") from None
+    except Exception as e:
+        raise InternalError.of(e, f"reading image {image_id}") from e
+
+
 class SampleReader:
     """Turns a record's bytes into a Sample, in a worker; a plain object, so that it can be sent to another process.
 
@@ -83,79 +120,138 @@ class SampleReader:
         self.config, self.training, self.epoch, self.transform = config, training, epoch, transform
         self.fields = fields_of(config) if training else []
         self.carried = [f for f in self.fields if f.carried]
+        self.fills = training and config.fixed_size_crop
+        self.least = LEAST_IN_JITTER if self.fills else LEAST_VISIBLE
 
     def __call__(
-        self, image_id: np.ndarray, crc: np.ndarray, image: np.ndarray, annotation: np.ndarray, how: np.ndarray
+        self,
+        image_id: np.ndarray,
+        crc: np.ndarray,
+        image: np.ndarray,
+        annotation: np.ndarray,
+        how: np.ndarray,
+        *other: np.ndarray,
     ) -> Sample:
         """The image shown as `how` (flip, turn, occurrence) says; a fault is told, not raised, so that the caller can
         decide.
 
-        Raises MemoryError, and InternalError for whatever is no fault of the picture.
+        other: the same five of an image of which objects are pasted, without the occurrence. Raises MemoryError, and
+        InternalError for whatever is no fault of a picture.
         """
         fatal = False
         try:
-            arrays = self.arrays(int(image_id), int(crc), image.tobytes(), annotation.tobytes(), *how.tolist())
+            with reading(int(image_id)):
+                arrays = self.arrays((image_id, crc, image, annotation), how.tolist(), other)
             return Sample(image_id, np.array(""), np.array(False), how[2], *arrays)
         except DataError as e:
             fault, fatal = str(e), isinstance(e, TransformError)
-        except cv2.error as e:
-            if e.code == cv2.Error.StsNoMem:
-                raise MemoryError from None
-            fault = f"image {int(image_id)}: OpenCV can't use it ({e.err})"
-        except MemoryError:
-            raise
-        except Exception as e:
-            raise InternalError.of(e, f"reading image {int(image_id)}") from e
         none = np.zeros(0, np.float32)
         return Sample(image_id, np.array(fault), np.array(fatal), how[2], none, none, none, none, none, {})
 
     def arrays(
-        self, image_id: int, crc: int, data: bytes, annotation: bytes, flip: int, turned: int, occurrence: int
+        self, row: Sequence[np.ndarray], how: Sequence[int], other: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        if record_crc(data, annotation) != crc:
-            raise DataError(f"image {image_id}: {ROW_DAMAGED}")
-        a = json.loads(annotation)
-        picture = turn(decode_image(data, a["name"]), a["orientation"])
-        original = picture.shape[:2]
-        if original != (a["height"], a["width"]):
+        config, (flip, turned, occurrence) = self.config, how
+        picture = self.stored(*row)
+        original = picture_size(picture.scene.image)
+        # the batch's, whatever size a user's function returns
+        canvas = canvas_size(*(original[::-1] if turned % 2 else original), config)
+        if self.training:
+            draws = self.generators(picture.image_id, occurrence)
+            picture, view = self.changed(picture, flip, turned, canvas, draws)
+        else:
+            view = View((0, 0, *original[::-1]), fit_size(*original, config), bool(flip))
+        scene, labels = picture.scene, picture.labels
+        _, crowds = visible_objects(view, picture.crowds, None, *picture_size(scene.image))
+        crowds = self.largest(view.to_canvas(crowds))
+        if other and (pasted := self.pasted(picture, occurrence, canvas, other)):
+            scene, rows = on_canvas(scene, view, canvas, config, self.carried, self.least)
+            scene, kept = copy_paste(scene, pasted.scene)
+            labels = np.concatenate([labels[rows][kept], pasted.labels])
+            view = View((0, 0, *canvas[::-1]), canvas)
+        masks = scene.masks if config.needs_masks else None
+        rows, boxes = visible_objects(view, scene.boxes, masks, *picture_size(scene.image), self.least)
+        image, resized = prepare_image(scene.image, config, view=view, canvas=canvas)
+        scene = scene.objects(rows)
+        return (
+            image,
+            np.array([*(canvas if self.fills else resized), *original], np.float32),
+            view.to_canvas(boxes),
+            labels[rows],
+            crowds,
+            {f.name: f.shown(scene, boxes, view) for f in self.fields},
+        )
+
+    def stored(self, image_id: np.ndarray, crc: np.ndarray, image: np.ndarray, annotation: np.ndarray) -> Picture:
+        """A record's picture as it is. Raises DataError."""
+        data, text, number = image.tobytes(), annotation.tobytes(), int(image_id)
+        if record_crc(data, text) != int(crc):
+            raise DataError(f"image {number}: {ROW_DAMAGED}")
+        a = json.loads(text)
+        pixels = turn(decode_image(data, a["name"]), a["orientation"])
+        if pixels.shape[:2] != (a["height"], a["width"]):
             raise DataError(
-                f"image {image_id} ({a['name']}): {original[1]} x {original[0]} pixels, annotated as"
+                f"image {number} ({a['name']}): {pixels.shape[1]} x {pixels.shape[0]} pixels, annotated as"
                 f" {a['width']} x {a['height']}; mend the annotation or the image"
             )
         boxes, crowd = np.array(a["boxes"], np.float32).reshape(-1, 4), np.array(a["crowd"], bool)
         labels = np.array(a["labels"], np.int32)[~crowd]
         masks = a["segmentations"] or [None] * len(labels)
         values = {f.name: f.pack(a[f.name]) for f in self.carried}
-        scene, crowds = Scene(picture, boxes[~crowd], masks, values), boxes[crowd]
-        # the batch's, whatever size a user's function returns
-        canvas = canvas_size(*(original[::-1] if turned % 2 else original), self.config)
-        if not self.training:
-            view = View((0, 0, *original[::-1]), fit_size(*original, self.config), bool(flip))
-        else:
-            random = sample_generator(self.config.seed, self.epoch, image_id, occurrence)
-            if self.transform:
-                own = sample_generator(self.config.seed, self.epoch, image_id, occurrence, CUSTOM)
-                told = f"image {image_id} ({a['name']})"
-                scene, labels, crowds = self.transform(scene, labels, crowds, own, self.config, told)
-            scene, rows = self.augment(scene, random)
-            labels = labels[rows]
-            if turned:
-                crowds = turned_boxes(crowds, turned, *scene.image.shape[:2])
-                scene = turned_scene(scene, turned, self.carried)
-            view = draw_view(self.config, *picture_size(scene.image), scene.boxes, bool(flip), random, canvas)
-        size = picture_size(scene.image)
-        rows, boxes = visible_objects(view, scene.boxes, scene.masks if self.config.needs_masks else None, *size)
-        _, crowds = visible_objects(view, crowds, None, *size)
-        image, resized = prepare_image(scene.image, self.config, view=view, canvas=canvas)
-        scene = scene.objects(rows)
-        return (
-            image,
-            np.array([*resized, *original], np.float32),
-            view.to_canvas(boxes),
-            labels[rows],
-            self.largest(view.to_canvas(crowds)),
-            {f.name: f.shown(scene, boxes, view) for f in self.fields},
-        )
+        return Picture(number, a["name"], Scene(pixels, boxes[~crowd], masks, values), labels, boxes[crowd])
+
+    def generators(self, image_id: int, occurrence: int, other: int = 0) -> list[np.random.Generator]:
+        """Those of an image's augmentation and of a user's function; with PASTED of what is pasted on it."""
+        seed, epoch = self.config.seed, self.epoch
+        return [sample_generator(seed, epoch, image_id, occurrence, stream + other) for stream in (OWN, CUSTOM)]
+
+    def changed(
+        self,
+        picture: Picture,
+        flip: int,
+        turned: int,
+        canvas: tuple[int, int],
+        draws: Sequence[np.random.Generator],
+    ) -> tuple[Picture, View]:
+        """A training picture augmented, and what the canvas (height, width) shows of it. Raises TransformError.
+
+        draws: as `generators` gives them.
+        """
+        image_id, name, scene, labels, crowds = picture
+        random, own = draws
+        if self.transform:
+            told = f"image {image_id} ({name})"
+            scene, labels, crowds = self.transform(scene, labels, crowds, own, self.config, told)
+        scene, rows = self.augment(scene, random)
+        labels = labels[rows]
+        if turned:
+            crowds = turned_boxes(crowds, turned, *picture_size(scene.image))
+            scene = turned_scene(scene, turned, self.carried)
+        view = draw_view(self.config, *picture_size(scene.image), scene.boxes, bool(flip), random, canvas)
+        return Picture(image_id, name, scene, labels, crowds), view
+
+    def pasted(
+        self, picture: Picture, occurrence: int, canvas: tuple[int, int], other: Sequence[np.ndarray]
+    ) -> Picture | None:
+        """The objects of another training image that are pasted on a picture, as they lie on the canvas, or None.
+
+        The other image is changed as any, by draws of the picture's. Raises DataError where it can't be used, unless
+        such images are left out: then it is told where its own turn comes.
+        """
+        config, (*row, how) = self.config, other
+        draws, (flip, turned) = self.generators(picture.image_id, occurrence, PASTED), how.tolist()
+        try:
+            with reading(int(row[0])):
+                found, view = self.changed(self.stored(*row), flip, turned, canvas, draws)
+                scene, rows = on_canvas(found.scene, view, canvas, config, self.carried, self.least)
+        except DataError as e:
+            if config.on_bad_image == "skip" and not isinstance(e, TransformError):
+                return None
+            raise
+        chosen = draw_objects(len(rows), config.max_instance_count - len(picture.labels), draws[0])
+        if not len(chosen):
+            return None
+        return found._replace(scene=scene.objects(chosen), labels=found.labels[rows][chosen])
 
     def augment(self, scene: Scene, random: np.random.Generator) -> tuple[Scene, np.ndarray]:
         """The scene with objects moved and colours changed, and the rows of the objects that are left in it."""
@@ -179,7 +275,9 @@ def samples(records: OpenRecords, places: Places, reader: SampleReader) -> Itera
     """
     if not len(places.rows):
         return
-    config, how = reader.config, np.stack(places[1:], 1).astype(np.int64)
+    config = reader.config
+    how = np.stack([places.flips, places.turns, places.occurrences], 1).astype(np.int64)
+    others = stored_rows(records, places.pasted[places.pasted[:, 0] >= 0, 0])
     workers = min(worker_count(config.num_parallel_workers), len(how))
     # so many that the workers go on while a batch is trained on
     ahead = workers + max(workers, config.images_a_step if reader.training else config.test_batch_size)
@@ -192,8 +290,9 @@ def samples(records: OpenRecords, places: Places, reader: SampleReader) -> Itera
         return sample
 
     with worker_pool(reader, workers, config.python_multiprocessing and workers > 1) as submit:
-        for row, shown in zip_equal(stored_rows(records, places.rows), how):
-            pending.append(submit(*row, shown))
+        for row, shown, (other, *other_shown) in zip_equal(stored_rows(records, places.rows), how, places.pasted):
+            more = (*next(others), np.array(other_shown)) if other >= 0 else ()
+            pending.append(submit(*row, shown, *more))
             if len(pending) >= ahead:
                 yield oldest()
         while pending:
@@ -277,6 +376,9 @@ class TrainLoader:
     wherever training starts. With several ranks each takes every `ranks`-th image of the same permutation. Images
     without objects are left out unless config.train_empty_images.
 
+    With config.copy_paste_ratio objects of another image are pasted on some (src/data/augment/copy_paste.py): which
+    image, its flip and turn are drawn from (seed, epoch, row) as well, from the whole set whatever the rank.
+
     With config.repeat_threshold images of rare classes come several times (src/data/repeats.py), each time with draws
     of its own. An epoch is as long as the factors' sum, rounded down, says, so that its number of steps is the same in
     all.
@@ -302,6 +404,7 @@ class TrainLoader:
         self.folder, index = self.records.folder, self.records.index
         objects = np.array(index["objects"])
         self.rows = np.arange(len(objects)) if config.train_empty_images else np.flatnonzero(objects > 0)
+        self.with_objects = np.flatnonzero(objects > 0)
         self.left_out = len(objects) - len(self.rows)
         self.maker = BatchMaker(config)
         # as they are, and after a quarter turn
@@ -379,8 +482,9 @@ class TrainLoader:
         flips = (random.random((times, count)) < c.flip_ratio)[earlier, rows]
         turns, vertical = np.stack([self.draw_turns(self.generator(epoch, 2, t), count) for t in range(times)], 1)
         turns, vertical = turns[earlier, rows], vertical[earlier, rows]
-        # upside down is turned by half and mirrored
-        places = Places(rows, flips ^ (vertical > 0), (turns + 2 * vertical) % 4, earlier)
+        shown = without_vertical(flips, turns, vertical)
+        pasted = np.stack([self.draw_pasted(self.generator(epoch, 3, t), count) for t in range(times)])[earlier, rows]
+        places = Places(rows, *shown, earlier, pasted)
         order = grouped(np.arange(len(rows)), self.is_upright(places), self.size)
         return places.part(order[: self.steps * self.size][self.rank :: self.ranks])
 
@@ -388,6 +492,15 @@ class TrainLoader:
         """(2, count) int: quarter turns, and 1 where a vertical flip follows."""
         turned, vertical = random.random((2, count)) < [[self.config.rotate90_ratio], [self.config.flip_vertical_ratio]]
         return np.stack([turned * random.integers(1, 4, count), vertical])
+
+    def draw_pasted(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """(count, 3) int: Places.pasted of every row of the data set."""
+        pasted = np.flatnonzero(random.random(count) < self.config.copy_paste_ratio)
+        flips = random.random(count) < self.config.flip_ratio
+        out = np.stack([np.full(count, -1), *without_vertical(flips, *self.draw_turns(random, count))], 1)
+        if len(self.with_objects):
+            out[pasted, 0] = self.with_objects[random.integers(len(self.with_objects), size=count)[pasted]]
+        return out
 
     def repeated_rows(self, random: np.random.Generator) -> np.ndarray:
         """The rows in random order, each as often as its factor says."""
@@ -436,6 +549,12 @@ class TrainLoader:
         raise DataError(f"{self.folder}: no usable image in epoch {reader.epoch}; {self.maker.skipped[-1]}")
 
 
+def without_vertical(flips: np.ndarray, turns: np.ndarray, vertical: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flips (N,) bool and quarter turns (N,) that show what flips, quarter turns and vertical flips (N,) do."""
+    # upside down is turned by half and mirrored
+    return flips ^ (vertical > 0), (turns + 2 * vertical) % 4
+
+
 def upright_rows(index: dict, config: Config, turned: bool = False) -> np.ndarray:
     """(N,) bool: rows whose pictures, as they are or turned by a quarter, have the canvas turned."""
     height, width = np.array(index["sizes"]).reshape(-1, 2).T
@@ -480,7 +599,8 @@ class EvalLoader:
     def batches(self, order: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Batches of rows of one orientation."""
         pending = []
-        places = Places(order, *np.zeros((3, len(order)), int))
+        zeros = np.zeros(len(order), int)
+        places = Places(order, zeros, zeros, zeros, np.full((len(order), 3), -1))
         for sample in samples(self.records, places, SampleReader(self.config, training=False)):
             if self.maker.usable(sample):
                 pending.append(sample)

@@ -15,12 +15,16 @@ from src.config import Config
 from src.data.images import picture_size
 
 __all__ = [
+    "LEAST_IN_JITTER",
+    "LEAST_VISIBLE",
     "View",
     "canvas_size",
     "crop_mask",
     "fit_scale",
     "fit_size",
+    "mean_colour",
     "prepare_image",
+    "shown_picture",
     "tight_box",
     "to_bitmap",
     "transform_objects",
@@ -28,6 +32,7 @@ __all__ = [
 ]
 
 LEAST_VISIBLE = 1.0  # canvas pixels: an object of which a narrower part is left in a crop is gone
+LEAST_IN_JITTER = 1e-5  # the same under large-scale jitter, by Detectron2's filter_empty_instances
 
 
 def canvas_size(height: int, width: int, config: Config) -> tuple[int, int]:
@@ -88,12 +93,14 @@ class View:
     """What a canvas shows of an image.
 
     window: x1 y1 x2 y2 in whole pixels of the image, beyond which it may reach; size: (height, width) of the canvas
-    pixels, from its upper left corner, that the window fills; flip: mirrored, left to right.
+    pixels that the window fills, from the uppermost down; flip: mirrored, left to right; left: how many canvas pixels
+    are left of it.
     """
 
     window: tuple[int, int, int, int]
     size: tuple[int, int]
     flip: bool = False
+    left: int = 0
 
     @property
     def scale(self) -> np.ndarray:
@@ -108,14 +115,15 @@ class View:
         height, width = self.size
         across, down = width / (x2 - x1), height / (y2 - y1)
         if self.flip:
-            return np.array([[-across, 0, width + x1 * across], [0, down, -y1 * down]])
-        return np.array([[across, 0, -x1 * across], [0, down, -y1 * down]])
+            return np.array([[-across, 0, self.left + width + x1 * across], [0, down, -y1 * down]])
+        return np.array([[across, 0, self.left - x1 * across], [0, down, -y1 * down]])
 
     def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (N, 4) float32 of image pixels in canvas pixels."""
         x1, y1, x2, y2 = self.window
         corner = np.array([x1, y1, x1, y1], np.float32)
-        return transform_objects(boxes - corner, (y2 - y1, x2 - x1), self.size, self.flip)
+        moved = transform_objects(boxes - corner, (y2 - y1, x2 - x1), self.size, self.flip)
+        return moved + np.array([self.left, 0, self.left, 0], np.float32)
 
 
 def prepare_image(
@@ -128,20 +136,25 @@ def prepare_image(
     """Resizes in uint8, flips, normalises, pads: (H, W, 3) uint8 BGR -> (3, *canvas) float32.
 
     Of the whole image, or as `view` says, then `flip` isn't looked at. canvas: (height, width), by default canvas_size
-    of the image. Also returns the (height, width) that the picture takes of the canvas; the rest, right and below, is
-    zero.
+    of the image. Also returns the (height, width) that the picture takes of the canvas; the rest, right (or where the
+    view says so left) and below, is zero.
     """
     high, wide = canvas or canvas_size(*picture_size(image), config)
-    height, width = view.size if view else fit_size(*picture_size(image), config)
-    if view is not None:
-        image, flip = cut_window(image, view.window, config), view.flip
-    image = resize_image(image, height, width, config)
-    if flip:
-        image = mmcv.imflip(image, "horizontal")
+    if view is None:
+        rows, columns = picture_size(image)
+        view = View((0, 0, columns, rows), fit_size(rows, columns, config), flip)
+    height, width = view.size
+    image = shown_picture(image, config, view)
     image = mmcv.imnormalize(image, np.array(config.img_mean), np.array(config.img_std), config.to_rgb)
     out = np.zeros((3, high, wide), np.float32)
-    out[:, :height, :width] = image.transpose(2, 0, 1)
+    out[:, :height, view.left : view.left + width] = image.transpose(2, 0, 1)
     return out, (height, width)
+
+
+def shown_picture(image: np.ndarray, config: Config, view: View) -> np.ndarray:
+    """What a view shows of an image (H, W, 3) uint8, at its size."""
+    image = resize_image(cut_window(image, view.window, config), *view.size, config)
+    return mmcv.imflip(image, "horizontal") if view.flip else image
 
 
 def resize_image(image: np.ndarray, height: int, width: int, config: Config) -> np.ndarray:
@@ -160,12 +173,17 @@ def cut_window(image: np.ndarray, window: tuple[int, int, int, int], config: Con
     inside = image[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
     if inside.shape[:2] == (y2 - y1, x2 - x1):
         return inside
-    mean = config.img_mean[::-1] if config.to_rgb else config.img_mean
     out = np.empty((y2 - y1, x2 - x1, 3), np.uint8)
-    out[:] = np.clip(np.round(mean), 0, 255)
+    out[:] = mean_colour(config)
     top, left = max(-y1, 0), max(-x1, 0)
     out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return out
+
+
+def mean_colour(config: Config) -> np.ndarray:
+    """The mean of images, BGR (3,), in whole steps of 0..255."""
+    mean = config.img_mean[::-1] if config.to_rgb else config.img_mean
+    return np.clip(np.round(mean), 0, 255).astype(np.uint8)
 
 
 def moved_polygons(segmentation: list, origin: np.ndarray, scale: np.ndarray) -> list[list[float]]:
@@ -242,12 +260,18 @@ def tight_box(
 
 
 def visible_objects(
-    view: View, boxes: np.ndarray, segmentations: list | None, height: int, width: int
+    view: View,
+    boxes: np.ndarray,
+    segmentations: list | None,
+    height: int,
+    width: int,
+    least: float = LEAST_VISIBLE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which objects a view shows, (K,) row numbers, and the boxes (K, 4) float32, in image pixels, of what it shows.
 
     An object that a window cuts gets the box of its mask's part inside, or without `segmentations` its box's part
-    inside. Of a whole object the box stays. What is left with a side below LEAST_VISIBLE canvas pixels is dropped.
+    inside. Of a whole object the box stays. What is left with a side below `least` canvas pixels, or without a pixel of
+    its mask, is dropped.
     """
     x1, y1, x2, y2 = view.window
     inside = np.stack([np.clip(boxes[:, i], low, high) for i, (low, high) in enumerate(((x1, x2), (y1, y2)) * 2)], 1)
@@ -255,9 +279,9 @@ def visible_objects(
     kept = np.ones(len(boxes), bool)
     for i in np.flatnonzero(cut):
         sides = inside[i, 2:] - inside[i, :2]
-        if (sides * view.scale >= LEAST_VISIBLE).all() and segmentations is not None:
+        if (sides * view.scale >= least).all() and segmentations is not None:
             box = tight_box(segmentations[i], inside[i], view.scale, height, width)
             sides = np.zeros(2) if box is None else box[2:] - box[:2]
             inside[i] = inside[i] if box is None else box
-        kept[i] = (sides * view.scale >= LEAST_VISIBLE * (1 - 1e-4)).all()
+        kept[i] = (sides * view.scale >= least * (1 - 1e-4)).all()
     return np.flatnonzero(kept), inside[kept].astype(np.float32)

@@ -18,6 +18,7 @@ CHAINS = {
     "resize": {},
     "larger": {"ratio_range": [1.2, 2.5]},
     "smaller": {"ratio_range": [0.5, 0.9]},
+    "jitter": {"ratio_range": [0.1, 2.0], "fixed_size_crop": True},
     "crop": {"crop_ratio": 1.0},
     "expand": {"expand_ratio": 1.0},
     "all": {"ratio_range": [0.5, 2.0], "crop_ratio": 0.5, "expand_ratio": 0.5, "photo_ratio": 0.5},
@@ -62,10 +63,11 @@ def warped(bitmap, view, canvas=CANVAS):
     x1, y1 = view.window[:2]
     to_canvas = np.array([[sx, 0, sx * (0.5 - x1) - 0.5], [0, sy, sy * (0.5 - y1) - 0.5]])
     if view.flip:
-        to_canvas[0] = [-sx, 0, view.size[1] - 1 - to_canvas[0, 2]]
+        to_canvas[0] = [-sx, 0, view.left + view.size[1] - 1 - to_canvas[0, 2]]
     out = cv2.warpAffine(bitmap.astype(np.float32), to_canvas, canvas[::-1], flags=cv2.INTER_LINEAR)
     out[view.size[0] :] = 0
-    out[:, view.size[1] :] = 0
+    out[:, view.left + view.size[1] :] = 0
+    out[:, : view.left] = 0
     return out > 0.5
 
 
@@ -91,8 +93,8 @@ def test_boxes_and_masks_are_those_of_the_warped_mask(chain, as_rle):
         view = draw_view(config, height, width, scene.boxes, bool(random.random() < 0.5), random)
         rows, seen = visible_objects(view, scene.boxes, scene.masks, height, width)
         on_canvas = view.to_canvas(seen)
-        assert (on_canvas >= -1e-3).all()
-        assert (on_canvas <= np.tile(view.size[::-1], 2) + 1e-3).all()
+        assert (on_canvas >= np.array([view.left, 0] * 2) - 1e-3).all()
+        assert (on_canvas <= np.array([view.left + view.size[1], view.size[0]] * 2) + 1e-3).all()
         # an image pixel takes this many canvas pixels: an RLE's outline, and the bitmap here, is no finer
         pixel = max(1.0, *view.scale.tolist())
         for i, mask in enumerate(scene.masks):

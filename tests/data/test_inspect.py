@@ -120,6 +120,7 @@ def test_a_validation_sheet_is_of_unchanged_images(shapes_config, tmp_path):
     (tmp_path / "own.py").write_text("def none(image, boxes, labels, masks, random):\n    raise RuntimeError\n")
     own = f"{tmp_path}/own.py:none"
     turned = {"flip_vertical_ratio": 1.0, "rotate90_ratio": 1.0, "repeat_threshold": 1.0, "transform": own}
+    turned |= {"copy_paste_ratio": 1.0, "fixed_size_crop": True, "ratio_range": [0.1, 0.2]}
     folder = ensure_mindrecord(shapes_config(), "val", training=False, quiet=True)
     sheets = [pictures(shapes_config(**named), folder, "val", 3) for named in ({"flip_ratio": 0.0}, turned)]
     for plain, other in zip_equal(*sheets):

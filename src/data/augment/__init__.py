@@ -1,4 +1,6 @@
-"""Augmentation of training images: geometry, colours, InstaBoost, a user's own; and the generators of all that."""
+"""Augmentation of training images: geometry, colours, InstaBoost, copy-paste, a user's own; and the generators of all
+that.
+"""
 
 import dataclasses
 from typing import Any
@@ -7,9 +9,10 @@ import numpy as np
 
 from src.config import Config
 
-__all__ = ["CUSTOM", "OWN", "sample_generator", "without_augmentation"]
+__all__ = ["CUSTOM", "OWN", "PASTED", "sample_generator", "without_augmentation"]
 
 OWN, CUSTOM = 1, 2  # streams: of what is here, and of a user's function, which may draw as much as it likes
+PASTED = 2  # added to either, the stream of the image of which objects are pasted
 
 
 def sample_generator(
@@ -27,5 +30,6 @@ def sample_generator(
 def without_augmentation(config: Config) -> Config:
     """The config with images as they are, each once, a batch at a time."""
     ratios = ("flip_ratio", "flip_vertical_ratio", "rotate90_ratio", "expand_ratio", "crop_ratio", "photo_ratio")
-    off: dict[str, Any] = dict.fromkeys((*ratios, "aug_prob", "repeat_threshold"), 0.0)
-    return dataclasses.replace(config, **off, ratio_range=[1.0, 1.0], transform="", accumulate=1)
+    off: dict[str, Any] = dict.fromkeys((*ratios, "copy_paste_ratio", "aug_prob", "repeat_threshold"), 0.0)
+    off |= {"ratio_range": [1.0, 1.0], "fixed_size_crop": False, "transform": ""}
+    return dataclasses.replace(config, **off, accumulate=1)

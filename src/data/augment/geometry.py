@@ -17,6 +17,7 @@ from src.config import Config
 from src.data.fields.base import Field
 from src.data.scene import Scene
 from src.data.transforms import View, canvas_size, fit_scale, fit_size, to_bitmap
+from src.runtime.newer import zip_equal
 
 __all__ = ["draw_view", "turned_boxes", "turned_scene"]
 
@@ -80,7 +81,8 @@ def draw_view(
 
     Expansion (Liu et al., 2016, arXiv:1512.02325), then a crop, then the canvas's size times a factor, cropped where
     that exceeds the canvas. Crops are drawn up to CROP_TRIES times until the centre of an object lies in them, then
-    around one.
+    around one. Where config.fixed_size_crop says so the last one lies anywhere, with objects or without: the
+    large-scale jitter of Ghiasi et al. (2021, arXiv:2012.07177), as Detectron2's ResizeScale and FixedSizeCrop.
     """
     window: Window = (0, 0, width, height)
     # whatever becomes of it, an image stays on the canvas of its batch
@@ -92,7 +94,8 @@ def draw_view(
         sides = (max(round(width_of(window) * share[0]), 1), max(round(height_of(window) * share[1]), 1))
         window = crop_within(window, sides, boxes, random)
     if config.ratio_range == [1.0, 1.0]:
-        return View(window, fit_size(height_of(window), width_of(window), config, canvas), flip)
+        size = fit_size(height_of(window), width_of(window), config, canvas)
+        return View(window, size, flip, left_of(size, wide, flip, config))
     factor = random.uniform(config.ratio_range[0], config.ratio_range[1])
     # what fits the canvas times the factor, as fit_size has it without one
     across, down = wide / width_of(window), high / height_of(window)
@@ -103,12 +106,20 @@ def draw_view(
         max(min(width_of(window), round(wide / across)), 1),
         max(min(height_of(window), round(high / down)), 1),
     )
-    window = crop_within(window, sides, boxes, random)
+    if config.fixed_size_crop:
+        window = crop_anywhere(window, sides, random)
+    else:
+        window = crop_within(window, sides, boxes, random)
     size = (
         min(max(int(height_of(window) * down + 0.5), 1), high),
         min(max(int(width_of(window) * across + 0.5), 1), wide),
     )
-    return View(window, size, flip)
+    return View(window, size, flip, left_of(size, wide, flip, config))
+
+
+def left_of(size: tuple[int, int], wide: int, flip: bool, config: Config) -> int:
+    """View.left of a picture of `size` on a canvas `wide`: one that is filled is mirrored whole."""
+    return wide - size[1] if flip and config.fixed_size_crop else 0
 
 
 def width_of(window: Window) -> int:
@@ -124,6 +135,15 @@ def expanded(width: int, height: int, factor: float, random: np.random.Generator
     w, h = max(round(width * factor), width), max(round(height * factor), height)
     left, top = random.integers(0, w - width + 1), random.integers(0, h - height + 1)
     return (-int(left), -int(top), w - int(left), h - int(top))
+
+
+def crop_anywhere(window: Window, sides: tuple[int, int], random: np.random.Generator) -> Window:
+    """A part of `window` of `sides` (width, height). One draw for both axes, as Detectron2's FixedSizeCrop,
+    torchvision's and the paper's own.
+    """
+    share = random.random()
+    x, y = (a + round((b - a - side) * share) for a, b, side in zip_equal(window[:2], window[2:], sides))
+    return (x, y, x + sides[0], y + sides[1])
 
 
 def crop_within(window: Window, sides: tuple[int, int], boxes: np.ndarray, random: np.random.Generator) -> Window:

@@ -90,7 +90,8 @@ class Field:
         """What a batch holds of a scene's objects, (N, ...), all of which `view` shows.
 
         boxes: (N, 4) float32 x1 y1 x2 y2 in pixels of the image, of what the view shows of each. Of a carried field
-        its values where the view has them; what isn't on the canvas is this method's to leave out.
+        its values where the view has them; what isn't on the canvas is this method's to leave out. Copy-paste asks
+        twice: of each picture, then of the canvas, seen as it is.
         """
         return self.moved(scene.fields[self.name], view.move)
 

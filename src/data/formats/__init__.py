@@ -83,8 +83,9 @@ def check_training(config: Config) -> None:
                 f"dataset: {config.dataset} has boxes but no {field.name}, which detector: {config.detector} trains on;"
                 f" use detector: {without_branches(config)}"
             )
-    if config.aug_prob and "masks" not in there:
-        raise ConfigError(f"aug_prob: InstaBoost needs masks, and dataset: {config.dataset} has none; set it to 0")
+    for key, what in (("aug_prob", "InstaBoost"), ("copy_paste_ratio", "copy-paste")):
+        if getattr(config, key) and "masks" not in there:
+            raise ConfigError(f"{key}: {what} needs masks, and dataset: {config.dataset} has none; set it to 0")
     check_augmentation(config)
 
 

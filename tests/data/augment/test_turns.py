@@ -213,7 +213,10 @@ def test_boxes_and_masks_are_where_the_picture_shows_them(painted, chain, as_rle
 # The order
 
 
-EVERYTHING = {"rotate90_ratio": 0.5, "flip_vertical_ratio": 0.5, "repeat_threshold": 1.0, "aug_prob": 0.5}
+EVERYTHING = {
+    **{"rotate90_ratio": 0.5, "flip_vertical_ratio": 0.5, "aug_prob": 0.5, "copy_paste_ratio": 0.5},
+    "repeat_threshold": 1.0,
+}
 
 
 def test_batches_hold_the_orientation_that_turns_give(painted):

@@ -353,6 +353,7 @@ AUGMENTED = {
     "quarter turns": {"rotate90_ratio": 1.0, "flip_ratio": 0.5},
     "windows": {"expand_ratio": 0.5, "crop_ratio": 0.5, "ratio_range": [0.5, 2.0], "flip_ratio": 0.5},
     "InstaBoost": {"aug_prob": 1.0, "action_candidate": ["horizontal", "vertical"], "action_prob": [0.5, 0.5]},
+    "copy-paste": {"copy_paste_ratio": 1.0, "ratio_range": [0.5, 1.5], "flip_ratio": 0.5},
     "processes": {"python_multiprocessing": True, "flip_ratio": 0.5, "flip_vertical_ratio": 0.5},
 }
 

@@ -124,6 +124,8 @@ def test_masks_can_not_be_trained_on_boxes(txt_set, refusal, detector):
 def test_instaboost_needs_masks(txt_set, refusal):
     with refusal(ConfigError, "aug_prob", "dataset: other"):
         check_training(txt_set("a.jpg 1,2,31,22,3", aug_prob=0.5))
+    with refusal(ConfigError, "copy_paste_ratio: copy-paste needs masks", "dataset: other", "set it to 0"):
+        check_training(txt_set("a.jpg 1,2,31,22,3", copy_paste_ratio=0.5))
 
 
 def test_validation_rows_are_their_own(tmp_path, txt_set):
