@@ -481,6 +481,13 @@ class Config:
         high=1,
     )
     weight_decay_bias: bool = key(True, "weight decay on biases")
+    ema_decay: float = key(
+        0.0,
+        "share of the weights' moving average that each step keeps, 0.9998 say, less in the first ones; checkpoints"
+        " hold the average and evaluations use it; 0: none is kept",
+        low=0,
+        high=1,
+    )
     grad_clip: float = key(0.0, "largest global gradient norm; 0: no clipping", low=0)
     loss_scale: float = key(1.0, "the loss is multiplied by this before the gradient, the gradient divided", low=1e-9)
     loss_scale_type: str = key(
