@@ -367,9 +367,26 @@ class TrainCfg:
 
 
 @dataclass
+class Nms:
+    type: str = key(
+        "nms",
+        "boxes that overlap a better one of their class go, or lose score (soft_nms, arXiv:1704.04503; Python alone)",
+        choices=("nms", "soft_nms"),
+    )
+    method: str = key(
+        "linear",
+        "soft_nms: a score is multiplied by 1 - IoU, from iou_threshold on; or by exp(-IoU^2 / sigma)",
+        choices=("linear", "gaussian"),
+    )
+    sigma: float = key(0.5, "soft_nms: of method: gaussian", low=1e-3, high=1e3)
+    min_score: float = key(1e-3, "soft_nms: detections of which a lower score is left are dropped", low=0, high=1)
+
+
+@dataclass
 class RcnnTest:
     score_thr: float = key(0.05, "least score of a detection", low=0, high=1)
     iou_threshold: float = key(0.5, "NMS threshold", low=0, high=1)
+    nms: Nms = group(Nms, "kind of NMS")
     agnostic_nms: bool = key(
         False, "NMS across classes: of boxes on one object the best alone stays, whatever its class"
     )
@@ -385,6 +402,11 @@ class RcnnTest:
         " auto: grid where mask_roi is aligned",
         choices=("auto", "torchvision", "grid"),
     )
+
+    @property
+    def least_score(self) -> float:
+        """Of a detection: soft_nms leaves some less than score_thr."""
+        return min(self.score_thr, self.nms.min_score) if self.nms.type == "soft_nms" else self.score_thr
 
 
 @dataclass

@@ -105,12 +105,12 @@ class Predictor:
 
     config: a Config or the path of a YAML file; checkpoint: .ckpt or .safetensors of the whole detector. batch_size:
     images that go through the network together (default: the config's test_batch_size); fewer are padded, so that it
-    compiles once. score_thr: least score (default: the config's test_cfg.rcnn.score_thr); class_score_thr: that of
-    classes by name, in its place. upright: image files are turned as their EXIF orientation says, as by the config's
-    exif: upright. category_ids: the data set's id of each label (default: COCO's, where the classes are COCO's).
-    classes: names of the only classes to detect (default: all). tile: larger pictures are detected in as a whole and in
-    squares of this side, in pixels, that overlap by the share `overlap`; what several of them found is merged by
-    non-maximum suppression, so that a picture can have more than max_per_img detections.
+    compiles once. score_thr: least score (default: test_cfg.rcnn.score_thr, or all that soft_nms leaves);
+    class_score_thr: that of classes by name, in its place. upright: image files are turned as their EXIF orientation
+    says, as by the config's exif: upright. category_ids: the data set's id of each label (default: COCO's, where the
+    classes are COCO's). classes: names of the only classes to detect (default: all). tile: larger pictures are detected
+    in as a whole and in squares of this side, in pixels, that overlap by the share `overlap`; what several of them
+    found is merged by non-maximum suppression, so that a picture can have more than max_per_img detections.
 
     May be called from several threads: the network runs in one thread of its own, for one batch after the other. Ctrl-C
     stays the program's. Can neither be pickled nor used in a forked child: make one there. Raises UserError for a
@@ -144,7 +144,7 @@ class Predictor:
             if score is not None and not 0 <= score <= 1:
                 raise UserError(f"{name} is {score}; a score lies in 0..1")
         given = [score for score in (score_thr, *self.class_score_thr.values()) if score is not None]
-        self.score_thr = config.test_cfg.rcnn.score_thr if score_thr is None else score_thr
+        self.score_thr = config.test_cfg.rcnn.least_score if score_thr is None else score_thr
         config.test_cfg.rcnn.score_thr = min([config.test_cfg.rcnn.score_thr, *given])
         if batch_size is not None:
             if batch_size < 1:

@@ -22,6 +22,7 @@ from src.models.roi_heads.cascade import CascadeRoIHeads, CascadeRoILoss
 from src.models.roi_heads.standard import StandardRoIHeads, StandardRoILoss
 from src.models.rpn import RPN, RPNHead, RPNLoss, SampledRPN
 from src.ops.library import standard_operators
+from src.ops.soft_nms import SoftNMS
 from src.runtime.errors import UserError
 from src.runtime.newer import zip_equal
 
@@ -89,7 +90,9 @@ def _bbox_head(config: Config) -> BBoxHead:
 
 
 def _selector(config: Config, coder: BoxCoder, builtin_ops: bool) -> BoxSelector:
-    c = config.test_cfg.rcnn
+    c, soft = config.test_cfg.rcnn, None
+    if c.nms.type == "soft_nms":
+        soft = SoftNMS(c.iou_threshold, c.max_per_img, c.nms.method, c.nms.sigma, c.nms.min_score)
     return BoxSelector(
         coder,
         config.num_classes,
@@ -101,6 +104,7 @@ def _selector(config: Config, coder: BoxCoder, builtin_ops: bool) -> BoxSelector
         plus_one=config.box_plus_one,
         builtin_ops=builtin_ops,
         agnostic_nms=c.agnostic_nms,
+        soft=soft,
     )
 
 
