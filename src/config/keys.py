@@ -532,6 +532,14 @@ class Config:
         high=1024,
     )
     test_batch_size: int = key(1, "images a step at inference", low=1, high=1024)
+    test_scales: list[float] = key(
+        [1.0],
+        "at inference pictures are detected in on the canvas (short_side, long_side) times each of these, and what all"
+        " find is merged; not in exports",
+        low=0.1,
+        high=8,
+    )
+    test_flip: bool = key(False, "pictures are detected in mirrored, too, at each of test_scales")
     epoch_size: int = key(12, "epochs", low=1, high=10**4)
     pre_trained: str = key("", "whole checkpoint to start from")
     freeze: list[str] = key(

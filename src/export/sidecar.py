@@ -76,6 +76,10 @@ def demand_exportable(config: Config) -> None:
             f"test_cfg.rcnn.nms.type: {config.test_cfg.rcnn.nms.type} isn't in exports; export with"
             " --test_cfg.rcnn.nms.type nms"
         )
+    if config.test_scales != [1.0] or config.test_flip:
+        raise ExportError(
+            "test_scales and test_flip aren't in exports; export with --test_scales '[1.0]' --test_flip false"
+        )
 
 
 def checksum(path: str | Path) -> str:

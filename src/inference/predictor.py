@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import Tensor
 
 from src.checkpoints.files import load_detector
-from src.config import COCO_CLASSES, Config, load_config
+from src.config import COCO_CLASSES, Config, at_scales, load_config
 from src.data.formats import resolve_classes
 from src.data.images import picture_size
 from src.data.records import DataError
@@ -26,6 +26,7 @@ from src.data.sources import Source, read_source
 from src.data.transforms import prepare_image
 from src.evaluation.detections import Detections
 from src.evaluation.paste import Found, found_in, paste, paste_options
+from src.evaluation.views import Views
 from src.inference.tiles import check_tile, cut_off, merge, windows
 from src.models.build import build_detector
 from src.ops.device import set_device
@@ -85,12 +86,13 @@ class Picture:
 @dataclass
 class View:
     """A part of a picture: `canvas` and `resized` (height, width) as the evaluation's loader has them; none of a
-    picture that has a fault."""
+    picture that has a fault. `more`: the same at test_scales past the first."""
 
     picture: Picture
     canvas: np.ndarray | None = None
     resized: tuple[int, int] = (0, 0)
     part: int = 0
+    more: list[tuple[np.ndarray, tuple[int, int]]] = field(default_factory=list)
 
 
 class CannotPickleError(UserError, TypeError):
@@ -160,12 +162,13 @@ class Predictor:
         least = [self.class_score_thr.get(name, self.score_thr) for name in self.class_names]
         self._least = np.array([s if i in wanted else np.inf for i, s in enumerate(least)], np.float32)
         self._options = paste_options(config)
+        self._several: Views | None = None
         # MindSpore's graph mode is a setting of each thread, so the network stays in one
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._process = os.getpid()
         self._detector = self._network.submit(self._load, Path(checkpoint)).result()
         # MindSpore's cells can't be freed any more once Python takes its modules down
-        weakref.finalize(self, self.__dict__.pop, "_detector", None)
+        weakref.finalize(self, lambda held: [held.pop(name, None) for name in ("_detector", "_several")], self.__dict__)
 
     def __reduce__(self) -> tuple:
         raise CannotPickleError(
@@ -176,6 +179,7 @@ class Predictor:
         set_device(self.config)
         detector = build_detector(self.config)
         load_detector(detector, checkpoint)
+        self._several = Views(self.config, detector) if Views.needed(self.config) else None
         return detector.set_train(False)
 
     def __call__(self, images: Source | Iterable[Source]) -> Detections | list[Detections]:
@@ -278,7 +282,9 @@ class Predictor:
         if image is None:
             return View(picture)
         x, y, width, height = picture.parts[number]
-        return View(picture, *prepare_image(image[y : y + height, x : x + width], self.config), number)
+        shown = image[y : y + height, x : x + width]
+        first, *more = [prepare_image(shown, c) for c in at_scales(self.config)]
+        return View(picture, *first, number, more)
 
     def _detect(self, views: list[View]) -> list[np.ndarray]:
         """The network's outputs for the usable views, padded to a whole batch. Runs in the network's thread."""
@@ -287,11 +293,16 @@ class Predictor:
         if not rows:
             return []
         rows += rows[:1] * (self.config.test_batch_size - len(rows))
-        images = Tensor(np.stack([v.canvas for v in rows if v.canvas is not None]))
-        sizes = Tensor(np.array([v.resized for v in rows], np.float32))
+        shown = [[(v.canvas, v.resized), *v.more] for v in rows]
+        scales = [
+            (np.stack([canvas for canvas, _ in scale]), np.array([size for _, size in scale], np.float32))
+            for scale in zip_equal(*shown)
+        ]
         _ran_in = os.getpid()
         with own_interrupts():
-            return [x.asnumpy() for x in self._detector(images, sizes)]
+            if self._several:
+                return self._several(scales)
+            return [x.asnumpy() for x in self._detector(*map(Tensor, scales[0]))]
 
     def _finish(self, views: list[View], outputs: Future, pool: ThreadPoolExecutor) -> Iterator[Prediction]:
         """The pictures whose last part is among these."""

@@ -202,6 +202,8 @@ def test_a_full_disk_leaves_the_old_sidecar(written, monkeypatch, refusal):
     ("keys", "word"),
     [
         ({"test_cfg__rcnn__nms__type": "soft_nms"}, "--test_cfg.rcnn.nms.type nms"),
+        ({"test_flip": True}, "--test_flip false"),
+        ({"test_scales": [1.0, 1.5]}, "--test_scales '[1.0]'"),
     ],
 )
 def test_what_exports_dont_do_is_refused_by_all_of_them(shapes_config, written, tmp_path, refusal, keys, word):
