@@ -23,7 +23,8 @@ def create_network(name: str, *args: object, **kwargs: object) -> nn.Cell:
     a .ckpt or .safetensors of the whole detector; `builtin_ops`, True for MindSpore's own operators alone, as export
     needs; any other is a key of the config (num_classes=4, names of classes being optional here; nested ones by
     **{"test_cfg.rcnn.score_thr": 0.3}). Inputs and outputs of the Cell: see src.models.rcnn.RCNN;
-    with resize: short_side it takes lying pictures on the canvas, and upright ones on the canvas turned.
+    with resize: short_side it takes lying pictures on the canvas, and upright ones on the canvas turned. It is one view
+    of them: test_scales and test_flip are for src.Predictor and evaluations.
 
     Where the config leaves the classes to the data (coco_classes: auto), they are those of the checkpoint's run.
 

@@ -22,6 +22,7 @@ from src.config.reading import (
     parse_overrides,
     save_config,
 )
+from src.config.views import at_scales
 
 __all__ = [
     "COCO_CLASSES",
@@ -35,6 +36,7 @@ __all__ = [
     "Roi",
     "RoiLayer",
     "add_config_arguments",
+    "at_scales",
     "backbone_channels",
     "backbone_strides",
     "config_from_arguments",

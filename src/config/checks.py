@@ -31,7 +31,8 @@ def check_together(c: Config, source: str) -> None:
         if not ok:
             raise ConfigError(f"{source}: {message}")
 
-    for check in (_check_classes, _check_backbone, _check_network, _check_images, _check_samplers, _check_places):
+    checks = (_check_classes, _check_backbone, _check_network, _check_images, _check_samplers, _check_views)
+    for check in (*checks, _check_places):
         check(c, demand)
 
 
@@ -168,6 +169,23 @@ def _check_network(c: Config, demand: Callable[[bool, str], None]) -> None:
             demand(got == stages, f"cascade.{name} has {got} entries, cascade.pos_iou_thr {stages}")
         demand(stages > 0, "cascade.pos_iou_thr is empty")
         demand(all(len(v) == 4 for v in c.cascade.target_stds), "cascade.target_stds needs 4 values a stage")
+
+
+def _check_views(c: Config, demand: Callable[[bool, str], None]) -> None:
+    """Pictures at several sizes, or mirrored."""
+    scales = c.test_scales
+    demand(len(scales) > 0, "test_scales is empty; [1] is the canvas alone")
+    demand(len(set(scales)) == len(scales), f"test_scales names a scale twice: {scales}")
+    least = min(c.img_width, c.img_height) * min(scales, default=1)
+    demand(least >= 64, f"test_scales: {min(scales, default=1):g} makes a canvas of less than 64 pixels")
+    demand(
+        scales == [1.0] or not c.backbone.type.startswith("vit"),
+        f"test_scales: {c.backbone.type} is built for one canvas; leave [1], and test_flip is possible",
+    )
+    if len(scales) > 1 or c.test_flip:
+        wanted = "test_flip" if c.test_flip else "test_scales"
+        demand("keypoint" not in c.branches, f"{wanted}: heatmaps of keypoints aren't merged; leave it out")
+        demand(c.test_cfg.rcnn.nms.type == "nms", f"{wanted} merges by NMS: test_cfg.rcnn.nms.type must be nms")
 
 
 def _check_places(c: Config, demand: Callable[[bool, str], None]) -> None:

@@ -367,9 +367,26 @@ class TrainCfg:
 
 
 @dataclass
+class Nms:
+    type: str = key(
+        "nms",
+        "boxes that overlap a better one of their class go, or lose score (soft_nms, arXiv:1704.04503; Python alone)",
+        choices=("nms", "soft_nms"),
+    )
+    method: str = key(
+        "linear",
+        "soft_nms: a score is multiplied by 1 - IoU, from iou_threshold on; or by exp(-IoU^2 / sigma)",
+        choices=("linear", "gaussian"),
+    )
+    sigma: float = key(0.5, "soft_nms: of method: gaussian", low=1e-3, high=1e3)
+    min_score: float = key(1e-3, "soft_nms: detections of which a lower score is left are dropped", low=0, high=1)
+
+
+@dataclass
 class RcnnTest:
     score_thr: float = key(0.05, "least score of a detection", low=0, high=1)
     iou_threshold: float = key(0.5, "NMS threshold", low=0, high=1)
+    nms: Nms = group(Nms, "kind of NMS")
     agnostic_nms: bool = key(
         False, "NMS across classes: of boxes on one object the best alone stays, whatever its class"
     )
@@ -385,6 +402,11 @@ class RcnnTest:
         " auto: grid where mask_roi is aligned",
         choices=("auto", "torchvision", "grid"),
     )
+
+    @property
+    def least_score(self) -> float:
+        """Of a detection: soft_nms leaves some less than score_thr."""
+        return min(self.score_thr, self.nms.min_score) if self.nms.type == "soft_nms" else self.score_thr
 
 
 @dataclass
@@ -481,6 +503,13 @@ class Config:
         high=1,
     )
     weight_decay_bias: bool = key(True, "weight decay on biases")
+    ema_decay: float = key(
+        0.0,
+        "share of the weights' moving average that each step keeps, 0.9998 say, less in the first ones; checkpoints"
+        " hold the average and evaluations use it; 0: none is kept",
+        low=0,
+        high=1,
+    )
     grad_clip: float = key(0.0, "largest global gradient norm; 0: no clipping", low=0)
     loss_scale: float = key(1.0, "the loss is multiplied by this before the gradient, the gradient divided", low=1e-9)
     loss_scale_type: str = key(
@@ -503,6 +532,14 @@ class Config:
         high=1024,
     )
     test_batch_size: int = key(1, "images a step at inference", low=1, high=1024)
+    test_scales: list[float] = key(
+        [1.0],
+        "at inference pictures are detected in on the canvas (short_side, long_side) times each of these, and what all"
+        " find is merged; not in exports",
+        low=0.1,
+        high=8,
+    )
+    test_flip: bool = key(False, "pictures are detected in mirrored, too, at each of test_scales")
     epoch_size: int = key(12, "epochs", low=1, high=10**4)
     pre_trained: str = key("", "whole checkpoint to start from")
     freeze: list[str] = key(

@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import mindspore.dataset as ds
 import numpy as np
 
-from src.config import Config
+from src.config import Config, at_scales
 from src.data.augment import CUSTOM, OWN, PASTED, sample_generator
 from src.data.augment.colour import photometric_distortion
 from src.data.augment.copy_paste import copy_paste, draw_objects, on_canvas
@@ -578,21 +578,31 @@ class EvalLoader:
 
     Iterating yields dicts of arrays, B = test_batch_size: image and image_size as TrainLoader's; original_size (B, 2)
     int32, (height, width) of the image file; scale (B, 2) float32, canvas = original * scale, (y, x); image_id (B,)
-    int64; valid (B,) bool: False for rows that fill up the last batch.
+    int64; valid (B,) bool: False for rows that fill up the last batch. With several test_scales all that is of the
+    first one's canvas, and `more` has the (image, image_size) of the others.
     """
 
     def __init__(self, config: Config, folder: Path, rank: int = 0, ranks: int = 1):
-        self.config, self.records = config, OpenRecords(folder)
+        self.config, *others = at_scales(config)
+        self.others = [EvalLoader(c, folder, rank, ranks) for c in others]
+        self.records = OpenRecords(folder)
         self.folder, self.index = self.records.folder, self.records.index
         upright = upright_rows(self.index, config)
         self.groups = [np.flatnonzero(upright == kind)[rank::ranks] for kind in (False, True)]
         self.maker = BatchMaker(config)
+        for other in self.others:
+            other.maker = self.maker  # which tells of each faulty image once
 
     def __len__(self) -> int:
         return sum(-(-len(rows) // self.config.test_batch_size) for rows in self.groups)
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         self.records.check()
+        for batch, *others in zip_equal(self.all_batches(), *self.others):
+            yield batch | {"more": [(b["image"], b["image_size"]) for b in others]} if others else batch
+
+    def all_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Those of this canvas."""
         for order in self.groups:
             yield from self.batches(order)
 

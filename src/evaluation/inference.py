@@ -24,6 +24,7 @@ from src.evaluation.kinds import KINDS, choose_kinds, needed_branches
 from src.evaluation.paste import found_in, paste_options, results_of
 from src.evaluation.results import save_results
 from src.evaluation.truth import Truth, read_annotations
+from src.evaluation.views import Views
 from src.models.rcnn import RCNN
 from src.runtime.errors import UserError
 from src.runtime.ranks import Group
@@ -61,11 +62,14 @@ def detect_split(
     loader: EvalLoader,
     timing: Timing | None = None,
     quiet: bool = False,
+    views: Views | None = None,
 ) -> list[dict]:
-    """COCO results of every image of `loader`; fills `timing`; `quiet`: without a progress bar."""
+    """COCO results of every image of `loader`; fills `timing`; `quiet`: without a progress bar; views: see Views."""
     detector.set_train(False)
 
     def run(batch: dict) -> list[np.ndarray]:
+        if views:
+            return views([(batch["image"], batch["image_size"]), *batch.get("more", [])])
         return [x.asnumpy() for x in detector(Tensor(batch["image"]), Tensor(batch["image_size"]))]
 
     return collect_results(config, run, loader, timing=timing, quiet=quiet)
@@ -203,6 +207,7 @@ class Evaluator:
         self.kinds = kinds_of(config, self.loader.index, iou_types, tell=self.group.is_first)
         self.truth = open_truth(folder, self.kinds, measured.get("class_names"))
         self.measured: dict[str, Any] = {"iou_types": self.kinds, **measured}
+        self.views = Views(config, detector) if Views.needed(config) else None
         self.timing = Timing()
         self.results: list[dict] = []
 
@@ -219,7 +224,8 @@ class Evaluator:
                 " from an earlier checkpoint, with a lower lr or a longer warmup_step"
             )
         self.timing = Timing()
-        mine = detect_split(self.config, self.detector, self.loader, self.timing, quiet=not self.group.is_first)
+        quiet = not self.group.is_first
+        mine = detect_split(self.config, self.detector, self.loader, self.timing, quiet, self.views)
         shares = self.group.gather(mine)
         if not self.group.is_first:
             return None

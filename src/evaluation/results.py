@@ -164,15 +164,17 @@ def _checked(entry: object, images: dict, categories: dict, truth: Truth, comput
 def apply_options(results: list[dict], options: RcnnTest) -> tuple[list[dict], str]:
     """Of detections from a file those that the options of detection leave, and a line that says what they removed.
 
-    Scores of at least score_thr, of each image the max_per_img best.
+    Scores of at least score_thr (soft_nms: min_score), of each image the max_per_img best.
     """
-    kept = [r for r in results if r["score"] >= options.score_thr - ROUNDED]
+    least = options.least_score
+    kept = [r for r in results if r["score"] >= least - ROUNDED]
     by_image: dict[int, list[int]] = {}
     for i in sorted(range(len(kept)), key=lambda i: -kept[i]["score"]):
         by_image.setdefault(kept[i]["image_id"], []).append(i)
     best = sorted(i for places in by_image.values() for i in places[: options.max_per_img])
     below, beyond = len(results) - len(kept), len(kept) - len(best)
-    said = [f"{below} below test_cfg.rcnn.score_thr {options.score_thr:g}"] if below else []
+    told = "score_thr" if least == options.score_thr else "nms.min_score"
+    said = [f"{below} below test_cfg.rcnn.{told} {least:g}"] if below else []
     said += [f"{beyond} beyond test_cfg.rcnn.max_per_img {options.max_per_img}"] if beyond else []
     return [kept[i] for i in best], f"left out of {len(results)} detections: {', '.join(said)}" if said else ""
 

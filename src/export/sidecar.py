@@ -28,6 +28,7 @@ __all__ = [
     "ExportError",
     "check_config",
     "check_file",
+    "demand_exportable",
     "checksum",
     "describe",
     "file_entry",
@@ -66,6 +67,19 @@ KEYS = {
 }
 for _branch in BRANCHES.values():
     KEYS |= _branch.config_keys
+
+
+def demand_exportable(config: Config) -> None:
+    """Raises ExportError for a config that has what exports don't do: they would find other boxes than eval.py."""
+    if config.test_cfg.rcnn.nms.type != "nms":
+        raise ExportError(
+            f"test_cfg.rcnn.nms.type: {config.test_cfg.rcnn.nms.type} isn't in exports; export with"
+            " --test_cfg.rcnn.nms.type nms"
+        )
+    if config.test_scales != [1.0] or config.test_flip:
+        raise ExportError(
+            "test_scales and test_flip aren't in exports; export with --test_scales '[1.0]' --test_flip false"
+        )
 
 
 def checksum(path: str | Path) -> str:
@@ -328,6 +342,7 @@ def _complete(sidecar: dict[str, Any]) -> None:
 
 def check_config(path: str | Path, sidecar: dict[str, Any], config: Config) -> None:
     """Raises ExportError unless `config` describes the detector that was exported; `path` is the sidecar's."""
+    demand_exportable(config)
     # as exported: the config's own are compared as trained_sampling_ratio
     sampling: dict[str, int] = {k: sidecar[k]["sampling_ratio"] for k in rois(config) if k in sidecar}
     upright = is_upright(sidecar) and config.turns_canvas

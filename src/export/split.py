@@ -86,6 +86,7 @@ def export_split(
 
     Returns the sidecar's path. Raises ExportError.
     """
+    sidecar.demand_exportable(config)
     if transformer_layers(config.backbone.type):
         raise ExportError(
             f"backbone.type: {config.backbone.type} has no split form here, as nobody ran one in MindSpore Lite; export"

@@ -80,6 +80,7 @@ def export_whole(config: Config, detector: RCNN, path: Path, file_format: str) -
     files agree with `detector` on a reference input of each canvas (None for AIR, which only Ascend can load). Raises
     ExportError, also where they don't agree.
     """
+    sidecar.demand_exportable(config)
     if file_format == "AIR" and ms.get_context("device_target") != "Ascend":
         raise ExportError(
             "AIR needs an Ascend backend: run with --device_target Ascend where there is one, or export MINDIR"

@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import Tensor
 
 from src.checkpoints.files import load_detector
-from src.config import COCO_CLASSES, Config, load_config
+from src.config import COCO_CLASSES, Config, at_scales, load_config
 from src.data.formats import resolve_classes
 from src.data.images import picture_size
 from src.data.records import DataError
@@ -26,6 +26,7 @@ from src.data.sources import Source, read_source
 from src.data.transforms import prepare_image
 from src.evaluation.detections import Detections
 from src.evaluation.paste import Found, found_in, paste, paste_options
+from src.evaluation.views import Views
 from src.inference.tiles import check_tile, cut_off, merge, windows
 from src.models.build import build_detector
 from src.ops.device import set_device
@@ -85,12 +86,13 @@ class Picture:
 @dataclass
 class View:
     """A part of a picture: `canvas` and `resized` (height, width) as the evaluation's loader has them; none of a
-    picture that has a fault."""
+    picture that has a fault. `more`: the same at test_scales past the first."""
 
     picture: Picture
     canvas: np.ndarray | None = None
     resized: tuple[int, int] = (0, 0)
     part: int = 0
+    more: list[tuple[np.ndarray, tuple[int, int]]] = field(default_factory=list)
 
 
 class CannotPickleError(UserError, TypeError):
@@ -105,12 +107,12 @@ class Predictor:
 
     config: a Config or the path of a YAML file; checkpoint: .ckpt or .safetensors of the whole detector. batch_size:
     images that go through the network together (default: the config's test_batch_size); fewer are padded, so that it
-    compiles once. score_thr: least score (default: the config's test_cfg.rcnn.score_thr); class_score_thr: that of
-    classes by name, in its place. upright: image files are turned as their EXIF orientation says, as by the config's
-    exif: upright. category_ids: the data set's id of each label (default: COCO's, where the classes are COCO's).
-    classes: names of the only classes to detect (default: all). tile: larger pictures are detected in as a whole and in
-    squares of this side, in pixels, that overlap by the share `overlap`; what several of them found is merged by
-    non-maximum suppression, so that a picture can have more than max_per_img detections.
+    compiles once. score_thr: least score (default: test_cfg.rcnn.score_thr, or all that soft_nms leaves);
+    class_score_thr: that of classes by name, in its place. upright: image files are turned as their EXIF orientation
+    says, as by the config's exif: upright. category_ids: the data set's id of each label (default: COCO's, where the
+    classes are COCO's). classes: names of the only classes to detect (default: all). tile: larger pictures are detected
+    in as a whole and in squares of this side, in pixels, that overlap by the share `overlap`; what several of them
+    found is merged by non-maximum suppression, so that a picture can have more than max_per_img detections.
 
     May be called from several threads: the network runs in one thread of its own, for one batch after the other. Ctrl-C
     stays the program's. Can neither be pickled nor used in a forked child: make one there. Raises UserError for a
@@ -144,7 +146,7 @@ class Predictor:
             if score is not None and not 0 <= score <= 1:
                 raise UserError(f"{name} is {score}; a score lies in 0..1")
         given = [score for score in (score_thr, *self.class_score_thr.values()) if score is not None]
-        self.score_thr = config.test_cfg.rcnn.score_thr if score_thr is None else score_thr
+        self.score_thr = config.test_cfg.rcnn.least_score if score_thr is None else score_thr
         config.test_cfg.rcnn.score_thr = min([config.test_cfg.rcnn.score_thr, *given])
         if batch_size is not None:
             if batch_size < 1:
@@ -160,12 +162,13 @@ class Predictor:
         least = [self.class_score_thr.get(name, self.score_thr) for name in self.class_names]
         self._least = np.array([s if i in wanted else np.inf for i, s in enumerate(least)], np.float32)
         self._options = paste_options(config)
+        self._several: Views | None = None
         # MindSpore's graph mode is a setting of each thread, so the network stays in one
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._process = os.getpid()
         self._detector = self._network.submit(self._load, Path(checkpoint)).result()
         # MindSpore's cells can't be freed any more once Python takes its modules down
-        weakref.finalize(self, self.__dict__.pop, "_detector", None)
+        weakref.finalize(self, lambda held: [held.pop(name, None) for name in ("_detector", "_several")], self.__dict__)
 
     def __reduce__(self) -> tuple:
         raise CannotPickleError(
@@ -176,6 +179,7 @@ class Predictor:
         set_device(self.config)
         detector = build_detector(self.config)
         load_detector(detector, checkpoint)
+        self._several = Views(self.config, detector) if Views.needed(self.config) else None
         return detector.set_train(False)
 
     def __call__(self, images: Source | Iterable[Source]) -> Detections | list[Detections]:
@@ -278,7 +282,9 @@ class Predictor:
         if image is None:
             return View(picture)
         x, y, width, height = picture.parts[number]
-        return View(picture, *prepare_image(image[y : y + height, x : x + width], self.config), number)
+        shown = image[y : y + height, x : x + width]
+        first, *more = [prepare_image(shown, c) for c in at_scales(self.config)]
+        return View(picture, *first, number, more)
 
     def _detect(self, views: list[View]) -> list[np.ndarray]:
         """The network's outputs for the usable views, padded to a whole batch. Runs in the network's thread."""
@@ -287,11 +293,16 @@ class Predictor:
         if not rows:
             return []
         rows += rows[:1] * (self.config.test_batch_size - len(rows))
-        images = Tensor(np.stack([v.canvas for v in rows if v.canvas is not None]))
-        sizes = Tensor(np.array([v.resized for v in rows], np.float32))
+        shown = [[(v.canvas, v.resized), *v.more] for v in rows]
+        scales = [
+            (np.stack([canvas for canvas, _ in scale]), np.array([size for _, size in scale], np.float32))
+            for scale in zip_equal(*shown)
+        ]
         _ran_in = os.getpid()
         with own_interrupts():
-            return [x.asnumpy() for x in self._detector(images, sizes)]
+            if self._several:
+                return self._several(scales)
+            return [x.asnumpy() for x in self._detector(*map(Tensor, scales[0]))]
 
     def _finish(self, views: list[View], outputs: Future, pool: ThreadPoolExecutor) -> Iterator[Prediction]:
         """The pictures whose last part is among these."""

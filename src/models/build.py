@@ -22,10 +22,11 @@ from src.models.roi_heads.cascade import CascadeRoIHeads, CascadeRoILoss
 from src.models.roi_heads.standard import StandardRoIHeads, StandardRoILoss
 from src.models.rpn import RPN, RPNHead, RPNLoss, SampledRPN
 from src.ops.library import standard_operators
+from src.ops.soft_nms import SoftNMS
 from src.runtime.errors import UserError
 from src.runtime.newer import zip_equal
 
-__all__ = ["build_detector", "build_loss", "sampler_key_sizes"]
+__all__ = ["at_canvas", "build_detector", "build_loss", "sampler_key_sizes"]
 
 
 def _coder(c, stds: list[float] | None = None) -> BoxCoder:
@@ -89,7 +90,9 @@ def _bbox_head(config: Config) -> BBoxHead:
 
 
 def _selector(config: Config, coder: BoxCoder, builtin_ops: bool) -> BoxSelector:
-    c = config.test_cfg.rcnn
+    c, soft = config.test_cfg.rcnn, None
+    if c.nms.type == "soft_nms":
+        soft = SoftNMS(c.iou_threshold, c.max_per_img, c.nms.method, c.nms.sigma, c.nms.min_score)
     return BoxSelector(
         coder,
         config.num_classes,
@@ -101,6 +104,7 @@ def _selector(config: Config, coder: BoxCoder, builtin_ops: bool) -> BoxSelector
         plus_one=config.box_plus_one,
         builtin_ops=builtin_ops,
         agnostic_nms=c.agnostic_nms,
+        soft=soft,
     )
 
 
@@ -117,7 +121,6 @@ def build_detector(config: Config, builtin_ops: bool = False) -> RCNN:
 
 
 def _detector(config: Config, builtin_ops: bool) -> RCNN:
-    anchors, corners, counts = _anchors(config)
     fpn, rpn = config.neck.fpn, config.rpn
     backbone = build_backbone(config)
     strides = backbone_strides(config.backbone)
@@ -126,16 +129,29 @@ def _detector(config: Config, builtin_ops: bool) -> RCNN:
     bilinear, top_down = fpn.upsample == "bilinear", fpn.upsample != "none"
     neck = FPN(fpn.in_channels, fpn.out_channels, fpn.num_outs, bilinear, factors, norm, top_down)
     head = RPNHead(rpn.in_channels, rpn.feat_channels, config.anchors_a_cell, rpn.num_convs)
-    proposals = RPN(
+    detector = RCNN(backbone, neck, _rpn(config, head, builtin_ops), _roi_heads(config, builtin_ops))
+    name_parameters(detector)
+    return detector
+
+
+def _rpn(config: Config, head: RPNHead, builtin_ops: bool) -> RPN:
+    anchors, corners, counts = _anchors(config)
+    return RPN(
         head,
         Tensor(anchors),
         Tensor(corners),
         _proposals(config, config.test_cfg.rpn, counts, builtin_ops),
         tuple(Tensor(a) for a in _anchors(config, True)[:2]) if config.turns_canvas else None,
     )
-    detector = RCNN(backbone, neck, proposals, _roi_heads(config, builtin_ops))
-    name_parameters(detector)
-    return detector
+
+
+def at_canvas(config: Config, detector: RCNN) -> RCNN:
+    """A detector on the canvas of `config`, which is of the same network, with the parameters of `detector`, which may
+    be of another canvas, as its own.
+
+    Not for backbones that are built for a canvas, such as transformers.
+    """
+    return RCNN(detector.backbone, detector.neck, _rpn(config, detector.rpn.head, False), detector.roi_heads)
 
 
 def _roi_heads(config: Config, builtin_ops: bool) -> StandardRoIHeads | CascadeRoIHeads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, ops
 from tqdm import tqdm
 
 from src.checkpoints.files import CheckpointError, assign_parameters, not_finite, position_of
@@ -27,6 +28,7 @@ from src.runtime.launch import JOB_VARIABLE
 from src.runtime.masking import masked_keys
 from src.runtime.newer import zip_equal
 from src.runtime.ranks import Group
+from src.training.average import STATISTICS, UPDATES
 from src.training.lr_schedule import learning_rates
 from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside, set_aside_after
 from src.training.signals import Stopped, StopRequest
@@ -68,6 +70,7 @@ class Trainer:
         self.rates = learning_rates(config, len(loader), self.group.size)
         self.detector, self.loss_names, self.keys = loss.detector, loss.names, SamplerKeys(config)
         self.step = build_step(config, loss, self.rates, self.group.size)
+        self.average = self.step.average
         checkpoints = config.output_dir / "checkpoints"
         self.folder = ResumeFolder(checkpoints, config.detector, config.keep_checkpoint_max)
         self.best = BestCheckpoints(checkpoints / "best", config.keep_best_checkpoints_max)
@@ -94,13 +97,13 @@ class Trainer:
 
     def state_parameters(self) -> list[Parameter]:
         """What is trained with besides the weights: the optimizer's moments and count of steps, the loss scale."""
-        weights = {p.name for p in self.detector.get_parameters()} | {"learning_rate"}
-        return [p for p in self.step.get_parameters() if p.name not in weights]
+        others = {p.name for p in self.detector.get_parameters()} | {"learning_rate"}
+        others |= {p.name for p in self.average.own_parameters()} if self.average else set()
+        return [p for p in self.step.get_parameters() if p.name not in others]
 
     def statistics(self) -> dict[str, Parameter]:
-        """Batch norms' running statistics: of each rank its own, where they are learnt."""
-        ends = ("moving_mean", "moving_variance")
-        return {p.name: p for p in self.detector.get_parameters() if p.name.endswith(ends)}
+        """Batch norms' running statistics and their averages: of each rank its own, where they are learnt."""
+        return {p.name: p for p in self.step.get_parameters() if p.name.endswith(STATISTICS)}
 
     def share_statistics(self) -> None:
         """Gives every rank the mean of all ranks' running statistics."""
@@ -109,7 +112,8 @@ class Trainer:
             return
         found = self.group.exchange({n: p.asnumpy() for n, p in own.items()})
         for n, p in own.items():
-            p.set_data(Tensor(np.mean([f[n] for f in found], axis=0, dtype=np.float64).astype(np.float32)))
+            # not by set_data, which a compiled graph with a branch, as that of the loss scale, doesn't see
+            ops.assign(p, Tensor(np.mean([f[n] for f in found], axis=0, dtype=np.float64).astype(np.float32)))
 
     def resume(self) -> None:
         """Takes weights, optimizer and place from the checkpoint to resume, which rank 0 reads for all."""
@@ -119,9 +123,13 @@ class Trainer:
         else:
             state, weights, parameters, source = found
             state.check(self.config, len(self.loader), source, self.state.transform)
+            # where the weights are an average, what trains is with the state
+            trained, updates = {n: parameters.pop(n, v) for n, v in weights.items()}, parameters.pop(UPDATES, None)
             try:
-                assign_parameters(self.detector.get_parameters(), weights)
+                assign_parameters(self.detector.get_parameters(), trained)
                 assign_parameters(self.state_parameters(), parameters)
+                if self.average:
+                    self.average.take(weights, updates)
             except CheckpointError as e:
                 raise UserError(
                     f"{source}: of another model or optimizer ({e}); resume with the run's own config"
@@ -352,7 +360,8 @@ class Trainer:
         evaluated = self.evaluate and (last or epoch % c.eval_every == 0)
         if evaluated or self.validate:
             self.save()  # what is evaluated, and what a signal in the meantime would lose
-            with self.stop.interruptible():
+            averaged = self.average.in_place() if self.average else contextlib.nullcontext()
+            with averaged, self.stop.interruptible():
                 if self.validate:
                     self.run_validation(epoch)
                 if evaluated:
@@ -410,6 +419,12 @@ class Trainer:
             at = "epoch {} step {}".format(*self.state.position)
             raise UserError(f"{at}: {broken[0]} isn't finite any more: {self.way_back(self.state.position)}")
         if self.group.is_first:
-            self.folder.save(self.detector, self.state_parameters(), self.state)
+            if self.average:
+                # the average is what is evaluated, and what other commands load
+                weights = self.average.arrays(self.detector.get_parameters())
+                trained = [*self.average.sources, self.average.updates]
+                self.folder.save(weights, self.state_parameters() + trained, self.state)
+            else:
+                self.folder.save(self.detector, self.state_parameters(), self.state)
         self.group.barrier()
         self.saved = self.state.position

@@ -12,7 +12,7 @@ import re
 import shlex
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -349,8 +349,12 @@ class ResumeFolder:
         except OSError as e:
             raise UserError(f"{self.states.folder}: can't write: {e.strerror}; set train_outputs") from None
 
-    def save(self, detector: nn.Cell, parameters: list[Parameter], state: TrainingState) -> None:
-        """Weights of `detector`, then `parameters` (the optimizer's, the loss scale's) with `state`; drops old ones."""
+    def save(
+        self, detector: nn.Cell | Mapping[str, np.ndarray], parameters: list[Parameter], state: TrainingState
+    ) -> None:
+        """Weights (`detector`'s, or arrays by name), then `parameters` (the optimizer's, the loss scale's) with
+        `state`; drops old ones.
+        """
         path = self.weights.path(*state.position)
         save_checkpoint(detector, path)
         record = dataclasses.asdict(state) | {"weights": {"file": path.name, "crc32": file_crc(path)}}

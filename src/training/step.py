@@ -27,7 +27,7 @@ class TrainStep(nn.Cell):
     def __init__(self, loss: RCNNLoss, update: Update):
         super().__init__(auto_prefix=False)
         self.loss, self.update, self.checked = loss, update, update.checked
-        self.weights = update.weights
+        self.weights, self.average = update.weights, update.average
         self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
         self.sens = Tensor(np.eye(1, len(loss.names), dtype=np.float32)[0])
 
@@ -101,7 +101,7 @@ class AccumulatedStep:
     """
 
     def __init__(self, loss: RCNNLoss, update: Update, parts: int):
-        self.parts, self.checked = parts, update.checked
+        self.parts, self.checked, self.average = parts, update.checked, update.average
         self.sums = update.weights.clone("accumulated", "zeros")
         learning = [c for _, c in loss.cells_and_names() if isinstance(c, nn.BatchNorm2d) and not fixed(c)]
         self.statistics = [p for c in learning for p in (c.moving_mean, c.moving_variance)]
@@ -125,7 +125,8 @@ class AccumulatedStep:
         before = [p.asnumpy().copy() for p in self.statistics]
         counts = [self.counts(*p).asnumpy() for p in parts]
         for p, values in zip_equal(self.statistics, before):
-            p.set_data(Tensor(values))
+            # not by set_data, which a compiled graph with a branch, as that of the loss scale, doesn't see
+            ops.assign(p, Tensor(values))
         return np.sum(counts, axis=0)
 
     def compile(self, *batch: Tensor) -> None:

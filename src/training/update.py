@@ -15,6 +15,7 @@ from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2
 from src.config import Config
 from src.models.backbones.vit import layer_rate, transformer_layers
 from src.ops.device import ascend_chip
+from src.training.average import STATISTICS, MovingAverage
 
 __all__ = ["AdamW", "LossScale", "Update", "build_optimizer", "build_update"]
 
@@ -131,7 +132,7 @@ class Update(nn.Cell):
         optimizer: of the weights.  loss_scale: a number, or a LossScale, with which a step whose gradients overflow is
         left out.  grad_clip: largest global norm of the gradients; 0: none.  ranks: processes that train together, over
         whose gradients the mean is taken.  chip: of Ascend, as ascend_chip says.  branch: what leaves a step out is a
-        branch of the graph; else everything is updated, and put back.
+        branch of the graph; else everything is updated, and put back.  average: follows the weights that this updates.
 
     Inputs: the gradients of the weights, times `scale`; scale (). Output: (2,): 1 if the step was left out, and the
     loss scale from the next step on.
@@ -145,6 +146,7 @@ class Update(nn.Cell):
         ranks: int = 1,
         chip: str = "",
         branch: bool = True,
+        average: MovingAverage | None = None,
     ):
         super().__init__(auto_prefix=False)
         self.branch = branch
@@ -155,7 +157,10 @@ class Update(nn.Cell):
         if self.asks_chip:
             self.clear = NPUClearFloatStatusV2()
         self.status = Tensor(np.zeros(8, np.int32))
-        self.state = ParameterTuple(optimizer.get_parameters())
+        self.averages = average is not None
+        self.average: Any = average
+        own = [] if average is None else average.own_parameters()
+        self.state = ParameterTuple([*optimizer.get_parameters(), *own])
         self.optimizer, self.weights = optimizer, optimizer.parameters
         self.checked = isinstance(loss_scale, LossScale)
         if isinstance(loss_scale, LossScale):
@@ -220,7 +225,8 @@ class Update(nn.Cell):
     def update(self, grads: tuple[Tensor, ...]) -> bool:
         if self.grad_clip > 0:
             grads = ops.clip_by_global_norm(grads, self.grad_clip)
-        return self.optimizer(grads)
+        done = self.optimizer(grads)
+        return self.average(done) if self.averages else done
 
 
 def build_update(config: Config, loss: nn.Cell, rates: np.ndarray, ranks: int = 1) -> Update:
@@ -233,7 +239,11 @@ def build_update(config: Config, loss: nn.Cell, rates: np.ndarray, ranks: int = 
         scale = LossScale(scale)
     # there, MindSpore can't build a graph whose one branch this is
     branch = not chip or len(os.sched_getaffinity(0)) >= CPUS_FOR_BRANCHES
-    return Update(build_optimizer(config, loss, rates), scale, config.grad_clip, ranks, chip, branch)
+    average = None
+    if config.ema_decay:
+        learnt = [p for p in loss.get_parameters() if p.requires_grad or p.name.endswith(STATISTICS)]
+        average = MovingAverage(learnt, config.ema_decay)
+    return Update(build_optimizer(config, loss, rates), scale, config.grad_clip, ranks, chip, branch, average)
 
 
 def _times(factor: float, gradient: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 from pycocotools import mask as rle
 
 from src.config import RcnnTest
+from src.config.keys import Nms
 from src.evaluation.coco import EvaluationError, evaluate
 from src.evaluation.results import apply_options, load_results, save_results, saved_results
 from src.evaluation.truth import Truth, read_annotations
@@ -255,3 +256,9 @@ def test_random_damage_is_read_or_told(truth, tmp_path):
         kinds = ("bbox", "segm") if all("segmentation" in r for r in found) else ("bbox",)
         evaluate(truth, found, kinds)
     assert 20 < read < 380
+
+
+def test_soft_nms_leaves_scores_below_those_that_entered():
+    results = [{"image_id": 1, "score": s} for s in (0.9, 0.03, 0.01)]
+    kept, said = apply_options(results, RcnnTest(score_thr=0.05, nms=Nms(type="soft_nms", min_score=0.02)))
+    assert kept == results[:2] and "1 below test_cfg.rcnn.nms.min_score 0.02" in said

@@ -7,6 +7,8 @@ import pytest
 
 from src.export import sidecar
 from src.export.sidecar import ExportError
+from src.export.split import export_split
+from src.export.whole import export_whole
 
 
 @pytest.fixture
@@ -194,3 +196,23 @@ def test_a_full_disk_leaves_the_old_sidecar(written, monkeypatch, refusal):
         sidecar.write(written, {"new": True})
     assert written.read_text() == before
     assert sorted(p.name for p in written.parent.iterdir() if p.is_file()) == ["m.onnx", "m.onnx.json"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "word"),
+    [
+        ({"test_cfg__rcnn__nms__type": "soft_nms"}, "--test_cfg.rcnn.nms.type nms"),
+        ({"test_flip": True}, "--test_flip false"),
+        ({"test_scales": [1.0, 1.5]}, "--test_scales '[1.0]'"),
+    ],
+)
+def test_what_exports_dont_do_is_refused_by_all_of_them(shapes_config, written, tmp_path, refusal, keys, word):
+    config = shapes_config(**keys)
+    with refusal(ExportError, word):
+        export_whole(config, None, tmp_path / "x.onnx", "ONNX")
+    with refusal(ExportError, word):
+        export_split(config, None, tmp_path / "x")
+    # an evaluation of the exported model would be another's than its config says
+    with refusal(ExportError, word):
+        sidecar.check_config(written, sidecar.read(written), config)
+    assert not list(tmp_path.glob("x*"))

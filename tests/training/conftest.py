@@ -19,7 +19,7 @@ class Detector(nn.Cell):
 class Step:
     """Adds rate * (1 + the batch's id) to the weights; `losses`: the total loss by step of the whole training, or 1."""
 
-    checked = False
+    checked, average = False, None
 
     def __init__(self, detector, rates, losses):
         self.detector, self.rates, self.losses = detector, rates, losses

@@ -86,7 +86,14 @@ SYNCED |= {"bbox_head.norm": "sync", "bbox_head.num_convs": 1, "bbox_head.conv_o
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("keys", [pytest.param({}, id="frozen norms"), pytest.param(SYNCED, id="synced norms")])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param({}, id="frozen norms"),
+        pytest.param(SYNCED, id="synced norms"),
+        pytest.param({"ema_decay": 0.5}, id="moving average"),
+    ],
+)
 def test_two_ranks_train_as_one_process_does(words, tmp_path, keys):
     alone = [sys.executable, "train.py", *words(tmp_path / "one", batch_size=2, **keys)]
     subprocess.run(alone, cwd=ROOT, check=True, capture_output=True, timeout=400)

@@ -12,6 +12,7 @@ from src.models.losses import Normaliser, cross_entropy, smooth_l1
 from src.models.norms import NormMaker, conv_layer
 from src.models.precision import float32
 from src.ops.nms import BatchedNMS
+from src.ops.soft_nms import SoftNMS
 from src.runtime.newer import zip_equal
 from src.structures import Detections, Sample
 
@@ -129,7 +130,8 @@ class BoxSelector(nn.Cell):
 
     Args:
         coder: of the box head.  num_classes: with background.  score_thr, iou_threshold, max_per_img, nms_pre (pairs
-        that enter NMS, best first), min_bbox_size, agnostic_nms: as test_cfg.rcnn.  plus_one: see clip_boxes.
+        that enter NMS, best first), min_bbox_size, agnostic_nms: as test_cfg.rcnn.  plus_one: see clip_boxes.  soft: in
+        place of NMS; the detections' scores are its own.
 
     Inputs: scores (B, P, num_classes), class probabilities; deltas (B, P, 4 * num_classes) or (B, P, 4); the boxes that
     they refer to (B, P, 4); valid (B, P) bool; image_size (B, 2). Output: Detections, D = max_per_img rows an image,
@@ -148,12 +150,13 @@ class BoxSelector(nn.Cell):
         plus_one: bool = False,
         builtin_ops: bool = False,
         agnostic_nms: bool = False,
+        soft: SoftNMS | None = None,
     ):
         super().__init__()
-        self.agnostic_nms = agnostic_nms
+        self.agnostic_nms, self.softens = agnostic_nms, soft is not None
         self.coder, self.num_classes, self.nms_pre, self.plus_one = coder, num_classes, nms_pre, plus_one
         self.score_thr, self.min_bbox_size = score_thr, min_bbox_size
-        self.nms = BatchedNMS(iou_threshold, max_per_img, builtin=builtin_ops)
+        self.nms = soft or BatchedNMS(iou_threshold, max_per_img, builtin=builtin_ops)
         self.topk = ops.TopK(sorted=True)
 
     def construct(
@@ -177,8 +180,12 @@ class BoxSelector(nn.Cell):
         group = label.astype(mstype.int32)
         if self.agnostic_nms:
             group = ops.zeros_like(group)
-        index, kept = self.nms(boxes, score, group, usable)
+        if self.softens:
+            index, kept, found = self.nms(boxes, score, group, usable)
+        else:
+            index, kept = self.nms(boxes, score, group, usable)
+            found = take_rows(score, index)
         mask = kept.astype(boxes.dtype)
         label = take_rows(label, index).astype(mstype.int32) * kept.astype(mstype.int32)
         boxes = take_rows(boxes, index) * mask.expand_dims(-1)
-        return {"boxes": boxes, "scores": take_rows(score, index) * mask, "labels": label, "valid": kept}
+        return {"boxes": boxes, "scores": found * mask, "labels": label, "valid": kept}
