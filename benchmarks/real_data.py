@@ -1,11 +1,12 @@
 """Faster R-CNN on MobileNetV1-FPN fine-tuned on real photographs, here and in torchvision, from the same weights.
 
     python -m benchmarks.real_data --data DIR --torchvision PYTHON [--only SET] [--seed N] [--out DIR] [--KEY VALUE ...]
+    python -m benchmarks.real_data --table
 
 DIR holds mobilenet_v1/ (TensorFlow-Slim's weights), bccd/ and raccoon/ (Pascal VOC's XML; of raccoon every fifth by
 name validates). PYTHON has torch and torchvision. Both sides have the same pictures, canvas, batches, learning rates,
 flips and evaluation, by pycocotools on the last weights. Each set's AP, AP50, hours and memory are written to a JSON
-file of its own in benchmarks/results/.
+file of its own in benchmarks/results/. --table prints all that lie there, and runs nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ SETS: dict[str, dict[str, int]] = {
     "raccoon": {"img_width": 320, "img_height": 320},
 }
 SIDES = ("here", "torchvision")
+RESULTS = ROOT / "benchmarks/results"
+COLUMNS = ["set", "seed", "by", "AP", "AP50", "training, minutes", "peak MiB", "options"]
 
 
 def listed(source: Path, target: Path) -> Path:
@@ -118,14 +121,35 @@ def there(python: str, data: Path, out: Path, backbone: Path, config: Config, se
     return measured(data / "annotations/instances_val2017.json", Path(job["results"]), hours, mib)
 
 
+def kept() -> list[list[object]]:
+    """A row for each side of each run in benchmarks/results/, by set, seed and time."""
+    rows: list[list[object]] = []
+    for path in sorted(RESULTS.glob("real_data_*.json")):
+        run = json.loads(path.read_text())
+        words = [f"{w}" for w in run["overrides"]]
+        for side in (s for s in SIDES if s in run):
+            r = run[side]
+            minutes = round(60 * r["training_hours"], 1)
+            rows.append(
+                [run["set"], run["seed"], side, r["AP"], r["AP50"], minutes, round(r["peak_mib"]), " ".join(words)]
+            )
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--table", action="store_true", help="of the runs that benchmarks/results holds")
     parser.add_argument("--torchvision", help="an interpreter with torch and torchvision; without: this project alone")
     parser.add_argument("--only", choices=sorted(SETS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("train_outputs/real_data"), help="folder of runs and data")
     a, overrides = parser.parse_known_args()
+    if a.table:
+        print_table("Real photographs", COLUMNS, kept())
+        return 0
+    if a.data is None:
+        parser.error("--data DIR, or --table")
     source, out = a.data.resolve(), a.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     backbone = out / "mobilenet_v1.ckpt"
@@ -141,7 +165,7 @@ def main() -> int:
             config = load_config(folder / "here/config.yaml")
             run["torchvision"] = there(a.torchvision, data, folder, backbone, config, a.seed)
         stamp = time.strftime("%Y%m%d_%H%M%S")
-        place = ROOT / f"benchmarks/results/real_data_{name}_{a.seed}_{stamp}.json"
+        place = RESULTS / f"real_data_{name}_{a.seed}_{stamp}.json"
         place.parent.mkdir(exist_ok=True)
         write_json(place, {"set": name, "seed": a.seed, "overrides": overrides, **run})
         print(f"{place}: written")
