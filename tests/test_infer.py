@@ -21,9 +21,11 @@ from pycocotools import mask as rle
 
 import eval as eval_script
 import infer
+from src.config import load_config
 from src.data import images
 from src.data.import_labels import import_labels
 from src.data.polygons import mask_polygons
+from src.evaluation.inference import Evaluator
 from src.inference import files as predict_files
 from src.inference import predictor as predictor_module
 from src.inference.annotated import AnnotatedImage, Annotations
@@ -93,6 +95,23 @@ def test_the_same_results_as_evaluation(commands):
     assert len(evaluated) > 50
     assert len({r["image_id"] for r in evaluated}) == 8
     assert inferred == evaluated
+
+
+@pytest.mark.full
+def test_soft_nms_gives_the_same_results_as_evaluation(tiny_model, shapes_root, tmp_path):
+    """Also those whose score fell below what boxes enter with."""
+    keys = {"type": "soft_nms", "method": "gaussian", "sigma": "0.1"}
+    keys = {f"test_cfg.rcnn.nms.{k}": v for k, v in keys.items()} | {"test_cfg.rcnn.max_per_img": "200"}
+    places = {"val_dataset": str(shapes_root), "mindrecord_dir": str(tmp_path / "records")}
+    config = load_config(ROOT / "configs/shapes.yaml", {**TINY, **keys, **places})
+    predictor = Predictor(config, tiny_model[1])
+    evaluator = Evaluator(config, predictor._detector)
+    predictor.category_ids = {int(k): v for k, v in evaluator.loader.index["category_ids"].items()}
+    found = predictor(sorted((shapes_root / "val2017").iterdir()))
+    evaluator.run(tmp_path / "results.json")
+    rows = [r for i, f in zip_equal(evaluator.loader.index["image_ids"], found) for r in f.to_coco(i)]
+    assert rows == evaluator.results
+    assert min(r["score"] for r in rows) < config.test_cfg.rcnn.score_thr
 
 
 def test_evaluation_leaves_a_report(commands):
