@@ -104,7 +104,7 @@ def test_ranks_share_the_places(unbalanced):
     alone = loader_of(unbalanced(batch_size=4)).epoch_rows(3)
     parts = [loader_of(unbalanced(batch_size=2), rank, 2).epoch_rows(3) for rank in (0, 1)]
     for whole, first, second in zip_equal(alone, *parts):
-        np.testing.assert_array_equal(whole, np.stack([first, second], 1).ravel())
+        np.testing.assert_array_equal(whole, np.stack([first, second], 1).reshape(whole.shape))
 
 
 def test_one_image_often_enough_for_a_batch(coco_folder, coco_config):
