@@ -221,3 +221,12 @@ def test_marked_blocks_run(tmp_path):
             assert done.returncode == 0, f"{page}:\n{body}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     assert (tmp_path / "report/report.html").is_file()
     assert (tmp_path / "predicted/predictions.json").is_file()
+
+
+def test_results_are_those_of_the_kept_runs(capsys):
+    from benchmarks.common import print_table
+    from benchmarks.real_data import COLUMNS, kept
+
+    print_table("", COLUMNS, kept())
+    table = capsys.readouterr().out.strip()
+    assert table in text_of("docs/results.md")
