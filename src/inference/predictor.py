@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import functools
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -190,7 +191,10 @@ class Predictor:
         """
         alone = isinstance(images, (*get_args(Source), bytes)) or not isinstance(images, Iterable)
         sources: Any = [images] if alone else images
-        out = [prediction.found for prediction in self.stream(sources)]
+        # closed here, also after a refusal: left to the garbage collector, which may run while a thread starts, it would
+        # wait for threads that can't end until that has started
+        with contextlib.closing(self.stream(sources)) as predictions:
+            out = [prediction.found for prediction in predictions]
         return out[0] if alone else out
 
     def stream(
@@ -198,7 +202,7 @@ class Predictor:
         sources: Iterable[Source],
         keep_images: bool = False,
         sizes: Mapping[Any, tuple[int, int] | None] | None = None,
-    ) -> Iterator[Prediction]:
+    ) -> Generator[Prediction, None, None]:
         """A Prediction for each source, in order; one that can't be read has a fault instead of detections.
 
         sizes: the annotated (height, width) of files, which they must have, and by which exif: auto turns them. Files
