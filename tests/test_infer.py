@@ -451,6 +451,16 @@ def test_other_arrays_are_refused(image, tiny_predictor, refusal):
         tiny_predictor(image)
 
 
+def test_a_refusal_leaves_no_thread_to_whoever_keeps_it(tiny_predictor, photograph):
+    """Which the garbage collector would wait for, in the worst case without end."""
+    tiny_predictor(photograph)
+    before = threading.active_count()
+    with pytest.raises(UserError) as kept:
+        tiny_predictor(np.zeros((5, 5), np.uint8))
+    assert kept.value is not None
+    assert threading.active_count() == before
+
+
 def test_a_refused_image_leaves_the_others_in_their_places(tiny_predictor, photograph, expected, tmp_path):
     found = list(tiny_predictor.stream([tmp_path / "a", photograph, tmp_path / "b", tmp_path / "c", photograph]))
     assert [bool(p.fault) for p in found] == [True, False, True, True, False]

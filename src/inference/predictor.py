@@ -191,8 +191,8 @@ class Predictor:
         """
         alone = isinstance(images, (*get_args(Source), bytes)) or not isinstance(images, Iterable)
         sources: Any = [images] if alone else images
-        # closed here, also after a refusal: left to the garbage collector, which may run while a thread starts, it would
-        # wait for threads that can't end until that has started
+        # closed here, also after a refusal: left to the garbage collector, which may run while a thread starts, it
+        # would wait for threads that can't end until that has started
         with contextlib.closing(self.stream(sources)) as predictions:
             out = [prediction.found for prediction in predictions]
         return out[0] if alone else out
