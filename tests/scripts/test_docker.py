@@ -148,16 +148,18 @@ def test_the_image_runs_as_no_root():
 
 
 def ignored(path):
-    """Whether .dockerignore leaves a path of the checkout out; ** is any number of folders."""
+    """Whether .dockerignore leaves a path of the checkout out; ** is any number of folders, a line with ! takes what it
+    names back."""
+    out = False
     for line in (ROOT / ".dockerignore").read_text().splitlines():
-        pattern = line.rstrip("/")
+        pattern = line.rstrip("/").removeprefix("!")
         if not pattern or pattern.startswith("#"):
             continue
         parts = [re.escape(p).replace(r"\*", "[^/]*") for p in pattern.split("/")]
         expression = "/".join(parts).replace("[^/]*[^/]*/", "(?:.*/)?")
         if re.match(f"{expression}(?:/|$)", path):
-            return True
-    return False
+            out = not line.startswith("!")
+    return out
 
 
 @pytest.mark.parametrize(
