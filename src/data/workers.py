@@ -72,9 +72,9 @@ class WorkerProcess:
         return answer
 
     def stop(self) -> None:
+        """The connection closes with its last user, which may be a thread that is still to hear of this."""
         self.process.terminate()
         self.process.join()
-        self.connection.close()
 
 
 def start_worker(reader: Reader) -> WorkerProcess:
@@ -117,7 +117,7 @@ def worker_pool(reader: Reader, workers: int, processes: bool) -> Iterator[Calla
         finally:
             free.put(worker)
 
-    pool = ThreadPoolExecutor(workers)
+    pool, waits = ThreadPoolExecutor(workers), True
     try:
         for _ in range(workers):
             if processes:
@@ -126,7 +126,11 @@ def worker_pool(reader: Reader, workers: int, processes: bool) -> Iterator[Calla
         yield lambda *row: pool.submit(work, row)
     except MemoryError:
         raise WorkerDied(f"too little memory to read a picture; {LESS_MEMORY}") from None
+    except GeneratorExit:
+        # perhaps by the garbage collector while a thread starts: the pool's threads can't end before it has
+        waits = False
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(waits, cancel_futures=True)
         for worker in begun:
             worker.stop()

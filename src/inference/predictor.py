@@ -191,8 +191,7 @@ class Predictor:
         """
         alone = isinstance(images, (*get_args(Source), bytes)) or not isinstance(images, Iterable)
         sources: Any = [images] if alone else images
-        # closed here, also after a refusal: left to the garbage collector, which may run while a thread starts, it
-        # would wait for threads that can't end until that has started
+        # not left to whoever keeps a refusal, with the pool's threads
         with contextlib.closing(self.stream(sources)) as predictions:
             out = [prediction.found for prediction in predictions]
         return out[0] if alone else out
@@ -216,7 +215,8 @@ class Predictor:
                 "this Predictor was made before the process was forked; make one in the child, and start that by spawn"
                 ' (multiprocessing.get_context("spawn")) where a network ran before'
             )
-        with ThreadPoolExecutor(max(1, self.config.num_parallel_workers)) as pool:
+        pool = ThreadPoolExecutor(max(1, self.config.num_parallel_workers))
+        try:
             running: deque[tuple[list[View], Future]] = deque()
             for views in self._batches(self._views(sources, sizes or {}, keep_images, pool)):
                 running.append((views, self._network.submit(self._detect, views)))
@@ -224,6 +224,9 @@ class Predictor:
                     yield from self._finish(*running.popleft(), pool)
             while running:
                 yield from self._finish(*running.popleft(), pool)
+        finally:
+            # not waited for: the garbage collector may close this while a thread starts, and the pool's can't end then
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _views(
         self, sources: Iterable[Source], sizes: Mapping, keep_images: bool, pool: ThreadPoolExecutor
