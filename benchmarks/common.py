@@ -7,6 +7,8 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +16,17 @@ from pathlib import Path
 
 from src.runtime.newer import zip_equal
 
-__all__ = ["Timing", "measure", "peak_memory_mib", "machine", "print_table", "write_json", "set_threads"]
+__all__ = [
+    "Timing",
+    "machine",
+    "measure",
+    "peak_memory_mib",
+    "print_table",
+    "print_timings",
+    "set_threads",
+    "timed_elsewhere",
+    "write_json",
+]
 
 
 @dataclass(frozen=True)
@@ -102,3 +114,23 @@ def _encode(value: object) -> object:
     if isinstance(value, Timing):
         return asdict(value)
     raise TypeError(f"cannot write {type(value)}")
+
+
+def print_timings(times: dict[str, dict[str, Timing]]) -> None:
+    """A child process's answer to timed_elsewhere."""
+    print(json.dumps({name: {title: vars(t) for title, t in passes.items()} for name, passes in times.items()}))
+
+
+def timed_elsewhere(module: str, python: str, words: list[str]) -> dict[str, dict[str, Timing]] | None:
+    """What a benchmark's module prints with --child and `words` in a process of another interpreter, or None, with a
+    line saying why, where it can't run.
+    """
+    root = Path(__file__).resolve().parents[1]
+    command = [python, "-m", module, "--child", *words]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        print(f"PyTorch left out: {python}: {reason}", file=sys.stderr)
+        return None
+    times = json.loads(result.stdout.splitlines()[-1])
+    return {name: {title: Timing(**t) for title, t in passes.items()} for name, passes in times.items()}

@@ -10,15 +10,19 @@ PyTorch runs in a process of its own (of another interpreter, if one is named).
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Timing, measure, print_table, set_threads, write_json
+from benchmarks.common import (
+    Timing,
+    measure,
+    print_table,
+    print_timings,
+    set_threads,
+    timed_elsewhere,
+    write_json,
+)
 
 PASSES = ("forward", "input gradient", "weight gradient")
 
@@ -115,19 +119,6 @@ def time_torch(sizes: dict[str, Layer], threads: int, repeats: int) -> dict[str,
     return results
 
 
-def torch_elsewhere(python: str, words: list[str]) -> dict[str, dict[str, Timing]] | None:
-    """PyTorch's times from a child process, or None (with a line saying why) where it can't run."""
-    command = [python, "-m", "benchmarks.conv", "--child", *words]
-    root = Path(__file__).resolve().parents[1]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ.copy(), check=False)
-    if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"PyTorch left out: {python}: {reason}", file=sys.stderr)
-        return None
-    times = json.loads(result.stdout.splitlines()[-1])
-    return {name: {title: Timing(**t) for title, t in passes.items()} for name, passes in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--height", type=int, default=768, help="canvas height")
@@ -143,7 +134,7 @@ def main() -> None:
     sizes = layers(a.batch, a.height, a.width)
     if a.child:
         times = time_torch(sizes, threads, a.repeats)
-        print(json.dumps({name: {title: vars(t) for title, t in passes.items()} for name, passes in times.items()}))
+        print_timings(times)
         return
     from src.ops.library import find_library
 
@@ -152,7 +143,9 @@ def main() -> None:
     results = {"ours": time_mindspore(sizes, a.repeats, True), "MindSpore": time_mindspore(sizes, a.repeats, False)}
     if a.torchvision:
         words = ["--height", a.height, "--width", a.width, "--batch", a.batch, "--threads", threads]
-        reference = torch_elsewhere(a.torchvision, [str(w) for w in (*words, "--repeats", a.repeats)])
+        reference = timed_elsewhere(
+            "benchmarks.conv", a.torchvision, [str(w) for w in (*words, "--repeats", a.repeats)]
+        )
         if reference is not None:
             results["PyTorch"] = reference
     rows = []

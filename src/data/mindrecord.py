@@ -23,7 +23,6 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mindspore.mindrecord import FileWriter
@@ -48,6 +47,7 @@ from src.data.truth import read_categories, write_truth
 from src.runtime.errors import UserError, run_command
 from src.runtime.files import InUseError, flush, hold, whole
 from src.runtime.newer import zip_equal
+from src.runtime.pools import thread_pool
 
 __all__ = [
     "OpenRecords",
@@ -575,7 +575,7 @@ def set_orientation(record: ImageRecord, image: bytes, config: Config) -> None:
 
 def rows_of(records: list[ImageRecord], config: Config) -> Iterator[dict | None]:
     """Each record's row, or None for a faulty one, in order, read and checked by two threads ahead of the writer."""
-    with ThreadPoolExecutor(max(2, config.num_parallel_workers)) as pool:
+    with thread_pool(max(2, config.num_parallel_workers)) as pool:
         for start in range(0, len(records), CHUNK):
             yield from pool.map(lambda r: read_checked(r, config), records[start : start + CHUNK])
 

@@ -8,13 +8,14 @@ import queue
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from src.runtime.errors import InternalError, UserError
+from src.runtime.pools import thread_pool
 
 __all__ = ["WorkerDied", "worker_count", "worker_pool"]
 
@@ -117,20 +118,15 @@ def worker_pool(reader: Reader, workers: int, processes: bool) -> Iterator[Calla
         finally:
             free.put(worker)
 
-    pool, waits = ThreadPoolExecutor(workers), True
     try:
-        for _ in range(workers):
-            if processes:
-                begun.append(start_worker(reader))
-            free.put(begun[-1] if processes else reader)
-        yield lambda *row: pool.submit(work, row)
+        with thread_pool(workers) as pool:
+            for _ in range(workers):
+                if processes:
+                    begun.append(start_worker(reader))
+                free.put(begun[-1] if processes else reader)
+            yield lambda *row: pool.submit(work, row)
     except MemoryError:
         raise WorkerDied(f"too little memory to read a picture; {LESS_MEMORY}") from None
-    except GeneratorExit:
-        # perhaps by the garbage collector while a thread starts: the pool's threads can't end before it has
-        waits = False
-        raise
     finally:
-        pool.shutdown(waits, cancel_futures=True)
         for worker in begun:
             worker.stop()

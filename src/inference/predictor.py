@@ -34,6 +34,7 @@ from src.ops.device import set_device
 from src.runtime.errors import UserError
 from src.runtime.interrupts import own_interrupts
 from src.runtime.newer import zip_equal
+from src.runtime.pools import thread_pool
 
 __all__ = ["Prediction", "Predictor", "coco_category_ids"]
 
@@ -215,8 +216,7 @@ class Predictor:
                 "this Predictor was made before the process was forked; make one in the child, and start that by spawn"
                 ' (multiprocessing.get_context("spawn")) where a network ran before'
             )
-        pool = ThreadPoolExecutor(max(1, self.config.num_parallel_workers))
-        try:
+        with thread_pool(max(1, self.config.num_parallel_workers)) as pool:
             running: deque[tuple[list[View], Future]] = deque()
             for views in self._batches(self._views(sources, sizes or {}, keep_images, pool)):
                 running.append((views, self._network.submit(self._detect, views)))
@@ -224,9 +224,6 @@ class Predictor:
                     yield from self._finish(*running.popleft(), pool)
             while running:
                 yield from self._finish(*running.popleft(), pool)
-        finally:
-            # not waited for: the garbage collector may close this while a thread starts, and the pool's can't end then
-            pool.shutdown(wait=False, cancel_futures=True)
 
     def _views(
         self, sources: Iterable[Source], sizes: Mapping, keep_images: bool, pool: ThreadPoolExecutor
