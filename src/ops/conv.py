@@ -39,7 +39,13 @@ class Conv2d(nn.Conv2d):
         )
         self.rectified, self.half = relu, False
         self.add_parts(out_channels, kernel_size, stride)
-        self.choose_operators(_kind(in_channels, out_channels, kernel_size, stride, **options), stride)
+        self.choose_operators(self.adapted(_kind(in_channels, out_channels, kernel_size, stride, **options)), stride)
+
+    def adapted(self, kind: str) -> str:
+        """What the names of the C++ operators begin with for a subclass's convolution, where they do with `kind` for
+        one that is padded as here; empty: there are none.
+        """
+        return kind
 
     def choose_operators(self, kind: str, stride: int) -> None:
         """Takes the C++ operators whose names begin with `kind`, where there is a library, or none if it is empty."""

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import ops
 
 from src.ops import library
 from tests.conftest import all_cores
@@ -79,3 +81,10 @@ def call(name, inputs, *shapes):
     )
     assert status == 0
     return arrays[len(inputs) :]
+
+
+def passes_of(net, x, sens):
+    """A network's output and its gradients to the input and all weights, as float64 arrays."""
+    gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+    got = gradient(net, ms.ParameterTuple(net.trainable_params()))(x, sens)
+    return [a.asnumpy().astype(np.float64) for a in (net(x), *got[0], *got[1])]

@@ -10,7 +10,7 @@ from mindspore import Tensor, nn, ops
 from src.ops import library
 from src.ops.conv import Conv2d
 from src.runtime.newer import zip_equal
-from tests.ops.conftest import MARCHES, call
+from tests.ops.conftest import MARCHES, call, passes_of
 
 each_library = pytest.mark.usefixtures("operators")
 LONG = pytest.mark.full
@@ -212,11 +212,7 @@ def test_a_network_is_what_it_is_with_standard_operators(mode, kernel, stride, r
     r = np.random.default_rng(1)
     size = (-(-11 // stride), -(-18 // stride))
     x, sens = (Tensor(r.standard_normal(s).astype(np.float32)) for s in ((2, 6, 11, 18), (2, 7, *size)))
-    results = []
-    for net in (ours, theirs):
-        gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
-        got = gradient(net, ms.ParameterTuple(net.trainable_params()))(x, sens)
-        results.append([a.asnumpy().astype(np.float64) for a in (net(x), *got[0], *got[1])])
+    results = [passes_of(net, x, sens) for net in (ours, theirs)]
     # Both are float32: their errors add up, and a second layer passes on those of the first.
     for a, b in zip_equal(*results):
         np.testing.assert_allclose(a, b, rtol=0, atol=5 * TOLERANCE * np.sqrt(np.mean(b**2)))

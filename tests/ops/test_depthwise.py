@@ -11,7 +11,7 @@ from src.models.backbones.parts import SamePaddedConv2d
 from src.ops import library
 from src.ops.conv import Conv2d
 from src.runtime.newer import zip_equal
-from tests.ops.conftest import call
+from tests.ops.conftest import call, passes_of
 
 each_library = pytest.mark.usefixtures("operators")
 
@@ -170,11 +170,7 @@ def test_a_network_is_what_it_is_with_standard_operators(mode, kernel, stride, r
         q.set_data(Tensor(p.asnumpy()))
     size = (-(-11 // stride), -(-18 // stride))
     x, sens = (Tensor(r.standard_normal(s).astype(np.float32)) for s in ((2, 6, 11, 18), (2, 6, *size)))
-    results = []
-    for net in (ours, theirs):
-        gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
-        got = gradient(net, ms.ParameterTuple(net.trainable_params()))(x, sens)
-        results.append([a.asnumpy().astype(np.float64) for a in (net(x), *got[0], *got[1])])
+    results = [passes_of(net, x, sens) for net in (ours, theirs)]
     for a, b in zip_equal(*results):
         np.testing.assert_allclose(a, b, rtol=0, atol=10 * TOLERANCE * max(np.sqrt(np.mean(b**2)), 1.0))
 

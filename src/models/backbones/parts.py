@@ -32,10 +32,11 @@ class SamePaddedConv2d(Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, **options):
         super().__init__(in_channels, out_channels, kernel_size, stride, **options)
-        depthwise = self.group == in_channels == out_channels and kernel_size in (3, 5)
-        self.choose_operators("DepthwiseSameStride2" if depthwise else "", stride)
         self.pad_mode, self.padding, self.together = "same", 0, 0
         self.conv2d = ops.Conv2D(out_channels, kernel_size, pad_mode="same", stride=stride, group=self.group)
+
+    def adapted(self, kind: str) -> str:
+        return {"Depthwise": kind, "DepthwiseStride2": "DepthwiseSameStride2"}.get(kind, "")
 
 
 class StagedBackbone(nn.Cell):
