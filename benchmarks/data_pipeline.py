@@ -37,8 +37,9 @@ def time_stages(config: "Config", folder: Path, repeats: int) -> tuple[dict[str,
     import mmcv
 
     from src.data.images import decode_image
-    from src.data.loader import BatchMaker, Sample, SampleReader
+    from src.data.loader import BatchMaker
     from src.data.mindrecord import record_files
+    from src.data.reader import Sample, SampleReader
     from src.data.transforms import crop_mask, fit_size, prepare_image
 
     names = ["image_id", "crc", "image", "annotation"]

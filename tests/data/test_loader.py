@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from src.data import loader as loader_module
+from src.data import reader
 from src.data import workers as workers_module
 from src.data.loader import EvalLoader, TrainLoader
 from src.data.mindrecord import ensure_mindrecord, record_files
@@ -361,8 +361,8 @@ def failing(monkeypatch, error):
             raise error
         return whole(data, name, orientation)
 
-    whole = loader_module.decode_image
-    monkeypatch.setattr(loader_module, "decode_image", decode)
+    whole = reader.decode_image
+    monkeypatch.setattr(reader, "decode_image", decode)
 
 
 WORKERS = [{"num_parallel_workers": 1}, {"num_parallel_workers": 2, "python_multiprocessing": True}]
