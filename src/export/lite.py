@@ -126,14 +126,16 @@ class GroupsApart(nn.Cell):
             options = {"stride": conv.stride, "pad_mode": conv.pad_mode, "padding": conv.padding}
             convs.append(nn.Conv2d(dense.shape[1], len(dense), conv.kernel_size, weight_init=Tensor(dense), **options))
         self.picks, self.convs = nn.CellList(picks), nn.CellList(convs)
-        self.concat, self.relu = ops.Concat(1), nn.ReLU()
+        self.concat, self.relu, self.relu6 = ops.Concat(1), nn.ReLU(), nn.ReLU6()
         self.weight, self.half = None, False
         for p in self.get_parameters():
             p.name = f"{conv.weight.name}.{p.name}"
 
-    def convolve(self, x: Tensor, weight: None, bias: Tensor, relu: bool) -> Tensor:
+    def convolve(self, x: Tensor, weight: None, bias: Tensor, relu: bool, relu6: bool = False) -> Tensor:
         """Conv2d's, with the weight in the parts."""
         y = ops.bias_add(self.plain(x), bias)
+        if relu6:
+            return self.relu6(y)
         return self.relu(y) if relu else y
 
     def plain(self, x: Tensor) -> Tensor:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mindspore import Parameter, Tensor
 
 from src.config import load_config
 from src.export import sidecar, split
-from src.export.lite import for_lite
+from src.export.lite import GroupsApart, for_lite
 from src.export.reference import uniform
 from src.export.split import export_split
 from src.export.whole import standard
 from src.models.build import build_detector
+from src.models.norms import ChannelBias, conv_norm
+from src.ops.conv import Conv2d
 from src.ops.device import set_device
 
 ROOT = Path(__file__).parents[2]
@@ -143,3 +146,14 @@ def test_what_stands_in_for_lite_has_names_of_its_own(keys):
     config = load_config("configs/shapes.yaml", keys)
     names = [p.name for p in for_lite(standard(config, build_detector(config))).get_parameters()]
     assert len(set(names)) == len(names) > 0
+
+
+@pytest.mark.parametrize("activation", ["none", "ReLU", "ReLU6"])
+def test_groups_apart_are_the_grouped_convolution(activation, operator_by_operator):
+    conv = Conv2d(16, 24, 3, group=4)
+    x, bias = (Tensor(np.random.default_rng(0).normal(0, 4, s).astype(np.float32)) for s in ((2, 16, 9, 7), (24,)))
+    which = {"relu": activation == "ReLU", "relu6": activation == "ReLU6"}
+    norm = ChannelBias(Parameter(bias))
+    expected, found = (conv_norm(x, c, norm, True, **which) for c in (conv, GroupsApart(conv)))
+    # the same sums of 36 products, in another order
+    np.testing.assert_allclose(found.asnumpy(), expected.asnumpy(), rtol=1e-4, atol=1e-5)
