@@ -1,8 +1,10 @@
 """Published weights and photographs: RCNN_TEST_DATA names a folder with mobilenet_v1/ (TensorFlow-Slim's MobileNetV1,
-and what OpenCV's dnn computes with it), coco_mini/ and bccd/ (blood cells in Pascal VOC's XML).
+and what OpenCV's dnn computes with it), coco_mini/, and raccoon/ (photographs in Pascal VOC's XML).
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,9 +12,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from benchmarks.real_data import listed
 from src.checkpoints.files import load_backbone
 from src.config import load_config
 from src.convert_checkpoint import run
+from src.data.import_labels import import_labels
+from src.evaluation.coco import evaluate
+from src.evaluation.results import load_results
 from src.models.build import build_detector
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +71,23 @@ def test_published_mobilenet(backbone, operator_by_operator):
     close(logits, reference["logits"])
     # in the reference's order: best first
     np.testing.assert_array_equal(np.argsort(-logits, 1)[:, :5], reference["top5"])
+
+
+@pytest.mark.full
+def test_learns_raccoons_in_a_minute(backbone, tmp_path):
+    """160 photographs, three epochs on a small canvas: AP50 was 0.72 with seed 1."""
+    folder = data_folder("raccoon/annotations")
+    data = tmp_path / "data"
+    import_labels(listed(folder / "raccoon", tmp_path / "voc"), data, source="voc", boxes=True)
+    small = {"img_width": 256, "img_height": 256, "bbox_head.fc_out_channels": 256, "neck.fpn.out_channels": 64}
+    small |= {"rpn.feat_channels": 64, "train_cfg.rcnn.sampler.num": 64, "lr": 0.0005, "epoch_size": 3}
+    places = {"train_dataset": data, "val_dataset": data, "backbone.pretrained": backbone, "train_outputs": tmp_path}
+    words = [f"--{k}={v}" for k, v in {**small, **places, "early_stop_epochs": 0, "brief": "run"}.items()]
+    finetune = ROOT / "configs/finetune_faster_rcnn_mobilenetv1_fpn.yaml"
+    trained = subprocess.run(
+        [sys.executable, "train.py", "--config_path", finetune, *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert trained.returncode == 0, trained.stderr
+    results = load_results(tmp_path / "run/results_epoch_3.json")
+    found = evaluate(data / "annotations/instances_val2017.json", results, ("bbox",)).metrics["bbox"]
+    assert found["AP50"] >= 0.5
