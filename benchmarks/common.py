@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from src.runtime.newer import zip_equal
 
 __all__ = [
     "Timing",
+    "child_result",
     "machine",
     "measure",
     "peak_memory_mib",
@@ -121,16 +123,24 @@ def print_timings(times: dict[str, dict[str, Timing]]) -> None:
     print(json.dumps({name: {title: vars(t) for title, t in passes.items()} for name, passes in times.items()}))
 
 
+def child_result(python: str, module: str, words: list[str], name: str) -> dict[str, Any] | None:
+    """The JSON of a benchmark's module's last line, run in a process of interpreter `python`, or None, with a line that
+    says why, where it can't run. name: what is told to be left out.
+    """
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run([python, "-m", module, *words], cwd=root, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        print(f"{name} left out: {python}: {reason}", file=sys.stderr)
+        return None
+    return json.loads(result.stdout.splitlines()[-1])
+
+
 def timed_elsewhere(module: str, python: str, words: list[str]) -> dict[str, dict[str, Timing]] | None:
     """What a benchmark's module prints with --child and `words` in a process of another interpreter, or None, with a
     line saying why, where it can't run.
     """
-    root = Path(__file__).resolve().parents[1]
-    command = [python, "-m", module, "--child", *words]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"PyTorch left out: {python}: {reason}", file=sys.stderr)
+    times = child_result(python, module, ["--child", *words], "PyTorch")
+    if times is None:
         return None
-    times = json.loads(result.stdout.splitlines()[-1])
     return {name: {title: Timing(**t) for title, t in passes.items()} for name, passes in times.items()}

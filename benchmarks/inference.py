@@ -1,38 +1,50 @@
-"""Inference: image to 100 detections with masks; ONNX Runtime and torchvision at the same work.
+"""Inference: image to 100 detections with masks; torchvision, ONNX Runtime and OpenVINO at the same work.
 
-python -m benchmarks.inference [--height H --width W --batch B] [--threads N] [--json OUT] [--onnx]
-                               [--torchvision [PYTHON]]
+python -m benchmarks.inference [--height H --width W --batch B] [--threads N] [--json OUT]
+    [--torchvision [PYTHON] [--channels_last]] [--onnx [PYTHON]] [--openvino [PYTHON]]
 
 A noise image and the golden weights on both sides, which keep 100 detections. Pasting masks into the image isn't
 counted on either side (benchmarks/eval_postprocess.py times it).
 """
 
+from __future__ import annotations
+
 import argparse
+import sys
+import tempfile
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.common import Timing, measure, peak_memory_mib, print_table, set_threads, write_json
+from benchmarks.common import measure, peak_memory_mib, print_table, set_threads, write_json
 from benchmarks.network import add_arguments, load_golden_weights, read_config
+from benchmarks.onnx_child import run_exported
 from benchmarks.torchvision_child import run_elsewhere
 
+if TYPE_CHECKING:
+    from src.config import Config
+    from src.models.rcnn import RCNN
 
-def time_onnx(config, detector, image: np.ndarray, size: np.ndarray, threads: int, repeats: int) -> Timing:
-    """The detector as ONNX in ONNX Runtime, from the same image."""
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+def export(config: Config, detector: RCNN, batch: int, path: str) -> None:
+    """Writes the detector as ONNX."""
     from src.export.onnx_graph import onnx_model
-    from src.export.onnx_runtime import OnnxModel
     from src.export.whole import standard
 
-    model = onnx_model(config, standard(config, detector), len(image))
-    run = OnnxModel(model.SerializeToString(), threads)
-    shape = np.concatenate([size, np.ones_like(size)], 1)  # and scales of 1
-    return measure(lambda: run(image, shape), repeats, 1)
+    Path(path).write_bytes(onnx_model(config, standard(config, detector), batch).SerializeToString())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, batch=1)
-    parser.add_argument("--onnx", action="store_true", help="also export to ONNX and run that (peak memory: of both)")
+    for name in RUNTIMES:
+        parser.add_argument(
+            f"--{name}", nargs="?", const=sys.executable, metavar="PYTHON", help="compare with the exported model in it"
+        )
     a, rest = parser.parse_known_args()
     threads = set_threads(a.threads)
 
@@ -57,29 +69,29 @@ def main() -> None:
     first = time.perf_counter() - start
     timing = measure(call, a.repeats, 1)
     peak = peak_memory_mib()
-    results = {"call": timing, "peak_mib": peak, "compile_s": first - timing.median / 1e3, "detections": kept}
-    columns = ["", "median s", "min s", "spread", "CPU s", "peak MiB", "detections"]
-    rows = [
-        ["MindSpore", timing.median / 1e3, timing.low / 1e3, f"{timing.spread:.0%}", timing.cpu / 1e3, peak, str(kept)]
-    ]
-    if a.onnx:
-        t = results["onnx"] = time_onnx(config, detector, image, size, threads, a.repeats)
-        row = [t.median / 1e3, t.low / 1e3, f"{t.spread:.0%}", t.cpu / 1e3, peak_memory_mib(), ""]
-        rows.append(["ONNX Runtime", *row])
+    results = {"call": timing, "peak_mib": peak, "compile_s": first - timing.median / 1e3}
+    found = {"MindSpore": {"timing": timing, "peak_mib": peak, "detections": kept}}
+    sizes = {"height": a.height, "width": a.width, "batch": a.batch}
+    runtimes = {name: python for name in RUNTIMES if (python := getattr(a, name))}
+    with tempfile.TemporaryDirectory() as scratch:
+        model = f"{scratch}/detector.onnx"
+        if runtimes:
+            export(config, detector, a.batch, model)
+        for name, python in runtimes.items():
+            found[name] = run_exported(python, RUNTIMES[name], model, threads, a.repeats, **sizes)
     if a.torchvision:
-        sizes = {"height": a.height, "width": a.width, "batch": a.batch}
-        reference = run_elsewhere(a.torchvision, "infer", threads, a.repeats, **sizes)
-        if reference is not None:
-            t = reference["timing"]
-            results["torchvision"], results["ratio"] = reference, timing.median / t.median
-            row = [t.median / 1e3, t.low / 1e3, f"{t.spread:.0%}", t.cpu / 1e3, reference["peak_mib"]]
-            rows.append(["torchvision", *row, str(reference["detections"])])
+        found["torchvision"] = run_elsewhere(a.torchvision, "infer", threads, a.repeats, a.channels_last, **sizes)
+    found = {name: there for name, there in found.items() if there is not None}
+    rows = []
+    for name, there in found.items():
+        t = there["timing"]
+        row = [t.median / 1e3, t.low / 1e3, f"{t.spread:.0%}", t.cpu / 1e3, there["peak_mib"]]
+        rows.append([name, *row, str(there["detections"]), timing.median / t.median])
+    columns = ["", "median s", "min s", "spread", "CPU s", "peak MiB", "detections", "MindSpore's time of it"]
     title = f"inference, {a.batch} x {a.height} x {a.width}, {threads} threads"
     print_table(title, columns, rows)
     print(f"\ngraph compile: {results['compile_s']:.1f} s")
-    if "ratio" in results:
-        print(f"MindSpore / torchvision: time {results['ratio']:.2f}")
-    write_json(a.json, results | {"threads": threads, "title": title})
+    write_json(a.json, results | {"beside": found, "threads": threads, "title": title})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser, batch: int) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="file to write")
     parser.add_argument("--torchvision", nargs="?", const=sys.executable, metavar="PYTHON", help="compare with it")
+    parser.add_argument("--channels_last", action="store_true", help="torchvision with channels innermost")
 
 
 def read_config(arguments: argparse.Namespace, rest: list[str]):

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Timing, measure, peak_memory_mib, set_threads
+from benchmarks.common import Timing, child_result, measure, peak_memory_mib, set_threads
 from src.runtime.newer import zip_equal
 
 __all__ = ["golden_shapes", "objects", "run_elsewhere"]
@@ -37,20 +34,17 @@ def objects(batch: int, height: int, width: int, count: int, classes: int = 81) 
     return np.concatenate([corner, corner + sides], -1).astype(np.float32), r.integers(1, classes, (batch, count))
 
 
-def run_elsewhere(python: str, work: str, threads: int, repeats: int, **sizes: int) -> dict | None:
+def run_elsewhere(
+    python: str, work: str, threads: int, repeats: int, channels_last: bool = False, **sizes: int
+) -> dict | None:
     """The child's result under interpreter `python`, or None, saying why, where it can't run."""
-    command = [python, "-m", "benchmarks.torchvision_child", work, "--threads", str(threads), "--repeats", str(repeats)]
-    command += [word for k, v in sizes.items() for word in (f"--{k}", str(v))]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ.copy(), check=False)
-    if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"torchvision left out: {python}: {reason}", file=sys.stderr)
-        return None
-    out = json.loads(result.stdout.splitlines()[-1])
-    return out | {"timing": Timing(**out["timing"])}
+    words = [work, "--threads", str(threads), "--repeats", str(repeats)]
+    words += [word for k, v in sizes.items() for word in (f"--{k}", str(v))] + ["--channels_last"] * channels_last
+    out = child_result(python, "benchmarks.torchvision_child", words, "torchvision")
+    return out and out | {"timing": Timing(**out["timing"])}
 
 
-def build(height: int, width: int):
+def build(a: argparse.Namespace):
     """Stem, stage 1 and all batch norms frozen; weights from names, as the golden values'."""
     import torch
     from torchvision.models.detection import MaskRCNN
@@ -63,17 +57,21 @@ def build(height: int, width: int):
         backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )
     model = MaskRCNN(
-        backbone, 81, min_size=height, max_size=width, image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0]
+        backbone, 81, min_size=a.height, max_size=a.width, image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0]
     )
     state = reference_state_dict(golden_shapes())
     model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+    if a.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        as_one = model.transform.batch_images
+        model.transform.batch_images = lambda *a, **k: as_one(*a, **k).contiguous(memory_format=torch.channels_last)
     return model
 
 
 def train(a: argparse.Namespace) -> tuple[Timing, dict]:
     import torch
 
-    model = build(a.height, a.width).train()
+    model = build(a).train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=0.0, momentum=0.9, weight_decay=1e-4)
     images = torch.from_numpy(np.random.default_rng(0).standard_normal((a.batch, 3, a.height, a.width), np.float32))
@@ -102,7 +100,7 @@ def train(a: argparse.Namespace) -> tuple[Timing, dict]:
 def infer(a: argparse.Namespace) -> tuple[Timing, dict]:
     import torch
 
-    model = build(a.height, a.width).eval()
+    model = build(a).eval()
     images = torch.from_numpy(np.random.default_rng(0).standard_normal((a.batch, 3, a.height, a.width), np.float32))
     # masks are pasted by the data set's evaluation, not by the network: left out on both sides
     model.transform.postprocess = lambda result, *_: result
@@ -121,6 +119,7 @@ def main() -> None:
     for name, default in (("height", 768), ("width", 1280), ("batch", 2), ("objects", 8), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--channels_last", action="store_true")
     a = parser.parse_args()
     threads = set_threads(a.threads)
     import torch
