@@ -65,7 +65,7 @@ def main() -> None:
     from src.models.build import build_detector, build_loss
     from src.ops.device import set_device
     from src.training.loop import step_inputs
-    from src.training.step import SamplerKeys, build_step
+    from src.training.step import SamplerKeys, build_step, compile_step
 
     config = read_config(a, rest)
     set_device(config)
@@ -80,6 +80,7 @@ def main() -> None:
         return step(*step_inputs(batch, keys(0, batch["image_id"])))[0].asnumpy()
 
     start = time.perf_counter()
+    compile_step(step, step_inputs(batch, keys(0, batch["image_id"])))
     losses = call()
     first = time.perf_counter() - start
     timing = measure(call, a.repeats, 1)

@@ -173,7 +173,8 @@ class SampledRPN(nn.Cell):
         size = ops.gather(sizes, level, 0).expand_dims(2)
         inside = ops.logical_and(place >= 0, place < size).astype(cells.dtype)
         mask = inside[:, 1].expand_dims(2) * inside[:, 0].expand_dims(1)
-        return cells * ops.stop_gradient(mask).expand_dims(1)
+        # broadcast first: where a product broadcasts, MindSpore keeps two lists of 8 bytes a cell
+        return cells * ops.stop_gradient(mask).expand_dims(1).broadcast_to(cells.shape)
 
     def relu_conv(self, features: tuple, cells: Tensor) -> Tensor:
         """The hidden layer (B * S, feat_channels)."""

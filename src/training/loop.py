@@ -32,7 +32,7 @@ from src.training.average import STATISTICS, UPDATES
 from src.training.lr_schedule import learning_rates
 from src.training.resume import BestCheckpoints, ResumeFolder, TrainingState, set_aside, set_aside_after
 from src.training.signals import Stopped, StopRequest
-from src.training.step import SamplerKeys, build_step, step_inputs
+from src.training.step import SamplerKeys, build_step, compile_step, step_inputs
 from src.training.tracking import Interval, Tracker, demand_packages, evaluations, make_trackers, validations
 
 __all__ = ["Trainer"]
@@ -83,7 +83,7 @@ class Trainer:
         }
         self.state = TrainingState(steps_per_epoch=len(loader), **self.own)
         self.saved: tuple[int, int] | None = None
-        self.skipped_in_a_row, self.checked_first = 0, False
+        self.skipped_in_a_row, self.checked_first, self.compiled = 0, False, False
         self.go_on = f"python train.py --resume {shlex.quote(str(config.output_dir))}"
         self.stop = StopRequest(self.go_on)
         self.resumed, self.chosen = resume, position
@@ -279,8 +279,11 @@ class Trainer:
     def one_step(self, epoch: int, i: int, batch: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, float]]:
         """One update; its losses, and learning rate, loss scale and count of skipped steps."""
         inputs = step_inputs(batch, self.keys(epoch - 1, batch["image_id"], batch["occurrence"]))
-        if self.group.size > 1:
-            self.wait_for_all(inputs)
+        if not self.compiled:
+            compile_step(self.step, inputs)
+            self.compiled = True
+        # ranks that read or compile faster wait here, where they may, not in a collective
+        self.group.barrier()
         values, more = (x.asnumpy() for x in self.step(*inputs))
         skipped, scale = more.tolist()
         if self.group.size > 1 and not self.checked_first:
@@ -330,12 +333,6 @@ class Trainer:
         if good is None:
             return "lower lr or set grad_clip, and train again with --overwrite true"
         return f"go on from the last good checkpoint with a lower lr or grad_clip: --resume {good} --lr ..."
-
-    def wait_for_all(self, inputs: list[Tensor]) -> None:
-        """Lets ranks that read or compile faster wait here, where they may, not in a collective."""
-        if not self.checked_first and self.config.mode == "graph":
-            self.step.compile(*inputs)
-        self.group.barrier()
 
     def show(self, bar: tqdm, losses: dict[str, float], other: dict[str, float], seconds: float) -> None:
         text = f"loss {losses['total_loss']:.4f}, {seconds:.2f} s/step, {other['images_per_second']:.2f} img/s"

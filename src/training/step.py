@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
@@ -11,7 +15,7 @@ from src.models.rcnn import RCNNLoss
 from src.runtime.newer import zip_equal
 from src.training.update import Update, build_update
 
-__all__ = ["AccumulatedStep", "SamplerKeys", "TrainStep", "build_step", "step_inputs"]
+__all__ = ["AccumulatedStep", "SamplerKeys", "TrainStep", "build_step", "compile_step", "step_inputs"]
 
 
 class TrainStep(nn.Cell):
@@ -88,6 +92,16 @@ def _value(total: Parameter) -> Tensor:
 
 def _clear(after: Tensor, total: Parameter) -> Tensor:
     return ops.assign(total, ops.depend(ops.zeros_like(total), after))
+
+
+def compile_step(step: TrainStep | AccumulatedStep, inputs: list[Tensor]) -> None:
+    """Compiles a step for inputs like these before it runs, in graph mode, and gives the memory that compiling left
+    behind (0.2 GB of ResNet-50's) back to the system.
+    """
+    if ms.get_context("mode") == ms.GRAPH_MODE:
+        step.compile(*inputs)
+        with contextlib.suppress(OSError, AttributeError):  # glibc's alone
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 class AccumulatedStep:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("operator_by_operator")
 
 @pytest.mark.parametrize(
     ("channels", "filters", "kernel", "size"),
-    [(3, 5, 3, (7, 9)), (8, 4, 3, (1, 6)), (2, 3, 5, (6, 6)), (3, 4, 1, (5, 4))],
+    [(3, 5, 3, (7, 9)), (8, 4, 3, (1, 6)), (2, 3, 5, (6, 6)), (3, 4, 1, (5, 4)), (512, 256, 1, (5, 4))],
 )
 def test_values_and_gradients_are_those_of_conv2d(channels, filters, kernel, size):
     r = np.random.default_rng(0)
