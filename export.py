@@ -38,8 +38,6 @@ def main() -> int:
         raise UserError(f"--file_format {known.file_format}: not one of {', '.join(SUFFIX)}")
     if known.split and file_format != "MINDIR":
         raise UserError(f"--split is a MINDIR's form, not {file_format}'s; leave --file_format out")
-    # kept graphs are found by program and config, which don't tell one export from another
-    config.compile_cache = False
     from src.data.formats import resolve_classes
 
     config = resolve_classes(config, training=False, checkpoint=known.ckpt_file)

@@ -72,7 +72,8 @@ def main() -> None:
     detector = build_detector(config)
     load_golden_weights(detector)
     loss = build_loss(config, detector)
-    step = build_step(config, loss, np.zeros(1000, np.float32))
+    rates = np.zeros(1000, np.float32)
+    step = build_step(config, loss, rates)
     batch = synthetic_batch(config, a.objects)
     keys = SamplerKeys(config)
 
@@ -80,7 +81,7 @@ def main() -> None:
         return step(*step_inputs(batch, keys(0, batch["image_id"])))[0].asnumpy()
 
     start = time.perf_counter()
-    compile_step(step, step_inputs(batch, keys(0, batch["image_id"])))
+    compile_step(config, step, rates, step_inputs(batch, keys(0, batch["image_id"])))
     losses = call()
     first = time.perf_counter() - start
     timing = measure(call, a.repeats, 1)

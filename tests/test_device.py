@@ -1,5 +1,8 @@
 """Where compiled graphs are kept: MindSpore would take another config's for ours; and what Ascend is told."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -9,9 +12,11 @@ from src.config import load_config
 from src.ops import device
 from src.ops.device import compile_cache_folder, set_device
 
+ROOT = Path(__file__).parents[1]
+
 
 def folder(**overrides):
-    return compile_cache_folder(load_config("configs/shapes.yaml", overrides))
+    return compile_cache_folder(load_config("configs/shapes.yaml", overrides), "the step", [(2, 3)])
 
 
 def test_a_kept_graph_is_found_again_by_the_same_config_alone(tmp_path):
@@ -20,6 +25,39 @@ def test_a_kept_graph_is_found_again_by_the_same_config_alone(tmp_path):
     assert folder(**place).is_relative_to(tmp_path)
     others = [folder(lr=0.01, **place), folder(img_width=320, **place), folder(detector="faster_rcnn", **place)]
     assert len({folder(**place), *others}) == 4
+    assert folder(**place) != compile_cache_folder(load_config("configs/shapes.yaml", place), "the step", [(3, 2)])
+
+
+def test_a_kept_graph_serves_its_own_sizes_alone(tmp_path):
+    """MindSpore's own cache takes the first graph of a program for the first of the next, whatever its sizes."""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import mindspore as ms
+import numpy as np
+from src.config import load_config
+from src.ops.device import kept_graph, set_device
+
+class Sides(ms.nn.Cell):
+    def construct(self, x):
+        return x * float(x.shape[0]) + x.shape[1]
+
+config = load_config("configs/shapes.yaml", {{"train_outputs": {str(tmp_path)!r}, "compile_cache": True}})
+set_device(config)
+net = Sides()
+for word in sys.argv[1:]:
+    x = ms.Tensor(np.ones(tuple(map(int, word.split("x"))), np.float32))
+    if word != "9x9":  # a graph that isn't kept
+        with kept_graph(config, x.shape):
+            net.compile(x)
+    print(net(x).asnumpy()[0, 0])
+""")
+    for words in (["2x3", "9x9"], ["3x4", "9x9", "2x3"]):
+        run = subprocess.run([sys.executable, program, *words], cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.split() == [str(float(sum(map(int, w.split("x"))))) for w in words]
+    assert len(list((tmp_path / "compile_cache").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

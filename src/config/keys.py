@@ -435,7 +435,8 @@ class Config:
     device_id: int = key(0, "which device", low=0)
     mode: str = key("graph", "compile the network, or run it operator by operator", choices=("graph", "pynative"))
     compile_cache: bool = key(
-        False, "keep compiled graphs in train_outputs/compile_cache for the next start with this code and config"
+        False,
+        "keep the compiled training step in train_outputs/compile_cache for the next such start",
     )
     run_distribute: bool = key(False, "train and evaluate on several devices; started by msrun or mpirun")
     compute_type: str = key(

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import mindspore as ms
@@ -16,7 +17,7 @@ from src.ops.library import find_library
 from src.runtime.errors import UserError, quiet_logging
 from src.runtime.ranks import local_device
 
-__all__ = ["ascend_chip", "compile_cache_folder", "set_device", "use_local_device"]
+__all__ = ["ascend_chip", "compile_cache_folder", "kept_graph", "set_device", "use_local_device"]
 
 REMEDY = {
     "GPU": "install CUDA 11.6 and cuDNN 8 and put them on LD_LIBRARY_PATH",
@@ -24,19 +25,36 @@ REMEDY = {
 }
 
 
-def compile_cache_folder(config: Config) -> Path:
-    """Where the graphs of this program, code and config are kept.
+def compile_cache_folder(config: Config, *about: object) -> Path:
+    """Where a graph of this program, code and config is kept. about: all else that it depends on, told by `repr`.
 
-    MindSpore takes a kept graph by its number in the program, whatever the network: so no two programs or configs may
-    share a folder.
+    MindSpore takes a kept graph by its number in the program, whatever the network or the sizes of what it is given: so
+    each has a folder of its own.
     """
     digest = hashlib.sha256(importlib.metadata.version("mindspore").encode())
-    digest.update(f"{Path(sys.argv[0]).name} {dataclasses.asdict(config)}".encode())
+    digest.update(f"{Path(sys.argv[0]).name} {dataclasses.asdict(config)} {about}".encode())
     for source in sorted(p for p in Path(__file__).parents[1].rglob("*") if p.suffix in (".py", ".cc", ".h")):
         digest.update(source.read_bytes())
     # a kept graph names the library of operators
     digest.update(str(find_library()).encode())
     return (Path(config.train_outputs) / "compile_cache" / digest.hexdigest()[:16]).absolute()
+
+
+@contextlib.contextmanager
+def kept_graph(config: Config, *about: object) -> Iterator[None]:
+    """With config.compile_cache the one graph that is compiled within is kept for another start, or taken from one
+    before; about: as compile_cache_folder's.
+    """
+    if not config.compile_cache:
+        yield
+        return
+    with quiet_logging():
+        ms.set_context(enable_compile_cache=True, compile_cache_path=str(compile_cache_folder(config, *about)))
+    try:
+        yield
+    finally:
+        with quiet_logging():
+            ms.set_context(enable_compile_cache=False)
 
 
 def use_local_device(config: Config) -> Config:
@@ -71,9 +89,7 @@ def set_device(config: Config) -> None:
     mode = ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE
     try:
         with quiet_logging():
-            ms.set_context(mode=mode, enable_compile_cache=config.compile_cache)
-            if config.compile_cache:
-                ms.set_context(compile_cache_path=str(compile_cache_folder(config)))
+            ms.set_context(mode=mode)
             # MindSpore refuses a second set_device once a kernel has run, even for the device it runs on.
             if config.device_target != "CPU" or ms.get_context("device_target") != "CPU":
                 ms.set_device(config.device_target, config.device_id if config.device_target != "CPU" else 0)

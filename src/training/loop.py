@@ -280,7 +280,7 @@ class Trainer:
         """One update; its losses, and learning rate, loss scale and count of skipped steps."""
         inputs = step_inputs(batch, self.keys(epoch - 1, batch["image_id"], batch["occurrence"]))
         if not self.compiled:
-            compile_step(self.step, inputs)
+            compile_step(self.config, self.step, self.rates, inputs)
             self.compiled = True
         # ranks that read or compile faster wait here, where they may, not in a collective
         self.group.barrier()
