@@ -41,10 +41,9 @@ def export(config: Config, detector: RCNN, batch: int, path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, batch=1)
-    for name in RUNTIMES:
-        parser.add_argument(
-            f"--{name}", nargs="?", const=sys.executable, metavar="PYTHON", help="compare with the exported model in it"
-        )
+    of_python = {"nargs": "?", "const": sys.executable, "metavar": "PYTHON"}
+    parser.add_argument("--onnx", help="compare with the exported model in its ONNX Runtime", **of_python)
+    parser.add_argument("--openvino", help="compare with the exported model in its OpenVINO", **of_python)
     a, rest = parser.parse_known_args()
     threads = set_threads(a.threads)
 
