@@ -68,7 +68,7 @@ def main() -> None:
         rows.append(["ONNX Runtime", *row])
     if a.torchvision:
         sizes = {"height": a.height, "width": a.width, "batch": a.batch}
-        reference = run_elsewhere(a.torchvision, "infer", threads, a.repeats, **sizes)
+        reference = run_elsewhere(a.torchvision, "infer", threads, a.repeats, config.device_target, **sizes)
         if reference is not None:
             t = reference["timing"]
             results["torchvision"], results["ratio"] = reference, timing.median / t.median

@@ -92,7 +92,7 @@ def main() -> None:
         results["stages_ms"] = stage_times(config, loss, batch, a.repeats)
     if a.torchvision:
         sizes = {"height": a.height, "width": a.width, "batch": a.batch, "objects": a.objects}
-        reference = run_elsewhere(a.torchvision, "train", threads, a.repeats, **sizes)
+        reference = run_elsewhere(a.torchvision, "train", threads, a.repeats, config.device_target, **sizes)
         if reference is not None:
             t = reference["timing"]
             results["torchvision"] = reference
