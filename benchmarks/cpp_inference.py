@@ -68,7 +68,7 @@ def main() -> None:
     results = {"summary": summary, "largest_result": max(sizes), "threads": threads, "title": title}
     if a.torchvision:
         sizes = {"height": a.height, "width": a.width, "batch": a.batch}
-        reference = run_elsewhere(a.torchvision, "infer", threads, a.repeats, a.channels_last, **sizes)
+        reference = run_elsewhere(a.torchvision, "infer", threads, a.repeats, a.channels_last, "CPU", **sizes)
         if reference is not None:
             ratio = summary["median_ms"]["batch"] / reference["timing"].median
             results |= {"torchvision": reference, "ratio": ratio}

@@ -79,7 +79,10 @@ def main() -> None:
         for name, python in runtimes.items():
             found[name] = run_exported(python, RUNTIMES[name], model, threads, a.repeats, **sizes)
     if a.torchvision:
-        found["torchvision"] = run_elsewhere(a.torchvision, "infer", threads, a.repeats, a.channels_last, **sizes)
+        how = (a.channels_last, config.device_target)
+        found["torchvision"] = run_elsewhere(
+            a.torchvision, "infer", threads, a.repeats, a.channels_last, config.device_target, **sizes
+        )
     found = {name: there for name, there in found.items() if there is not None}
     rows = []
     for name, there in found.items():

@@ -1,6 +1,7 @@
 """Every stage of the detector against golden values that another project computed.
 
     python -m benchmarks.reference --npz tests/reference/maskrcnn_r50_fpn.npz --salt 0 [--config CONFIG] [--json OUT]
+                                  [--device_target GPU]
 
 Weights and inputs are made from names and the salt (tests/reference/reference_weights.py); the file holds what
 torchvision, Detectron2 or mmdetection gave for them, with that project's parameter names, which pass through the
@@ -29,6 +30,7 @@ from src.evaluation.keypoints import decode_heatmaps
 from src.evaluation.masks import paste_masks
 from src.models.build import build_detector, build_loss
 from src.models.rcnn import RCNN, RCNNLoss
+from src.ops.device import set_device
 from src.runtime.errors import UserError, run_command
 from src.runtime.newer import zip_equal
 from tests.reference.reference_weights import reference_inputs, reference_state_dict
@@ -463,7 +465,9 @@ def main() -> int:
     parser.add_argument("--salt", type=int, default=0, help="salt that the golden values were made with")
     parser.add_argument("--config", help="of a model whose weights don't tell it from others (default: by its weights)")
     parser.add_argument("--json", help="write the table here too")
+    parser.add_argument("--device_target", default="CPU", choices=("CPU", "GPU", "Ascend"), help="where to compute")
     arguments = parser.parse_args()
+    set_device(Config(device_target=arguments.device_target, compute_type="float32"))
     rows = compare(arguments.npz, arguments.salt, config_path=arguments.config)
     for r in rows:
         sign = ">=" if r.share else "<="

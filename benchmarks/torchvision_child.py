@@ -35,10 +35,11 @@ def objects(batch: int, height: int, width: int, count: int, classes: int = 81) 
 
 
 def run_elsewhere(
-    python: str, work: str, threads: int, repeats: int, channels_last: bool = False, **sizes: int
+    python: str, work: str, threads: int, repeats: int, channels_last: bool = False, device: str = "CPU", **sizes: int
 ) -> dict | None:
-    """The child's result under interpreter `python`, or None, saying why, where it can't run."""
+    """The child's result under interpreter `python`, or None, saying why, where it can't run. device: MindSpore's."""
     words = [work, "--threads", str(threads), "--repeats", str(repeats)]
+    words += ["--device", "cuda" if device == "GPU" else "cpu"]
     words += [word for k, v in sizes.items() for word in (f"--{k}", str(v))] + ["--channels_last"] * channels_last
     out = child_result(python, "benchmarks.torchvision_child", words, "torchvision")
     return out and out | {"timing": Timing(**out["timing"])}
@@ -71,7 +72,7 @@ def build(a: argparse.Namespace):
 def train(a: argparse.Namespace) -> tuple[Timing, dict]:
     import torch
 
-    model = build(a).train()
+    model = build(a).train().to(a.device)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=0.0, momentum=0.9, weight_decay=1e-4)
     images = torch.from_numpy(np.random.default_rng(0).standard_normal((a.batch, 3, a.height, a.width), np.float32))
@@ -87,27 +88,28 @@ def train(a: argparse.Namespace) -> tuple[Timing, dict]:
         targets.append({"boxes": torch.from_numpy(b), "labels": torch.from_numpy(label), "masks": mask})
 
     def step():
-        losses = model(list(images), targets)
+        there = [{k: v.to(a.device) for k, v in t.items()} for t in targets]
+        losses = model(list(images.to(a.device)), there)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-        return losses
+        return {k: float(v) for k, v in losses.items()}
 
-    timing = measure(step, a.repeats, 1)
-    return timing, {k: float(v) for k, v in step().items()}
+    return measure(step, a.repeats, 1), step()
 
 
 def infer(a: argparse.Namespace) -> tuple[Timing, dict]:
     import torch
 
-    model = build(a).eval()
+    model = build(a).eval().to(a.device)
     images = torch.from_numpy(np.random.default_rng(0).standard_normal((a.batch, 3, a.height, a.width), np.float32))
     # masks are pasted by the data set's evaluation, not by the network: left out on both sides
     model.transform.postprocess = lambda result, *_: result
 
     def run():
         with torch.no_grad():
-            return model(list(images))
+            found = model(list(images.to(a.device)))
+        return [{k: v.cpu() for k, v in d.items()} for d in found]
 
     timing = measure(run, a.repeats, 1)
     return timing, {"detections": [len(d["scores"]) for d in run()]}
@@ -120,6 +122,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--channels_last", action="store_true")
+    parser.add_argument("--device", default="cpu")
     a = parser.parse_args()
     threads = set_threads(a.threads)
     import torch

@@ -1,6 +1,7 @@
 """Twenty training steps against torchvision's: losses and weights' norms, step by step, nothing drawn by chance.
 
     python -m benchmarks.trajectory --npz tests/reference/trajectory_maskrcnn_r50_fpn.npz [--salt N] [--steps N]
+                                   [--device_target GPU]
 
 The file holds what torchvision's Mask R-CNN gave: weights and four images made from names and the salt
 (tests/reference/reference_weights.py), two images a step in turns, stem, stage 1 and batch norms frozen, SGD with
@@ -22,6 +23,7 @@ from benchmarks.reference import LOSSES, ROOT, Row, crop_masks, load_weights
 from src.checkpoints.convert import torchvision
 from src.config import Config, load_config
 from src.models.build import build_detector, build_loss, sampler_key_sizes
+from src.ops.device import set_device
 from src.runtime.errors import UserError, run_command
 from src.training.step import build_step, step_inputs
 from tests.reference.reference_weights import reference_inputs
@@ -114,7 +116,9 @@ def main() -> int:
     parser.add_argument("--npz", required=True, help="golden values")
     parser.add_argument("--salt", type=int, default=0, help="salt that the golden values were made with")
     parser.add_argument("--steps", type=int, default=20, help="steps to compare (default: %(default)s)")
+    parser.add_argument("--device_target", default="CPU", choices=("CPU", "GPU", "Ascend"), help="where to compute")
     arguments = parser.parse_args()
+    set_device(Config(device_target=arguments.device_target, compute_type="float32"))
     rows = compare(arguments.npz, arguments.salt, arguments.steps)
     for r in rows:
         print(f"{'ok  ' if r.passed else 'FAIL'} {r.stage:70s} {r.value:10.3g} <= {r.limit:g}")

@@ -1,4 +1,4 @@
-"""Where compiled graphs are kept: MindSpore would take another config's for ours; and what Ascend is told."""
+"""Where compiled graphs are kept: MindSpore would take another config's for ours; and what devices are told."""
 
 import subprocess
 import sys
@@ -90,6 +90,19 @@ def test_ascend_computes_in_the_types_of_the_network_and_alike_each_time(monkeyp
     del told[:]
     set_device(load_config("configs/shapes.yaml"))
     assert told == []
+
+
+@pytest.mark.parametrize(("compute_type", "allowed"), [("auto", False), ("float32", False), ("tf32", True)])
+def test_gpus_round_to_tf32_only_where_the_config_says_so(monkeypatch, compute_type, allowed):
+    told = {}
+    precision = SimpleNamespace(
+        conv_allow_tf32=lambda x: told.update(conv=x), matmul_allow_tf32=lambda x: told.update(matmul=x)
+    )
+    for name in ("set_context", "set_seed", "set_device"):
+        monkeypatch.setattr(ms, name, lambda *_, **__: None)
+    monkeypatch.setattr(ms, "device_context", SimpleNamespace(gpu=SimpleNamespace(op_precision=precision)))
+    set_device(load_config("configs/shapes.yaml", {"device_target": "GPU", "compute_type": compute_type}))
+    assert told == {"conv": allowed, "matmul": allowed}
 
 
 def test_a_cpu_is_no_chip_of_ascend():

@@ -441,8 +441,9 @@ class Config:
     run_distribute: bool = key(False, "train and evaluate on several devices; started by msrun or mpirun")
     compute_type: str = key(
         "auto",
-        "precision of backbone, neck and heads; auto: float16 on Ascend, else float32",
-        choices=("auto", "float32", "float16"),
+        "precision of backbone, neck and heads; auto: float16 on Ascend, else float32; tf32: float32, but GPUs round"
+        " factors to 10 bits",
+        choices=("auto", "float32", "tf32", "float16"),
     )
     seed: int = key(1, "seed of weights, data order, augmentation and samplers", low=0, high=2**32 - 1)
     detector: str = key("mask_rcnn", "which detector", choices=tuple(DETECTORS))

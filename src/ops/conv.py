@@ -41,6 +41,8 @@ class Conv2d(nn.Conv2d):
             in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2, **options
         )
         self.rectified, self.half = relu, False
+        # in graphs on GPUs, MindSpore 2.8 gave wrong sums with a float16 bias that the graph computes
+        self.float32_bias = ms.get_context("device_target") == "GPU"
         self.add_parts(out_channels, kernel_size, stride)
         pointwise = kernel_size == 1 and self.group == 1 and out_channels * in_channels >= _BY_PRODUCT
         self.by_product = pointwise and stride == 1 and custom_operator_path(False) is not None
@@ -87,16 +89,16 @@ class Conv2d(nn.Conv2d):
         """The convolution with other weights (O, C, k, k) and bias (O,) than its own, and ReLU or ReLU6 as this call
         says.
         """
+        if self.half and self.float32_bias:
+            y = self.product(x.astype(ms.float16), weight.astype(ms.float16)).astype(ms.float32)
+            return _active(y + bias.reshape(1, -1, 1, 1), relu, relu6).astype(ms.float16)
         if self.half:
             x, weight, bias = x.astype(ms.float16), weight.astype(ms.float16), bias.astype(ms.float16)
         if self.custom and x.dtype == ms.float32:
             if relu6:
                 return self.with_relu6(x, weight, bias) if self.bounds else ops.relu6(self.linear(x, weight, bias))
             return self.with_relu(x, weight, bias) if relu else self.linear(x, weight, bias)
-        y = ops.bias_add(self.product(x, weight), bias)
-        if relu6:
-            return ops.relu6(y)
-        return ops.relu(y) if relu else y
+        return _active(ops.bias_add(self.product(x, weight), bias), relu, relu6)
 
     def add_parts(self, out_channels: int, kernel_size: int, stride: int) -> None:
         """Decides how many convolutions this is, and makes what they need."""
@@ -127,6 +129,12 @@ class Conv2d(nn.Conv2d):
             here = x[:, i * inputs : (i + 1) * inputs]
             parts += (self.part(here, dense[i * outputs : (i + 1) * outputs]),)
         return ops.concat(parts, 1)
+
+
+def _active(y: Tensor, relu: bool, relu6: bool) -> Tensor:
+    if relu6:
+        return ops.relu6(y)
+    return ops.relu(y) if relu else y
 
 
 def _kind(inputs: int, outputs: int, kernel: int, stride: int, group: int = 1, dilation: int = 1, **_) -> str:

@@ -20,7 +20,7 @@ from src.runtime.ranks import local_device
 __all__ = ["ascend_chip", "compile_cache_folder", "kept_graph", "set_device", "use_local_device"]
 
 REMEDY = {
-    "GPU": "install CUDA 11.6 and cuDNN 8 and put them on LD_LIBRARY_PATH",
+    "GPU": "install CUDA 11 and cuDNN 8, set CUDA_HOME and put them on LD_LIBRARY_PATH (docs/versions.md)",
     "Ascend": "install the Ascend driver and CANN, source their set_env.sh, and reinstall MindSpore for Ascend",
 }
 
@@ -84,6 +84,16 @@ def set_ascend_numbers() -> None:
     ms.set_deterministic(True)
 
 
+def set_gpu_numbers(config: Config) -> None:
+    """Has a GPU compute float32 as such, or round the factors of convolutions and products to TF32 as the config says.
+
+    MindSpore's own default is TF32 for convolutions alone.
+    """
+    precision = ms.device_context.gpu.op_precision
+    precision.conv_allow_tf32(config.compute_type == "tf32")
+    precision.matmul_allow_tf32(config.compute_type == "tf32")
+
+
 def set_device(config: Config) -> None:
     """Selects device and execution mode, and seeds MindSpore. Raises UserError where the device isn't there."""
     mode = ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE
@@ -95,6 +105,8 @@ def set_device(config: Config) -> None:
                 ms.set_device(config.device_target, config.device_id if config.device_target != "CPU" else 0)
             if config.device_target == "Ascend":
                 set_ascend_numbers()
+            if config.device_target == "GPU":
+                set_gpu_numbers(config)
     except (RuntimeError, ValueError) as e:
         version = importlib.metadata.version("mindspore")
         reason = textwrap.shorten(str(e).strip().splitlines()[0], 120, placeholder=" ...")

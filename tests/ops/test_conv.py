@@ -60,3 +60,18 @@ def test_groups_for_devices_are_a_few_convolutions_without(channels, filters, gr
         assert a.dtype == b.dtype
         scale = np.abs(b.asnumpy()).max()
         np.testing.assert_allclose(a.asnumpy() / scale, b.asnumpy() / scale, atol=5e-3 if half else 1e-6)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_on_gpus_a_float16_convolution_adds_its_bias_in_float32(monkeypatch, relu):
+    """There a bias that was rounded gave wrong sums; 2049 isn't a float16, and the sum of both is."""
+    with monkeypatch.context() as m:
+        m.setattr(ms, "get_context", lambda _: "GPU")
+        cell = Conv2d(1, 1, 1, relu=relu, has_bias=True)
+    cell.half = True
+    cell.weight.set_data(Tensor(np.ones((1, 1, 1, 1), np.float32)))
+    cell.bias.set_data(Tensor(np.array([2049], np.float32)))
+    x = Tensor(np.array([-2048, -2052, 16], np.float32).reshape(1, 1, 1, 3))
+    y = cell(x)
+    assert y.dtype == ms.float16
+    assert y.asnumpy().ravel().tolist() == [1, 0 if relu else -3, 2064]  # of 2065, the even neighbour

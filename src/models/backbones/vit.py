@@ -122,7 +122,9 @@ class Attention(nn.Cell):
         # channels of the one product, not as two sums over all pairs, which are the largest arrays here
         grid = q.reshape(rows, h, w, d)
         table = self.product(self.of_rows, self.rel_pos_h).reshape(h, h, d)
-        to_rows = self.against(grid.transpose(1, 0, 2, 3).reshape(h, rows * w, d), table)
+        # not grid: of one tensor in two orders of axes, MindSpore's GPU backend gives both the second one's
+        by_rows = q.reshape(rows, h, w * d).transpose(1, 0, 2)
+        to_rows = self.against(by_rows.reshape(h, rows * w, d), table)
         to_rows = to_rows.reshape(h, rows, w, h).transpose(1, 0, 2, 3).reshape(rows, h * w, h)
         table = self.product(self.of_columns, self.rel_pos_w).reshape(w, w, d)
         to_columns = self.against(grid.transpose(2, 0, 1, 3).reshape(w, rows * h, d), table)
