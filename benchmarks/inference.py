@@ -79,7 +79,6 @@ def main() -> None:
         for name, python in runtimes.items():
             found[name] = run_exported(python, RUNTIMES[name], model, threads, a.repeats, **sizes)
     if a.torchvision:
-        how = (a.channels_last, config.device_target)
         found["torchvision"] = run_elsewhere(
             a.torchvision, "infer", threads, a.repeats, a.channels_last, config.device_target, **sizes
         )

@@ -93,7 +93,6 @@ def main() -> None:
     if a.stages:
         results["stages_ms"] = stage_times(config, loss, batch, a.repeats)
     if a.torchvision:
-        how = (a.channels_last, config.device_target)
         sizes = {"height": a.height, "width": a.width, "batch": a.batch, "objects": a.objects}
         reference = run_elsewhere(
             a.torchvision, "train", threads, a.repeats, a.channels_last, config.device_target, **sizes
