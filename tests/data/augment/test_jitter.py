@@ -245,7 +245,7 @@ def test_two_canvases_cant_be_filled(shapes_config, refusal):
     ],
 )
 def test_published_recipes_of_large_scale_jitter(name):
-    """Detectron2's configs/common/data/coco... of new_baselines and ViTDet; torchvision's references/detection, `lsj`."""
+    """Of Detectron2's new_baselines and ViTDet (coco_loader_lsj.py), and torchvision's references/detection, `lsj`."""
     c = load_config(ROOT / f"configs/{name}.yaml")
     assert (c.img_height, c.img_width, c.resize, c.ratio_range) == (1024, 1024, "canvas", [0.1, 2.0])
     assert (c.fixed_size_crop, c.flip_ratio) == (True, 0.5)
