@@ -5,8 +5,8 @@
 
 Weights and inputs are made from names and the salt (tests/reference/reference_weights.py); the file holds what
 torchvision, Detectron2 or mmdetection gave for them, with that project's parameter names, which pass through the
-converter. What the file holds is compared: feature maps, proposals, detections and masks of every one; torchvision's
-also the stages between, losses and gradients. Exits with status 1 if a stage is past its tolerance.
+converter. What the file holds is compared: feature maps, proposals, detections and masks of every one; of torchvision's
+the stages between too, of theirs and Swin's losses and gradients. Exits with status 1 if a stage is past its tolerance.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from pycocotools import mask as rle
 
-from src.checkpoints.convert import torchvision
-from src.checkpoints.convert.conversion import config_name, convert, recognise, renamed, target_shapes
+from src.checkpoints.convert.conversion import LAYOUTS, config_name, convert, recognise, renamed, target_shapes
 from src.config import Config, load_config
 from src.evaluation.keypoints import decode_heatmaps
 from src.evaluation.masks import paste_masks
@@ -232,6 +231,7 @@ def reference_config(layout: str, shapes: dict, height: int, width: int, given: 
         "img_width": width,
         "backbone.frozen_stages": -1,
         "backbone.norm_grad": True,
+        "backbone.drop_path": 0.0,
         "max_instance_count": 6,
         "train_cfg.rpn.sampler.num": 100_000,
         "train_cfg.rcnn.sampler.num": 100_000,
@@ -373,8 +373,10 @@ def worst_iou(masks: np.ndarray, boxes: np.ndarray, pairs: np.ndarray, want: np.
     return float((1 - differ / np.maximum(union, 1))[differ > PIXELS].min(initial=1.0))
 
 
-def compare_training(config: Config, detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile) -> list[Row]:
-    """The losses, and the norm of each parameter's gradient."""
+def compare_training(
+    config: Config, detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile, layout: str = "torchvision"
+) -> list[Row]:
+    """The losses, and the norm of each parameter's gradient, which `layout` names."""
     loss = GivenProposals(build_loss(config, detector))
     image = inputs["image"]
     b, _, h, w = image.shape
@@ -407,7 +409,7 @@ def compare_training(config: Config, detector: RCNN, inputs: dict, golden: np.li
     count = 0
     for key in golden.files:
         if key.startswith("grad_norm/"):
-            name = torchvision.rename(key.removeprefix("grad_norm/"))
+            name = LAYOUTS[layout].rename(key.removeprefix("grad_norm/"))
             branch = "mask branch" if name.startswith("mask_head") else "other"
             ours = np.linalg.norm(norms[name].astype(np.float64))
             error = abs(ours - golden[key]) / max(abs(float(golden[key])), NO_GRAD)
@@ -448,13 +450,13 @@ def compare(
     detector = build_detector(config, builtin_ops)
     load_weights(config, detector, golden, salt, layout)
     detector.set_train(False)
-    if "loss_objectness" not in golden:
-        return compare_first_stage(detector, inputs, golden) + compare_detections(detector, inputs, golden, 1)
-    rows = compare_detections(detector, inputs, golden)
+    rows = compare_detections(detector, inputs, golden, 0 if layout == "torchvision" else 1)
+    stages = compare_stages if "box_logits" in golden else compare_first_stage
+    training = training and "loss_objectness" in golden
     try:
         ms.set_context(mode=ms.GRAPH_MODE if compiled else ms.PYNATIVE_MODE)
-        rows = compare_stages(detector, inputs, golden) + rows
-        return rows + (compare_training(config, detector, inputs, golden) if training else [])
+        rows = stages(detector, inputs, golden) + rows
+        return rows + (compare_training(config, detector, inputs, golden, layout) if training else [])
     finally:
         ms.set_context(mode=ms.GRAPH_MODE)
 

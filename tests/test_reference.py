@@ -1,4 +1,4 @@
-"""The detectors against other projects' golden values: maps, proposals, detections; torchvision's losses, gradients."""
+"""The detectors against other projects' golden values: maps, proposals, detections; of some losses and gradients."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -85,12 +85,14 @@ FURTHER = {
     # norms in neck and heads, convolutions in the box head, two in the RPN
     "tv_maskrcnn_resnet50_fpn_v2": ("loss_mask", "fpn_pool", "rpn_deltas_pool", "box_deltas", "det_masks_1"),
     "tv_keypointrcnn_resnet50_fpn": ("loss_keypoint", "det_keypoints_1", "det_keypoint_scores_1"),
+    # mmdetection's, a transformer with windows that shift
+    "mmdet_mask_rcnn_swin_t_fpn": ("loss_mask", "fpn_p6", "proposals_1", "detections_1", "det_masks_1"),
 }
 
 
 @pytest.mark.parametrize("training", TRAINED)
 @pytest.mark.parametrize("name", FURTHER)
-def test_torchvisions_further_detectors(name, training):
+def test_further_detectors(name, training):
     loss, *parts = FURTHER[name]
     rows = compare_apart(name, training=training)
     assert failures(rows) == []

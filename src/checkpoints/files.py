@@ -393,7 +393,7 @@ def load_backbone(detector: nn.Cell, path: str | Path) -> None:
 
     Raises CheckpointError if one is missing that classifiers have, or of another shape.
     """
-    from src.models.backbones.vit import only_in_detectors
+    from src.models.backbones import only_in_detectors
 
     path = Path(path)
     params = load_checkpoint(path)

@@ -13,7 +13,8 @@ class Family:
 
     channels, strides: of the map of each stage, channels before `scaled` does with them what the config's group
     `backbone` says, (group, channels) -> channels.  options: the keys of its own, with what they are in other families;
-    there nothing else is accepted.  told: the keys by which an export says which backbone it has.
+    there nothing else is accepted.  told: the keys by which an export says which backbone it has.  transformer: it has
+    layer norms alone, and no stages to freeze.  one_canvas: it is built for the config's, and takes no other.
     """
 
     channels: tuple[int, ...]
@@ -21,6 +22,8 @@ class Family:
     options: dict[str, Any] = field(default_factory=dict)
     told: tuple[str, ...] = ()
     scaled: Callable[[Any, int], int] = lambda backbone, channels: channels
+    transformer: bool = False
+    one_canvas: bool = False
 
 
 def _to_width(backbone: Any, channels: int) -> int:
@@ -28,6 +31,7 @@ def _to_width(backbone: Any, channels: int) -> int:
     return max(8, int(channels * backbone.width_multiplier + 4) // 8 * 8)
 
 
+DROP_PATH = {"drop_path": 0.0}
 FAMILIES = {
     "resnet": Family((256, 512, 1024, 2048), told=("depth", "stride_in_1x1")),
     "resnext": Family(
@@ -42,7 +46,9 @@ FAMILIES = {
         scaled=_to_width,
     ),
     "mobilenet_v3_large": Family((24, 40, 80, 160, 960), (4, 8, 16, 32, 32)),
-    "vit_b": Family((192, 384, 768, 768), options={"drop_path": 0.0}),
+    "vit_b": Family((192, 384, 768, 768), options=DROP_PATH, transformer=True, one_canvas=True),
+    "swin_t": Family((96, 192, 384, 768), options=DROP_PATH, transformer=True),
+    "swin_s": Family((96, 192, 384, 768), options=DROP_PATH, transformer=True),
 }
 # The names that the launchers and older configs give backbones: `backbone: resnet_v1_50`. Only resnet_v1_50 was ever
 # v1: the model zoo's 101 and 152, and the classifiers that they start from, stride in the 3x3 convolution.

@@ -62,9 +62,9 @@ def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
     demand(bb.frozen_stages <= most, f"backbone.frozen_stages is {bb.frozen_stages}, but {bb.type} has {most} stages")
     demand(bb.out_indices[-1] < bb.num_stages, "backbone.out_indices names a stage past backbone.num_stages")
     for kind, other in FAMILIES.items():
-        for name, plain in other.options.items() if kind != bb.type else ():
+        for name, plain in other.options.items():
             demand(
-                getattr(bb, name) == plain,
+                name in family.options or getattr(bb, name) == plain,
                 f"backbone.{name} is {kind}'s, backbone.type {bb.type}; leave it at {plain} or set the type",
             )
     demand(
@@ -72,7 +72,7 @@ def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
         f"neck.fpn.in_channels is {fpn.in_channels}, but the backbone's outputs have {backbone_channels(bb)} channels",
     )
     demand(bb.norm != "group" or bb.type.startswith("resne"), f"backbone.norm: group isn't here for {bb.type}")
-    if bb.type.startswith("vit"):
+    if family.transformer:
         demand(
             bb.norm == "batch", f"backbone.norm: {bb.norm} isn't here for {bb.type}, which has layer norm; leave it out"
         )
@@ -81,14 +81,18 @@ def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
             f"backbone.frozen_stages isn't here for {bb.type}; set it to -1, or freeze: [backbone]",
         )
         demand(bb.out_indices == [0, 1, 2, 3], f"backbone.out_indices must be [0, 1, 2, 3] for {bb.type}")
-        demand(
-            not c.turns_canvas,
-            f"resize: {c.resize} turns the canvas for upright pictures, and {bb.type}'s positions are those of one; set"
-            " resize: canvas, or img_width and img_height alike",
-        )
     demand(
-        c.layer_decay == 1 or bb.type.startswith("vit"),
+        not (family.one_canvas and c.turns_canvas),
+        f"resize: {c.resize} turns the canvas for upright pictures, and {bb.type}'s positions are those of one; set"
+        " resize: canvas, or img_width and img_height alike",
+    )
+    demand(
+        c.layer_decay == 1 or family.transformer,
         f"layer_decay is of a transformer's layers, and backbone.type is {bb.type}; leave it at 1",
+    )
+    demand(
+        c.layer_decay == 1 or not bb.type.startswith("swin"),
+        f"layer_decay isn't here for {bb.type}, whose published recipes have none; leave it at 1",
     )
     demand(fpn.num_outs >= outs, "neck.fpn.num_outs is less than the number of its inputs")
     strides, given = c.rpn.anchor_generator.strides, level_strides(c)
@@ -179,7 +183,7 @@ def _check_views(c: Config, demand: Callable[[bool, str], None]) -> None:
     least = min(c.img_width, c.img_height) * min(scales, default=1)
     demand(least >= 64, f"test_scales: {min(scales, default=1):g} makes a canvas of less than 64 pixels")
     demand(
-        scales == [1.0] or not c.backbone.type.startswith("vit"),
+        scales == [1.0] or not FAMILIES[c.backbone.type].one_canvas,
         f"test_scales: {c.backbone.type} is built for one canvas; leave [1], and test_flip is possible",
     )
     if len(scales) > 1 or c.test_flip:

@@ -25,6 +25,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.config import Config, Roi
+from src.config.backbones import FAMILIES
 from src.export import sidecar
 from src.export.branches import branches_of, file_lists, rois
 from src.export.branches.base import Branch
@@ -34,7 +35,6 @@ from src.export.reference import BOX, FEATURES, FIRST_BRANCH, Case, uniform, wri
 from src.export.sidecar import ExportError
 from src.export.whole import cannot_write, canvases, folder_beside, put_in_place, standard
 from src.models.anchors import map_size
-from src.models.backbones.vit import transformer_layers
 from src.models.heads.box import BBoxHead
 from src.models.rcnn import RCNN
 from src.models.roi_heads.cascade import CascadeRoIHeads
@@ -87,7 +87,7 @@ def export_split(
     Returns the sidecar's path. Raises ExportError.
     """
     sidecar.demand_exportable(config)
-    if transformer_layers(config.backbone.type):
+    if FAMILIES[config.backbone.type].transformer:
         raise ExportError(
             f"backbone.type: {config.backbone.type} has no split form here, as nobody ran one in MindSpore Lite; export"
             " ONNX, or MINDIR without --split"

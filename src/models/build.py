@@ -149,7 +149,7 @@ def at_canvas(config: Config, detector: RCNN) -> RCNN:
     """A detector on the canvas of `config`, which is of the same network, with the parameters of `detector`, which may
     be of another canvas, as its own.
 
-    Not for backbones that are built for a canvas, such as transformers.
+    Not for backbones that are built for one canvas (src.config.backbones).
     """
     return RCNN(detector.backbone, detector.neck, _rpn(config, detector.rpn.head, False), detector.roi_heads)
 

@@ -24,7 +24,7 @@ MOST_ON_ASCEND = 2.0**15  # where the scale itself may be in float16
 CPUS_FOR_BRANCHES = 12  # that MindSpore wants on an Ascend host
 # what each parameter group is told apart by
 NORM_SUFFIXES, BIAS_SUFFIXES = (".gamma", ".beta"), (".bias",)
-POSITIONS = "backbone.pos_embed"  # of a transformer: never decayed
+POSITIONS = ("backbone.pos_embed", ".position_bias")  # of transformers: never decayed
 
 
 def build_optimizer(config: Config, loss: nn.Cell, rates: np.ndarray) -> nn.Optimizer:
@@ -35,7 +35,7 @@ def build_optimizer(config: Config, loss: nn.Cell, rates: np.ndarray) -> nn.Opti
     for p in loss.trainable_params():
         norm, bias = p.name.endswith(NORM_SUFFIXES), p.name.endswith(BIAS_SUFFIXES)
         exempt = (norm and not config.weight_decay_norm) or (bias and not config.weight_decay_bias)
-        exempt = exempt or p.name == POSITIONS
+        exempt = exempt or p.name.endswith(POSITIONS)
         share = layer_rate(p.name, layers, config.layer_decay)
         told.setdefault((0.0 if exempt else config.weight_decay, share), []).append(p)
     groups: list[dict[str, Any]] = []

@@ -1,5 +1,6 @@
 """ViTDet's transformer and pyramid, against Detectron2's at a small size, and what trains them, against PyTorch's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -11,25 +12,18 @@ from safetensors.numpy import save_file
 from src.checkpoints.convert import detectron2
 from src.checkpoints.files import load_backbone
 from src.config import ConfigError, load_config
-from src.config.backbones import FAMILIES, Family
+from src.config.backbones import FAMILIES
 from src.convert_checkpoint import run as run_converter
-from src.data.formats import resolve_classes
-from src.data.loader import TrainLoader
-from src.data.mindrecord import ensure_mindrecord
-from src.evaluation.inference import Evaluator
 from src.export.onnx_graph import DetectorGraph
 from src.export.sidecar import ExportError
 from src.export.split import export_split
 from src.models.backbones.vit import SIZES, Block, ViT, layer_rate
-from src.models.build import build_detector, build_loss
 from src.models.fpn import FPN
 from src.models.norms import norm_of
-from src.ops.device import set_device
 from src.runtime.newer import zip_equal
-from src.training.loop import step_inputs
-from src.training.step import SamplerKeys, TrainStep
-from src.training.update import AdamW, Update, build_optimizer
+from src.training.update import AdamW, build_optimizer
 from tests.export.test_onnx_graph import run
+from tests.models.transformers import Named, three_steps
 from tests.reference.reference_weights import reference_tensor
 
 pytestmark = pytest.mark.usefixtures("operator_by_operator")
@@ -113,14 +107,6 @@ def test_lower_layers_have_detectron2s_learning_rates(name, rate):
     assert layer_rate(name, 12, 0.7) == pytest.approx(rate, rel=1e-9)
 
 
-class Named(nn.Cell):
-    """Parameters of these names, each [1, -2]."""
-
-    def __init__(self, names):
-        super().__init__(auto_prefix=False)
-        self.weights = ms.ParameterTuple([Parameter(Tensor([1.0, -2.0], ms.float32), name=n) for n in names])
-
-
 def test_adamw_is_pytorchs():
     """torch.optim.AdamW of PyTorch 2.14, rate and decay 0.1."""
     weight = Parameter(Tensor([1.0, -2.0], ms.float32), name="weight")
@@ -147,7 +133,7 @@ def test_the_recipe_moves_lower_layers_less_and_decays_no_positions():
 def narrow(monkeypatch):
     """vit_b of 96 channels, 3 layers and 2 heads."""
     monkeypatch.setitem(SIZES, "vit_b", (96, 3, 2))
-    monkeypatch.setitem(FAMILIES, "vit_b", Family((24, 48, 96, 96), options={"drop_path": 0.0}))
+    monkeypatch.setitem(FAMILIES, "vit_b", replace(FAMILIES["vit_b"], channels=(24, 48, 96, 96)))
 
 
 def test_a_classifiers_transformer_is_a_start(narrow, golden, tmp_path):
@@ -172,26 +158,10 @@ def test_a_classifiers_transformer_is_a_start(narrow, golden, tmp_path):
 
 @pytest.mark.full
 def test_a_recipe_trains_every_weight_and_evaluates(narrow, shapes_root, tmp_path):
-    """Three steps of Mask R-CNN on generated shapes: no loss that isn't finite, no weight that stays."""
-    places = {"train_dataset": str(shapes_root), "val_dataset": str(shapes_root), "train_outputs": str(tmp_path)}
-    values = places | {"img_width": 192, "img_height": 128, "coco_classes": "auto", "batch_size": 2}
-    small = {"neck.fpn.out_channels": 16, "rpn.feat_channels": 16, "bbox_head.conv_out_channels": 16}
-    small |= {"bbox_head.fc_out_channels": 16, "mask_head.conv_out_channels": 16, "max_instance_count": 16}
-    small["weight_decay"] = 0.0  # which would move them all
-    small |= {"train_cfg.rpn_proposal.max_per_img": 50, "train_cfg.rpn_proposal.nms_pre": 50}
-    config = resolve_classes(load_config(CONFIG, values | small), training=True)
-    set_device(config)
-    detector = build_detector(config)
-    loss = build_loss(config, detector)
-    before = {p.name: p.asnumpy().copy() for p in loss.trainable_params()}
-    step = TrainStep(loss, Update(build_optimizer(config, loss, np.full(10, 1e-3, np.float32))))
-    loader, keys = TrainLoader(config, ensure_mindrecord(config, "train", training=True)), SamplerKeys(config)
-    detector.set_train()
-    for batch, _ in zip(loader.epoch(0), range(3)):
-        assert np.isfinite(step(*step_inputs(batch, keys(0, batch["image_id"])))[0].asnumpy()).all()
-    stayed = [p.name for p in loss.trainable_params() if np.array_equal(p.asnumpy(), before[p.name])]
+    """Three steps of Mask R-CNN on generated shapes."""
+    stayed, ap = three_steps(CONFIG, shapes_root, tmp_path)
     assert stayed == []
-    assert 0 <= Evaluator(config, detector).run(tmp_path / "results.json").metrics["segm"]["AP"] <= 1
+    assert 0 <= ap <= 1
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 
 from src.checkpoints.convert.pickles import shown
 from src.config import Config
+from src.config.backbones import FAMILIES
 from src.models.anchors import base_anchors
 from src.runtime.newer import zip_equal
 
@@ -46,7 +47,8 @@ OCTAVE = "anchor_generator.octave_base_scale", "anchor_generator.scales_per_octa
 # and what they may say where it is computed here; layers that have weights of their own are told by those, too
 BATCH_NORMS = {"BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN"}
 TYPES = {
-    "backbone": {"ResNet", "ResNeXt"},
+    "backbone": {"ResNet", "ResNeXt", "SwinTransformer"},
+    "backbone.act_cfg": {"GELU"},
     "backbone.norm_cfg": BATCH_NORMS,
     "neck.norm_cfg": BATCH_NORMS,
     "bbox_head.norm_cfg": BATCH_NORMS,
@@ -76,6 +78,7 @@ PLAIN: dict[str, tuple] = {
     "backbone.avg_down": (False,),
     "backbone.dcn": (None,),
     "backbone.plugins": (None, []),
+    "backbone.qk_scale": (None,),
     "neck.add_extra_convs": (False,),
     "neck.upsample_cfg.mode": ("nearest",),
     "neck.start_level": (0,),
@@ -168,7 +171,7 @@ def unlike(meta: Mapping, arrays: Mapping[str, np.ndarray], config: Config, back
     for place, kinds in TYPES.items():
         parts = [w for v in at(model, place) for w in (v[:MOST] if isinstance(v, list) else [v])]
         names = [v["type"].rpartition(".")[2] for v in parts if isinstance(v, dict) and isinstance(v.get("type"), str)]
-        known = kinds | group_norm(place, config)
+        known = kinds | other_norms(place, config)
         told += [f"{place}.type {shown(n)}" for n in dict.fromkeys(names) if n not in known]
     for place, plain in PLAIN.items():
         told += [f"{place} {shown(str(v))}" for v in at(model, place) if v not in plain]
@@ -181,11 +184,15 @@ def unlike(meta: Mapping, arrays: Mapping[str, np.ndarray], config: Config, back
     return told + other_anchors(arrays, config)
 
 
-def group_norm(place: str, config: Config) -> set[str]:
-    """What group norm is called there, if `place` says a part's norm, and the config has it in that part."""
+def other_norms(place: str, config: Config) -> set[str]:
+    """What a group or layer norm is called there, if `place` says a part's norm, and the config has one there."""
     part, _, last = place.partition(".")
+    if last != "norm_cfg":
+        return set()
+    if part == "backbone" and FAMILIES[config.backbone.type].transformer:
+        return {"LN"}
     own = config.neck.fpn if part == "neck" else getattr(config, part, None)
-    return {"GN"} if last == "norm_cfg" and getattr(own, "norm", "") == "group" else set()
+    return {"GN"} if getattr(own, "norm", "") == "group" else set()
 
 
 def other_anchors(arrays: Mapping[str, np.ndarray], config: Config) -> list[str]:

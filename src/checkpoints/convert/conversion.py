@@ -23,8 +23,8 @@ from src.checkpoints.convert.pickles import ConversionError
 from src.checkpoints.convert.rules import Traits
 from src.checkpoints.convert.unused import AVERAGES, architectures_of, left_out
 from src.config import COCO_CLASSES, DETECTORS, Config
-from src.models.backbones import backbone_keys
-from src.models.backbones.vit import only_in_detectors
+from src.models.backbones import backbone_keys, only_in_detectors
+from src.models.backbones.swin import swin_stages
 
 __all__ = [
     "LAYOUTS",
@@ -54,6 +54,8 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "network.", "_backbone.", "net.")
 # of names in front of a model's: parts, names behind one, those that are tried
 DEEPEST_PREFIX, FEWEST, MOST_PREFIXES, MOST_NAMES = 3, 20, 50, 20_000
 NOTHING = np.zeros(0, np.float32)
+# what puts the values of an array in our order, by the names it has there and here
+ARRANGED = {"mmdetection": mmdetection.arranged, "tensorflow_slim": tensorflow_slim.arranged}
 # COCO's category ids run to 90; these ten were never given an object
 UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 ALL_BRANCHES = {branch for branches in DETECTORS.values() for branch in branches}
@@ -169,8 +171,8 @@ def renamed(state: Mapping[str, np.ndarray], layout: str) -> Conversion:
         if ours is None:
             out.unused.append(name)
             continue
-        if layout == "tensorflow_slim":
-            value = tensorflow_slim.arranged(ours, value)
+        if layout in ARRANGED:
+            value = ARRANGED[layout](unwrapped(name), ours, value)
         if ours not in out.params:
             out.params[ours], out.used[ours] = value, name
         elif np.array_equal(out.params[ours], value):
@@ -256,7 +258,7 @@ def arrange_norms(
     norms = [n.removesuffix("gamma") for n in out.params if n.endswith(".gamma")]
     grouped = [n for n in norms if n + "gamma" in targets and n + "moving_mean" not in targets]
     if grouped and theirs != ours:
-        kind = "layer" if "backbone.pos_embed" in targets else "group"
+        kind = "layer" if "backbone.patch_embed.bias" in targets else "group"
         raise ConversionError(
             f"{len(grouped)} {kind} norms ({out.used[grouped[0] + 'gamma']}, ...) had an epsilon of {theirs:g},"
             f" and here have {ours:g}; pass --backbone.norm_eps {theirs:g}"
@@ -382,6 +384,11 @@ def backbone_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], 
         layers = {m[1] for n in shapes if (m := re.match(r"backbone\.blocks\.(\d+)\.", n))}
         if layers:
             raise ConversionError(f"a transformer of {len(layers)} blocks; ViT-B, of 12, is here")
+        if swin := swin_stages(shapes):
+            raise ConversionError(
+                f"a Swin transformer of {swin[1]} blocks and {swin[0]} channels; Swin-T and Swin-S are here, of 96"
+                " channels and (2, 2, 6, 2) and (2, 2, 18, 2) blocks"
+            )
         blocks = {m[1] for n in shapes if (m := re.match(r"backbone\.(layer\d\.\d+)\.", n))}
         count = tuple(sum(b.startswith(f"layer{stage}.") for b in blocks) for stage in (1, 2, 3, 4))
         raise ConversionError(

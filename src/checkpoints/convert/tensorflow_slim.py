@@ -48,7 +48,7 @@ def rename(name: str) -> str | None:
     return rename_by(PATTERNS, name)
 
 
-def arranged(ours: str, value: np.ndarray) -> np.ndarray:
+def arranged(name: str, ours: str, value: np.ndarray) -> np.ndarray:
     """A convolution's weights (H, W, I, O), of a depthwise one (H, W, C, 1), as (O, I, H, W); others as they are."""
     if value.ndim != 4:
         return value

@@ -11,7 +11,7 @@ __all__ = ["AVERAGES", "architectures_of", "kinds_of", "left_out", "mask_arrays"
 
 # what takes no part in a detection, wherever it is
 IDLE = re.compile(
-    r"(.*[._])?(num_batches_tracked|n_averaged|pixel_mean|pixel_std|cell_anchors\.\d+|base_anchors(\.\d+)?)"
+    r"(.*[._])?(num_batches_tracked|n_averaged|relative_position_index|attn_mask|pixel_mean|pixel_std|cell_anchors\.\d+|base_anchors(\.\d+)?)"
     r"|(.*\.)?(anchor_generator|prior_generator|data_preprocessor|loss_\w+|loss|criterion)\..*"
 )
 # copies of the model, and what its training kept: in front of a name

@@ -14,11 +14,12 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
 from src.models.backbones.parts import Shapes
+from src.models.backbones.tokens import DropPath, Mlp, dense, gelu, onnx_gelu, token_dense, token_norm
 from src.models.graph_writer import GraphWriter
 from src.models.norms import LayerNorm
 from src.models.precision import float32
 
-__all__ = ["ViT", "layer_rate", "only_in_detectors", "transformer_layers", "vit_keys"]
+__all__ = ["SIZES", "ViT", "layer_rate", "transformer_layers", "vit_keys"]
 
 PATCH = 16  # pixels
 STORED = 14  # patches a side of the pictures that classifiers are trained on, whose positions are stored
@@ -55,34 +56,6 @@ def distance_weights(side: int, stored: int) -> np.ndarray:
     """(side * side, 2 * stored - 1): of a table by distance, what gives each pair (query, key) of places on a side."""
     distance = np.arange(side)[:, None] - np.arange(side)[None] + side - 1
     return linear_weights(2 * side - 1, 2 * stored - 1)[distance.reshape(-1)]
-
-
-def gelu(x: Tensor) -> Tensor:
-    """x by the normal distribution's probability below it; MindSpore's own primitive is an approximation."""
-    return x * (ops.erf(x * 0.7071067811865476) * 0.5 + 0.5)
-
-
-def onnx_gelu(g: GraphWriter, x: str) -> str:
-    probability = g.op("Mul", g.op("Erf", g.op("Mul", x, np.float32(0.5**0.5))), np.float32(0.5))
-    return g.op("Mul", x, g.op("Add", probability, np.float32(0.5)))
-
-
-def token_dense(g: GraphWriter, x: str, cell: nn.Dense) -> str:
-    """A dense layer on the last axis."""
-    y = g.op("MatMul", x, g.constant(cell.weight.asnumpy().T, cell.weight.name))
-    return g.op("Add", y, g.weight(cell.bias))
-
-
-def token_norm(g: GraphWriter, x: str, cell: nn.LayerNorm) -> str:
-    """Layer norm over the last axis, which ONNX has as an operator from opset 17 on."""
-    d = g.op("Sub", x, g.op("ReduceMean", x, axes=[-1], keepdims=1))
-    variance = g.op("ReduceMean", g.op("Mul", d, d), axes=[-1], keepdims=1)
-    y = g.op("Div", d, g.op("Sqrt", g.op("Add", variance, np.float32(cell.epsilon))))
-    return g.op("Add", g.op("Mul", y, g.weight(cell.gamma)), g.weight(cell.beta))
-
-
-def dense(inputs: int, outputs: int) -> nn.Dense:
-    return nn.Dense(inputs, outputs, weight_init=TruncatedNormal(0.02), bias_init="zeros")
 
 
 class Attention(nn.Cell):
@@ -155,28 +128,13 @@ class Attention(nn.Cell):
         return token_dense(g, y, self.proj)
 
 
-class Mlp(nn.Cell):
-    """Two dense layers, four times as wide between them. Input and output (..., channels)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.fc1, self.fc2 = dense(channels, 4 * channels), dense(4 * channels, channels)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return float32(self.fc2(gelu(float32(self.fc1(x)))))
-
-    def onnx(self, g: GraphWriter, x: str) -> str:
-        return token_dense(g, onnx_gelu(g, token_dense(g, x, self.fc1)), self.fc2)
-
-
 class Block(nn.Cell):
     """A layer: attention, then an MLP, each after a norm and added to what it is given.
 
     Args:
         channels, heads: as Attention's.  height, width: of the maps.  window: side of the windows within which tokens
         attend, the map filled up with zeros to whole ones; 0: to the whole map.  stored: as Attention's.  eps: of the
-        norms.  drop_path: probability that either part is left out for an image in training (Huang et al., 2016,
-        arXiv:1603.09382).
+        norms.  drop_path: DropPath's, of either part.
 
     Input and output (B, height, width, channels) float32.
     """
@@ -191,21 +149,13 @@ class Block(nn.Cell):
         self.mlp = Mlp(channels)
         self.window, self.height, self.width, self.channels = window, height, width, channels
         self.below, self.right = (-side % window if window else 0 for side in (height, width))
-        self.drops = drop_path > 0
-        if self.drops:
-            self.dropout = nn.Dropout(p=drop_path)
+        self.kept = DropPath(drop_path)
 
     def construct(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
         y = self.in_windows(y) if self.window else self.attn(y)
         x = x + self.kept(y)
         return x + self.kept(self.mlp(self.norm2(x)))
-
-    def kept(self, y: Tensor) -> Tensor:
-        """y, in training of those images alone that keep this part, the larger for it."""
-        if self.drops and self.training:
-            return y * self.dropout(ops.ones((y.shape[0], 1, 1, 1), y.dtype))
-        return y
 
     def in_windows(self, x: Tensor) -> Tensor:
         b, h, w, c = x.shape
@@ -324,11 +274,6 @@ def layer_rate(name: str, layers: int, decay: float) -> float:
         m = re.match(r"backbone\.blocks\.(\d+)\.", name)
         below = layers - int(m[1]) if m else 0
     return decay**below
-
-
-def only_in_detectors(name: str) -> bool:
-    """Whether a parameter of this name, "backbone." before it, is none of a classifier's: a position's or a map's."""
-    return re.match(r"backbone\.(up[48]|blocks\.\d+\.attn\.rel_pos_)", name) is not None
 
 
 def vit_keys(shapes: Shapes) -> tuple[dict[str, Any], str] | None:

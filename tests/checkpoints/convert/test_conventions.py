@@ -113,6 +113,28 @@ def test_what_names_and_shapes_do_not_tell(before, after, differ, told):
     assert unlike(meta, {}, config, True) == [t for t in told if t.startswith("backbone")]
 
 
+SWIN = """dict(type='SwinTransformer', embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7,
+    mlp_ratio=4, qkv_bias=True, qk_scale=None, drop_rate=0.0, drop_path_rate=0.2, patch_norm=True,
+    norm_cfg=dict(type='LN'), act_cfg=dict(type='GELU'), out_indices=(0, 1, 2, 3), convert_weights=True)"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("", "", []),
+        ("'LN'", "'GN'", ["backbone.norm_cfg.type GN"]),
+        ("'GELU'", "'ReLU'", ["backbone.act_cfg.type ReLU"]),
+        ("qk_scale=None", "qk_scale=0.5", ["backbone.qk_scale 0.5"]),
+    ],
+)
+def test_swins_own_config(before, after, told):
+    """As published files have it, and the defaults that it leaves out."""
+    config = load_config(ROOT / "configs/mmdet_mask_rcnn_swin_t_fpn.yaml")
+    meta = {"config": f"model = dict(type='MaskRCNN', backbone={SWIN.replace(before, after)})"}
+    assert differing(said_of_itself(meta, {}), config) == {}
+    assert unlike(meta, {}, config, False) == told
+
+
 def test_stages_and_epsilon():
     config = load_config(ROOT / "configs/mmdet_cascade_mask_rcnn_r50_fpn.yaml")
     head = (

@@ -235,6 +235,22 @@ def test_two_canvases_cant_be_filled(shapes_config, refusal):
         shapes_config(fixed_size_crop=True, resize="short_side")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "detectron2_mask_rcnn_r50_fpn_lsj_1024",
+        "detectron2_mask_rcnn_vitdet_b",
+        "detectron2_cascade_mask_rcnn_vitdet_b",
+        "torchvision_mask_rcnn_r50_fpn_v2_lsj_1024",
+    ],
+)
+def test_published_recipes_of_large_scale_jitter(name):
+    """Of Detectron2's new_baselines and ViTDet (coco_loader_lsj.py), and torchvision's references/detection, `lsj`."""
+    c = load_config(ROOT / f"configs/{name}.yaml")
+    assert (c.img_height, c.img_width, c.resize, c.ratio_range) == (1024, 1024, "canvas", [0.1, 2.0])
+    assert (c.fixed_size_crop, c.flip_ratio) == (True, 0.5)
+
+
 def test_the_published_recipe():
     """Detectron2's configs/new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py: 184375 steps."""
     c = load_config(ROOT / "configs/detectron2_mask_rcnn_r50_fpn_lsj_1024.yaml")
