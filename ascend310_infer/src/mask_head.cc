@@ -11,7 +11,7 @@
 #include "../../src/ops/csrc/gemm_kernel.h"
 #include "../../src/ops/csrc/parallel.h"
 #include "../../src/ops/csrc/winograd.h"
-#include "cpu/memory.h"
+#include "../../src/ops/csrc/workspace.h"
 #include "cpu/tiles.h"
 #include "files.h"
 

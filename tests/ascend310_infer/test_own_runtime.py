@@ -18,7 +18,7 @@ from tests.conftest import all_cores
 from tests.ops.conftest import MARCHES, build
 
 ROOT = Path(__file__).parents[2]
-LAYERS = ("convolutions", "maps", "memory", "mindir", "product", "session", "tiles")
+LAYERS = ("convolutions", "maps", "mindir", "product", "session", "tiles")
 RUNTIME = [f"ascend310_infer/src/cpu/{name}.cc" for name in LAYERS]
 RUNTIME += [f"ascend310_infer/src/{name}.cc" for name in ("files", "graph", "numbers")]
 RUNTIME += ["tests/ascend310_infer/graph_main.cc"]

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "../../../src/ops/csrc/gemm_kernel.h"
-#include "memory.h"
+#include "../../../src/ops/csrc/workspace.h"
 
 namespace rcnn {
 

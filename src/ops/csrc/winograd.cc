@@ -8,9 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -629,24 +627,14 @@ namespace rcnn {
 
 struct Conv3x3::Filters {
   Filters(const float *weight, int64_t outputs, int64_t inputs)
-      : shape{outputs, inputs, 3, 3}, room(Weights::Room(shape)), weights(weight, outputs, inputs, false, Take()) {
+      : shape{outputs, inputs, 3, 3},
+        memory(TakeMemory(Weights::Room(shape))),
+        weights(weight, outputs, inputs, false, memory.get()) {
     weights.Make(NumThreads());
   }
 
-  float *Take() {
-    const size_t bytes = static_cast<size_t>(Workspace::Padded(room)) * sizeof(float);
-    memory.reset(static_cast<float *>(std::aligned_alloc(64, bytes)));
-    if (memory == nullptr) throw std::bad_alloc();
-    return memory.get();
-  }
-
-  struct Free {
-    void operator()(float *p) const { std::free(p); }
-  };
-
   const int64_t shape[4];
-  const int64_t room;
-  std::unique_ptr<float[], Free> memory;
+  const Memory memory;
   Weights weights;
 };
 
