@@ -14,7 +14,7 @@ constexpr int kDeepest = 8;
 constexpr size_t kMostDimensions = 8, kMostOperators = 100000;
 constexpr int64_t kLongestSide = int64_t{1} << 31;
 
-enum Kind : int64_t { kFloat32 = 1, kTensorsKind = 17 };
+constexpr int64_t kFloat32 = 1;  // TensorProto's DataType
 
 struct Bytes {
   const uint8_t *data = nullptr;
@@ -35,56 +35,56 @@ class Fields {
     number = static_cast<int64_t>(key >> 3);
     switch (key & 7) {
       case 0:
-        integer = static_cast<int64_t>(Varint());
-        bytes = {};
+        integer_ = static_cast<int64_t>(Varint());
+        inner_ = {};
         break;
       case 1:
-        bytes = Take(8);
+        inner_ = Take(8);
         break;
       case 2:
-        bytes = Take(Varint());
+        inner_ = Take(Varint());
         break;
       case 5:
-        bytes = Take(4);
+        inner_ = Take(4);
         break;
       default:
         Fail();
     }
-    is_integer = (key & 7) == 0;
+    is_integer_ = (key & 7) == 0;
     return true;
   }
 
   int64_t Integer() const {
-    if (!is_integer) Fail();
-    return integer;
+    if (!is_integer_) Fail();
+    return integer_;
   }
 
   // A message, a text, or packed numbers.
   const Bytes &Inner() const {
-    if (is_integer) Fail();
-    return bytes;
+    if (is_integer_) Fail();
+    return inner_;
   }
 
   double Real() const {
-    if (is_integer) Fail();
+    if (is_integer_) Fail();
     float single = 0;
     double twice = 0;
-    if (bytes.size == sizeof(single)) {
-      std::memcpy(&single, bytes.data, sizeof(single));
+    if (inner_.size == sizeof(single)) {
+      std::memcpy(&single, inner_.data, sizeof(single));
       return static_cast<double>(single);
     }
-    if (bytes.size != sizeof(twice)) Fail();
-    std::memcpy(&twice, bytes.data, sizeof(twice));
+    if (inner_.size != sizeof(twice)) Fail();
+    std::memcpy(&twice, inner_.data, sizeof(twice));
     return twice;
   }
 
   // Integers of a repeated field, which may be packed.
   void AppendIntegers(std::vector<int64_t> *to) const {
-    if (is_integer) {
-      to->push_back(integer);
+    if (is_integer_) {
+      to->push_back(integer_);
       return;
     }
-    Fields packed(path_, bytes);
+    Fields packed(path_, inner_);
     while (packed.at_ < packed.bytes_.size) to->push_back(static_cast<int64_t>(packed.Varint()));
   }
 
@@ -116,9 +116,9 @@ class Fields {
   const std::string &path_;
   const Bytes bytes_;
   size_t at_ = 0;
-  bool is_integer = false;
-  int64_t integer = 0;
-  Bytes bytes;
+  bool is_integer_ = false;
+  int64_t integer_ = 0;
+  Bytes inner_;
 };
 
 class Reader {
@@ -126,6 +126,7 @@ class Reader {
   explicit Reader(const std::string &path) : path_(path) {}
 
   Mindir ReadModel(const Bytes &bytes) {
+    // it comes before the primitives that it refers to
     Bytes graph;
     Fields model(path_, bytes);
     while (model.Next()) {
@@ -309,9 +310,7 @@ double Operator::Real(const std::string &name, double otherwise) const {
 }
 
 Mindir ReadMindir(const std::string &path, const std::vector<uint8_t> &bytes) {
-  // primitives come after the graph that refers to them in some files: read twice
-  Reader reader(path);
-  return reader.ReadModel({bytes.data(), bytes.size()});
+  return Reader(path).ReadModel({bytes.data(), bytes.size()});
 }
 
 }  // namespace rcnn
