@@ -25,7 +25,8 @@ def mask_head(request, tmp_path_factory):
     # the convolution of the program is the library's, of the same source
     build(march)
     flags = ["-std=c++17", "-O3", f"-march={march}", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    sources = ["tests/ascend310_infer/mask_main.cc", "ascend310_infer/src/mask_head.cc", "ascend310_infer/src/files.cc"]
+    sources = ["tests/ascend310_infer/mask_main.cc"]
+    sources += [f"ascend310_infer/src/{name}.cc" for name in ("mask_head", "files", "cpu/tiles")]
     program = folder / "mask_head"
     command = [os.environ.get("CXX", "g++"), *flags, *sources, str(library_path(march)), "-o", str(program)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -2,6 +2,9 @@
 #ifndef RCNN_OPS_WORKSPACE_H_
 #define RCNN_OPS_WORKSPACE_H_
 
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -13,6 +16,24 @@ namespace rcnn {
 
 constexpr int64_t kCacheLine = 16;  // floats
 
+struct FreeMemory {
+  void operator()(float *p) const { std::free(p); }
+};
+// Floats at the start of a cache line.
+using Memory = std::unique_ptr<float[], FreeMemory>;
+
+// Room for `count` floats, of any content. Throws std::bad_alloc.
+inline Memory TakeMemory(int64_t count) {
+  constexpr size_t kLine = 64, kLargePage = 1 << 21;
+  const size_t bytes = static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(float);
+  const size_t unit = bytes < 2 * kLargePage ? kLine : kLargePage, padded = (bytes + unit - 1) / unit * unit;
+  Memory memory(static_cast<float *>(std::aligned_alloc(unit, padded)));
+  if (memory == nullptr) throw std::bad_alloc();
+  // what is read in turn lies far apart: on small pages there are more than the CPU remembers places of
+  if (unit == kLargePage) madvise(memory.get(), padded, MADV_HUGEPAGE);
+  return memory;
+}
+
 class Workspace {
  public:
   // Room for arrays of `count` floats in all; each array is to be counted with Padded.
@@ -23,9 +44,7 @@ class Workspace {
     }
     if (block_.size >= count) return;
     block_ = Block();
-    const size_t size = static_cast<size_t>(Padded(count)) * sizeof(float);
-    block_.data.reset(static_cast<float *>(std::aligned_alloc(64, size)));
-    if (block_.data == nullptr) throw std::bad_alloc();
+    block_.data = TakeMemory(count);
     block_.size = count;
   }
 
@@ -49,11 +68,8 @@ class Workspace {
   }
 
  private:
-  struct Free {
-    void operator()(float *p) const { std::free(p); }
-  };
   struct Block {
-    std::unique_ptr<float[], Free> data;
+    Memory data;
     int64_t size = 0;
   };
   struct Shelf {
