@@ -181,14 +181,18 @@ class Product {
     const int64_t taps = static_cast<int64_t>(grid_.taps.size());
     if (!turned_ && taps == places_) {
       // The taps are the filter's, in order: a matrix to be turned.
-      for (int64_t d = 0; d < depth_; d += kLanes) {
-        Floats block[kLanes];
-        for (int64_t r = 0; r < kLanes; ++r) {
-          block[r] = r < count ? LoadWithin(weight_ + (row + r) * depth_, d, depth_) : Floats{};
+      for (int64_t first = 0; first < count; first += kLanes) {
+        for (int64_t d = 0; d < depth_; d += kLanes) {
+          Floats block[kLanes];
+          for (int64_t r = 0; r < kLanes; ++r) {
+            const float *filter = weight_ + (row + first + r) * depth_;
+            block[r] = first + r < count ? LoadWithin(filter, d, depth_) : Floats{};
+          }
+          rcnn::Transpose(block);
+          for (int64_t i = 0; i < std::min(kLanes, depth_ - d); ++i) {
+            rcnn::StoreFirst(to + (d + i) * count + first, block[i], count - first);
+          }
         }
-        rcnn::Transpose(block);
-        for (int64_t i = 0; i < std::min(kLanes, depth_ - d); ++i)
-          rcnn::StoreFirst(to + (d + i) * count, block[i], count);
       }
       return;
     }

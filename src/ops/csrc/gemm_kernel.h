@@ -9,15 +9,17 @@
 namespace rcnn {
 
 // Rows and columns of the block: of AVX-512's 32 registers two hold b and one a, and the rest are sums; of AVX's 16
-// likewise. Not more rows than lanes: whoever lays out a has a block's rows in one vector.
+// likewise. Of NEON's 32 sixteen are sums, enough to hide the latency of a product; GCC keeps all of a step's a in eight
+// more, and with further rows would spill.
 #if defined(__AVX512F__)
 constexpr int64_t kBlockRows = 14;
 #elif defined(__AVX__)
 constexpr int64_t kBlockRows = 6;
+#elif defined(__aarch64__)
+constexpr int64_t kBlockRows = 8;
 #else
 constexpr int64_t kBlockRows = 4;
 #endif
-static_assert(kBlockRows <= kLanes, "a block's rows are made in one vector");
 constexpr int64_t kBlockColumns = 2 * kLanes;
 
 // c[r][j] (+)= sum over i < depth of a[r][i] * b[i][j], in the order of i: a sum's value depends on nothing else.
@@ -83,8 +85,8 @@ inline void TurnBlock(const float *from, int64_t stride, int64_t rows, int64_t c
   }
 }
 
-inline int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t RoundUp(int64_t a, int64_t b) { return Ceil(a, b) * b; }
+constexpr int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t RoundUp(int64_t a, int64_t b) { return Ceil(a, b) * b; }
 
 struct Range {
   int64_t begin, end;

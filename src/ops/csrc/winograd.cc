@@ -206,47 +206,53 @@ class Weights {
   }
 
  private:
-  // g: the 9 weights of the block's filters at this depth, rows in the lanes.
-  void Put(int64_t row, int64_t depth, const Floats g[9]) {
+  // g: the 9 weights of the block's filters at this depth, rows from row + first in the lanes.
+  void Put(int64_t row, int64_t first, int64_t depth, const Floats g[9]) {
     Floats half[3][kIn], all[kIn];
     for (int64_t x = 0; x < 3; ++x) {
       const Floats column[3] = {g[x], g[3 + x], g[6 + x]};
       rcnn::TransformWeights(column, half[x]);
     }
     const int64_t count = BlockRows(row);
-    float *to = data_ + row * depth_ + depth * count;
+    float *to = data_ + row * depth_ + depth * count + first;
     for (int64_t i = 0; i < kIn; ++i) {
       const Floats line[3] = {half[0][i], half[1][i], half[2][i]};
       rcnn::TransformWeights(line, all);
-      for (int64_t j = 0; j < kIn; ++j) rcnn::StoreFirst(to + (i * kIn + j) * stride_, all[j], count);
+      for (int64_t j = 0; j < kIn; ++j) rcnn::StoreFirst(to + (i * kIn + j) * stride_, all[j], count - first);
     }
   }
 
   void MakePlain(int64_t row) {
-    const int64_t length = depth_ * 9, count = BlockRows(row);
+    const int64_t length = depth_ * 9;
     Floats g[9 * kLanes];
-    for (int64_t begin = 0; begin < depth_; begin += kLanes) {
-      for (int64_t part = 0; part < 9; ++part) {
-        Floats *rows = g + part * kLanes;
-        const int64_t from = begin * 9 + part * kLanes;
-        for (int64_t r = 0; r < kLanes; ++r) {
-          rows[r] = r < count && from < length ? LoadWithin(weight_ + (row + r) * length, from, length) : Floats{};
+    for (int64_t first = 0; first < BlockRows(row); first += kLanes) {
+      const int64_t count = BlockRows(row) - first;
+      const float *filters = weight_ + (row + first) * length;
+      for (int64_t begin = 0; begin < depth_; begin += kLanes) {
+        for (int64_t part = 0; part < 9; ++part) {
+          Floats *rows = g + part * kLanes;
+          const int64_t from = begin * 9 + part * kLanes;
+          for (int64_t r = 0; r < kLanes; ++r) {
+            rows[r] = r < count && from < length ? LoadWithin(filters + r * length, from, length) : Floats{};
+          }
+          rcnn::Transpose(rows);
         }
-        rcnn::Transpose(rows);
+        for (int64_t d = begin; d < std::min(begin + kLanes, depth_); ++d) Put(row, first, d, g + (d - begin) * 9);
       }
-      for (int64_t d = begin; d < std::min(begin + kLanes, depth_); ++d) Put(row, d, g + (d - begin) * 9);
     }
   }
 
   void MakeTurned(int64_t row) {
-    float filters[kLanes][9] = {};
+    float filters[RoundUp(kBlockRows, kLanes)][9] = {};
     for (int64_t d = 0; d < depth_; ++d) {
       std::copy_n(weight_ + (d * rows_ + row) * 9, BlockRows(row) * 9, &filters[0][0]);
-      Floats g[9];
-      for (int64_t k = 0; k < 9; ++k) {
-        for (int64_t r = 0; r < kLanes; ++r) g[8 - k][r] = filters[r][k];
+      for (int64_t first = 0; first < BlockRows(row); first += kLanes) {
+        Floats g[9];
+        for (int64_t k = 0; k < 9; ++k) {
+          for (int64_t r = 0; r < kLanes; ++r) g[8 - k][r] = filters[first + r][k];
+        }
+        Put(row, first, d, g);
       }
-      Put(row, d, g);
     }
   }
 
