@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Builds the C++ inference program, ascend310_infer/build/rcnn_infer.
-# usage: bash ascend310_infer/build.sh [--fetch] [--sanitize] [--march NAME | --portable] [BUILD_FOLDER]
+# usage: bash ascend310_infer/build.sh [--fetch | --no-lite] [--sanitize] [--march NAME | --portable] [BUILD_FOLDER]
 #   --fetch     get MindSpore Lite's wheel from PyPI where there is no SDK (170 MB; with $PYTHON, else python3)
+#   --no-lite   without MindSpore Lite, also where there is an SDK
 #   --sanitize  with the address and undefined-behaviour sanitizers, into build-sanitize/
 #   --march     for this instruction set, by the compiler's name (haswell, x86-64-v2, ...), into build-NAME/; without it
 #               for all that this machine's CPU has (native)
 #   --portable  for any CPU of this kind
-# The SDK is $MS_LITE_HOME, or a wheel unpacked into ascend310_infer/third_party/.
+# On a CPU the program needs nothing more. MindSpore Lite, which Ascend needs, is built in where there is its SDK: in
+# $MS_LITE_HOME, or a wheel unpacked into ascend310_infer/third_party/.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 wheel="mindspore-lite==2.0.0"
-usage="usage: bash ascend310_infer/build.sh [--fetch] [--sanitize] [--march NAME | --portable] [BUILD_FOLDER]"
-fetch=0 build=$here/build march=native
+usage="usage: bash ascend310_infer/build.sh [--fetch | --no-lite] [--sanitize] [--march NAME | --portable] [BUILD_FOLDER]"
+fetch=0 lite=ON build=$here/build march=native
 options=(-DRCNN_SANITIZE=OFF)
 
 die() {
@@ -23,6 +25,7 @@ die() {
 while [ $# -gt 0 ]; do
     case $1 in
         --fetch) fetch=1 ;;
+        --no-lite) lite=OFF ;;
         --sanitize)
             options=(-DRCNN_SANITIZE=ON)
             build=$here/build-sanitize march=
@@ -61,11 +64,9 @@ fetch_sdk() {
 }
 
 sdk=${MS_LITE_HOME:-$here/third_party/mindspore_lite}
-if ! is_sdk "$sdk"; then
+if [ "$lite" = ON ] && ! is_sdk "$sdk"; then
     [ -z "${MS_LITE_HOME:-}" ] || die "MS_LITE_HOME=$sdk holds no MindSpore Lite (include/api/model.h)"
-    [ "$fetch" = 1 ] ||
-        die "no MindSpore Lite: set MS_LITE_HOME to its folder, or fetch it from PyPI: bash ascend310_infer/build.sh --fetch"
-    fetch_sdk
+    if [ "$fetch" = 1 ]; then fetch_sdk; else lite=OFF; fi
 fi
 command -v cmake >/dev/null || die "no cmake; install it (Debian, Ubuntu: apt-get install cmake g++ make)"
 command -v "${CXX:-c++}" >/dev/null || die "no C++ compiler '${CXX:-c++}'; install one or set CXX"
@@ -76,7 +77,7 @@ if [ -f "$build/CMakeCache.txt" ] &&
     rm -rf "$build/CMakeCache.txt" "$build/CMakeFiles"
 fi
 log=$(mktemp)
-if ! cmake -S "$here" -B "$build" -DMS_LITE_HOME="$sdk" -DRCNN_MARCH="$march" "${options[@]}" >"$log" 2>&1; then
+if ! cmake -S "$here" -B "$build" -DRCNN_LITE="$lite" -DMS_LITE_HOME="$sdk" -DRCNN_MARCH="$march" "${options[@]}" >"$log" 2>&1; then
     cat "$log" >&2
     lacks=
     if grep -Eq 'Could NOT find (JPEG|PNG)' "$log"; then

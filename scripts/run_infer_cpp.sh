@@ -6,8 +6,8 @@
 # MINDIR_PATH: what export.py wrote; of the split form (--split), NAME.mindir or its sidecar NAME.json; of two models, one
 # for each orientation of pictures, either. DATA_PATH: the images, or a COCO root with val2017/. DEVICE_TYPE: CPU, for the
 # split form, or Ascend. IMAGE_WIDTH and IMAGE_HEIGHT: of the lying canvas, where upright pictures have it turned.
-# Environment, beyond launch.sh's: MS_LITE_HOME, MindSpore Lite (else its wheel is fetched from PyPI, once). EXTRA_ARGS
-# are options of the program, as '--threads 2 --batch_size 4', '--exif upright', or '--recursive' where images lie in
+# Environment, beyond launch.sh's: MS_LITE_HOME, MindSpore Lite (else for Ascend its wheel is fetched from PyPI, once).
+# EXTRA_ARGS are options of the program, as '--threads 2 --batch_size 4', '--exif upright', or '--recursive' where images lie in
 # folders.
 # Written: results/, acc.log (both tables of AP) and build.log. Exit status: 0; 2 nothing or not all was done; 3 done, but
 # some images are unreadable and count as missed.
@@ -45,7 +45,8 @@ choose_outputs TRAIN_OUTPUTS "${TRAIN_OUTPUTS:-$ROOT/train_outputs}"
 choose_extra
 # evaluation alone needs it, which runs on the host whatever the device
 choose_python CPU
-build=(bash "$ROOT/ascend310_infer/build.sh" --fetch)
+build=(bash "$ROOT/ascend310_infer/build.sh")
+[ "$4" = CPU ] || build+=(--fetch)
 infer=("$ROOT/ascend310_infer/build/rcnn_infer" --model "$model" --input "$images" --output "$OUTPUTS/results"
     --annotations "$annotations" "${options[@]}" "${EXTRA[@]}")
 evaluate=("$PYTHON" postprocess.py --results "$OUTPUTS/results" --annotations "$annotations")

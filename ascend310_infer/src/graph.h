@@ -1,4 +1,5 @@
-// One graph on MindSpore Lite. Checks what the runtime itself accepts silently: files, shapes, types.
+// One graph, on the program's own runtime or on MindSpore Lite. Checks what these accept silently: files, shapes,
+// types.
 #ifndef RCNN_INFER_GRAPH_H_
 #define RCNN_INFER_GRAPH_H_
 
@@ -13,10 +14,18 @@
 
 namespace rcnn {
 
+// Whether MindSpore Lite is built in.
+#if defined(RCNN_LITE)
+constexpr bool kHasLite = true;
+#else
+constexpr bool kHasLite = false;
+#endif
+
 struct Device {
   bool ascend = false;
   int id = 0, threads = 1;
-  std::string aipp;  // AIPP configuration file, or empty
+  bool lite = false;  // MindSpore Lite, else the program's own runtime; on Ascend always Lite
+  std::string aipp;   // AIPP configuration file, or empty
 };
 
 using Shape = std::vector<int64_t>;
@@ -60,7 +69,6 @@ class Graph {
   void *InputMemory(size_t i, Number type);
   const void *OutputMemory(size_t i, const Shape &shape, Number type);
 
-  // of the runtime, whose headers only graph.cc reads
   struct Session;
 
   std::string path_;

@@ -46,6 +46,8 @@ const char kUsage[] =
     "  --device_type TYPE    CPU or Ascend (default CPU)\n"
     "  --device_id N         which Ascend device (default 0)\n"
     "  --threads N           on the CPU (default: all cores)\n"
+    "  --runtime NAME        on the CPU: own, the program's, or lite, MindSpore Lite (default own; of the whole form "
+    "lite)\n"
     "  --batch_size N        images the network takes at once (default: the model's)\n"
     "  --width N --height N  canvas, of the split form alone (default: the model's); where upright pictures have it\n"
     "                        turned, the lying one\n"
@@ -62,6 +64,7 @@ const char kUsage[] =
 struct Options {
   std::string model, input, output, annotations, exif = "auto";
   Device device;
+  std::string runtime;
   int64_t batch_size = 0, width = 0, height = 0;
   int keep_ratio = -1;
   bool self_check = false, recursive = false;
@@ -122,6 +125,9 @@ Options ParseOptions(int argc, char **argv) {
       out.device.id = static_cast<int>(ParseNumber(name, value, 0, 4095));
     } else if (name == "--threads") {
       out.device.threads = static_cast<int>(ParseNumber(name, value, 1, 1024));
+    } else if (name == "--runtime") {
+      if (value != "own" && value != "lite") throw UserError("--runtime: " + value + " is neither own nor lite");
+      out.runtime = value;
     } else if (name == "--batch_size") {
       out.batch_size = ParseNumber(name, value, 1, 1024);
     } else if (name == "--width") {
@@ -147,6 +153,9 @@ Options ParseOptions(int argc, char **argv) {
   const bool folders = !out.input.empty() && !out.output.empty();
   if (!folders && (!out.self_check || !out.input.empty() || !out.output.empty())) {
     throw UserError("--input and --output: both are needed; rcnn_infer --help lists the options");
+  }
+  if (out.device.ascend && out.runtime == "own") {
+    throw UserError("--runtime: the program's own runtime is for the CPU; on Ascend it is lite");
   }
   if (!out.device.aipp.empty()) {
     if (!out.device.ascend) throw UserError("--aipp_config: AIPP is the Ascend chip's; give --device_type Ascend");
@@ -473,7 +482,7 @@ int Run(int argc, char **argv) {
       return 0;
     }
   }
-  const Options options = ParseOptions(argc, argv);
+  Options options = ParseOptions(argc, argv);
   // one rule for the runtime's threads and for ours
   setenv("RCNN_NUM_THREADS", std::to_string(options.device.threads).c_str(), 1);
   Sidecar sidecar = ReadSidecar(options.model);
@@ -481,6 +490,7 @@ int Run(int argc, char **argv) {
     std::fprintf(stderr, "%s: of an older export, without a checksum of its own: not checked for damage\n",
                  OneLine(sidecar.path).c_str());
   }
+  options.device.lite = options.runtime.empty() ? sidecar.whole && kHasLite : options.runtime == "lite";
   Apply(options, &sidecar);
   CheckCanvas(options, sidecar);
   Summary summary;

@@ -58,6 +58,7 @@ _HEADERS: tuple[Path, ...] = (
     _OPS / "roi_align" / "csrc" / "roi_align.h",
     _OPS / "roi_align" / "csrc" / "roi_align_geometry.h",
     _OPS / "csrc" / "conv_operators.h",
+    _OPS / "csrc" / "depthwise.h",
     _OPS / "csrc" / "gemm_kernel.h",
     _OPS / "csrc" / "nms.h",
     _OPS / "csrc" / "parallel.h",

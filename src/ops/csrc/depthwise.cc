@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "conv_operators.h"
+#include "depthwise.h"
 #include "parallel.h"
 #include "simd.h"
 #include "workspace.h"

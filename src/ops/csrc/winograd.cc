@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -265,8 +267,24 @@ class Weights {
 // y = convolution of x + bias, and then ReLU where `relu`. bias may be null.
 class Convolution {
  public:
+  // Room for `weights` is taken with what else is needed, and they are made.
   Convolution(const Maps &x, const int64_t *weight_shape, const float *weight, bool turned, const float *bias,
               bool relu, float *y)
+      : Convolution(x, weight_shape[turned], weight_shape[!turned], Weights::Room(weight_shape), bias, relu, y) {
+    own_ = std::make_unique<Weights>(weight, weight_shape[0], weight_shape[1], turned,
+                                     workspace_.Take(Weights::Room(weight_shape)));
+    own_->Make(threads_);
+    weights_ = own_.get();
+  }
+
+  // With weights that are made already.
+  Convolution(const Maps &x, const Weights &weights, const float *bias, bool relu, float *y)
+      : Convolution(x, weights.rows(), weights.depth(), 0, bias, relu, y) {
+    weights_ = &weights;
+  }
+
+ private:
+  Convolution(const Maps &x, int64_t rows, int64_t depth, int64_t room, const float *bias, bool relu, float *y)
       : x_(x),
         bias_(bias),
         relu_(relu),
@@ -278,29 +296,28 @@ class Convolution {
         tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes,
                           x.channels > kManyChannels ? kTiles : kFewTiles)),
         blocks_(Ceil(x.Tiles(), tiles_)),
-        workers_(static_cast<int>(std::min<int64_t>(threads_, blocks_ * Ceil(weight_shape[turned], kBlockRows)))),
+        workers_(static_cast<int>(std::min<int64_t>(threads_, blocks_ * Ceil(rows, kBlockRows)))),
         tile_stride_(RoundUp(tiles_, kBlockColumns)),
-        input_stride_(Stride(weight_shape[!turned] * tile_stride_)),
-        workspace_(Weights::Room(weight_shape) + workers_ * Room(weight_shape[turned])),
-        weights_(weight, weight_shape[0], weight_shape[1], turned, workspace_.Take(Weights::Room(weight_shape))) {}
+        input_stride_(Stride(depth * tile_stride_)),
+        workspace_(room + workers_ * Room(rows)) {}
 
+ public:
   void Run() {
-    if (blocks_ == 0 || weights_.rows() == 0) return;
-    weights_.Make(threads_);
+    if (blocks_ == 0 || weights_->rows() == 0) return;
     std::vector<std::unique_ptr<Scratch>> scratch;
     for (int i = 0; i < workers_; ++i) {
       scratch.push_back(std::make_unique<Scratch>());
       scratch.back()->input = workspace_.Take(kPositions * input_stride_);
-      scratch.back()->products = workspace_.Take(weights_.rows() * kPositions * tile_stride_);
+      scratch.back()->products = workspace_.Take(weights_->rows() * kPositions * tile_stride_);
     }
-    const int64_t parts = std::min(Ceil(threads_, blocks_), Ceil(weights_.rows(), kBlockRows));
-    const int64_t part = RoundUp(Ceil(weights_.rows(), parts), kBlockRows);
+    const int64_t parts = std::min(Ceil(threads_, blocks_), Ceil(weights_->rows(), kBlockRows));
+    const int64_t part = RoundUp(Ceil(weights_->rows(), parts), kBlockRows);
     std::atomic<int64_t> next{0};
     rcnn::ParallelFor(workers_, workers_, [&](int64_t worker) {
       for (int64_t task = next.fetch_add(1); task < blocks_ * parts; task = next.fetch_add(1)) {
         const int64_t tile = task / parts * tiles_, row = task % parts * part;
         const Range tiles = {tile, std::min(tile + tiles_, x_.Tiles())};
-        const Range rows = {row, std::min(row + part, weights_.rows())};
+        const Range rows = {row, std::min(row + part, weights_->rows())};
         if (rows.Size() > 0) RunBlock(*scratch[static_cast<size_t>(worker)], tiles, rows);
       }
     });
@@ -349,9 +366,9 @@ class Convolution {
         const int64_t depth = std::min(kDepth, x_.channels - d);
         const float *b = s.input + p * input_stride_ + t * x_.channels + d * kBlockColumns;
         for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
-          const int64_t count = weights_.BlockRows(row);
+          const int64_t count = weights_->BlockRows(row);
           float *c = s.products + (row * kPositions + p) * tile_stride_ + t;
-          rcnn::Multiply(count, tiles - t, depth, weights_.At(p, row, d), 1, count, b, c, kPositions * tile_stride_,
+          rcnn::Multiply(count, tiles - t, depth, weights_->At(p, row, d), 1, count, b, c, kPositions * tile_stride_,
                          d > 0);
         }
       }
@@ -389,7 +406,7 @@ class Convolution {
     for (int64_t i = 0; i < s.run_count; ++i) {
       const ::Run &run = s.runs[i];
       const int64_t width = std::min(run.count * kOut, x_.width - run.x);
-      float *to = y_ + ((run.image * weights_.rows() + row) * x_.height + run.y) * x_.width + run.x;
+      float *to = y_ + ((run.image * weights_->rows() + row) * x_.height + run.y) * x_.width + run.x;
       for (int64_t y = 0; y < std::min(kOut, x_.height - run.y); ++y, to += x_.width) {
         const float *from = s.lines[y] + run.first * kOut;
         for (int64_t x = 0; x < width; x += kLanes) rcnn::StoreFirst(to + x, Load(from + x), width - x);
@@ -407,7 +424,8 @@ class Convolution {
   const int workers_;
   const int64_t tile_stride_, input_stride_;
   Workspace workspace_;
-  Weights weights_;
+  std::unique_ptr<Weights> own_;
+  const Weights *weights_ = nullptr;
 };
 
 // The weight's and bias's gradients. A task sums some rows of the transform for some of the output channels, over all
@@ -612,3 +630,41 @@ void FilterGradient(void **params, int64_t **shapes, bool relu) {
 }  // namespace
 
 RCNN_CONVOLUTION(Conv3x3)
+
+namespace rcnn {
+
+struct Conv3x3::Filters {
+  Filters(const float *weight, int64_t outputs, int64_t inputs)
+      : shape{outputs, inputs, 3, 3}, room(Weights::Room(shape)), weights(weight, outputs, inputs, false, Take()) {
+    weights.Make(NumThreads());
+  }
+
+  float *Take() {
+    const size_t bytes = static_cast<size_t>(Workspace::Padded(room)) * sizeof(float);
+    memory.reset(static_cast<float *>(std::aligned_alloc(64, bytes)));
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory.get();
+  }
+
+  struct Free {
+    void operator()(float *p) const { std::free(p); }
+  };
+
+  const int64_t shape[4];
+  const int64_t room;
+  std::unique_ptr<float[], Free> memory;
+  Weights weights;
+};
+
+Conv3x3::Conv3x3(const float *weight, int64_t outputs, int64_t inputs)
+    : filters_(std::make_unique<Filters>(weight, outputs, inputs)) {}
+
+Conv3x3::~Conv3x3() = default;
+
+void Conv3x3::Run(const float *x, int64_t images, int64_t height, int64_t width, const float *bias, bool relu,
+                  float *y) const {
+  const Weights &weights = filters_->weights;
+  ::Convolution(::Maps{x, nullptr, images, weights.depth(), height, width}, weights, bias, relu, y).Run();
+}
+
+}  // namespace rcnn
