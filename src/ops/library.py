@@ -57,6 +57,7 @@ SOURCES: tuple[tuple[Path, str], ...] = (
 _HEADERS: tuple[Path, ...] = (
     _OPS / "roi_align" / "csrc" / "roi_align.h",
     _OPS / "roi_align" / "csrc" / "roi_align_geometry.h",
+    _OPS / "csrc" / "cache.h",
     _OPS / "csrc" / "conv_operators.h",
     _OPS / "csrc" / "depthwise.h",
     _OPS / "csrc" / "gemm_kernel.h",

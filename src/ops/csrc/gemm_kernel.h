@@ -9,8 +9,8 @@
 namespace rcnn {
 
 // Rows and columns of the block: of AVX-512's 32 registers two hold b and one a, and the rest are sums; of AVX's 16
-// likewise. Of NEON's 32 sixteen are sums, enough to hide the latency of a product; GCC keeps all of a step's a in eight
-// more, and with further rows would spill.
+// likewise. Of NEON's 32 sixteen are sums, which hides a product's latency; GCC keeps a step's a in eight others, and
+// with more rows would spill.
 #if defined(__AVX512F__)
 constexpr int64_t kBlockRows = 14;
 #elif defined(__AVX__)
@@ -70,6 +70,22 @@ void Multiply(int64_t rows, int64_t columns, int64_t depth, const float *a, int6
     MultiplyBlock<kRows, 2>(depth, a, a_row, a_depth, b, c, c_row, add);
   } else {
     MultiplyBlock<kRows, 1>(depth, a, a_row, a_depth, b, c, c_row, add);
+  }
+}
+
+// Rows of a matrix, `stride` apart, as a product's a: [depth][row]; up to kBlockRows rows.
+inline void PackBlock(const float *from, int64_t stride, int64_t rows, int64_t depth, float *to) {
+  for (int64_t first = 0; first < rows; first += kLanes) {
+    for (int64_t d = 0; d < depth; d += kLanes) {
+      Floats block[kLanes];
+      for (int64_t r = 0; r < kLanes; ++r) {
+        block[r] = first + r < rows ? LoadWithin(from + (first + r) * stride, d, depth) : Floats{};
+      }
+      Transpose(block);
+      for (int64_t i = 0; i < std::min(kLanes, depth - d); ++i) {
+        StoreFirst(to + (d + i) * rows + first, block[i], rows - first);
+      }
+    }
   }
 }
 

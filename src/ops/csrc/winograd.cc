@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cache.h"
 #include "conv_operators.h"
 #include "gemm_kernel.h"
 #include "parallel.h"
@@ -39,10 +40,18 @@ using rcnn::RoundUp;
 using rcnn::Store;
 using rcnn::Workspace;
 
-// Tiles of a block: few, so that its transform and products stay near the L2 cache; more where the weights, which each
-// block reads anew, are the larger part.
-constexpr int64_t kTiles = 64, kFewTiles = 32, kManyChannels = 256;
-constexpr int64_t kDepth = 256;     // channels multiplied at a time: their part of a block stays in the L1 cache
+// Tiles of a block: as many as leave its transform and products in the L2 cache; but not so few that reading the
+// weights, which each block does anew, takes longer than multiplying, nor more than pays.
+constexpr int64_t kFewestTiles = 32, kTiles = 64;
+
+int64_t BlockTiles(int64_t rows, int64_t depth) {
+  return rcnn::Fitting(rcnn::CoreCaches().second, kPositions * (rows + depth) * 4, kBlockColumns, kFewestTiles, kTiles);
+}
+
+// Channels multiplied at a time. Of a block their part may be a third larger than the L1 cache: reading it from the L2
+// cache costs less than one more pass over the sums.
+int64_t PartOfDepth() { return rcnn::Fitting(rcnn::CoreCaches().first * 4 / 3, kBlockColumns * 4, 64, 128, 1024); }
+
 constexpr int64_t kSumTiles = 128;  // tiles of a block of the weight's gradient
 constexpr int64_t kSumRows = 3;     // rows of the transform that a task of the weight's gradient sums
 
@@ -293,8 +302,8 @@ class Convolution {
         threads_(rcnn::NumThreads()),
         // Smaller blocks where there are few tiles, and parts of the channels where there are fewer blocks than
         // threads.
-        tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes,
-                          x.channels > kManyChannels ? kTiles : kFewTiles)),
+        tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes, BlockTiles(rows, depth))),
+        part_(PartOfDepth()),
         blocks_(Ceil(x.Tiles(), tiles_)),
         workers_(static_cast<int>(std::min<int64_t>(threads_, blocks_ * Ceil(rows, kBlockRows)))),
         tile_stride_(RoundUp(tiles_, kBlockColumns)),
@@ -362,8 +371,8 @@ class Convolution {
 
   void MultiplyPosition(const Scratch &s, int64_t tiles, const Range &rows, int64_t p) const {
     for (int64_t t = 0; t < tiles; t += kBlockColumns) {
-      for (int64_t d = 0; d < x_.channels; d += kDepth) {
-        const int64_t depth = std::min(kDepth, x_.channels - d);
+      for (int64_t d = 0; d < x_.channels; d += part_) {
+        const int64_t depth = std::min(part_, x_.channels - d);
         const float *b = s.input + p * input_stride_ + t * x_.channels + d * kBlockColumns;
         for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
           const int64_t count = weights_->BlockRows(row);
@@ -420,7 +429,7 @@ class Convolution {
   float *y_;
   const std::vector<float> zeros_;
   const int threads_;
-  const int64_t tiles_, blocks_;
+  const int64_t tiles_, part_, blocks_;
   const int workers_;
   const int64_t tile_stride_, input_stride_;
   Workspace workspace_;
