@@ -131,9 +131,11 @@ class GroupsApart(nn.Cell):
         for p in self.get_parameters():
             p.name = f"{conv.weight.name}.{p.name}"
 
-    def convolve(self, x: Tensor, weight: None, bias: Tensor, relu: bool) -> Tensor:
+    def convolve(self, x: Tensor, weight: None, bias: Tensor, relu: bool, relu6: bool = False) -> Tensor:
         """Conv2d's, with the weight in the parts."""
         y = ops.bias_add(self.plain(x), bias)
+        if relu6:
+            return ops.relu6(y)
         return self.relu(y) if relu else y
 
     def plain(self, x: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 // Compiled without contraction, as simd.h wants it.
 #include "product.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -14,7 +16,6 @@ namespace rcnn {
 namespace {
 
 constexpr int64_t kDepth = 256;  // rows of a panel that are multiplied at a time: they stay in the L1 cache
-constexpr int64_t kRowsAtOnce = 36 * kBlockRows;  // of the left matrix, whose part of kDepth stays in the L2 cache
 constexpr int64_t kPanelFloats = 1 << 18;         // of a block's panels: half of an L2 cache
 constexpr int64_t kMostColumns = 512;             // of a block
 
@@ -70,6 +71,16 @@ __attribute__((noinline)) void MultiplyBlock(const Block &block) {
           sums[r][v] += whole ? Load(other + v * kLanes) : LoadWithin(other, v * kLanes, block.columns);
         }
       }
+    }
+  }
+  // the next block's place is the next columns': rows of it lie far apart
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+    __builtin_prefetch(c + r * c_row + kBlockColumns, 1, 3);
+    __builtin_prefetch(c + r * c_row + kBlockColumns + kBlockColumns / 2, 1, 3);
+    if (block.first && block.other != nullptr && block.other != c) {
+      __builtin_prefetch(block.other + r * c_row + kBlockColumns, 0, 3);
+      __builtin_prefetch(block.other + r * c_row + kBlockColumns + kBlockColumns / 2, 0, 3);
     }
   }
   for (int64_t i = 0; i < block.depth; ++i) {
@@ -129,9 +140,13 @@ void MultiplySome(int64_t rows, const Block &block) {
 void FreeMemory::operator()(float *p) const { std::free(p); }
 
 Memory TakeMemory(int64_t count) {
-  const size_t bytes = static_cast<size_t>(Workspace::Padded(std::max<int64_t>(count, 1))) * sizeof(float);
-  Memory memory(static_cast<float *>(std::aligned_alloc(64, bytes)));
+  constexpr size_t kLine = 64, kHuge = 1 << 21;
+  const size_t bytes = static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(float);
+  const size_t unit = bytes < 4 * kHuge ? kLine : kHuge, padded = (bytes + unit - 1) / unit * unit;
+  Memory memory(static_cast<float *>(std::aligned_alloc(unit, padded)));
   if (memory == nullptr) throw std::bad_alloc();
+  // rows of a map lie far apart: on small pages each needs an entry of its own in the table of pages
+  if (unit == kHuge) madvise(memory.get(), padded, MADV_HUGEPAGE);
   return memory;
 }
 
@@ -170,24 +185,22 @@ void MultiplyRows(const PackedRows &weights, const Columns &from, int64_t images
       from.Pack(image, first, count, {0, depth}, depth, b);
       for (int64_t d = 0; d < depth; d += kDepth) {
         const int64_t deep = std::min(kDepth, depth - d);
-        for (int64_t some = begin; some < end; some += kRowsAtOnce) {
+        for (int64_t row = begin; row < end; row += kBlockRows) {
           for (int64_t column = 0; column < count; column += kBlockColumns) {
-            for (int64_t row = some; row < std::min(some + kRowsAtOnce, end); row += kBlockRows) {
-              const int64_t place = (image * rows + row) * columns + first + column;
-              const Block block = {deep,
-                                   weights.At(row, d),
-                                   b + column * depth + d * kBlockColumns,
-                                   to + place,
-                                   columns,
-                                   std::min(kBlockColumns, count - column),
-                                   d == 0,
-                                   d + kDepth >= depth,
-                                   finish.bias == nullptr ? nullptr : finish.bias + row,
-                                   nullptr,
-                                   finish.other == nullptr ? nullptr : finish.other + place,
-                                   finish.activation};
-              MultiplySome(std::min(kBlockRows, rows - row), block);
-            }
+            const int64_t place = (image * rows + row) * columns + first + column;
+            const Block block = {deep,
+                                 weights.At(row, d),
+                                 b + column * depth + d * kBlockColumns,
+                                 to + place,
+                                 columns,
+                                 std::min(kBlockColumns, count - column),
+                                 d == 0,
+                                 d + kDepth >= depth,
+                                 finish.bias == nullptr ? nullptr : finish.bias + row,
+                                 nullptr,
+                                 finish.other == nullptr ? nullptr : finish.other + place,
+                                 finish.activation};
+            MultiplySome(std::min(kBlockRows, rows - row), block);
           }
         }
       }
