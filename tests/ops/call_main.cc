@@ -1,8 +1,9 @@
 // Calls the operators of a library, for tests that can't load it: it is for another kind of CPU. usage: LIBRARY
 //
-// Standard input: calls one after the other, of int64 numbers and bytes: threads; the name's length and the name; how
-// many arrays there are and how many of these are inputs; of each array the number of dimensions, they, the bytes an
-// element and, of an input, its elements. Standard output: of each call the status (int64), then its outputs.
+// Standard input: calls one after the other, of int64 numbers and bytes: the environment's RCNN_NUM_THREADS and
+// RCNN_CACHE_KIB and the operator's name, each its length and itself; how many arrays there are and how many of these
+// are inputs; of each array the number of dimensions, they, the bytes an element and, of an input, its elements.
+// Standard output: of each call the status (int64), then its outputs.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -30,14 +31,20 @@ int64_t Number() {
   return number;
 }
 
+std::string Text() {
+  std::string text(static_cast<size_t>(Number()), ' ');
+  Read(text.data(), static_cast<int64_t>(text.size()));
+  return text;
+}
+
 void Write(const void *from, int64_t size) {
   if (std::fwrite(from, 1, static_cast<size_t>(size), stdout) != static_cast<size_t>(size)) Fail("can't answer");
 }
 
 void Call(void *library) {
-  setenv("RCNN_NUM_THREADS", std::to_string(Number()).c_str(), 1);
-  std::string name(static_cast<size_t>(Number()), ' ');
-  Read(name.data(), static_cast<int64_t>(name.size()));
+  setenv("RCNN_NUM_THREADS", Text().c_str(), 1);
+  setenv("RCNN_CACHE_KIB", Text().c_str(), 1);
+  const std::string name = Text();
   using Operator = int (*)(int, void **, int *, int64_t **, const char **, void *, void *);
   const auto function = reinterpret_cast<Operator>(dlsym(library, name.c_str()));
   if (function == nullptr) Fail("no operator " + name);

@@ -83,9 +83,9 @@ class Emulated:
 
     def run(self, name, inputs, outputs):
         """Calls the operator on these arrays, and fills the outputs; returns its status."""
-        threads = int(os.environ.get("RCNN_NUM_THREADS") or 0)
-        self._numbers(threads, len(name))
-        self.process.stdin.write(name.encode())
+        self._text(os.environ.get("RCNN_NUM_THREADS", ""))
+        self._text(os.environ.get("RCNN_CACHE_KIB", ""))
+        self._text(name)
         self._numbers(len(inputs) + len(outputs), len(inputs))
         for i, array in enumerate([*inputs, *outputs]):
             self._numbers(array.ndim, *array.shape, array.itemsize)
@@ -105,6 +105,10 @@ class Emulated:
 
     def _numbers(self, *numbers):
         self.process.stdin.write(np.array(numbers, np.int64).tobytes())
+
+    def _text(self, text):
+        self._numbers(len(text))
+        self.process.stdin.write(text.encode())
 
     def _read(self, size):
         data = self.process.stdout.read(size)

@@ -165,6 +165,24 @@ def test_any_number_of_threads_gives_the_same_bits(kernel, stride, shape, thread
         np.testing.assert_array_equal(a, b)
 
 
+# the caches of a small core, of a large one, and numbers that are none
+CACHES = ["16,128", "64,8192", "0,-1"]
+
+
+@each_kernel
+@pytest.mark.parametrize("shape", [(2, 70, 33, 21, 37), (1, 600, 40, 9, 13)], ids=str)
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_any_size_of_caches_gives_the_same_bits(kernel, stride, shape, monkeypatch):
+    inputs = make_inputs(*shape, kernel, stride)
+    found = []
+    for sizes in CACHES:
+        monkeypatch.setenv("RCNN_CACHE_KIB", sizes)
+        found.append(all_passes(*inputs, True, stride))
+    for other in found[1:]:
+        for a, b in zip_equal(found[0], other):
+            np.testing.assert_array_equal(a, b)
+
+
 @each_kernel
 @pytest.mark.parametrize(("kernel", "stride"), KINDS)
 def test_nan_is_not_hidden_by_relu(kernel, stride):
