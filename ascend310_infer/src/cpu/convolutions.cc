@@ -51,6 +51,7 @@ Geometry GeometryOf(const Operator &op, const FileTensor &weight) {
   if (!format.empty() && format != "NCHW") throw Unsuitable(op.type + " has the layout " + format);
   Geometry out{};
   out.groups = op.Integer("group", 1);
+  if (out.groups < 1 || out.groups > weight.shape[0]) throw Unsuitable(op.type + " has more groups than filters");
   out.down = {weight.shape[2], stride[stride.size() - 2], 0, 0, false};
   out.across = {weight.shape[3], stride.back(), 0, 0, false};
   const std::string mode = Lower(op.Text("pad_mode"));
@@ -66,8 +67,8 @@ Geometry GeometryOf(const Operator &op, const FileTensor &weight) {
     throw Unsuitable(op.type + " has the padding " + mode);
   }
   for (const Axis &axis : {out.down, out.across}) {
-    if (axis.stride < 1 || axis.before < 0 || axis.after < 0 || axis.before >= axis.kernel ||
-        axis.after >= axis.kernel) {
+    if (axis.stride < 1 || axis.stride > 1024 || axis.kernel > 1024 || axis.before < 0 || axis.after < 0 ||
+        axis.before >= axis.kernel || axis.after >= axis.kernel) {
       throw Unsuitable(op.type + " has a stride or padding that no convolution has");
     }
   }
@@ -167,6 +168,9 @@ class Patches : public Columns {
     for (int64_t d = depth.begin; d < depth.end; ++d, to += kBlockColumns) {
       const float *map = maps + d / taps * height_ * width_;
       if (pointwise_) {
+        // rows of channels lie far apart, where nothing else fetches ahead
+        const float *ahead = map + kAhead * height_ * width_ + first;
+        for (int64_t p = 0; p < count; p += 16) __builtin_prefetch(ahead + p, 0, 3);
         PackPixels(map + first, count, panel_depth, to);
       } else {
         PackTap(map, d % taps / across_.kernel - top_, d % across_.kernel - left_, first, count, panel_depth, to);
@@ -228,6 +232,7 @@ class Patches : public Columns {
   }
 
   static constexpr int64_t kLine = 2 * kBlockColumns;
+  static constexpr int64_t kAhead = 6;  // channels
 
   const Axis down_, across_;
   const float *maps_;
@@ -564,8 +569,12 @@ class DenseLayer : public Layer {
 }  // namespace
 
 int64_t CountOf(const Shape &shape) {
+  constexpr int64_t kMost = int64_t{1} << 40;
   int64_t count = 1;
-  for (const int64_t side : shape) count *= side;
+  for (const int64_t side : shape) {
+    if (side < 0 || (side > 0 && count > kMost / side)) throw Unsuitable("an array is larger than any memory");
+    count *= side;
+  }
   return count;
 }
 
@@ -578,7 +587,7 @@ std::vector<float> NumbersOf(const FileTensor &tensor) {
 std::unique_ptr<Layer> MakeConvolution(const Operator &op, const FileTensor &weight, SharedFilters *shared) {
   const Geometry geometry = GeometryOf(op, weight);
   const int64_t outputs = weight.shape[0], groups = geometry.groups;
-  if (groups < 1 || outputs % groups != 0) throw Unsuitable(op.type + " has groups that its filters don't fit");
+  if (outputs % groups != 0) throw Unsuitable(op.type + " has groups that its filters don't fit");
   const Axis &down = geometry.down, &across = geometry.across;
   if (groups > 1 && groups == outputs && weight.shape[1] == 1) {
     return std::make_unique<DepthwiseLayer>(op, geometry, weight);

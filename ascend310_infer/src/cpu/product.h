@@ -43,14 +43,17 @@ class Columns {
                     float *to) const = 0;
 };
 
-// A left matrix (rows x depth), laid out for the products.
+// A left matrix (rows x depth), laid out for the products: in blocks of rows, or for tiles as it comes.
 class PackedRows {
  public:
   // values: rows x depth, row by row.
   PackedRows(const float *values, int64_t rows, int64_t depth);
 
   int64_t Rows() const { return rows_; }
+  bool ForTiles() const { return tiles_; }
   int64_t Depth() const { return depth_; }
+  // Of those that come for tiles, a row.
+  const float *Row(int64_t row) const { return values_.get() + row * depth_; }
   // The block of rows that begins at `row`, a multiple of kBlockRows, from `depth` on.
   const float *At(int64_t row, int64_t depth) const {
     return values_.get() + row * depth_ + depth * std::min(kBlockRows, rows_ - row);
@@ -58,6 +61,7 @@ class PackedRows {
 
  private:
   const int64_t rows_, depth_;
+  const bool tiles_;
   Memory values_;
 };
 

@@ -380,7 +380,9 @@ class OwnSession : public GraphSession {
       std::vector<Shape> shapes;
       for (const size_t value : step.inputs) shapes.push_back(network_.values[value].shape);
       try {
+        for (const Shape &shape : shapes) CountOf(shape);
         network_.values[step.output].shape = step.layer->Resize(shapes);
+        CountOf(network_.values[step.output].shape);
       } catch (const Unsuitable &problem) {
         throw UserError(path_ + ": can't take input " + ShapeText(InputShape(0)) + " (" + problem.what() + ")");
       }
