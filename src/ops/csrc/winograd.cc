@@ -40,12 +40,15 @@ using rcnn::RoundUp;
 using rcnn::Store;
 using rcnn::Workspace;
 
-// Tiles of a block: as many as leave its transform and products in the L2 cache; but not so few that reading the
-// weights, which each block does anew, takes longer than multiplying, nor more than pays.
+// Tiles of a block: not so few that reading the weights, which each block does anew, takes longer than multiplying.
+// More pay where the weights don't stay in the L2 cache from block to block, as many as leave a block's transform and
+// products there.
 constexpr int64_t kFewestTiles = 32, kTiles = 64;
 
 int64_t BlockTiles(int64_t rows, int64_t depth) {
-  return rcnn::Fitting(rcnn::CoreCaches().second, kPositions * (rows + depth) * 4, kBlockColumns, kFewestTiles, kTiles);
+  const int64_t cache = rcnn::CoreCaches().second;
+  if (kPositions * rows * depth * 4 <= cache) return kFewestTiles;
+  return rcnn::Fitting(cache, kPositions * (rows + depth) * 4, kBlockColumns, kFewestTiles, kTiles);
 }
 
 // Channels multiplied at a time. Of a block their part may be a third larger than the L1 cache: reading it from the L2
