@@ -221,8 +221,8 @@ inline std::vector<Task> MakeTasks(const std::vector<RoIAlignLevel> &levels, int
   std::vector<Task> tasks;
   for (size_t level = 0; level < levels.size(); ++level) {
     const int64_t plane = std::max<int64_t>(1, levels[level].height * levels[level].width * 4);
-    // planes visited together: the rest of the L2 cache is the crops'
-    const int64_t block = Fitting(CoreCaches().second * 3 / 4, plane, 1, 4, 32);
+    // planes visited together: the rest of the L2 cache is the RoIs' and the crops'
+    const int64_t block = Fitting(CoreCaches().second * 3 / 8, plane, 1, 4, 32);
     for (int64_t image = 0; image < batch; ++image) {
       for (int64_t channel = 0; channel < channels; channel += block) {
         const int64_t level_index = static_cast<int64_t>(level);
