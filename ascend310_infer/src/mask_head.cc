@@ -11,6 +11,8 @@
 #include "../../src/ops/csrc/gemm_kernel.h"
 #include "../../src/ops/csrc/parallel.h"
 #include "../../src/ops/csrc/winograd.h"
+#include "cpu/memory.h"
+#include "cpu/tiles.h"
 #include "files.h"
 
 namespace rcnn {
@@ -77,12 +79,16 @@ class Tail {
   Tail(const Layer &up, Layer last)
       : inputs_(up.shape[0]), outputs_(up.shape[1]), bias_(up.bias), last_(std::move(last)) {
     const int64_t rows = kPhases * outputs_;
-    weight_.resize(static_cast<size_t>(rows * inputs_));
+    if (HasTiles()) {
+      SplitWeight(up);
+      return;
+    }
+    weight_ = TakeMemory(rows * inputs_);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t phase = row / outputs_, output = row % outputs_, block = row / kBlockRows * kBlockRows;
       const int64_t count = std::min(kBlockRows, rows - block);
       for (int64_t i = 0; i < inputs_; ++i) {
-        weight_[static_cast<size_t>(block * inputs_ + i * count + row - block)] =
+        weight_[block * inputs_ + i * count + row - block] =
             up.weight[static_cast<size_t>((i * outputs_ + output) * kPhases + phase)];
       }
     }
@@ -96,9 +102,12 @@ class Tail {
     const int64_t cells = side * side, padded = RoundUp(cells, kBlockColumns);
     std::vector<Scratch> scratch(static_cast<size_t>(threads));
     for (Scratch &s : scratch) {
-      s.input.resize(static_cast<size_t>(inputs_ * padded));
-      s.block.resize(static_cast<size_t>(kBlockRows * padded));
-      s.sums.resize(static_cast<size_t>(kPhases * padded));
+      s.input = TakeMemory(inputs_ * padded);
+      s.block = TakeMemory(std::max(kBlockRows, kTileRows) * padded);
+      s.sums = TakeMemory(kPhases * padded);
+      if (!HasTiles()) continue;
+      s.split = TakeMemory(Ceil(padded / kTileColumns * SplitSize(inputs_), 2));
+      s.tile = TakeMemory(kTileRows * kTileColumns);
     }
     ParallelFor(threads, threads, [&](int64_t worker) {
       Scratch &s = scratch[static_cast<size_t>(worker)];
@@ -112,29 +121,74 @@ class Tail {
   static constexpr int64_t kPhases = 4;
 
   struct Scratch {
-    std::vector<float> input;  // [block of columns][input][column]
-    std::vector<float> block;  // [row][column]
-    std::vector<float> sums;   // [phase][column]
+    Memory input;  // [block of columns][input][column]
+    Memory block;  // [row][column]
+    Memory sums;   // [phase][column]
+    Memory split;  // of tiles, the input: [block of columns]
+    Memory tile;
   };
+
+  // Blocks of kTileRows rows, for tiles.
+  void SplitWeight(const Layer &up) {
+    const int64_t rows = kPhases * outputs_, each = SplitSize(inputs_);
+    weight_ = TakeMemory(Ceil(Ceil(rows, kTileRows) * each, 2));
+    std::vector<float> block(static_cast<size_t>(kTileRows * inputs_));
+    for (int64_t first = 0; first < rows; first += kTileRows) {
+      const int64_t count = std::min(kTileRows, rows - first);
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t phase = (first + r) / outputs_, output = (first + r) % outputs_;
+        for (int64_t i = 0; i < inputs_; ++i) {
+          block[static_cast<size_t>(r * inputs_ + i)] =
+              up.weight[static_cast<size_t>((i * outputs_ + output) * kPhases + phase)];
+        }
+      }
+      uint16_t *to = reinterpret_cast<uint16_t *>(weight_.get()) + first / kTileRows * each;
+      SplitRows(block.data(), inputs_, count, inputs_, to);
+    }
+  }
+
+  void AddInTiles(int64_t label, int64_t cells, int64_t padded, Scratch *s) const {
+    const TileThread thread;
+    const int64_t rows = kPhases * outputs_, each = SplitSize(inputs_);
+    auto *split = reinterpret_cast<uint16_t *>(s->split.get());
+    for (int64_t c = 0; c < cells; c += kTileColumns) {
+      SplitColumns(s->input.get() + c * inputs_, inputs_, split + c / kTileColumns * each);
+    }
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+      const uint16_t *a = reinterpret_cast<const uint16_t *>(weight_.get()) + row / kTileRows * each;
+      for (int64_t c = 0; c < cells; c += kTileColumns) {
+        std::fill_n(s->tile.get(), kTileRows * kTileColumns, 0.0f);
+        const Ahead ahead{s->block.get() + c, nullptr, padded};
+        MultiplyTiles(inputs_, a, split + c / kTileColumns * each, false, ahead, s->tile.get());
+        for (int64_t r = 0; r < kTileRows; ++r) {
+          std::copy_n(s->tile.get() + r * kTileColumns, kTileColumns, s->block.get() + r * padded + c);
+        }
+      }
+      for (int64_t r = 0; r < std::min(kTileRows, rows - row); ++r) {
+        AddRow(s->block.get() + r * padded, row + r, label, padded, s);
+      }
+    }
+  }
 
   void RunOne(const float *features, int64_t label, int64_t side, int64_t padded, Scratch *s, float *logits) const {
     const int64_t cells = side * side, rows = kPhases * outputs_;
     for (int64_t i = 0; i < inputs_; ++i) {
       for (int64_t c = 0; c < cells; c += kBlockColumns) {
         std::copy_n(features + i * cells + c, std::min(kBlockColumns, cells - c),
-                    s->input.data() + c * inputs_ + i * kBlockColumns);
+                    s->input.get() + c * inputs_ + i * kBlockColumns);
       }
     }
-    std::fill(s->sums.begin(), s->sums.end(), last_.bias[static_cast<size_t>(label)]);
-    for (int64_t row = 0; row < rows; row += kBlockRows) {
+    std::fill_n(s->sums.get(), kPhases * padded, last_.bias[static_cast<size_t>(label)]);
+    if (HasTiles()) AddInTiles(label, cells, padded, s);
+    for (int64_t row = 0; row < rows && !HasTiles(); row += kBlockRows) {
       const int64_t count = std::min(kBlockRows, rows - row);
       for (int64_t c = 0; c < cells; c += kBlockColumns) {
-        Multiply(count, cells - c, inputs_, weight_.data() + row * inputs_, 1, count, s->input.data() + c * inputs_,
-                 s->block.data() + c, padded, false);
+        Multiply(count, cells - c, inputs_, weight_.get() + row * inputs_, 1, count, s->input.get() + c * inputs_,
+                 s->block.get() + c, padded, false);
       }
-      for (int64_t r = 0; r < count; ++r) AddRow(s->block.data() + r * padded, row + r, label, padded, s);
+      for (int64_t r = 0; r < count; ++r) AddRow(s->block.get() + r * padded, row + r, label, padded, s);
     }
-    const float *sums = s->sums.data();
+    const float *sums = s->sums.get();
     for (int64_t y = 0; y < 2 * side; ++y) {
       for (int64_t x = 0; x < 2 * side; ++x) {
         *logits++ = sums[(y % 2 * 2 + x % 2) * padded + y / 2 * side + x / 2];
@@ -146,7 +200,7 @@ class Tail {
     const auto output = static_cast<size_t>(number % outputs_);
     const Floats bias = Broadcast(bias_[output]);
     const Floats factor = Broadcast(last_.weight[static_cast<size_t>(label * outputs_) + output]);
-    float *sums = s->sums.data() + number / outputs_ * padded;
+    float *sums = s->sums.get() + number / outputs_ * padded;
     for (int64_t c = 0; c < padded; c += kLanes) {
       const Floats v = Load(row + c) + bias;
       // written so that NaN stays NaN
@@ -155,7 +209,7 @@ class Tail {
   }
 
   const int64_t inputs_, outputs_;
-  std::vector<float> weight_;  // [block of rows][input][row]; rows: [phase][output]
+  Memory weight_;  // [block of rows][input][row], or of tiles, split; rows: [phase][output]
   const std::vector<float> bias_;
   const Layer last_;
 };

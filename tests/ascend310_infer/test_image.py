@@ -22,8 +22,9 @@ from src.export import sidecar
 ROOT = Path(__file__).parents[2]
 SOURCES = ["ascend310_infer/src/image.cc", "ascend310_infer/src/files.cc", "tests/ascend310_infer/prepare_main.cc"]
 # what reads sidecars: their branches with it, but no MindSpore Lite
-WITHOUT = ("annotations", "detector", "graph", "image", "main", "proposals", "results")
+WITHOUT = ("annotations", "detector", "graph", "graph_lite", "image", "main", "proposals", "results")
 READER = sorted(f"ascend310_infer/src/{p.name}" for p in ROOT.glob("ascend310_infer/src/*.cc") if p.stem not in WITHOUT)
+READER += [f"ascend310_infer/src/cpu/{name}.cc" for name in ("memory", "tiles")]
 READER += ["src/ops/csrc/winograd.cc", "tests/ascend310_infer/no_graph.cc"]
 SIZES = [SOURCES[0], *READER, "tests/ascend310_infer/sizes_main.cc"]
 

@@ -26,7 +26,8 @@ def mask_head(request, tmp_path_factory):
     # the convolution of the program is the library's, of the same source
     build(march)
     flags = ["-std=c++17", "-O3", f"-march={march}", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    sources = ["tests/ascend310_infer/mask_main.cc", "ascend310_infer/src/mask_head.cc", "ascend310_infer/src/files.cc"]
+    sources = ["tests/ascend310_infer/mask_main.cc"]
+    sources += [f"ascend310_infer/src/{name}.cc" for name in ("mask_head", "files", "cpu/memory", "cpu/tiles")]
     program = folder / "mask_head"
     compiler = aarch64.COMPILER if march == NEON else os.environ.get("CXX", "g++")
     command = [compiler, *flags, *sources, str(library_path(march)), "-o", str(program)]

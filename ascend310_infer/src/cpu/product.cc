@@ -1,12 +1,8 @@
 // Compiled without contraction, as simd.h wants it.
 #include "product.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <new>
 
 #include "../../../src/ops/csrc/parallel.h"
 #include "../../../src/ops/csrc/workspace.h"
@@ -297,19 +293,6 @@ void MultiplyColumnsInTiles(const float *x, int64_t rows, const PackedColumns &w
 bool UseTiles() { return kBlockColumns == kTileColumns && HasTiles(); }
 
 }  // namespace
-
-void FreeMemory::operator()(float *p) const { std::free(p); }
-
-Memory TakeMemory(int64_t count) {
-  constexpr size_t kLine = 64, kHuge = 1 << 21;
-  const size_t bytes = static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(float);
-  const size_t unit = bytes < 4 * kHuge ? kLine : kHuge, padded = (bytes + unit - 1) / unit * unit;
-  Memory memory(static_cast<float *>(std::aligned_alloc(unit, padded)));
-  if (memory == nullptr) throw std::bad_alloc();
-  // rows of a map lie far apart: on small pages each needs an entry of its own in the table of pages
-  if (unit == kHuge) madvise(memory.get(), padded, MADV_HUGEPAGE);
-  return memory;
-}
 
 PackedRows::PackedRows(const float *values, int64_t rows, int64_t depth)
     : rows_(rows), depth_(depth), tiles_(UseTiles() && rows >= kTileRows), values_(TakeMemory(rows * depth)) {

@@ -11,18 +11,11 @@
 #include <vector>
 
 #include "../../../src/ops/csrc/gemm_kernel.h"
+#include "memory.h"
 
 namespace rcnn {
 
 enum class Activation { kNone, kReLU, kReLU6, kHSwish };
-
-struct FreeMemory {
-  void operator()(float *p) const;
-};
-// Floats at the start of a cache line.
-using Memory = std::unique_ptr<float[], FreeMemory>;
-// Room for `count` floats, of any content. Throws std::bad_alloc.
-Memory TakeMemory(int64_t count);
 
 // What is done with sums before they are stored. bias: one a row, or null; other: of the output's layout, and where it
 // may lie, added, or null.

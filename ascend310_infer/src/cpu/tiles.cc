@@ -93,7 +93,8 @@ TileThread::TileThread() {
 TileThread::~TileThread() { _tile_release(); }
 
 // Tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b.
-void MultiplyTiles(int64_t depth, const uint16_t *a, const uint16_t *b, bool few_rows, const Ahead &ahead, float *sums) {
+void MultiplyTiles(int64_t depth, const uint16_t *a, const uint16_t *b, bool few_rows, const Ahead &ahead,
+                   float *sums) {
   constexpr int64_t kRow = kTileColumns * sizeof(float);
   // parts of a and b whose products are taken, the smallest first; each pair reads but one of them anew
   static constexpr int kPairs[6][2] = {{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 2}, {0, 0}};
