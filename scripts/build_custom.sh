@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Builds the C++ operators (convolution, RoIAlign, NMS, matching) into build/custom_ops/.
 # Usage: scripts/build_custom.sh [--force] [--march NAME]... [PYTHON]
-# NAME: an instruction set: native (this machine's CPU; the default, unless RCNN_OPS_MARCH is set), haswell, x86-64-v2; or
-# all, those that this CPU can run. Which library a run loads is RCNN_OPS_MARCH's choice.
+# NAME: an instruction set: native (this machine's CPU; the default, unless RCNN_OPS_MARCH is set), haswell, x86-64-v2,
+# armv8-a (elsewhere than on aarch64 by the cross compiler); or all, those that this CPU can run. Which library a run
+# loads is RCNN_OPS_MARCH's choice.
 # PYTHON: any Python interpreter from 3.9 on; the environment's CXX chooses the compiler. Exit status: 0 built or up to date, 1 failed.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-python3}"
-cxx="${CXX:-g++}"
 force=0
 marches=()
 
 usage() {
-  echo "usage: $0 [--force] [--march native|haswell|x86-64-v2|all]... [PYTHON]" >&2
+  echo "usage: $0 [--force] [--march native|haswell|x86-64-v2|armv8-a|all]... [PYTHON]" >&2
   exit 2
 }
 
@@ -37,7 +37,6 @@ fail() {
 }
 
 command -v "$python" > /dev/null || fail "no Python interpreter '$python' (name one as an argument)"
-command -v "$cxx" > /dev/null || fail "no C++ compiler '$cxx' (set CXX); the operators of standard MindSpore are used"
 
 # from the checkout: -m puts the folder that it is called in before all others
 python="$(realpath -s "$(command -v "$python")")"
@@ -57,8 +56,19 @@ make_scratch() {
   mkdir -p "$folder" && scratch="$(mktemp -d "$folder/.build-XXXXXX")"
 }
 
+# Sets cxx to the compiler for MARCH.
+find_compiler() {
+  local remedy="set CXX); the operators of standard MindSpore are used"
+  cxx="${CXX:-g++}"
+  if [[ "$1" == armv8-a && "$(uname -m)" != aarch64 ]]; then
+    cxx="${CXX:-aarch64-linux-gnu-g++}" remedy="Debian, Ubuntu: apt-get install g++-aarch64-linux-gnu; or set CXX)"
+  fi
+  command -v "$cxx" > /dev/null || fail "no C++ compiler '$cxx' ($remedy"
+}
+
 # compile MARCH TARGET
 compile() {
+  find_compiler "$1"
   make_scratch || fail "can't write to $folder"
   local flags lines=("${sources[@]}") objects=() jobs=() i
   mapfile -t flags < <(library flags "$1")

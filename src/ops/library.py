@@ -57,6 +57,7 @@ SOURCES: tuple[tuple[Path, str], ...] = (
 _HEADERS: tuple[Path, ...] = (
     _OPS / "roi_align" / "csrc" / "roi_align.h",
     _OPS / "roi_align" / "csrc" / "roi_align_geometry.h",
+    _OPS / "csrc" / "cache.h",
     _OPS / "csrc" / "conv_operators.h",
     _OPS / "csrc" / "depthwise.h",
     _OPS / "csrc" / "gemm_kernel.h",
@@ -81,12 +82,13 @@ _CXX_FLAGS: tuple[str, ...] = (
 )
 
 # The instruction sets that the operators are built and tested for, by the compiler's name, and what a CPU's flags must
-# hold to run them. Each stands for a branch of the sources: AVX2 with fused products; vectors of four without; and
-# AVX-512 or NEON where native has it.
+# hold to run them. Each stands for a branch of the sources: AVX2 with fused products; vectors of four without; NEON;
+# and AVX-512 where native has it.
 MARCHES: dict[str, tuple[str, ...]] = {
     "native": (),
     "haswell": ("abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"),
     "x86-64-v2": ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"),
+    "armv8-a": ("asimd", "fp"),
 }
 
 

@@ -24,6 +24,7 @@ from src.models.build import build_detector
 from src.models.rcnn import RCNN
 from src.ops.device import set_device
 from src.runtime.newer import zip_equal
+from tests import aarch64
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,21 +44,31 @@ def build_program(*options):
     return Path(built.stdout.strip().splitlines()[-1].removeprefix("built "))
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
+@pytest.fixture(scope="session", params=["here", pytest.param("aarch64", marks=pytest.mark.full)])
+def compiled(request, tmp_path_factory):
     """compiled(sources) -> a program of these, with the sanitizers; skips where that can't be.
 
-    A source that several programs have is compiled once for all test processes.
+    For this CPU, and for aarch64, emulated. A source that several programs have is compiled once for all test
+    processes.
     """
-    compiler = os.environ.get("CXX", "g++")
+    foreign = request.param == "aarch64"
+    if foreign:
+        sysroot = aarch64.sysroot()
+    compiler = aarch64.COMPILER if foreign else os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         pytest.skip(f"no C++ compiler {compiler}")
     folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "sanitized"
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / f"sanitized-{request.param}"
     folder.mkdir(exist_ok=True)
-    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-pthread"]
+    # the address sanitizer takes a second for each start of an emulated program
+    kinds = "undefined" if foreign else "address,undefined"
+    sanitizers = [f"-fsanitize={kinds}", "-fno-sanitize-recover=undefined", "-pthread"]
     # not optimised: it compiles in half of the time
     flags = ["-std=c++17", "-O0", "-g", "-Wall", "-Wextra", "-Werror", *sanitizers]
+    libraries = ["-ljpeg", "-lpng"]
+    if foreign:
+        flags += aarch64.include(sysroot)
+        libraries = aarch64.link(sysroot)
 
     def run(*words):
         built = subprocess.run([compiler, *words], cwd=ROOT, capture_output=True, text=True)
@@ -76,8 +87,8 @@ def compiled(tmp_path_factory):
 
     def link(sources):
         program = tmp_path_factory.mktemp("compiled") / "program"
-        run(*sanitizers, *map(compile_object, sources), "-ljpeg", "-lpng", "-o", program)
-        return program
+        run(*sanitizers, *map(compile_object, sources), *libraries, "-o", program)
+        return aarch64.wrapper(program) if foreign else program
 
     return link
 

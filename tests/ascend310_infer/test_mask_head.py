@@ -11,14 +11,15 @@ from mindspore import Tensor
 from src.export.mask_weights import write_mask_weights
 from src.models.heads.mask import MaskHead
 from src.ops.library import library_path, standard_operators
+from tests import aarch64
 from tests.conftest import all_cores
-from tests.ops.conftest import MARCHES, build
+from tests.ops.conftest import MARCHES, NEON, build
 
 ROOT = Path(__file__).parents[2]
 CLASSES = 5
 
 
-@pytest.fixture(scope="module", params=MARCHES)
+@pytest.fixture(scope="module", params=[*MARCHES, pytest.param(NEON, marks=pytest.mark.full)])
 def mask_head(request, tmp_path_factory):
     """mask_head(weight file, features, labels, threads) -> logits."""
     march, folder = request.param, tmp_path_factory.mktemp("mask_head")
@@ -28,9 +29,12 @@ def mask_head(request, tmp_path_factory):
     sources = ["tests/ascend310_infer/mask_main.cc"]
     sources += [f"ascend310_infer/src/{name}.cc" for name in ("mask_head", "files", "cpu/tiles")]
     program = folder / "mask_head"
-    command = [os.environ.get("CXX", "g++"), *flags, *sources, str(library_path(march)), "-o", str(program)]
+    compiler = aarch64.COMPILER if march == NEON else os.environ.get("CXX", "g++")
+    command = [compiler, *flags, *sources, str(library_path(march)), "-o", str(program)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
+    if march == NEON:
+        program = aarch64.wrapper(program)
 
     def run(weights, features, labels, threads):
         features.tofile(folder / "features")

@@ -13,6 +13,7 @@ from src.runtime.newer import zip_equal
 from tests.ops.conftest import MARCHES, call, passes_of
 
 each_library = pytest.mark.usefixtures("operators")
+each_kernel = pytest.mark.usefixtures("kernels")
 LONG = pytest.mark.full
 
 # Of the result's root mean square. Winograd's transforms lose some bits: float32 errors of 64 channels were at most
@@ -106,7 +107,7 @@ def inputs_and_results(kernel, stride, shape, relu):
     return inputs, numpy_convolution(*inputs, relu, stride)
 
 
-@each_library
+@each_kernel
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("kernel", "stride"), KINDS)
@@ -115,7 +116,7 @@ def test_values_and_gradients(kernel, stride, shape, relu):
     assert_close(all_passes(*inputs, relu, stride), wanted)
 
 
-@each_library
+@each_kernel
 @pytest.mark.parametrize(("kernel", "stride"), KINDS)
 def test_no_images(kernel, stride):
     x, weight, bias, dy = make_inputs(0, 3, 4, 5, 6, kernel, stride)
@@ -136,7 +137,7 @@ BATCHES = [(3, 20, 30, 9, 70), (2, 20, 30, 9, 72), (4, 8, 17, 9, 33), (4, 40, 50
 BATCHES += [(3, 6, 7, 1, 37), (2, 3, 4, 1, 150), *random_maps(6)]
 
 
-@each_library
+@each_kernel
 @pytest.mark.parametrize("shape", BATCHES, ids=str)
 @pytest.mark.parametrize(("kernel", "stride"), KINDS)
 def test_an_image_alone_gives_the_same_bits_as_in_a_batch(kernel, stride, shape, threads):
@@ -152,7 +153,7 @@ def test_an_image_alone_gives_the_same_bits_as_in_a_batch(kernel, stride, shape,
                 np.testing.assert_array_equal(alone[1], dx[i : i + 1])
 
 
-@each_library
+@each_kernel
 @pytest.mark.parametrize("shape", [(3, 40, 50, 14, 14), (1, 20, 33, 9, 70), (1, 5, 60, 4, 4), *random_maps(2)], ids=str)
 @pytest.mark.parametrize(("kernel", "stride"), KINDS)
 def test_any_number_of_threads_gives_the_same_bits(kernel, stride, shape, threads):
@@ -164,7 +165,25 @@ def test_any_number_of_threads_gives_the_same_bits(kernel, stride, shape, thread
         np.testing.assert_array_equal(a, b)
 
 
-@each_library
+# the caches of a small core, of a large one, and numbers that are none
+CACHES = ["16,128", "64,8192", "0,-1"]
+
+
+@each_kernel
+@pytest.mark.parametrize("shape", [(2, 70, 33, 21, 37), (1, 600, 40, 9, 13)], ids=str)
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_any_size_of_caches_gives_the_same_bits(kernel, stride, shape, monkeypatch):
+    inputs = make_inputs(*shape, kernel, stride)
+    found = []
+    for sizes in CACHES:
+        monkeypatch.setenv("RCNN_CACHE_KIB", sizes)
+        found.append(all_passes(*inputs, True, stride))
+    for other in found[1:]:
+        for a, b in zip_equal(found[0], other):
+            np.testing.assert_array_equal(a, b)
+
+
+@each_kernel
 @pytest.mark.parametrize(("kernel", "stride"), KINDS)
 def test_nan_is_not_hidden_by_relu(kernel, stride):
     x, weight, bias, dy = make_inputs(1, 4, 5, 8, 8, kernel, stride)

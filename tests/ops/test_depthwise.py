@@ -13,7 +13,7 @@ from src.ops.conv import Conv2d
 from src.runtime.newer import zip_equal
 from tests.ops.conftest import call, passes_of
 
-each_library = pytest.mark.usefixtures("operators")
+each_kernel = pytest.mark.usefixtures("kernels")
 
 # Of the result's root mean square: sums of 9 or 25 products, or of a map's, in float32. Errors were at most 3e-6; a
 # wrong tap is of order 1.
@@ -82,7 +82,7 @@ def all_passes(x, weight, bias, dy, activation, stride, same):
     return y, *call(f"{kind}Gradients{activation}", [dy, y, x, weight], x.shape, weight.shape, bias.shape)
 
 
-@each_library
+@each_kernel
 @pytest.mark.parametrize(("kernel", "stride", "same"), KINDS)
 def test_values_and_gradients(kernel, stride, same):
     for shape in SHAPES:
@@ -95,7 +95,7 @@ def test_values_and_gradients(kernel, stride, same):
                 np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * scale, err_msg=f"{part} {shape} {activation}")
 
 
-@each_library
+@each_kernel
 @pytest.mark.parametrize(("kernel", "stride", "same"), KINDS)
 def test_the_same_bits_in_a_batch_and_for_any_number_of_threads(kernel, stride, same, threads):
     inputs = make_inputs(3, 5, 21, 37, kernel, stride)
@@ -111,7 +111,7 @@ def test_the_same_bits_in_a_batch_and_for_any_number_of_threads(kernel, stride, 
         np.testing.assert_array_equal(a, b)
 
 
-@each_library
+@each_kernel
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_is_not_hidden_and_no_images_are_none(activation):
     x, weight, bias, dy = make_inputs(1, 4, 8, 8, 3, 1)

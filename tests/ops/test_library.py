@@ -1,5 +1,7 @@
 """How the built operators are found, and what happens without them."""
 
+import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -75,3 +77,24 @@ def test_an_instruction_set_that_is_not_known_is_not_built():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "native|haswell|x86-64-v2" in done.stderr
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="nothing is missing there")
+@pytest.mark.parametrize(
+    ("command", "variables", "told"),
+    [
+        (
+            "scripts/build_custom.sh --force --march armv8-a",
+            {"CXX": "no-compiler"},
+            "apt-get install g++-aarch64-linux-gnu",
+        ),
+        ("ascend310_infer/build.sh --aarch64", {"CXX": "no-compiler"}, "apt-get install g++-aarch64-linux-gnu"),
+        ("scripts/build_aarch64.sh --sysroot", {"AARCH64_SYSROOT": "/no/libraries"}, "/no/libraries"),
+        ("scripts/build_aarch64.sh --sysroots", {}, "--sysroots"),
+    ],
+)
+def test_one_line_says_what_is_missing_for_aarch64(command, variables, told):
+    environment = {**os.environ, "PYTHON": sys.executable, **variables}
+    done = subprocess.run(["bash", *command.split()], capture_output=True, text=True, env=environment)
+    assert done.returncode in (1, 2)
+    assert told in done.stderr and done.stderr.count("\n") == 1

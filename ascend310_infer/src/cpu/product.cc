@@ -133,16 +133,6 @@ void MultiplySome(int64_t rows, const Block &block) {
   }
 }
 
-// Rows of a matrix (rows x depth), `stride` apart, as a block: [depth][row].
-void PackBlock(const float *from, int64_t stride, int64_t rows, int64_t depth, float *to) {
-  for (int64_t d = 0; d < depth; d += kLanes) {
-    Floats block[kLanes];
-    for (int64_t r = 0; r < kLanes; ++r) block[r] = r < rows ? LoadWithin(from + r * stride, d, depth) : Floats{};
-    Transpose(block);
-    for (int64_t i = 0; i < std::min(kLanes, depth - d); ++i) StoreFirst(to + (d + i) * rows, block[i], rows);
-  }
-}
-
 // A block's sums in tiles: `rows` rows of it, a and b split.
 void MultiplyInTiles(const Block &block, int64_t rows, const uint16_t *a, const uint16_t *b, float *sums) {
   for (int64_t r = 0; r < rows; ++r) {

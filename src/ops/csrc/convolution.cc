@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "cache.h"
 #include "conv_operators.h"
 #include "gemm_kernel.h"
 #include "parallel.h"
@@ -30,9 +31,16 @@ using rcnn::Store;
 using rcnn::Workspace;
 
 constexpr int64_t kStride = 2;
-constexpr int64_t kPixels = 64;      // pixels of a block
-constexpr int64_t kDepth = 256;      // terms of a sum multiplied at a time: their part of a block stays in the L1 cache
-constexpr int64_t kSumPixels = 128;  // pixels of a block of the weight's gradient
+constexpr int64_t kFewestPixels = 64, kPixels = 256;  // of a block
+constexpr int64_t kSumPixels = 128;                   // pixels of a block of the weight's gradient
+
+// Pixels of a block: as many as leave their patches in half of the L2 cache.
+int64_t BlockPixels(int64_t depth) {
+  return rcnn::Fitting(rcnn::CoreCaches().second / 2, depth * 4, kBlockColumns, kFewestPixels, kPixels);
+}
+
+// Terms of a sum multiplied at a time: their part of a block stays in the L1 cache.
+int64_t PartOfDepth() { return rcnn::Fitting(rcnn::CoreCaches().first * 2 / 3, kBlockColumns * 4, 64, 128, 1024); }
 
 // Maps (N, C, H, W), taken as 0 where `gate`, of the same shape, isn't positive.
 struct Maps {
@@ -125,7 +133,8 @@ class Product {
         rows_(turned ? weight_shape[1] : weight_shape[0]),
         depth_(maps.channels * static_cast<int64_t>(grid_.taps.size())),
         threads_(rcnn::NumThreads()),
-        pixels_(std::clamp(RoundUp(Ceil(grid_.Pixels(), threads_), kLanes), kLanes, kPixels)),
+        pixels_(std::clamp(RoundUp(Ceil(grid_.Pixels(), threads_), kLanes), kLanes, BlockPixels(depth_))),
+        part_(PartOfDepth()),
         blocks_(Ceil(grid_.Pixels(), pixels_)),
         row_blocks_(Ceil(rows_, kBlockRows)),
         parts_(std::min(Ceil(threads_, std::max<int64_t>(blocks_, 1)), std::max<int64_t>(row_blocks_, 1))),
@@ -151,12 +160,12 @@ class Product {
       scratch.back()->patches = workspace_.Take(depth_ * padded_);
       scratch.back()->sums = workspace_.Take(rows_ * padded_);
     }
-    const int64_t part = Ceil(row_blocks_, parts_) * kBlockRows;
+    const int64_t share = Ceil(row_blocks_, parts_) * kBlockRows;
     std::atomic<int64_t> next{0};
     rcnn::ParallelFor(workers_, workers_, [&](int64_t worker) {
       for (int64_t task = next.fetch_add(1); task < blocks_ * parts_; task = next.fetch_add(1)) {
-        const int64_t pixel = task / parts_ * pixels_, row = task % parts_ * part;
-        const Range rows = {row, std::min(row + part, rows_)};
+        const int64_t pixel = task / parts_ * pixels_, row = task % parts_ * share;
+        const Range rows = {row, std::min(row + share, rows_)};
         if (rows.Size() > 0) {
           RunBlock(*scratch[static_cast<size_t>(worker)], {pixel, std::min(pixel + pixels_, grid_.Pixels())}, rows,
                    weights, target);
@@ -181,15 +190,7 @@ class Product {
     const int64_t taps = static_cast<int64_t>(grid_.taps.size());
     if (!turned_ && taps == places_) {
       // The taps are the filter's, in order: a matrix to be turned.
-      for (int64_t d = 0; d < depth_; d += kLanes) {
-        Floats block[kLanes];
-        for (int64_t r = 0; r < kLanes; ++r) {
-          block[r] = r < count ? LoadWithin(weight_ + (row + r) * depth_, d, depth_) : Floats{};
-        }
-        rcnn::Transpose(block);
-        for (int64_t i = 0; i < std::min(kLanes, depth_ - d); ++i)
-          rcnn::StoreFirst(to + (d + i) * count, block[i], count);
-      }
+      rcnn::PackBlock(weight_ + row * depth_, depth_, count, depth_, to);
       return;
     }
     for (int64_t c = 0; c < maps_.channels; ++c) {
@@ -216,11 +217,11 @@ class Product {
       }
     }
     for (int64_t p = 0; p < pixels.Size(); p += kBlockColumns) {
-      for (int64_t d = 0; d < depth_; d += kDepth) {
+      for (int64_t d = 0; d < depth_; d += part_) {
         const float *b = s.patches + p * depth_ + d * kBlockColumns;
         for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
           const int64_t count = std::min(kBlockRows, rows_ - row);
-          rcnn::Multiply(count, pixels.Size() - p, std::min(kDepth, depth_ - d), weights + row * depth_ + d * count, 1,
+          rcnn::Multiply(count, pixels.Size() - p, std::min(part_, depth_ - d), weights + row * depth_ + d * count, 1,
                          count, b, s.sums + row * padded_ + p, padded_, d > 0);
         }
       }
@@ -253,7 +254,7 @@ class Product {
   const bool turned_;
   const int64_t places_, inputs_, rows_, depth_;
   const int threads_;
-  const int64_t pixels_, blocks_, row_blocks_, parts_;
+  const int64_t pixels_, part_, blocks_, row_blocks_, parts_;
   const int workers_;
   const int64_t padded_;
   Workspace workspace_;

@@ -9,15 +9,17 @@
 namespace rcnn {
 
 // Rows and columns of the block: of AVX-512's 32 registers two hold b and one a, and the rest are sums; of AVX's 16
-// likewise. Not more rows than lanes: whoever lays out a has a block's rows in one vector.
+// likewise. Of NEON's 32 sixteen are sums, which hides a product's latency; GCC keeps a step's a in eight others, and
+// with more rows would spill.
 #if defined(__AVX512F__)
 constexpr int64_t kBlockRows = 14;
 #elif defined(__AVX__)
 constexpr int64_t kBlockRows = 6;
+#elif defined(__aarch64__)
+constexpr int64_t kBlockRows = 8;
 #else
 constexpr int64_t kBlockRows = 4;
 #endif
-static_assert(kBlockRows <= kLanes, "a block's rows are made in one vector");
 constexpr int64_t kBlockColumns = 2 * kLanes;
 
 // c[r][j] (+)= sum over i < depth of a[r][i] * b[i][j], in the order of i: a sum's value depends on nothing else.
@@ -71,6 +73,22 @@ void Multiply(int64_t rows, int64_t columns, int64_t depth, const float *a, int6
   }
 }
 
+// Rows of a matrix, `stride` apart, as a product's a: [depth][row]; up to kBlockRows rows.
+inline void PackBlock(const float *from, int64_t stride, int64_t rows, int64_t depth, float *to) {
+  for (int64_t first = 0; first < rows; first += kLanes) {
+    for (int64_t d = 0; d < depth; d += kLanes) {
+      Floats block[kLanes];
+      for (int64_t r = 0; r < kLanes; ++r) {
+        block[r] = first + r < rows ? LoadWithin(from + (first + r) * stride, d, depth) : Floats{};
+      }
+      Transpose(block);
+      for (int64_t i = 0; i < std::min(kLanes, depth - d); ++i) {
+        StoreFirst(to + (d + i) * rows + first, block[i], rows - first);
+      }
+    }
+  }
+}
+
 // Rows of a matrix, `stride` apart, as the columns of a product's b: up to kBlockColumns rows, any number of columns.
 inline void TurnBlock(const float *from, int64_t stride, int64_t rows, int64_t columns, float *to) {
   for (int64_t r = 0; r < rows; r += kLanes) {
@@ -83,8 +101,8 @@ inline void TurnBlock(const float *from, int64_t stride, int64_t rows, int64_t c
   }
 }
 
-inline int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t RoundUp(int64_t a, int64_t b) { return Ceil(a, b) * b; }
+constexpr int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t RoundUp(int64_t a, int64_t b) { return Ceil(a, b) * b; }
 
 struct Range {
   int64_t begin, end;

@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cache.h"
 #include "conv_operators.h"
 #include "gemm_kernel.h"
 #include "parallel.h"
@@ -37,10 +38,21 @@ using rcnn::RoundUp;
 using rcnn::Store;
 using rcnn::Workspace;
 
-// Tiles of a block: few, so that its transform and products stay near the L2 cache; more where the weights, which each
-// block reads anew, are the larger part.
-constexpr int64_t kTiles = 64, kFewTiles = 32, kManyChannels = 256;
-constexpr int64_t kDepth = 256;     // channels multiplied at a time: their part of a block stays in the L1 cache
+// Tiles of a block: not so few that reading the weights, which each block does anew, takes longer than multiplying.
+// More pay where the weights don't stay in the L2 cache from block to block, as many as leave a block's transform and
+// products there.
+constexpr int64_t kFewestTiles = 32, kTiles = 64;
+
+int64_t BlockTiles(int64_t rows, int64_t depth) {
+  const int64_t cache = rcnn::CoreCaches().second;
+  if (kPositions * rows * depth * 4 <= cache) return kFewestTiles;
+  return rcnn::Fitting(cache, kPositions * (rows + depth) * 4, kBlockColumns, kFewestTiles, kTiles);
+}
+
+// Channels multiplied at a time. Of a block their part may be a third larger than the L1 cache: reading it from the L2
+// cache costs less than one more pass over the sums.
+int64_t PartOfDepth() { return rcnn::Fitting(rcnn::CoreCaches().first * 4 / 3, kBlockColumns * 4, 64, 128, 1024); }
+
 constexpr int64_t kSumTiles = 128;  // tiles of a block of the weight's gradient
 constexpr int64_t kSumRows = 3;     // rows of the transform that a task of the weight's gradient sums
 
@@ -206,47 +218,53 @@ class Weights {
   }
 
  private:
-  // g: the 9 weights of the block's filters at this depth, rows in the lanes.
-  void Put(int64_t row, int64_t depth, const Floats g[9]) {
+  // g: the 9 weights of the block's filters at this depth, rows from row + first in the lanes.
+  void Put(int64_t row, int64_t first, int64_t depth, const Floats g[9]) {
     Floats half[3][kIn], all[kIn];
     for (int64_t x = 0; x < 3; ++x) {
       const Floats column[3] = {g[x], g[3 + x], g[6 + x]};
       rcnn::TransformWeights(column, half[x]);
     }
     const int64_t count = BlockRows(row);
-    float *to = data_ + row * depth_ + depth * count;
+    float *to = data_ + row * depth_ + depth * count + first;
     for (int64_t i = 0; i < kIn; ++i) {
       const Floats line[3] = {half[0][i], half[1][i], half[2][i]};
       rcnn::TransformWeights(line, all);
-      for (int64_t j = 0; j < kIn; ++j) rcnn::StoreFirst(to + (i * kIn + j) * stride_, all[j], count);
+      for (int64_t j = 0; j < kIn; ++j) rcnn::StoreFirst(to + (i * kIn + j) * stride_, all[j], count - first);
     }
   }
 
   void MakePlain(int64_t row) {
-    const int64_t length = depth_ * 9, count = BlockRows(row);
+    const int64_t length = depth_ * 9;
     Floats g[9 * kLanes];
-    for (int64_t begin = 0; begin < depth_; begin += kLanes) {
-      for (int64_t part = 0; part < 9; ++part) {
-        Floats *rows = g + part * kLanes;
-        const int64_t from = begin * 9 + part * kLanes;
-        for (int64_t r = 0; r < kLanes; ++r) {
-          rows[r] = r < count && from < length ? LoadWithin(weight_ + (row + r) * length, from, length) : Floats{};
+    for (int64_t first = 0; first < BlockRows(row); first += kLanes) {
+      const int64_t count = BlockRows(row) - first;
+      const float *filters = weight_ + (row + first) * length;
+      for (int64_t begin = 0; begin < depth_; begin += kLanes) {
+        for (int64_t part = 0; part < 9; ++part) {
+          Floats *rows = g + part * kLanes;
+          const int64_t from = begin * 9 + part * kLanes;
+          for (int64_t r = 0; r < kLanes; ++r) {
+            rows[r] = r < count && from < length ? LoadWithin(filters + r * length, from, length) : Floats{};
+          }
+          rcnn::Transpose(rows);
         }
-        rcnn::Transpose(rows);
+        for (int64_t d = begin; d < std::min(begin + kLanes, depth_); ++d) Put(row, first, d, g + (d - begin) * 9);
       }
-      for (int64_t d = begin; d < std::min(begin + kLanes, depth_); ++d) Put(row, d, g + (d - begin) * 9);
     }
   }
 
   void MakeTurned(int64_t row) {
-    float filters[kLanes][9] = {};
+    float filters[RoundUp(kBlockRows, kLanes)][9] = {};
     for (int64_t d = 0; d < depth_; ++d) {
       std::copy_n(weight_ + (d * rows_ + row) * 9, BlockRows(row) * 9, &filters[0][0]);
-      Floats g[9];
-      for (int64_t k = 0; k < 9; ++k) {
-        for (int64_t r = 0; r < kLanes; ++r) g[8 - k][r] = filters[r][k];
+      for (int64_t first = 0; first < BlockRows(row); first += kLanes) {
+        Floats g[9];
+        for (int64_t k = 0; k < 9; ++k) {
+          for (int64_t r = 0; r < kLanes; ++r) g[8 - k][r] = filters[first + r][k];
+        }
+        Put(row, first, d, g);
       }
-      Put(row, d, g);
     }
   }
 
@@ -285,8 +303,8 @@ class Convolution {
         threads_(rcnn::NumThreads()),
         // Smaller blocks where there are few tiles, and parts of the channels where there are fewer blocks than
         // threads.
-        tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes,
-                          x.channels > kManyChannels ? kTiles : kFewTiles)),
+        tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes, BlockTiles(rows, depth))),
+        part_(PartOfDepth()),
         blocks_(Ceil(x.Tiles(), tiles_)),
         workers_(static_cast<int>(std::min<int64_t>(threads_, blocks_ * Ceil(rows, kBlockRows)))),
         tile_stride_(RoundUp(tiles_, kBlockColumns)),
@@ -354,8 +372,8 @@ class Convolution {
 
   void MultiplyPosition(const Scratch &s, int64_t tiles, const Range &rows, int64_t p) const {
     for (int64_t t = 0; t < tiles; t += kBlockColumns) {
-      for (int64_t d = 0; d < x_.channels; d += kDepth) {
-        const int64_t depth = std::min(kDepth, x_.channels - d);
+      for (int64_t d = 0; d < x_.channels; d += part_) {
+        const int64_t depth = std::min(part_, x_.channels - d);
         const float *b = s.input + p * input_stride_ + t * x_.channels + d * kBlockColumns;
         for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
           const int64_t count = weights_->BlockRows(row);
@@ -412,7 +430,7 @@ class Convolution {
   float *y_;
   const std::vector<float> zeros_;
   const int threads_;
-  const int64_t tiles_, blocks_;
+  const int64_t tiles_, part_, blocks_;
   const int workers_;
   const int64_t tile_stride_, input_stride_;
   Workspace workspace_;

@@ -22,6 +22,7 @@
 #include <immintrin.h>
 #endif
 
+#include "../../csrc/cache.h"
 #include "../../csrc/parallel.h"
 #include "../../csrc/vector_width.h"
 #include "roi_align_geometry.h"
@@ -43,8 +44,7 @@ struct RoIAlignLevel {
 
 namespace roi_align_internal {
 
-constexpr int64_t kPad = 8;                  // windows are widened to a multiple of this where the map has room
-constexpr int64_t kBlockBytes = 768 * 1024;  // of planes visited together: fits an L2 cache of 1 MB or more
+constexpr int64_t kPad = 8;  // windows are widened to a multiple of this where the map has room
 
 typedef float Floats8 __attribute__((vector_size(32)));  // for what a window leaves of a wider vector
 
@@ -221,7 +221,8 @@ inline std::vector<Task> MakeTasks(const std::vector<RoIAlignLevel> &levels, int
   std::vector<Task> tasks;
   for (size_t level = 0; level < levels.size(); ++level) {
     const int64_t plane = std::max<int64_t>(1, levels[level].height * levels[level].width * 4);
-    const int64_t block = std::min<int64_t>(32, std::max<int64_t>(4, kBlockBytes / plane));
+    // planes visited together: the rest of the L2 cache is the RoIs' and the crops'
+    const int64_t block = Fitting(CoreCaches().second * 3 / 8, plane, 1, 4, 32);
     for (int64_t image = 0; image < batch; ++image) {
       for (int64_t channel = 0; channel < channels; channel += block) {
         const int64_t level_index = static_cast<int64_t>(level);
