@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", *(ROOT / p for p in re.findall(r"\((docs/\w+\.md)\)
 PAGES = list(dict.fromkeys(PAGES)) + [ROOT / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY")]
 NAMES = [str(p.relative_to(ROOT)) for p in PAGES]
 ROOMS = ("src", "configs", "scripts", "benchmarks", "tests", "ascend310_infer", "docs")
-BUILT = ("ascend310_infer/build/", "docs/.")
+BUILT = ("ascend310_infer/build/", "ascend310_infer/build-aarch64/", "docs/.")
 FENCE = re.compile(r"^(<!-- run -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
 COMMAND = re.compile(
     r"(?:python3?\s+-m\s+(?P<module>[\w.]+)|(?:^|\s)(?P<file>(?:scripts/)?\w+\.py)|bash\s+(?P<script>\S+\.sh)"
