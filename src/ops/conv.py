@@ -9,9 +9,6 @@ from src.ops.library import custom_operator_path, for_devices
 __all__ = ["Conv2d"]
 
 _PART_CHANNELS = 128  # at most, of a convolution that stands for some groups
-# From so many weights on a 1x1 convolution has its weights' gradient from a matrix product: oneDNN's convolution is as
-# fast, but keeps room for eight times the weights, for each layer.
-_BY_PRODUCT = 2**17
 _DEPTHWISE = ("Depthwise", "DepthwiseStride2", "DepthwiseSameStride2")
 
 
@@ -44,10 +41,6 @@ class Conv2d(nn.Conv2d):
         # in graphs on GPUs, MindSpore 2.8 gave wrong sums with a float16 bias that the graph computes
         self.float32_bias = ms.get_context("device_target") == "GPU"
         self.add_parts(out_channels, kernel_size, stride)
-        pointwise = kernel_size == 1 and self.group == 1 and out_channels * in_channels >= _BY_PRODUCT
-        self.by_product = pointwise and stride == 1 and custom_operator_path(False) is not None
-        if self.by_product:
-            self.pointwise = _Pointwise(out_channels)
         self.choose_operators(self.adapted(_kind(in_channels, out_channels, kernel_size, stride, **options)), stride)
 
     def adapted(self, kind: str) -> str:
@@ -118,8 +111,6 @@ class Conv2d(nn.Conv2d):
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """The convolution alone."""
-        if self.by_product and x.dtype == ms.float32:
-            return self.pointwise(x, weight)
         if self.together == 0:
             return self.conv2d(x, weight)
         dense = ops.tile(weight, (1, self.together, 1, 1)) * self.own.astype(weight.dtype)
@@ -226,24 +217,6 @@ class _CustomReLU(nn.Cell):
     def bprop(self, x, weight, bias, out, dout):
         gradients = self.weight_gradient(dout, out, x, weight)
         return self.input_gradient(dout, out, weight, x), gradients[0], gradients[1]
-
-
-class _Pointwise(nn.Cell):
-    """A 1x1 convolution of stride 1. Inputs: x (B, C, H, W), weight (O, C, 1, 1), both float32."""
-
-    def __init__(self, out_channels: int):
-        super().__init__()
-        self.conv = ops.Conv2D(out_channels, 1)
-        self.input_gradient = ops.Conv2DTranspose(out_channels, 1)
-        self.product, self.sum = ops.BatchMatMul(transpose_b=True), ops.ReduceSum()
-
-    def construct(self, x, weight):
-        return self.conv(x, weight)
-
-    def bprop(self, x, weight, out, dout):
-        b, o, h, w = dout.shape
-        gradient = self.product(dout.reshape(b, o, h * w), x.reshape(b, -1, h * w))
-        return self.input_gradient(dout, weight, x.shape), self.sum(gradient, 0).reshape(weight.shape)
 
 
 class _Depthwise(nn.Cell):
