@@ -75,9 +75,10 @@ class Fault:
 def watch(fault: Fault) -> None:
     """Lets `fault` happen at its moment."""
     seen, within, process = 0, False, os.getpid()
+    opened = None  # what Python's open() has just begun to open
 
     def see(event: str, details: tuple) -> None:
-        nonlocal seen, within
+        nonlocal seen, within, opened
         if within or event not in CHANGES or os.getpid() != process:
             return
         path = details[0]
@@ -85,6 +86,12 @@ def watch(fault: Fault) -> None:
             return
         if event == "open" and not details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             return
+        # before Python 3.10 pathlib's open() calls os.open, which tells it once more, without a mode
+        again, opened = event == "open" and details[1] is None and path == opened, None
+        if again:
+            return
+        if event == "open" and details[1] is not None:
+            opened = path
         within = True
         seen += 1
         try:

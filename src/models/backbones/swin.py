@@ -161,7 +161,7 @@ class WindowAttention(nn.Cell):
         index = window_rows(b, h, w, self.heads, self.shift)
         q, k, v = self.in_windows(q, index), self.in_windows(k, index), self.in_windows(v, index)
         logits = self.against(q * self.scale, k).reshape(-1, self.heads * PLACES * PLACES)
-        bias = self.rows(self.position_bias, self.distances, 0).transpose(1, 0)
+        bias = self.rows(self.position_bias, self.distances, 0).transpose((1, 0))
         if self.shift:
             kinds = (bias + self.apart).reshape(4, -1)
             logits = logits + self.rows(kinds, window_kinds(b, h, w), 0)
