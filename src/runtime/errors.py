@@ -129,7 +129,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     except Exception as e:
         status = BROKEN_PIPE
         if not (isinstance(e, BrokenPipeError) and output_is_unread()):
-            print(masked_text("".join(traceback.format_exception(type(e), e, e.__traceback__))), end="", file=sys.stderr)
+            lines = traceback.format_exception(type(e), e, e.__traceback__)
+            print(masked_text("".join(lines)), end="", file=sys.stderr)
             told = one_line(str(e) if isinstance(e, InternalError) else f"{type(e).__name__}: {e}")
             print(f"error: a fault of this program, not of your data: {told}; please report it", file=sys.stderr)
             status = 1
