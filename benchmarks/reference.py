@@ -309,8 +309,13 @@ def compare_stages(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile) -
     return rows + compare_proposals(proposals.asnumpy(), valid.asnumpy(), golden)
 
 
-def compare_detections(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile, labels_from: int = 0) -> list[Row]:
-    """Final detections and their masks, if any. labels_from: our label of the project's class 0."""
+def compare_detections(
+    detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile, labels_from: int = 0, keypoint_score: str = "logit"
+) -> list[Row]:
+    """Final detections and their masks or keypoints, if any; a file may have masks of the first ones alone.
+
+    labels_from: our label of the project's class 0.  keypoint_score: see decode_heatmaps.
+    """
     image = inputs["image"]
     b, _, h, w = image.shape
     size = Tensor(np.array([[h, w]] * b, np.float32))
@@ -331,7 +336,8 @@ def compare_detections(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFil
         rows.append(Row(f"detections_{i} matched", matched_share(pairs, boxes[i][v], want), MATCHED, True))
         if f"det_masks_{i}" in golden:
             (masks,) = more
-            ours_masks, want_masks = masks[i][v][pairs[:, 0]], golden[f"det_masks_{i}"][pairs[:, 1]]
+            kept = pairs[pairs[:, 1] < len(golden[f"det_masks_{i}"])]
+            ours_masks, want_masks = masks[i][v][kept[:, 0]], golden[f"det_masks_{i}"][kept[:, 1]]
             # masks hang on boxes that differ by up to 0.05 px
             rows.append(Row(f"det_masks_{i}", relative(ours_masks, want_masks), 1e-3))
         elif f"det_masks_packed_{i}" in golden:
@@ -346,15 +352,16 @@ def compare_detections(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFil
                 )
             )
         if f"det_keypoints_{i}" in golden:
-            rows += compare_keypoints(more[0][i][v][pairs[:, 0]], boxes[i][v][pairs[:, 0]], golden, i, pairs[:, 1])
+            ours_maps, ours_boxes = more[0][i][v][pairs[:, 0]], boxes[i][v][pairs[:, 0]]
+            rows += compare_keypoints(ours_maps, ours_boxes, golden, i, pairs[:, 1], keypoint_score)
     return rows
 
 
 def compare_keypoints(
-    heatmaps: np.ndarray, boxes: np.ndarray, golden: np.lib.npyio.NpzFile, i: int, which: np.ndarray
+    heatmaps: np.ndarray, boxes: np.ndarray, golden: np.lib.npyio.NpzFile, i: int, which: np.ndarray, score: str
 ) -> list[Row]:
     """Keypoints of detections that are paired with those at `which` of image i."""
-    points = decode_heatmaps(heatmaps, boxes)
+    points = decode_heatmaps(heatmaps, boxes, score)
     want, scores = golden[f"det_keypoints_{i}"][which], golden[f"det_keypoint_scores_{i}"][which]
     near = np.abs(points[..., :2] - want[..., :2]).max(-1) <= POINT
     return [
@@ -450,7 +457,8 @@ def compare(
     detector = build_detector(config, builtin_ops)
     load_weights(config, detector, golden, salt, layout)
     detector.set_train(False)
-    rows = compare_detections(detector, inputs, golden, 0 if layout == "torchvision" else 1)
+    labels_from = 0 if layout == "torchvision" else 1
+    rows = compare_detections(detector, inputs, golden, labels_from, config.keypoint_head.score)
     stages = compare_stages if "box_logits" in golden else compare_first_stage
     training = training and "loss_objectness" in golden
     try:

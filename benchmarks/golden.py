@@ -1,0 +1,221 @@
+"""Golden values: what another project's own code gives for weights and inputs that are made from names and a salt.
+
+    PYTHON -m benchmarks.golden PROJECT MODEL --out FILE.npz [--salt N] [--score_thresh X] [--masks N]
+
+PYTHON has that project installed: torchvision, detectron2 or mmdet, which this one doesn't need. MODEL is torchvision's
+function (fasterrcnn_resnet50_fpn), a config of Detectron2's model zoo or the path of a lazy one, or a config of mmdet's
+package (cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py). `python -m benchmarks.reference --npz FILE.npz --salt N`
+compares. Without mmcv's compiled operators, torchvision's serve mmdet, of the same definitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tests.reference.reference_weights import NUM_CLASSES, reference_inputs, reference_state_dict
+
+__all__ = ["main"]
+
+# not the network's: counters, and what normalises or is made of the config
+LEFT_OUT = ("num_batches_tracked", "pixel_mean", "pixel_std")
+
+
+def with_weights(model: Any, salt: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The model at inference with weights made from names, and its parameters' shapes by these names."""
+    import torch
+
+    shapes = {
+        k: tuple(v.shape)
+        for k, v in model.state_dict().items()
+        if not k.endswith(LEFT_OUT) and "cell_anchors" not in k and not k.endswith("relative_position_index")
+    }
+    state = {k: torch.from_numpy(v) for k, v in reference_state_dict(shapes, salt).items()}
+    unexpected = model.load_state_dict(state, strict=False).unexpected_keys
+    assert not unexpected, unexpected
+    return model.eval(), shapes
+
+
+def maps_of(features: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Every sixteenth channel and second cell of each level's map."""
+    return {f"fpn_{k}": f[:, ::16, ::2, ::2].numpy() for k, f in features.items()}
+
+
+def of_torchvision(options: argparse.Namespace, image: Any) -> dict[str, np.ndarray]:
+    """fpn_*, proposals_i and det_*_i of torchvision's model, and the names and shapes of its parameters."""
+    import torchvision
+    from torchvision.models.detection.image_list import ImageList
+
+    kinds = {"num_classes": 2, "num_keypoints": 17} if options.model.startswith("keypoint") else {}
+    make = getattr(torchvision.models.detection, options.model)
+    model, shapes = with_weights(
+        make(**{"weights": None, "weights_backbone": None, "num_classes": NUM_CLASSES} | kinds), options.salt
+    )
+    if options.score_thresh is not None:
+        model.roi_heads.score_thresh = options.score_thresh
+    images = ImageList(image, [tuple(image.shape[2:])] * len(image))
+    features = model.backbone(image)
+    proposals, _ = model.rpn(images, features, None)
+    out = maps_of(features) | {f"proposals_{i}": q.numpy() for i, q in enumerate(proposals)}
+    found, _ = model.roi_heads(features, proposals, images.image_sizes, None)
+    for i, d in enumerate(found):
+        for ours, theirs in (("boxes", "boxes"), ("scores", "scores"), ("labels", "labels")):
+            out[f"det_{ours}_{i}"] = d[theirs].numpy()
+        if "masks" in d:
+            out[f"det_masks_{i}"] = d["masks"][: options.masks, 0].numpy()
+        if "keypoints" in d:
+            out[f"det_keypoints_{i}"] = d["keypoints"].numpy()
+            out[f"det_keypoint_scores_{i}"] = d["keypoints_scores"].numpy()
+    return out | described(shapes)
+
+
+def of_detectron2(options: argparse.Namespace, image: Any) -> dict[str, np.ndarray]:
+    """The same of Detectron2's."""
+    from detectron2.structures import ImageList
+
+    model, shapes = with_weights(detectron2_model(options.model), options.salt)
+    if options.score_thresh is not None:
+        predictors = model.roi_heads.box_predictor
+        for predictor in predictors if hasattr(predictors, "__len__") else [predictors]:
+            predictor.test_score_thresh = options.score_thresh
+    images = ImageList(image, [tuple(image.shape[2:])] * len(image))
+    features = model.backbone(image)
+    proposals, _ = model.proposal_generator(images, features, None)
+    out = maps_of(features) | {f"proposals_{i}": q.proposal_boxes.tensor.numpy() for i, q in enumerate(proposals)}
+    found, _ = model.roi_heads(images, features, proposals, None)
+    for i, d in enumerate(found):
+        out[f"det_boxes_{i}"], out[f"det_scores_{i}"] = d.pred_boxes.tensor.numpy(), d.scores.numpy()
+        out[f"det_labels_{i}"] = d.pred_classes.numpy()
+        if d.has("pred_masks"):
+            out[f"det_masks_{i}"] = d.pred_masks[: options.masks, 0].numpy()
+        if d.has("pred_keypoints"):
+            points = d.pred_keypoints.numpy()
+            out[f"det_keypoints_{i}"], out[f"det_keypoint_scores_{i}"] = points, points[..., 2]
+    return out | described(shapes)
+
+
+def detectron2_model(config: str) -> Any:
+    """Detectron2's model of a YAML config of its zoo or a lazy one."""
+    from detectron2 import model_zoo
+    from detectron2.config import LazyConfig, instantiate
+    from detectron2.modeling import build_model
+
+    if config.endswith(".py"):
+        return instantiate(LazyConfig.load(config).model)
+    c = model_zoo.get_config(config)
+    c.MODEL.DEVICE, c.MODEL.WEIGHTS = "cpu", ""
+    return build_model(c)
+
+
+def of_mmdetection(options: argparse.Namespace, image: Any) -> dict[str, np.ndarray]:
+    """The same of mmdetection's, whose masks are pasted: det_masks_packed_i, bits."""
+    stand_in_for_mmcv()
+    import mmdet
+    from mmdet.registry import MODELS
+    from mmdet.structures import DetDataSample
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+
+    register_all_modules(init_default_scope=True)
+    config = Config.fromfile(os.path.join(os.path.dirname(mmdet.__file__), ".mim", "configs", options.model))
+    config.model.backbone.init_cfg = None
+    model, shapes = with_weights(MODELS.build(config.model), options.salt)
+    if options.score_thresh is not None:
+        model.roi_head.test_cfg.score_thr = options.score_thresh
+    size = tuple(image.shape[2:])
+    samples = [DetDataSample() for _ in image]
+    for s in samples:
+        s.set_metainfo(dict.fromkeys(("img_shape", "ori_shape", "batch_input_shape", "pad_shape"), size))
+        s.set_metainfo({"scale_factor": (1.0, 1.0)})
+    features = model.extract_feat(image)
+    proposals = model.rpn_head.predict(features, samples, rescale=False)
+    out = maps_of({f"p{i + 2}": f for i, f in enumerate(features)})
+    out |= {f"proposals_{i}": q.bboxes.numpy() for i, q in enumerate(proposals)}
+    for i, d in enumerate(model.roi_head.predict(features, proposals, samples, rescale=False)):
+        for name in ("bboxes", "scores", "labels"):
+            out[f"det_{name.replace('bb', 'b')}_{i}"] = d[name].numpy()
+        if "masks" in d:
+            out[f"det_masks_packed_{i}"] = np.packbits(d.masks.numpy()[: options.masks].astype(bool), axis=-1)
+    return out | described(shapes)
+
+
+def stand_in_for_mmcv() -> None:
+    """Has torchvision's NMS and RoIAlign serve where mmcv's own aren't compiled (mmcv-lite)."""
+    import torchvision
+
+    try:
+        importlib.import_module("mmcv._ext")
+        return
+    except ImportError:
+        pass
+
+    class Extension(types.ModuleType):
+        def __getattr__(self, name: str) -> Callable:
+            if name.startswith("__"):
+                raise AttributeError(name)
+
+            def absent(*_: Any, **__: Any) -> None:
+                raise NotImplementedError(f"mmcv's {name} isn't compiled")
+
+            return absent
+
+    extension = Extension("mmcv._ext")
+
+    def nms(boxes: Any, scores: Any, iou_threshold: float, offset: int) -> Any:
+        assert offset == 0, offset
+        return torchvision.ops.nms(boxes, scores, iou_threshold)
+
+    extension.nms = nms  # type: ignore[attr-defined]
+    sys.modules["mmcv._ext"] = extension
+    from mmcv.ops import RoIAlign
+
+    def forward(self: Any, features: Any, rois: Any) -> Any:
+        assert self.pool_mode == "avg", self.pool_mode
+        sampling = (self.spatial_scale, self.sampling_ratio, self.aligned)
+        return torchvision.ops.roi_align(features, rois, self.output_size, *sampling)
+
+    RoIAlign.forward = forward
+
+
+def described(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The parameters' names and shapes, as a file keeps them."""
+    return {"names": np.array(list(shapes)), "shapes": np.array([",".join(map(str, s)) for s in shapes.values()])}
+
+
+PROJECTS = {"torchvision": of_torchvision, "detectron2": of_detectron2, "mmdetection": of_mmdetection}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("project", choices=tuple(PROJECTS))
+    parser.add_argument("model", help="its function, or its config")
+    parser.add_argument("--out", required=True, help="file to write")
+    parser.add_argument("--salt", type=int, default=0, help="other weights and inputs")
+    parser.add_argument(
+        "--score_thresh", type=float, help="in place of the model's, where these weights' scores are low"
+    )
+    parser.add_argument("--masks", type=int, help="masks kept an image, those of highest score (default: all)")
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(2)
+    image = torch.from_numpy(reference_inputs(options.salt)["image"])
+    with torch.no_grad():
+        out = PROJECTS[options.project](options, image)
+    np.savez_compressed(options.out, **out)
+    for k, v in out.items():
+        if k not in ("names", "shapes"):
+            print(f"{k:24s} {str(v.shape):20s} mean|x| {np.abs(v.astype(np.float64)).mean():.5g}")
+    print("parameters:", len(out["names"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
