@@ -4,8 +4,8 @@
                                  [--forms ONNX MINDIR split] [--json OUT]
 
 Members as of `python -m benchmarks.family`. Of ONNX and MINDIR prints how many detections match within 0.5 px and 1e-3
-in score, and the largest differences; of the split form the largest difference that the C++ program found, whose graphs
-it runs. Ends with status 1 where an export failed.
+in score, and the largest differences; of the split form the largest difference that the C++ program found when it ran
+its graphs. Ends with status 1 where an export failed.
 """
 
 import argparse
@@ -68,8 +68,9 @@ def run(detector_name: str, backbone: str, norm: str, form: str, folder: Path) -
         with contextlib.redirect_stdout(said):
             if form == "split":
                 export_split(config, detector, folder / "split/net")
-                found = re.findall(r"largest difference[s]? ([^\n]*)", said.getvalue())
-                told = "; ".join(found) or said.getvalue().strip().replace("\n", "; ")
+                found = re.findall(r"largest differences? ([0-9.e+-]+) of the largest value", said.getvalue())
+                told = f"{len(found)} comparisons, largest difference {max(map(float, found), default=np.nan):.2g}"
+                told += " of the largest value"
             else:
                 told = str(export_whole(config, detector, folder / f"net.{form.lower()}", form))
     except ExportError as e:

@@ -24,6 +24,7 @@ from tests.reference.reference_weights import NUM_CLASSES, reference_inputs, ref
 
 __all__ = ["main"]
 
+KEYPOINTS = 17
 # not the network's: counters, and what normalises or is made of the config
 LEFT_OUT = ("num_batches_tracked", "pixel_mean", "pixel_std")
 
@@ -48,48 +49,96 @@ def maps_of(features: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {f"fpn_{k}": f[:, ::16, ::2, ::2].numpy() for k, f in features.items()}
 
 
-def of_torchvision(options: argparse.Namespace, image: Any) -> dict[str, np.ndarray]:
-    """fpn_*, proposals_i and det_*_i of torchvision's model, and the names and shapes of its parameters."""
+def of_torchvision(options: argparse.Namespace, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every stage of torchvision's model, its losses and the norms of their gradients, with all boxes sampled."""
+    import torch
     import torchvision
     from torchvision.models.detection.image_list import ImageList
 
-    kinds = {"num_classes": 2, "num_keypoints": 17} if options.model.startswith("keypoint") else {}
+    kinds = {"num_classes": 2, "num_keypoints": KEYPOINTS} if options.model.startswith("keypoint") else {}
     make = getattr(torchvision.models.detection, options.model)
     model, shapes = with_weights(
         make(**{"weights": None, "weights_backbone": None, "num_classes": NUM_CLASSES} | kinds), options.salt
     )
     if options.score_thresh is not None:
         model.roi_heads.score_thresh = options.score_thresh
+    image = torch.from_numpy(inputs["image"])
     images = ImageList(image, [tuple(image.shape[2:])] * len(image))
+    with torch.no_grad():
+        out = torchvision_inference(model, options, images, [torch.from_numpy(r) for r in inputs["rois"]])
+    targets = []
+    for i in range(len(image)):
+        target = {n: torch.from_numpy(inputs[f"gt_{n}"][i]) for n in ("boxes", "labels", "masks")}
+        if kinds:
+            out[f"gt_keypoints_{i}"] = keypoints_of(inputs["gt_boxes"][i], options.salt + i)
+            target["labels"] = torch.ones_like(target["labels"])
+            target["keypoints"] = torch.from_numpy(out[f"gt_keypoints_{i}"])
+        targets.append(target)
+    model.train()
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.eval()
+    for sampler in (model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler):
+        sampler.batch_size_per_image, sampler.positive_fraction = 2 * 10**6, 0.5
     features = model.backbone(image)
+    losses = dict(model.rpn(images, features, targets)[1])
+    rois = [torch.from_numpy(r) for r in inputs["rois"]]
+    losses |= model.roi_heads(features, rois, images.image_sizes, targets)[1]
+    out |= {k: np.float64(v.item()) for k, v in losses.items()}
+    sum(losses.values()).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            out[f"grad_norm/{name}"] = np.float64(p.grad.double().norm().item())
+    return out | described(shapes)
+
+
+def torchvision_inference(model: Any, options: argparse.Namespace, images: Any, rois: list) -> dict[str, np.ndarray]:
+    """What each part gives at inference; the box head for `rois` too."""
+    features = model.backbone(images.tensors)
+    out = maps_of(features)
+    for i, (logits, deltas) in enumerate(zip(*model.rpn.head(list(features.values())))):
+        out[f"rpn_logits_{i}"], out[f"rpn_deltas_{i}"] = logits.numpy()[:, :, ::2, ::2], deltas.numpy()[:, :, ::2, ::2]
+    heads = model.roi_heads
+    classes, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, rois, images.image_sizes)))
+    out["box_logits"], out["box_deltas"] = classes.numpy(), deltas.numpy()
     proposals, _ = model.rpn(images, features, None)
-    out = maps_of(features) | {f"proposals_{i}": q.numpy() for i, q in enumerate(proposals)}
-    found, _ = model.roi_heads(features, proposals, images.image_sizes, None)
-    for i, d in enumerate(found):
-        for ours, theirs in (("boxes", "boxes"), ("scores", "scores"), ("labels", "labels")):
-            out[f"det_{ours}_{i}"] = d[theirs].numpy()
+    out |= {f"proposals_{i}": q.numpy() for i, q in enumerate(proposals)}
+    for i, d in enumerate(heads(features, proposals, images.image_sizes, None)[0]):
+        out |= {f"det_{n}_{i}": d[n].numpy() for n in ("boxes", "scores", "labels")}
         if "masks" in d:
             out[f"det_masks_{i}"] = d["masks"][: options.masks, 0].numpy()
         if "keypoints" in d:
             out[f"det_keypoints_{i}"] = d["keypoints"].numpy()
             out[f"det_keypoint_scores_{i}"] = d["keypoints_scores"].numpy()
-    return out | described(shapes)
+    return out
 
 
-def of_detectron2(options: argparse.Namespace, image: Any) -> dict[str, np.ndarray]:
-    """The same of Detectron2's."""
+def keypoints_of(boxes: np.ndarray, seed: int) -> np.ndarray:
+    """(N, 17, 3) x, y, visibility: a point of each kind in each box, of which every fifth isn't visible."""
+    r = np.random.default_rng([seed, 5])
+    part = r.uniform(0.05, 0.95, (len(boxes), KEYPOINTS, 2))
+    places = boxes[:, None, :2] + part * (boxes[:, None, 2:] - boxes[:, None, :2])
+    seen = (np.arange(KEYPOINTS) % 5 != 4)[None, :, None] * np.ones((len(boxes), 1, 1))
+    return np.concatenate([places, seen], -1).astype(np.float32)
+
+
+def of_detectron2(options: argparse.Namespace, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Maps, proposals and detections of Detectron2's."""
+    import torch
     from detectron2.structures import ImageList
 
+    image = torch.from_numpy(inputs["image"])
     model, shapes = with_weights(detectron2_model(options.model), options.salt)
     if options.score_thresh is not None:
         predictors = model.roi_heads.box_predictor
         for predictor in predictors if hasattr(predictors, "__len__") else [predictors]:
             predictor.test_score_thresh = options.score_thresh
     images = ImageList(image, [tuple(image.shape[2:])] * len(image))
-    features = model.backbone(image)
-    proposals, _ = model.proposal_generator(images, features, None)
+    with torch.no_grad():
+        features = model.backbone(image)
+        proposals, _ = model.proposal_generator(images, features, None)
+        found, _ = model.roi_heads(images, features, proposals, None)
     out = maps_of(features) | {f"proposals_{i}": q.proposal_boxes.tensor.numpy() for i, q in enumerate(proposals)}
-    found, _ = model.roi_heads(images, features, proposals, None)
     for i, d in enumerate(found):
         out[f"det_boxes_{i}"], out[f"det_scores_{i}"] = d.pred_boxes.tensor.numpy(), d.scores.numpy()
         out[f"det_labels_{i}"] = d.pred_classes.numpy()
@@ -114,10 +163,11 @@ def detectron2_model(config: str) -> Any:
     return build_model(c)
 
 
-def of_mmdetection(options: argparse.Namespace, image: Any) -> dict[str, np.ndarray]:
+def of_mmdetection(options: argparse.Namespace, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same of mmdetection's, whose masks are pasted: det_masks_packed_i, bits."""
     stand_in_for_mmcv()
     import mmdet
+    import torch
     from mmdet.registry import MODELS
     from mmdet.structures import DetDataSample
     from mmdet.utils import register_all_modules
@@ -129,16 +179,19 @@ def of_mmdetection(options: argparse.Namespace, image: Any) -> dict[str, np.ndar
     model, shapes = with_weights(MODELS.build(config.model), options.salt)
     if options.score_thresh is not None:
         model.roi_head.test_cfg.score_thr = options.score_thresh
+    image = torch.from_numpy(inputs["image"])
     size = tuple(image.shape[2:])
     samples = [DetDataSample() for _ in image]
     for s in samples:
         s.set_metainfo(dict.fromkeys(("img_shape", "ori_shape", "batch_input_shape", "pad_shape"), size))
         s.set_metainfo({"scale_factor": (1.0, 1.0)})
-    features = model.extract_feat(image)
-    proposals = model.rpn_head.predict(features, samples, rescale=False)
+    with torch.no_grad():
+        features = model.extract_feat(image)
+        proposals = model.rpn_head.predict(features, samples, rescale=False)
+        found = model.roi_head.predict(features, proposals, samples, rescale=False)
     out = maps_of({f"p{i + 2}": f for i, f in enumerate(features)})
     out |= {f"proposals_{i}": q.bboxes.numpy() for i, q in enumerate(proposals)}
-    for i, d in enumerate(model.roi_head.predict(features, proposals, samples, rescale=False)):
+    for i, d in enumerate(found):
         for name in ("bboxes", "scores", "labels"):
             out[f"det_{name.replace('bb', 'b')}_{i}"] = d[name].numpy()
         if "masks" in d:
@@ -206,13 +259,11 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(2)
-    image = torch.from_numpy(reference_inputs(options.salt)["image"])
-    with torch.no_grad():
-        out = PROJECTS[options.project](options, image)
+    out = PROJECTS[options.project](options, reference_inputs(options.salt))
     np.savez_compressed(options.out, **out)
     for k, v in out.items():
-        if k not in ("names", "shapes"):
-            print(f"{k:24s} {str(v.shape):20s} mean|x| {np.abs(v.astype(np.float64)).mean():.5g}")
+        if k not in ("names", "shapes") and not k.startswith("grad_norm/"):
+            print(f"{k:24s} {str(np.shape(v)):20s} mean|x| {np.abs(np.asarray(v, np.float64)).mean():.5g}")
     print("parameters:", len(out["names"]))
     return 0
 

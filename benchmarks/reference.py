@@ -372,8 +372,10 @@ def compare_keypoints(
 
 def worst_iou(masks: np.ndarray, boxes: np.ndarray, pairs: np.ndarray, want: np.ndarray) -> float:
     """Least IoU of pasted masks with the bitmaps (K, H, W) that they are paired with, of those that differ in more than
-    PIXELS pixels; 1 where none does.
+    PIXELS pixels; 1 where none does, 0 where there is none.
     """
+    if not len(pairs):
+        return 0.0
     encoded = paste_masks(masks[pairs[:, 0]], boxes[pairs[:, 0]], *want.shape[1:], convention="grid")
     ours = np.stack([rle.decode(r) for r in encoded])
     differ, union = (ours != want).sum((1, 2)), (ours | want).sum((1, 2))
