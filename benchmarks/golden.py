@@ -1,6 +1,6 @@
 """Golden values: what another project's own code gives for weights and inputs that are made from names and a salt.
 
-    PYTHON -m benchmarks.golden PROJECT MODEL --out FILE.npz [--salt N] [--score_thresh X] [--masks N]
+    PYTHON -m benchmarks.golden PROJECT MODEL --out FILE.npz [--salt N] [--score_thresh X] [--masks N] [--double]
 
 PYTHON has that project installed: torchvision, detectron2 or mmdet, which this one doesn't need. MODEL is torchvision's
 function (fasterrcnn_resnet50_fpn), a config of Detectron2's model zoo or the path of a lazy one, or a config of mmdet's
@@ -41,7 +41,7 @@ def with_weights(model: Any, salt: int) -> tuple[Any, dict[str, tuple[int, ...]]
     state = {k: torch.from_numpy(v) for k, v in reference_state_dict(shapes, salt).items()}
     unexpected = model.load_state_dict(state, strict=False).unexpected_keys
     assert not unexpected, unexpected
-    return model.eval(), shapes
+    return model.to(torch.get_default_dtype()).eval(), shapes
 
 
 def maps_of(features: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -168,11 +168,16 @@ def of_mmdetection(options: argparse.Namespace, inputs: dict[str, np.ndarray]) -
     stand_in_for_mmcv()
     import mmdet
     import torch
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
     from mmdet.registry import MODELS
     from mmdet.structures import DetDataSample
     from mmdet.utils import register_all_modules
     from mmengine.config import Config
 
+    paste = fcn_mask_head._do_paste_mask
+    fcn_mask_head._do_paste_mask = lambda masks, boxes, *more, **options: paste(
+        masks.float(), boxes.float(), *more, **options
+    )
     register_all_modules(init_default_scope=True)
     config = Config.fromfile(os.path.join(os.path.dirname(mmdet.__file__), ".mim", "configs", options.model))
     config.model.backbone.init_cfg = None
@@ -254,12 +259,17 @@ def main() -> int:
     parser.add_argument(
         "--score_thresh", type=float, help="in place of the model's, where these weights' scores are low"
     )
+    parser.add_argument("--double", action="store_true", help="compute in float64: how near the project is to itself")
     parser.add_argument("--masks", type=int, help="masks kept an image, those of highest score (default: all)")
     options = parser.parse_args()
     import torch
 
     torch.set_num_threads(2)
-    out = PROJECTS[options.project](options, reference_inputs(options.salt))
+    inputs = reference_inputs(options.salt)
+    if options.double:
+        torch.set_default_dtype(torch.float64)
+        inputs = {n: v.astype(np.float64) if v.dtype == np.float32 else v for n, v in inputs.items()}
+    out = PROJECTS[options.project](options, inputs)
     np.savez_compressed(options.out, **out)
     for k, v in out.items():
         if k not in ("names", "shapes") and not k.startswith("grad_norm/"):
