@@ -73,7 +73,10 @@ def test_golden_files_are_there_for_what_says_so():
         layout = recognise(shapes)
         ours = renamed(made_up(shapes), layout).params
         found.add(config_name(layout, {n: v.shape for n, v in ours.items()}).removesuffix(".yaml"))
-    assert found == set(json.loads(published.RECORD.read_text())["golden"])
+    record = json.loads(published.RECORD.read_text())
+    assert found == set(record["golden"])
+    assert not found & set(record["not_kept"])
+    assert set(record["not_kept"]) <= {m.config for m in MODELS.values()}
 
 
 @pytest.mark.parametrize(("mask", "said"), [(0.3479, "pass"), (0.3441, "pass"), (0.3494, "FAIL"), (None, "FAIL")])

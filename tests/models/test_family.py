@@ -66,8 +66,10 @@ def test_backbones_go_by_name(name):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_it_learns_evaluates_saves_and_loads(detector, tmp_path):
-    row = run(detector, "mobilenet_v1", tmp_path)
+@pytest.mark.parametrize(
+    ("detector", "norm"), [*((d, "own") for d in DETECTORS), ("mask_rcnn", "group"), ("keypoint_rcnn", "layer")]
+)
+def test_it_learns_evaluates_saves_and_loads(detector, norm, tmp_path):
+    row = run(detector, "mobilenet_v1", tmp_path, norm)
     assert row["last 3 losses"] < 0.9 * row["first 3 losses"]
     assert row["loads the same"]
