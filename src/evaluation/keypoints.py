@@ -31,7 +31,7 @@ class Points(np.ndarray):
         return Points(values, self.names, self.skeleton)
 
 
-LARGEST = np.finfo(np.float32).max
+LARGEST = 1e12  # share: results take numbers up to 1e15
 
 
 def _share(heatmap: np.ndarray, value: np.ndarray) -> float:
@@ -48,7 +48,7 @@ def decode_heatmaps(heatmaps: np.ndarray, boxes: np.ndarray, score: str = "logit
     repeated) to the box's sides, rounded up; the first maximum in the order of rows counts, as in torchvision and
     Detectron2. score: logit, the enlarged map's value there, or probability, its share of the exponentials of the map
     as it came, as Detectron2 has it: shares of small and of large objects can be compared. It may be a little above 1,
-    and of logits in the thousands, as no trained head has them, far above; where float32 ends it is its largest number.
+    and of logits in the thousands, as no trained head has them, far above, up to LARGEST.
     """
     heatmaps = np.ascontiguousarray(heatmaps, np.float32)
     out = np.zeros((*heatmaps.shape[:2], 3), np.float32)
