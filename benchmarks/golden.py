@@ -4,7 +4,7 @@
 
 PYTHON has that project installed: torchvision, detectron2 or mmdet, which this one doesn't need. MODEL is torchvision's
 function (fasterrcnn_resnet50_fpn), a config of Detectron2's model zoo or the path of a lazy one, or a config of mmdet's
-package (cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py). `python -m benchmarks.reference --npz FILE.npz --salt N`
+package (cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py). `python -m benchmarks.reference --npz FILE.npz`
 compares. Without mmcv's compiled operators, torchvision's serve mmdet, of the same definitions.
 """
 
@@ -269,10 +269,10 @@ def main() -> int:
     if options.double:
         torch.set_default_dtype(torch.float64)
         inputs = {n: v.astype(np.float64) if v.dtype == np.float32 else v for n, v in inputs.items()}
-    out = PROJECTS[options.project](options, inputs)
+    out = PROJECTS[options.project](options, inputs) | {"salt": np.int64(options.salt)}
     np.savez_compressed(options.out, **out)
     for k, v in out.items():
-        if k not in ("names", "shapes") and not k.startswith("grad_norm/"):
+        if k not in ("names", "shapes", "salt") and not k.startswith("grad_norm/"):
             print(f"{k:24s} {str(np.shape(v)):20s} mean|x| {np.abs(np.asarray(v, np.float64)).mean():.5g}")
     print("parameters:", len(out["names"]))
     return 0

@@ -1,6 +1,6 @@
 """Every stage of the detector against golden values that another project computed.
 
-    python -m benchmarks.reference --npz tests/reference/maskrcnn_r50_fpn.npz --salt 0 [--config CONFIG] [--json OUT]
+    python -m benchmarks.reference --npz tests/reference/maskrcnn_r50_fpn.npz [--salt N] [--config CONFIG] [--json OUT]
                                   [--device_target GPU]
 
 Weights and inputs are made from names and the salt (tests/reference/reference_weights.py); the file holds what
@@ -433,14 +433,15 @@ def compare_training(
 
 def compare(
     npz: str | Path,
-    salt: int = 0,
+    salt: int | None = None,
     training: bool = True,
     builtin_ops: bool = False,
     config_path: str | None = None,
     compiled: bool = True,
 ) -> list[Row]:
-    """Every comparison of the golden file `npz`, made with `salt`; `builtin_ops`: without the C++ operators.
+    """Every comparison of the golden file `npz`; `builtin_ops`: without the C++ operators.
 
+    salt: that the file was made with; by default what it says itself, 0 where it doesn't.
     config_path: of models whose weights don't tell them from others.
     compiled: false runs the stages and the training operator by operator, the detector as a graph all the same.
     """
@@ -448,6 +449,8 @@ def compare(
         golden = np.load(npz)
     except (OSError, ValueError) as e:
         raise UserError(f"{npz}: can't read the golden values: {e}") from None
+    if salt is None:
+        salt = int(golden["salt"]) if "salt" in golden else 0
     ms.set_context(mode=ms.GRAPH_MODE)
     inputs = reference_inputs(salt)
     shapes = golden_shapes(golden)
@@ -474,7 +477,7 @@ def compare(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--npz", required=True, help="golden values")
-    parser.add_argument("--salt", type=int, default=0, help="salt that the golden values were made with")
+    parser.add_argument("--salt", type=int, help="salt that they were made with (default: the file's, else 0)")
     parser.add_argument("--config", help="of a model whose weights don't tell it from others (default: by its weights)")
     parser.add_argument("--json", help="write the table here too")
     parser.add_argument("--device_target", default="CPU", choices=("CPU", "GPU", "Ascend"), help="where to compute")
