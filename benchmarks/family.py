@@ -1,9 +1,11 @@
-"""Every detector with every backbone: ten training steps on generated shapes, evaluation, saving and loading.
+"""Every detector with every backbone and norm: ten training steps on generated pictures, evaluation, saving, loading.
 
-    python -m benchmarks.family [--detectors mask_rcnn ...] [--backbones resnet_v1_50 ...] [--json OUT]
+    python -m benchmarks.family [--detectors mask_rcnn ...] [--backbones resnet_v1_50 ...] [--norms group ...]
+                                [--json OUT]
 
-Prints, for each, its number of weights, the seconds to build, compile and train, the loss of the first and last steps,
-and what evaluation found.
+A norm is that of neck, box head and mask head, and of the backbone where it has that kind; own: the backbone's own, and
+none after it. Prints, for each, its number of weights, the seconds to build, compile and train, the loss of the first
+and last steps, and what evaluation found.
 """
 
 import argparse
@@ -24,6 +26,8 @@ from tqdm import tqdm
 
 from src.checkpoints.files import load_detector, save_checkpoint
 from src.config import Config, load_config
+from src.config.backbones import FAMILIES
+from src.data.keypoint_shapes import make_keypoint_shapes
 from src.data.loader import TrainLoader
 from src.data.mindrecord import ensure_mindrecord
 from src.data.shapes import make_shapes
@@ -31,14 +35,22 @@ from src.evaluation.inference import Evaluator
 from src.evaluation.results import load_results
 from src.models.build import build_detector, build_loss
 from src.runtime.errors import run_command
+from src.runtime.newer import zip_equal
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys, build_step
 
-__all__ = ["BACKBONES", "DETECTORS", "run"]
+__all__ = ["BACKBONES", "DETECTORS", "NORMS", "family_config", "run"]
 
-DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+DETECTORS = {
+    "faster_rcnn": "shapes",
+    "mask_rcnn": "shapes",
+    "cascade_rcnn": "shapes_cascade",
+    "cascade_mask_rcnn": "shapes_cascade",
+    "keypoint_rcnn": "keypoint_shapes",
+}
 RESNET = {"backbone.type": "resnet", "backbone.width_multiplier": 1.0, "backbone.norm_eval": True}
 RESNEXT = RESNET | {"backbone.type": "resnext", "backbone.depth": 101}
+TRANSFORMER = {"backbone.width_multiplier": 1.0}
 BACKBONES = {
     "mobilenet_v1": {"backbone.width_multiplier": 0.25},
     "mobilenet_v3_large": {
@@ -54,23 +66,46 @@ BACKBONES = {
     "resnet_v1_152": RESNET | {"backbone.depth": 152, "backbone.stride_in_1x1": False},
     "resnext_101_32x4d": RESNEXT | {"backbone.groups": 32, "backbone.base_width": 4},
     "resnext_101_64x4d": RESNEXT | {"backbone.groups": 64, "backbone.base_width": 4},
+    "vit_b": TRANSFORMER | {"backbone.type": "vit_b", "neck.fpn.upsample": "none"},
+    "swin_t": TRANSFORMER | {"backbone.type": "swin_t"},
+    "swin_s": TRANSFORMER | {"backbone.type": "swin_s"},
+}
+# of the backbone; transformers have layer norm, and MobileNets no group norm
+NORMS = {
+    "own": {},
+    "frozen": {"backbone.norm_eval": True, "backbone.norm_grad": False},
+    "running": {"backbone.norm_eval": True, "backbone.norm_grad": True},
+    "batch": {"backbone.norm_eval": False, "backbone.norm_grad": True},
+    "sync": {"backbone.norm": "sync", "backbone.norm_eval": False, "backbone.norm_grad": True},
+    "group": {"backbone.norm": "group"},
+    "layer": {},
 }
 SMALL = {"img_height": 128, "img_width": 192, "batch_size": 2, "warmup_step": 0, "lr": 0.001, "max_instance_count": 8}
 
 
-def family_config(detector: str, backbone: str, folder: Path) -> Config:
-    """The shapes config with another detector and backbone, on a canvas of 128 x 192, and 8 + 4 images in `folder`."""
-    base = "configs/shapes_cascade.yaml" if detector.startswith("cascade") else "configs/shapes.yaml"
-    data = folder / "shapes_data"
+def family_config(detector: str, backbone: str, folder: Path, norm: str = "own") -> Config:
+    """The generated pictures' config with another detector, backbone and norm, on a canvas of 128 x 192, and 8 + 4
+    images in `folder`.
+    """
+    base = DETECTORS[detector]
+    data = folder / f"{base}_data"
     if not data.exists():
-        make_shapes(data, train=8, val=4, seed=0)
+        make = make_keypoint_shapes if base == "keypoint_shapes" else make_shapes
+        make(data, train=8, val=4, seed=0)
     places = {"train_dataset": str(data), "val_dataset": str(data), "train_outputs": str(folder)}
-    return load_config(base, SMALL | places | {"detector": detector} | BACKBONES[backbone])
+    family = FAMILIES[BACKBONES[backbone].get("backbone.type", "mobilenet_v1")]
+    keys = {} if family.transformer else NORMS[norm]
+    if norm == "group" and not backbone.startswith("resne"):
+        keys = {}
+    if norm != "own":
+        convs = {"bbox_head.num_convs": 1, "bbox_head.conv_out_channels": 64}
+        keys = keys | convs | {f"{part}.norm": norm for part in ("neck.fpn", "bbox_head", "mask_head")}
+    return load_config(f"configs/{base}.yaml", SMALL | places | {"detector": detector} | BACKBONES[backbone] | keys)
 
 
-def run(detector_name: str, backbone: str, folder: Path) -> dict:
-    """Builds, trains ten steps on one batch, saves, loads into another detector, and evaluates both."""
-    config = family_config(detector_name, backbone, folder)
+def run(detector_name: str, backbone: str, folder: Path, norm: str = "own") -> dict:
+    """Builds, trains ten steps on one batch, saves, loads into another detector, and evaluates that."""
+    config = family_config(detector_name, backbone, folder, norm)
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(1)
     start = time.perf_counter()
@@ -82,19 +117,20 @@ def run(detector_name: str, backbone: str, folder: Path) -> dict:
     again = build_detector(config)
     load_detector(again, path)
     with contextlib.redirect_stdout(io.StringIO()):
-        summary = Evaluator(config, detector).run(folder / "results.json")
-        Evaluator(config, again).run(folder / "loaded.json")
-    results = load_results(folder / "results.json")
+        summary = Evaluator(config, again).run(folder / "results.json")
+    pairs = zip_equal(detector.get_parameters(), again.get_parameters())
+    same = all(p.name == q.name and np.array_equal(p.asnumpy(), q.asnumpy()) for p, q in pairs)
     return {
         "detector": detector_name,
         "backbone": backbone,
+        "norm": norm,
         "weights": sum(p.size for p in detector.get_parameters() if "moving_" not in p.name),
         "seconds": round(seconds, 1),
         "first 3 losses": round(float(np.mean(losses[:3])), 3),
         "last 3 losses": round(float(np.mean(losses[-3:])), 3),
-        "detections": len(results),
+        "detections": len(load_results(folder / "results.json")),
         "box AP": round(summary.metrics["bbox"]["AP"], 3),
-        "loads the same": results == load_results(folder / "loaded.json"),
+        "loads the same": same,
     }
 
 
@@ -109,18 +145,19 @@ def train(config: Config, detector: nn.Cell, steps: int) -> list[float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=DETECTORS)
+    parser.add_argument("--detectors", nargs="+", choices=tuple(DETECTORS), default=tuple(DETECTORS))
     parser.add_argument("--backbones", nargs="+", choices=tuple(BACKBONES), default=tuple(BACKBONES))
+    parser.add_argument("--norms", nargs="+", choices=tuple(NORMS), default=tuple(NORMS))
     parser.add_argument("--json", help="write the table here too")
     a = parser.parse_args()
-    pairs = [(d, b) for d in a.detectors for b in a.backbones]
+    members = [(d, b, n) for d in a.detectors for b in a.backbones for n in a.norms]
     rows = []
     # each in a process of its own: MindSpore keeps every graph that it has compiled
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        for d, b in tqdm(pairs, unit="model", dynamic_ncols=True):
+        for d, b, n in tqdm(members, unit="model", dynamic_ncols=True):
             with ProcessPoolExecutor(1, spawn) as pool:
-                rows.append(pool.submit(run, d, b, Path(folder)).result())
+                rows.append(pool.submit(run, d, b, Path(folder), n).result())
             if len(rows) == 1:
                 print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
             print("| " + " | ".join(map(str, rows[-1].values())) + " |", flush=True)

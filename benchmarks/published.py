@@ -39,8 +39,8 @@ class Model:
     """A published checkpoint.
 
     ap: what its project published for COCO's val split, of 100, by "box", "mask" and "keypoints".  config: of configs/,
-    by its stem; keys: what this checkpoint has otherwise.  weights: its address.  golden: whether golden values of its
-    project are there for the config.
+    by its stem; keys: what this checkpoint has otherwise.  weights: its address.  golden: whether its project's golden
+    values for the config are in tests/reference, were compared and not kept, or neither ("kept", "not kept", "").
     """
 
     name: str
@@ -51,11 +51,13 @@ class Model:
     config: str
     weights: str
     keys: Mapping[str, Any] = field(default_factory=dict)
-    golden: bool = False
+    golden: str = ""
 
     @property
     def compared(self) -> str:
-        return "golden values" if self.golden and not self.keys else "names and shapes"
+        if not self.golden or self.keys:
+            return "names and shapes"
+        return "golden values" if self.golden == "kept" else "golden values, not kept"
 
     @property
     def file(self) -> str:
@@ -67,11 +69,12 @@ class Model:
 def read_models(record: Path = RECORD) -> dict[str, Model]:
     """The models of a record like published.json, by their names."""
     content = json.loads(record.read_text(encoding="utf-8"))
+    golden = dict.fromkeys(content["not_kept"], "not kept") | dict.fromkeys(content["golden"], "kept")
     found = {}
     for project in content["projects"]:
         common = {k: project[k] for k in ("project", "layout", "page")}
         for model in project["models"]:
-            found[model["name"]] = Model(**common, **model, golden=model["config"] in content["golden"])
+            found[model["name"]] = Model(**common, **model, golden=golden.get(model["config"], ""))
     return found
 
 

@@ -1,6 +1,6 @@
 """Every stage of the detector against golden values that another project computed.
 
-    python -m benchmarks.reference --npz tests/reference/maskrcnn_r50_fpn.npz --salt 0 [--config CONFIG] [--json OUT]
+    python -m benchmarks.reference --npz tests/reference/maskrcnn_r50_fpn.npz [--salt N] [--config CONFIG] [--json OUT]
                                   [--device_target GPU]
 
 Weights and inputs are made from names and the salt (tests/reference/reference_weights.py); the file holds what
@@ -309,8 +309,13 @@ def compare_stages(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile) -
     return rows + compare_proposals(proposals.asnumpy(), valid.asnumpy(), golden)
 
 
-def compare_detections(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile, labels_from: int = 0) -> list[Row]:
-    """Final detections and their masks, if any. labels_from: our label of the project's class 0."""
+def compare_detections(
+    detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFile, labels_from: int = 0, keypoint_score: str = "logit"
+) -> list[Row]:
+    """Final detections and their masks or keypoints, if any; a file may have masks of the first ones alone.
+
+    labels_from: our label of the project's class 0.  keypoint_score: see decode_heatmaps.
+    """
     image = inputs["image"]
     b, _, h, w = image.shape
     size = Tensor(np.array([[h, w]] * b, np.float32))
@@ -331,7 +336,8 @@ def compare_detections(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFil
         rows.append(Row(f"detections_{i} matched", matched_share(pairs, boxes[i][v], want), MATCHED, True))
         if f"det_masks_{i}" in golden:
             (masks,) = more
-            ours_masks, want_masks = masks[i][v][pairs[:, 0]], golden[f"det_masks_{i}"][pairs[:, 1]]
+            kept = pairs[pairs[:, 1] < len(golden[f"det_masks_{i}"])]
+            ours_masks, want_masks = masks[i][v][kept[:, 0]], golden[f"det_masks_{i}"][kept[:, 1]]
             # masks hang on boxes that differ by up to 0.05 px
             rows.append(Row(f"det_masks_{i}", relative(ours_masks, want_masks), 1e-3))
         elif f"det_masks_packed_{i}" in golden:
@@ -346,15 +352,16 @@ def compare_detections(detector: RCNN, inputs: dict, golden: np.lib.npyio.NpzFil
                 )
             )
         if f"det_keypoints_{i}" in golden:
-            rows += compare_keypoints(more[0][i][v][pairs[:, 0]], boxes[i][v][pairs[:, 0]], golden, i, pairs[:, 1])
+            ours_maps, ours_boxes = more[0][i][v][pairs[:, 0]], boxes[i][v][pairs[:, 0]]
+            rows += compare_keypoints(ours_maps, ours_boxes, golden, i, pairs[:, 1], keypoint_score)
     return rows
 
 
 def compare_keypoints(
-    heatmaps: np.ndarray, boxes: np.ndarray, golden: np.lib.npyio.NpzFile, i: int, which: np.ndarray
+    heatmaps: np.ndarray, boxes: np.ndarray, golden: np.lib.npyio.NpzFile, i: int, which: np.ndarray, score: str
 ) -> list[Row]:
     """Keypoints of detections that are paired with those at `which` of image i."""
-    points = decode_heatmaps(heatmaps, boxes)
+    points = decode_heatmaps(heatmaps, boxes, score)
     want, scores = golden[f"det_keypoints_{i}"][which], golden[f"det_keypoint_scores_{i}"][which]
     near = np.abs(points[..., :2] - want[..., :2]).max(-1) <= POINT
     return [
@@ -365,8 +372,10 @@ def compare_keypoints(
 
 def worst_iou(masks: np.ndarray, boxes: np.ndarray, pairs: np.ndarray, want: np.ndarray) -> float:
     """Least IoU of pasted masks with the bitmaps (K, H, W) that they are paired with, of those that differ in more than
-    PIXELS pixels; 1 where none does.
+    PIXELS pixels; 1 where none does, 0 where there is none.
     """
+    if not len(pairs):
+        return 0.0
     encoded = paste_masks(masks[pairs[:, 0]], boxes[pairs[:, 0]], *want.shape[1:], convention="grid")
     ours = np.stack([rle.decode(r) for r in encoded])
     differ, union = (ours != want).sum((1, 2)), (ours | want).sum((1, 2))
@@ -424,14 +433,15 @@ def compare_training(
 
 def compare(
     npz: str | Path,
-    salt: int = 0,
+    salt: int | None = None,
     training: bool = True,
     builtin_ops: bool = False,
     config_path: str | None = None,
     compiled: bool = True,
 ) -> list[Row]:
-    """Every comparison of the golden file `npz`, made with `salt`; `builtin_ops`: without the C++ operators.
+    """Every comparison of the golden file `npz`; `builtin_ops`: without the C++ operators.
 
+    salt: that the file was made with; by default what it says itself, 0 where it doesn't.
     config_path: of models whose weights don't tell them from others.
     compiled: false runs the stages and the training operator by operator, the detector as a graph all the same.
     """
@@ -439,6 +449,8 @@ def compare(
         golden = np.load(npz)
     except (OSError, ValueError) as e:
         raise UserError(f"{npz}: can't read the golden values: {e}") from None
+    if salt is None:
+        salt = int(golden["salt"]) if "salt" in golden else 0
     ms.set_context(mode=ms.GRAPH_MODE)
     inputs = reference_inputs(salt)
     shapes = golden_shapes(golden)
@@ -450,7 +462,8 @@ def compare(
     detector = build_detector(config, builtin_ops)
     load_weights(config, detector, golden, salt, layout)
     detector.set_train(False)
-    rows = compare_detections(detector, inputs, golden, 0 if layout == "torchvision" else 1)
+    labels_from = 0 if layout == "torchvision" else 1
+    rows = compare_detections(detector, inputs, golden, labels_from, config.keypoint_head.score)
     stages = compare_stages if "box_logits" in golden else compare_first_stage
     training = training and "loss_objectness" in golden
     try:
@@ -464,7 +477,7 @@ def compare(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--npz", required=True, help="golden values")
-    parser.add_argument("--salt", type=int, default=0, help="salt that the golden values were made with")
+    parser.add_argument("--salt", type=int, help="salt that they were made with (default: the file's, else 0)")
     parser.add_argument("--config", help="of a model whose weights don't tell it from others (default: by its weights)")
     parser.add_argument("--json", help="write the table here too")
     parser.add_argument("--device_target", default="CPU", choices=("CPU", "GPU", "Ascend"), help="where to compute")

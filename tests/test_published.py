@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from benchmarks import published
 from benchmarks.published import judge, read_models
 from src.checkpoints.convert.conversion import config_name, convert, recognise, renamed
 from src.config import COCO_CLASSES, load_config, parse_overrides
+from src.config.keys import COCO_KEYPOINTS
 from src.runtime.errors import UserError
 from tests.checkpoints.convert.foreign import write_zip
 from tests.checkpoints.convert.published import made_up, shapes_of, targets_of
@@ -71,7 +73,10 @@ def test_golden_files_are_there_for_what_says_so():
         layout = recognise(shapes)
         ours = renamed(made_up(shapes), layout).params
         found.add(config_name(layout, {n: v.shape for n, v in ours.items()}).removesuffix(".yaml"))
-    assert found == set(json.loads(published.RECORD.read_text())["golden"])
+    record = json.loads(published.RECORD.read_text())
+    assert found == set(record["golden"])
+    assert not found & set(record["not_kept"])
+    assert set(record["not_kept"]) <= {m.config for m in MODELS.values()}
 
 
 @pytest.mark.parametrize(("mask", "said"), [(0.3479, "pass"), (0.3441, "pass"), (0.3494, "FAIL"), (None, "FAIL")])
@@ -91,14 +96,15 @@ def test_an_unknown_model_is_answered_with_the_nearest(refusal, tmp_path):
         published.main(["mask_rcnn_R_50_FPN_1x", "--coco_root", str(tmp_path), "--ckpt", str(tmp_path / "absent.pkl")])
 
 
-def run(record: Path, root: Path, file: Path, out: Path) -> tuple[int, str]:
-    """The command's exit status and output, at a small scale and without a least score."""
+def run(
+    record: Path, root: Path, file: Path, out: Path, model: str = SMALL, more: Sequence[str] = ()
+) -> tuple[int, str]:
+    """The command's exit status and output, at a small scale and without a least score; more: keys."""
     keys = ["--test_cfg.rcnn.score_thr", "0", "--mindrecord_dir", str(out / "mindrecord"), "--train_outputs", str(out)]
-    command = [sys.executable, "-m", "benchmarks.published", SMALL, "--record", record, "--coco_root", root]
+    command = [sys.executable, "-m", "benchmarks.published", model, "--record", record, "--coco_root", root]
+    options = ["--ckpt", file, "--out", out, *keys, *more]
     with all_cores():
-        done = subprocess.run(
-            [str(c) for c in (*command, "--ckpt", file, "--out", out, *keys)], cwd=ROOT, capture_output=True, text=True
-        )
+        done = subprocess.run([str(c) for c in (*command, *options)], cwd=ROOT, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -112,15 +118,15 @@ def record_of(path: Path, ap: float) -> Path:
     return path
 
 
-def made_up_file(path: Path) -> Path:
-    """A file as torchvision's of that model, with weights made from names."""
-    return write_zip(path, reference_state_dict(shapes_of(SMALL)))
+def made_up_file(path: Path, model: str = SMALL) -> Path:
+    """A file with that model's names, and weights made from them."""
+    return write_zip(path, reference_state_dict(shapes_of(model)))
 
 
-def ap_of(annotations: Path, results: Path) -> float:
-    """pycocotools' own box AP, of 100."""
+def ap_of(annotations: Path, results: Path, kind: str = "bbox") -> float:
+    """pycocotools' own AP, of 100."""
     truth = COCO(annotations)
-    found = COCOeval(truth, truth.loadRes(str(results)), "bbox")
+    found = COCOeval(truth, truth.loadRes(str(results)), kind)
     found.evaluate()
     found.accumulate()
     found.summarize()
@@ -149,6 +155,54 @@ def check_failing(root: Path, tmp_path: Path) -> None:
 
 def test_made_up_weights_on_noise(tmp_path):
     check_failing(coco_of_noise(tmp_path / "coco"), tmp_path)
+
+
+def some_photographs(coco_root: Path, root: Path) -> Path:
+    """A COCO root of four photographs with persons, each of whom has keypoints that are made up."""
+    truth = json.loads((coco_root / "annotations/instances_val2017.json").read_text())
+    chosen = sorted({a["image_id"] for a in truth["annotations"] if a["category_id"] == 1 and not a["iscrowd"]})[:4]
+    truth["images"] = [i for i in truth["images"] if i["id"] in chosen]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in chosen]
+    (root / "annotations").mkdir(parents=True)
+    (root / "val2017").symlink_to(coco_root / "val2017")
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(truth))
+    persons = [a for a in truth["annotations"] if a["category_id"] == 1]
+    for a in persons:
+        x, y, w, h = a["bbox"]
+        points = [v for k in range(17) for v in (x + w * (k % 5 + 0.5) / 5, y + h * (k // 5 + 0.5) / 4, 2)]
+        a |= {"keypoints": points, "num_keypoints": 17} if not a["iscrowd"] else {"keypoints": [0] * 51}
+    person = {"id": 1, "name": "person", "keypoints": COCO_KEYPOINTS, "skeleton": [[16, 14]]}
+    truth |= {"annotations": persons, "categories": [person]}
+    (root / "annotations/person_keypoints_val2017.json").write_text(json.dumps(truth))
+    return root
+
+
+SQUARE = ["--img_width", "192", "--img_height", "192"]
+SIDES = ["--img_width", "192", "--img_height", "128", "--short_side", "128", "--long_side", "192"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("keypointrcnn_resnet50_fpn", SIDES),
+        ("keypoint_rcnn_R_50_FPN_1x", SIDES),
+        ("mask_rcnn_swin-t-p4-w7_fpn_1x_coco", SIDES),
+        ("cascade_mask_rcnn_vitdet_b_100ep", SQUARE),
+    ],
+)
+def test_made_up_weights_of_other_kinds_on_photographs(name, keys, coco_root, tmp_path):
+    """Of each kind the AP that pycocotools finds; small canvases."""
+    root, out = some_photographs(coco_root, tmp_path / "coco"), tmp_path / "out"
+    status, told = run(published.RECORD, root, made_up_file(tmp_path / "made_up.pth", name), out, name, keys)
+    assert status == 1, told
+    rows = {row[0]: row for row in cells(told) if row[0] in published.KINDS}
+    assert rows.keys() == MODELS[name].ap.keys()
+    split = "person_keypoints" if "keypoints" in rows else "instances"
+    for kind, row in rows.items():
+        ap = ap_of(root / f"annotations/{split}_val2017.json", out / "results.json", published.KINDS[kind])
+        assert row[1:3] == [f"{ap:.1f}", f"{MODELS[name].ap[kind]:.1f}"]
+        assert row[-1] == "FAIL"
 
 
 @pytest.mark.full

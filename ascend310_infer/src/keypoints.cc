@@ -15,6 +15,7 @@ namespace {
 
 constexpr float kLongest = 1 << 15;     // side of a box; canvases have less
 constexpr float kLargestLogit = 1e30f;  // whose sums are numbers
+constexpr double kLargestShare = 1e12;  // results take numbers up to 1e15
 
 // A pixel of an enlarged side: the four cells that it is made of.
 struct Pixel {
@@ -49,11 +50,11 @@ float Sum(const std::array<float, 4> &weights, float a, float b, float c, float 
   return a * weights[0] + b * weights[1] + c * weights[2] + d * weights[3];
 }
 
-// The exponential of a value, as a share of those of a map.
+// The exponential of a value, as a share of those of a map, at most kLargestShare.
 float Share(float value, const float *map, int64_t cells) {
   double total = 0;
   for (int64_t i = 0; i < cells; ++i) total += std::exp(static_cast<double>(map[i] - value));
-  return static_cast<float>(1.0 / total);
+  return static_cast<float>(std::min(1.0 / total, kLargestShare));
 }
 
 struct Peak {

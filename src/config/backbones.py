@@ -59,6 +59,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "resnet_v1_152": {"type": "resnet", "depth": 152, "stride_in_1x1": False},
     "mobilenet_v1": {"type": "mobilenet_v1"},
     "mobilenet_v3_large": {"type": "mobilenet_v3_large", "num_stages": 5, "out_indices": [3, 4]},
+    **{name: {"type": name, "frozen_stages": -1} for name, family in FAMILIES.items() if family.transformer},
 }
 # what a name stands for besides, so that it leaves nothing of another family's behind
 PLAIN: dict[str, Any] = {k: v for family in FAMILIES.values() for k, v in family.options.items()}

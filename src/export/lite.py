@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.models.norms import GroupNorm
+from src.models.norms import GroupNorm, LayerNorm
 from src.models.rcnn import RCNN
 from src.runtime.newer import zip_equal
 
@@ -28,14 +28,14 @@ def for_lite(plain: RCNN) -> RCNN:
                 p.name = f"neck.upsample_add.{i}.{p.name}"
     for _, parent in list(plain.cells_and_names()):
         for name, cell in list(parent.name_cells().items()):
-            if isinstance(cell, GroupNorm):
-                grouped = LiteGroupNorm(cell)
+            if isinstance(cell, (GroupNorm, LayerNorm)):
+                norm = LiteGroupNorm(cell) if isinstance(cell, GroupNorm) else LiteLayerNorm(cell)
                 if isinstance(parent, nn.SequentialCell):
-                    parent[int(name)] = grouped
+                    parent[int(name)] = norm
                 else:
-                    setattr(parent, name, grouped)
+                    setattr(parent, name, norm)
                 # placed in a parent that has no name of its own, they would share their names with others
-                for p in grouped.get_parameters():
+                for p in norm.get_parameters():
                     p.name = cell.gamma.name.removesuffix("gamma") + p.name.removeprefix(f"{name}.")
     for _, parent in list(plain.backbone.cells_and_names()):
         for name, cell in list(parent.name_cells().items()):
@@ -98,6 +98,25 @@ class LiteGroupNorm(GroupNorm):
         difference = x - self.means(self.mean(x, (2, 3)))
         variance = self.means(self.mean(difference * difference, (2, 3)))
         return difference / self.sqrt(variance + self.eps) * self.gamma + self.beta
+
+
+class LiteLayerNorm(LayerNorm):
+    """Layer norm over channels without turning the map, whose operator and order of axes Lite and the C++ program's own
+    runtime lack.
+    """
+
+    def __init__(self, norm: LayerNorm):
+        (channels,) = norm.normalized_shape
+        super().__init__(channels, norm.epsilon)
+        self.mean, self.sqrt = ops.ReduceMean(keep_dims=True), ops.Sqrt()
+        shape = (1, channels, 1, 1)
+        self.gamma = Parameter(Tensor(norm.gamma.asnumpy().reshape(shape)))
+        self.beta = Parameter(Tensor(norm.beta.asnumpy().reshape(shape)))
+
+    def construct(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        difference = x - self.mean(x, 1)
+        variance = self.mean(difference * difference, 1)
+        return difference / self.sqrt(variance + self.epsilon) * self.gamma + self.beta
 
 
 class GroupsApart(nn.Cell):

@@ -22,6 +22,7 @@ from src.runtime.workers import asks_for_several
 from src.training.loop import Trainer
 from src.training.lr_schedule import describe_rates
 from src.training.resume import Resumed, has_checkpoint, hold_run, newest_record, same_step
+from src.training.update import describe_layer_rates
 from src.training.validation import ValidationLoss
 
 __all__ = ["goes_on", "in_folder", "train"]
@@ -52,6 +53,8 @@ def announce(config: Config, loader: TrainLoader, trainer: Trainer) -> None:
     for line in loader.repeats() + loader.never_trained():
         print(line)
     print(describe_rates(config, trainer.rates, len(loader), trainer.group.size))
+    if told := describe_layer_rates(config):
+        print(told)
     print(
         f"training {config.detector}: {len(loader)} steps an epoch, {config.epoch_size} epochs -> {config.output_dir}"
     )

@@ -17,7 +17,7 @@ from src.models.backbones.vit import layer_rate, transformer_layers
 from src.ops.device import ascend_chip
 from src.training.average import STATISTICS, MovingAverage
 
-__all__ = ["AdamW", "LossScale", "Update", "build_optimizer", "build_update"]
+__all__ = ["AdamW", "LossScale", "Update", "build_optimizer", "build_update", "describe_layer_rates"]
 
 MOST_SCALE = 2.0**120  # times which float32 holds losses
 MOST_ON_ASCEND = 2.0**15  # where the scale itself may be in float16
@@ -50,6 +50,21 @@ def build_optimizer(config: Config, loss: nn.Cell, rates: np.ndarray) -> nn.Opti
     if config.opt_type == "adam":
         return nn.Adam(groups, rate, weight_decay=config.weight_decay)
     return nn.Momentum(groups, rate, config.momentum, weight_decay=config.weight_decay)
+
+
+def describe_layer_rates(config: Config) -> str:
+    """One line on the shares of the learning rate that layer_decay gives a transformer's layers; empty without it."""
+    if config.layer_decay == 1:
+        return ""
+    layers = transformer_layers(config.backbone.type)
+    least, first, last = (
+        layer_rate(f"backbone.{name}", layers, config.layer_decay)
+        for name in ("pos_embed", "blocks.0.", f"blocks.{layers - 1}.")
+    )
+    return (
+        f"of the learning rate patches and positions have {least:.3g}, layer 1 {first:.3g}, layer {layers} {last:.3g},"
+        f" what follows all (layer_decay {config.layer_decay:g})"
+    )
 
 
 class AdamW(nn.Adam):

@@ -67,6 +67,9 @@ def test_points_are_those_of_python(side, find):
         for score in ("logit", "probability"):
             wanted = decode_heatmaps(maps[None], box[None], score)[0]
             np.testing.assert_allclose(find(maps, box, score), wanted, rtol=1e-4, atol=1e-4)
+    # above a step by hundreds, of which float32 holds no exponential
+    step = np.where(np.arange(side) < side // 2, 2000, -2000) * np.ones((1, side, 1))
+    assert find(step, (0, 0, 300, 300), "probability")[0, 2] == np.float32(1e12)
 
 
 def test_what_is_no_number_is_told(find):

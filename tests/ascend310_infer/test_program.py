@@ -479,7 +479,8 @@ OTHERS = {
 NORMS = {"neck.fpn.norm": "batch", "rpn.num_convs": 2, "bbox_head.num_convs": 2, "bbox_head.conv_out_channels": 64}
 NORMS |= {"bbox_head.num_fcs": 1, "bbox_head.norm": "batch", "mask_head.norm": "batch"}
 NORMED = {"batch norms": NORMS}
-NORMED["group norms"] = NORMS | {f"{part}.norm": "group" for part in ("neck.fpn", "bbox_head", "mask_head")}
+for kind in ("group", "layer"):
+    NORMED[f"{kind} norms"] = NORMS | {f"{part}.norm": kind for part in ("neck.fpn", "bbox_head", "mask_head")}
 
 
 @pytest.mark.full

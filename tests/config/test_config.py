@@ -17,6 +17,7 @@ from src.config import (
     save_config,
 )
 from src.config.__main__ import main
+from src.config.keys import DETECTORS
 from src.config.reading import BACKBONES
 from src.runtime.errors import run_command, shown
 
@@ -336,6 +337,13 @@ def test_a_backbone_by_name_is_whole(tmp_path):
     config = load_config(tmp_path / "mine.yaml", {"backbone": "resnet_v1_101"})
     assert (config.backbone.type, config.backbone.depth, config.backbone.width_multiplier) == ("resnet", 101, 1.0)
     assert config.neck.fpn.in_channels == [256, 512, 1024, 2048]
+
+
+@pytest.mark.parametrize(("name", "first"), [("vit_b", 192), ("swin_t", 96), ("swin_s", 96)])
+def test_a_transformer_goes_by_name_in_every_detector(name, first):
+    for detector in DETECTORS:
+        config = load_config(CONFIGS[0].parent / "mask_rcnn_r50_fpn.yaml", {"backbone": name, "detector": detector})
+        assert (config.backbone.type, config.neck.fpn.in_channels[0], config.detector) == (name, first, detector)
 
 
 def test_overrides(tmp_path):

@@ -1,32 +1,12 @@
 """A small detector whose random weights detect something, and its export."""
 
 import mindspore as ms
-import numpy as np
 import pytest
-from mindspore import Tensor
 
+from benchmarks.exports import spread
 from src.models.build import build_detector
 
 SMALL = {"backbone__width_multiplier": 0.25}
-
-
-def spread(detector, seed=0):
-    """Weights of some size everywhere: scores and boxes that differ, batch norms that do something."""
-    random = np.random.Generator(np.random.PCG64(seed))
-    for p in detector.get_parameters():
-        name = p.name.rsplit(".", 1)[-1]
-        if name == "moving_variance":
-            value = random.uniform(0.5, 1.5, p.shape)
-        elif name == "gamma":
-            value = random.normal(1.0, 0.1, p.shape)
-        elif name in ("beta", "moving_mean"):
-            value = random.normal(0.0, 0.1, p.shape)
-        elif p.name.endswith(("cls.weight", "reg.weight")):
-            value = random.normal(0.0, 0.04, p.shape)
-        else:
-            continue
-        p.set_data(Tensor(value.astype(np.float32)))
-    return detector
 
 
 @pytest.fixture

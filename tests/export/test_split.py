@@ -131,6 +131,7 @@ def test_reference_inputs_are_the_same_everywhere():
     [
         {"neck.fpn.upsample": "bilinear", "backbone.same_padding": True},
         {"neck.fpn.norm": "group", "mask_head.norm": "group", "backbone": "resnet_v1_50", "backbone.norm": "group"},
+        {"neck.fpn.norm": "layer", "mask_head.norm": "layer"},
         {
             "backbone.type": "resnext",
             "backbone.depth": 50,
@@ -139,7 +140,7 @@ def test_reference_inputs_are_the_same_everywhere():
             "backbone.width_multiplier": 1.0,
         },
     ],
-    ids=["bilinear", "group norm", "groups"],
+    ids=["bilinear", "group norm", "layer norm", "groups"],
 )
 def test_what_stands_in_for_lite_has_names_of_its_own(keys):
     """Of which MindSpore exports no graph otherwise."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mindspore.nn.utils import no_init_parameters
 
-from benchmarks.family import DETECTORS, run
+from benchmarks.family import BACKBONES, DETECTORS, NORMS, family_config, run
 from src.config import load_config
 from src.models.backbones.resnet import ResNet
 from src.models.build import build_detector
@@ -65,9 +65,22 @@ def test_backbones_go_by_name(name):
     assert [p.name for p in build_detector(config).get_parameters() if p.name.startswith("neck.lateral_convs.3")]
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_backbone_takes_every_norm_of_neck_and_heads(norm, tmp_path):
+    (tmp_path / "shapes_data").mkdir()  # no picture is read
+    for backbone in BACKBONES:
+        config = family_config("mask_rcnn", backbone, tmp_path, norm)
+        wanted = "" if norm == "own" else norm
+        assert {config.neck.fpn.norm, config.bbox_head.norm, config.mask_head.norm} == {wanted}
+        if norm in ("sync", "group") and config.backbone.type in ("resnet", "resnext"):
+            assert config.backbone.norm == norm
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_it_learns_evaluates_saves_and_loads(detector, tmp_path):
-    row = run(detector, "mobilenet_v1", tmp_path)
+@pytest.mark.parametrize(
+    ("detector", "norm"), [*((d, "own") for d in DETECTORS), ("mask_rcnn", "group"), ("keypoint_rcnn", "layer")]
+)
+def test_it_learns_evaluates_saves_and_loads(detector, norm, tmp_path):
+    row = run(detector, "mobilenet_v1", tmp_path, norm)
     assert row["last 3 losses"] < 0.9 * row["first 3 losses"]
     assert row["loads the same"]

@@ -6,8 +6,8 @@ from mindspore import Tensor, nn
 from mindspore.common.initializer import HeNormal
 
 from src.config import ConfigError, load_config
-from src.export.lite import LiteGroupNorm
-from src.models.norms import BatchNorm, ConvNorm, GroupNorm, conv_layer, freeze, norm_of
+from src.export.lite import LiteGroupNorm, LiteLayerNorm
+from src.models.norms import BatchNorm, ConvNorm, GroupNorm, LayerNorm, conv_layer, freeze, norm_of
 from src.runtime.newer import zip_equal
 from tests.checkpoints.convert.test_layouts import ROOT
 from tests.training.norms_of_ranks import Gradients
@@ -78,6 +78,16 @@ def test_group_norm_is_its_formula_and_the_form_for_lite_too():
         np.testing.assert_allclose(cell(Tensor(x)).asnumpy(), wanted, atol=SUMS)
 
 
+def test_layer_norm_is_its_formula_and_the_form_for_lite_too():
+    norm = with_values(LayerNorm(24, 1e-3))
+    x = drawn(0, 3, 24, 5, 7)
+    wide = x.astype(np.float64)
+    wanted = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-3)
+    scale, shift = (p.asnumpy().reshape(24, 1, 1) for p in (norm.gamma, norm.beta))
+    for cell in (norm, LiteLayerNorm(norm)):
+        np.testing.assert_allclose(cell(Tensor(x)).asnumpy(), wanted * scale + shift, atol=SUMS)
+
+
 def test_a_frozen_part_keeps_its_group_norm():
     layer = with_values(ConvNorm(3, 32, 3, norm_of("group", 1e-5, 0.9)))
     x = Tensor(drawn(0, 2, 3, 6, 6))
@@ -93,6 +103,8 @@ def test_a_frozen_part_keeps_its_group_norm():
         ({"bbox_head.norm": "batch"}, "set bbox_head.num_convs"),
         ({"backbone": "mobilenet_v1", "backbone.norm": "group"}, "backbone.norm: group isn't here for mobilenet_v1"),
         ({"mask_head.norm": "instance"}, "mask_head.norm"),
+        # which no published one has
+        ({"detector": "keypoint_rcnn", "keypoint_head.norm": "group"}, "keypoint_head.norm: unknown key"),
     ],
 )
 def test_norms_that_cannot_be_are_refused(keys, told):

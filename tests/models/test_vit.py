@@ -21,7 +21,7 @@ from src.models.backbones.vit import SIZES, Block, ViT, layer_rate
 from src.models.fpn import FPN
 from src.models.norms import norm_of
 from src.runtime.newer import zip_equal
-from src.training.update import AdamW, build_optimizer
+from src.training.update import AdamW, build_optimizer, describe_layer_rates
 from tests.export.test_onnx_graph import run
 from tests.models.transformers import Named, three_steps
 from tests.reference.reference_weights import reference_tensor
@@ -127,6 +127,12 @@ def test_the_recipe_moves_lower_layers_less_and_decays_no_positions():
     for p, rate, decay in zip_equal(loss.weights, (0.7**13 * 0.01, 0.007, 0.01, 0.01), (0, 0.1, 0.1, 0)):
         want = np.array([1.0, -2.0]) * (1 - rate * decay) - rate
         np.testing.assert_allclose(p.asnumpy(), want, rtol=1e-6)
+
+
+def test_a_run_tells_the_layers_learning_rates():
+    told = describe_layer_rates(load_config(CONFIG))
+    assert "positions have 0.00969, layer 1 0.0138, layer 12 0.7, what follows all (layer_decay 0.7)" in told
+    assert describe_layer_rates(load_config(CONFIG, {"layer_decay": 1})) == ""
 
 
 @pytest.fixture
