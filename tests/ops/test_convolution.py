@@ -38,8 +38,8 @@ SHAPES = [
 ]
 
 
-# kernel, stride: Winograd's algorithm, and direct sums
-KINDS = [(3, 1), (3, 2), (7, 2)]
+# kernel, stride: Winograd's algorithm, direct sums, and products over channels alone
+KINDS = [(3, 1), (3, 2), (7, 2), (1, 1), (1, 2)]
 
 
 def numpy_convolution(x, weight, bias, dy, relu, stride=1):
@@ -67,7 +67,7 @@ def numpy_convolution(x, weight, bias, dy, relu, stride=1):
 
 
 def name(kernel, stride):
-    return "Conv3x3" if (kernel, stride) == (3, 1) else "ConvStride2"
+    return {(3, 1): "Conv3x3", (1, 1): "Pointwise", (1, 2): "PointwiseStride2"}.get((kernel, stride), "ConvStride2")
 
 
 def all_passes(x, weight, bias, dy, relu, stride=1):

@@ -3,8 +3,8 @@
 // It multiplies numbers of 8 significant bits (bfloat16) and sums in float32. Each float32 is the sum of three such,
 // and of the nine products the six that aren't below its last bit are taken, so that a result is as near as in float32
 // (Henry et al., 2019, arXiv:1904.06376).
-#ifndef RCNN_INFER_CPU_TILES_H_
-#define RCNN_INFER_CPU_TILES_H_
+#ifndef RCNN_OPS_TILES_H_
+#define RCNN_OPS_TILES_H_
 
 #include <cstdint>
 
@@ -27,13 +27,16 @@ void SplitRows(const float *from, int64_t stride, int64_t rows, int64_t depth, u
 // kTileColumns columns of `depth` terms, [term][column], split.
 void SplitColumns(const float *from, int64_t depth, uint16_t *to);
 
-// Lets the calling thread use the unit while it lives.
+// Lets the calling thread use the unit while it lives, where `wanted`.
 class TileThread {
  public:
-  TileThread();
+  explicit TileThread(bool wanted);
   ~TileThread();
   TileThread(const TileThread &) = delete;
   TileThread &operator=(const TileThread &) = delete;
+
+ private:
+  const bool wanted_;
 };
 
 // Where the next result will be, to be brought near meanwhile: of two arrays, whose rows are `stride` apart.
@@ -48,4 +51,4 @@ void MultiplyTiles(int64_t depth, const uint16_t *a, const uint16_t *b, bool few
 
 }  // namespace rcnn
 
-#endif  // RCNN_INFER_CPU_TILES_H_
+#endif  // RCNN_OPS_TILES_H_
