@@ -88,6 +88,8 @@ class CustomLayer(nn.Cell):
         # The operators read the output only where there is an activation; without it, it needn't be kept.
         y = out if self.active else dout
         gradients = self.weight_gradient(dout, y, x, weight)
+        # before the way back goes on: put off, it would keep the maps
+        dout = ops.depend(dout, gradients[0])
         return self.input_gradient(dout, y, weight, x), gradients[0], gradients[1]
 
 
@@ -106,6 +108,7 @@ class CustomSum(nn.Cell):
     def bprop(self, x, weight, bias, other, out, dout):
         dsum = self.relu_gradient(dout, out)
         gradients = self.weight_gradient(dsum, dsum, x, weight)
+        dsum = ops.depend(dsum, gradients[0])
         return self.input_gradient(dsum, dsum, weight, x), gradients[0], gradients[1], dsum
 
 

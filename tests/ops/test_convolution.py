@@ -256,8 +256,8 @@ def test_half_precision_is_left_to_mindspore():
 
 
 def test_only_what_the_operator_can_do_goes_to_it():
-    assert not Conv2d(4, 4, 3, 3).custom and not Conv2d(4, 4, 2, 2).custom and not Conv2d(4, 4, 1).custom
-    assert not Conv2d(4, 4, 5).custom and not Conv2d(4, 4, 1, 2).custom
+    assert not Conv2d(4, 4, 3, 3).custom and not Conv2d(4, 4, 2, 2).custom and not Conv2d(4, 4, 1, 3).custom
+    assert not Conv2d(4, 4, 5).custom and not Conv2d(4, 4, 1, group=2).custom
     assert not Conv2d(4, 4, 3, group=2).custom and not Conv2d(4, 4, 3, dilation=2).custom
 
 

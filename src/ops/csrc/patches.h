@@ -149,11 +149,9 @@ class Patches : public Columns {
 // The same matrix turned: terms are the places, columns [channel][row of the filter][column].
 class TurnedPatches : public Columns {
  public:
-  TurnedPatches(const SeenMaps &maps, const FilterAxis &down, const FilterAxis &across)
-      : reader_(maps, down, across) {}
+  TurnedPatches(const SeenMaps &maps, const FilterAxis &down, const FilterAxis &across) : reader_(maps, down, across) {}
 
-  explicit TurnedPatches(const SeenMaps &maps)
-      : TurnedPatches(maps, {1, 1, 0, maps.height}, {1, 1, 0, maps.width}) {}
+  explicit TurnedPatches(const SeenMaps &maps) : TurnedPatches(maps, {1, 1, 0, maps.height}, {1, 1, 0, maps.width}) {}
 
   void Pack(int64_t image, int64_t first, int64_t count, const Range &depth, int64_t panel_depth,
             float *to) const override {

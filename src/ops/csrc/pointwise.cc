@@ -1,5 +1,5 @@
-// 1x1 convolution of stride 1 or 2, and its gradients, float32, NCHW, as ahead-of-time custom operators of MindSpore for
-// the CPU: matrix products over channels, with bias, a sum with another map, and ReLU or ReLU6 in the same pass.
+// 1x1 convolution of stride 1 or 2, and its gradients, float32, NCHW, as ahead-of-time custom operators of MindSpore
+// for the CPU: matrix products over channels, with bias, a sum with another map, and ReLU or ReLU6 in the same pass.
 //
 // Scratch memory doesn't grow with the map. The order of every sum is the same whatever the batch and the number of
 // threads.
@@ -119,9 +119,9 @@ void FilterGradient(void **params, int64_t **shapes, Activation activation) {
 
 }  // namespace
 
-#define RCNN_POINTWISE(name, stride, suffix, activation)                                              \
-  RCNN_OPERATOR(name##Forward##suffix, (Forward<stride, false>), 4, Activation::activation)           \
-  RCNN_OPERATOR(name##InputGradient##suffix, (InputGradient<stride>), 5, Activation::activation)      \
+#define RCNN_POINTWISE(name, stride, suffix, activation)                                         \
+  RCNN_OPERATOR(name##Forward##suffix, (Forward<stride, false>), 4, Activation::activation)      \
+  RCNN_OPERATOR(name##InputGradient##suffix, (InputGradient<stride>), 5, Activation::activation) \
   RCNN_OPERATOR(name##WeightGradient##suffix, (FilterGradient<stride>), 6, Activation::activation)
 
 RCNN_POINTWISE(Pointwise, 1, , kNone)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
 #include <vector>
 
 #include "cache.h"
@@ -14,9 +15,9 @@ namespace rcnn {
 
 namespace {
 
-constexpr int64_t kDepth = 256;       // terms that are multiplied at a time: their part of a panel stays in the L1 cache
-constexpr int64_t kMostPanels = 16;   // of a task
-constexpr int64_t kSmall = 1 << 19;   // products that take less time than a thread's start
+constexpr int64_t kDepth = 256;      // terms that are multiplied at a time: their part of a panel stays in the L1 cache
+constexpr int64_t kMostPanels = 16;  // of a task
+constexpr int64_t kSmall = 1 << 19;  // products that take less time than a thread's start
 
 // One block of the result, of `columns` columns.
 struct Block {
@@ -317,7 +318,8 @@ class Product {
     std::atomic<int64_t> next{0};
     ParallelFor(workers_, workers_, [&](int64_t worker) {
       const Scratch &s = scratch[static_cast<size_t>(worker)];
-      const TileThread thread(tiles_);
+      std::optional<TileThread> thread;
+      if (tiles_) thread.emplace();
       for (int64_t task = next.fetch_add(1); task < tasks_; task = next.fetch_add(1)) {
         const int64_t first = task / parts_ * width_, row = task % parts_ * part_;
         const Range panels = {first, std::min(first + width_, panels_)};

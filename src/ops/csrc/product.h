@@ -64,7 +64,7 @@ class Columns {
 
 struct Extent {
   int64_t images, rows, columns, depth;
-  int64_t summands = 1;  // matrices of each side whose products are summed; more than one of one image alone
+  int64_t summands = 1;    // matrices of each side whose products are summed; more than one of one image alone
   bool free_rows = false;  // rows are of a batch, and a row is the same whatever their number
 };
 

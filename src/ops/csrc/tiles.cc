@@ -76,8 +76,7 @@ void SplitColumns(const float *from, int64_t depth, uint16_t *to) {
   }
 }
 
-TileThread::TileThread(bool wanted) : wanted_(wanted) {
-  if (!wanted) return;
+TileThread::TileThread() {
   struct {
     uint8_t palette = 1, start = 0, unused[14] = {};
     uint16_t bytes[16] = {};
@@ -91,9 +90,7 @@ TileThread::TileThread(bool wanted) : wanted_(wanted) {
   _tile_loadconfig(&config);
 }
 
-TileThread::~TileThread() {
-  if (wanted_) _tile_release();
-}
+TileThread::~TileThread() { _tile_release(); }
 
 // Tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b.
 void MultiplyTiles(int64_t depth, const uint16_t *a, const uint16_t *b, bool few_rows, const Ahead &ahead,
@@ -165,7 +162,7 @@ namespace rcnn {
 bool HasTiles() { return false; }
 void SplitRows(const float *, int64_t, int64_t, int64_t, uint16_t *) {}
 void SplitColumns(const float *, int64_t, uint16_t *) {}
-TileThread::TileThread(bool wanted) : wanted_(wanted) {}
+TileThread::TileThread() = default;
 TileThread::~TileThread() = default;
 void MultiplyTiles(int64_t, const uint16_t *, const uint16_t *, bool, const Ahead &, float *) {}
 

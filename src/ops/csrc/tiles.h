@@ -27,16 +27,13 @@ void SplitRows(const float *from, int64_t stride, int64_t rows, int64_t depth, u
 // kTileColumns columns of `depth` terms, [term][column], split.
 void SplitColumns(const float *from, int64_t depth, uint16_t *to);
 
-// Lets the calling thread use the unit while it lives, where `wanted`.
+// Lets the calling thread use the unit while it lives.
 class TileThread {
  public:
-  explicit TileThread(bool wanted);
+  TileThread();
   ~TileThread();
   TileThread(const TileThread &) = delete;
   TileThread &operator=(const TileThread &) = delete;
-
- private:
-  const bool wanted_;
 };
 
 // Where the next result will be, to be brought near meanwhile: of two arrays, whose rows are `stride` apart.

@@ -86,8 +86,8 @@ void FilterGradient(void **params, int64_t **shapes, bool relu) {
   const int64_t *in = shapes[2], *out = shapes[0], cells = in[2] * in[3];
   const SeenMaps dy = Gradient(params, out, relu);
   const TurnedPatches blocks(dy, Axis(in[2]), Axis(in[3]));
-  MultiplyMatrices(Left{Numbers(params[2]), cells, 1, in[1] * cells}, blocks,
-                   {1, in[1], kTaps * out[1], cells, in[0]}, Finish(), static_cast<float *>(params[4]), NumThreads());
+  MultiplyMatrices(Left{Numbers(params[2]), cells, 1, in[1] * cells}, blocks, {1, in[1], kTaps * out[1], cells, in[0]},
+                   Finish(), static_cast<float *>(params[4]), NumThreads());
   auto *dbias = static_cast<float *>(params[5]);
   ParallelFor(out[1], NumThreads(), [&](int64_t o) {
     double total = 0.0;
