@@ -157,11 +157,11 @@ bool MultiplyInTiles(const Block &block, int64_t rows, const uint16_t *a, const 
   Floats none = {};
   for (int64_t r = 0; r < rows; ++r) {
     float *c = block.c + r * block.c_row;
-    for (int64_t v = 0; v < kTileColumns; v += kLanes) {
-      Floats sum = Load(sums + r * kTileColumns + v);
+    for (int64_t v = 0; v < block.columns; v += kLanes) {
+      // those beyond the last column may be anything
+      const Floats sum = LoadWithin(sums + r * kTileColumns, v, block.columns);
       none += sum - sum;
-      if (block.last) sum = Activate(block.activation, sum);
-      if (v < block.columns) StoreFirst(c + v, sum, block.columns - v);
+      StoreFirst(c + v, block.last ? Activate(block.activation, sum) : sum, block.columns - v);
     }
   }
   for (int64_t lane = 0; lane < kLanes; ++lane) {
