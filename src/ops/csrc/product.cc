@@ -267,8 +267,7 @@ class Product {
         e_(extent),
         finish_(finish),
         to_(to),
-        // of few rows, most of a tile would be empty
-        tiles_(UseTiles() && (extent.free_rows || extent.rows >= kTileRows)),
+        tiles_(extent.free_rows ? UseTiles() : OnTiles(extent.rows)),
         of_image_(Ceil(extent.columns, kBlockColumns)),
         panels_(extent.images * of_image_),
         deepest_(std::min(RoundUp(extent.depth, kTileDepth), kDepth)) {
@@ -432,6 +431,9 @@ class Product {
 };
 
 }  // namespace
+
+// of few rows, most of a tile would be empty
+bool OnTiles(int64_t rows) { return UseTiles() && rows >= kTileRows; }
 
 void MultiplyMatrices(const Left &left, const Columns &right, const Extent &extent, const Finish &finish, float *to,
                       int threads) {

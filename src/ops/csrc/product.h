@@ -68,6 +68,9 @@ struct Extent {
   bool free_rows = false;  // rows are of a batch, and a row is the same whatever their number
 };
 
+// Whether products of so many rows are computed by the matrix unit.
+bool OnTiles(int64_t rows);
+
 // to: (images, rows, columns) = left x columns of each image, finished; of several summands, their products' sum.
 // threads: to use at most. Throws std::bad_alloc.
 void MultiplyMatrices(const Left &left, const Columns &right, const Extent &extent, const Finish &finish, float *to,
