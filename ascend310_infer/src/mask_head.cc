@@ -10,9 +10,9 @@
 
 #include "../../src/ops/csrc/gemm_kernel.h"
 #include "../../src/ops/csrc/parallel.h"
+#include "../../src/ops/csrc/tiles.h"
 #include "../../src/ops/csrc/winograd.h"
 #include "../../src/ops/csrc/workspace.h"
-#include "cpu/tiles.h"
 #include "files.h"
 
 namespace rcnn {

@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer
 
 from src.models.graph_writer import GraphWriter
-from src.ops.conv import Conv2d
+from src.ops.conv import Conv2d, float32
 
 __all__ = [
     "NORMS",
@@ -160,25 +160,34 @@ def conv_norm(
     relu: bool = False,
     rows: Tensor | None = None,
     relu6: bool = False,
+    other: Tensor | None = None,
 ) -> Tensor:
-    """norm(conv(x)), then ReLU if `relu`, ReLU6 if `relu6`; rows: see BatchNorm.
+    """norm(conv(x)), then ReLU if `relu`, ReLU6 if `relu6`; rows: see BatchNorm. other: a map that is added, in
+    float32, before a ReLU that is given then.
 
     `folded`: as one convolution with scaled weights, for a batch norm that is a constant scale and shift. That saves a
     pass over the map and, in training, keeping the map for the norm's gradient.
     """
     if isinstance(norm, ChannelBias):
+        if other is not None:
+            return conv.residual(x, conv.weight, norm.bias, other)
         return conv.convolve(x, conv.weight, norm.bias, relu, relu6)
     if not folded or isinstance(norm, (GroupNorm, LayerNorm)):
         y = norm(conv.plain(x)) if rows is None else norm(conv.plain(x), rows)
         if conv.half:
             y = y.astype(ms.float16)
+        if other is not None:
+            return ops.relu(float32(y) + float32(other))
         if relu6:
             return ops.relu6(y)
         return ops.relu(y) if relu else y
     scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
     # Broadcast first: where Mul broadcasts itself, MindSpore's CPU kernel keeps two index lists of 8 bytes a weight.
     factor = ops.broadcast_to(scale.reshape(-1, 1, 1, 1), conv.weight.shape)
-    return conv.convolve(x, conv.weight * factor, norm.beta - norm.moving_mean * scale, relu, relu6)
+    weight, bias = conv.weight * factor, norm.beta - norm.moving_mean * scale
+    if other is not None:
+        return conv.residual(x, weight, bias, other)
+    return conv.convolve(x, weight, bias, relu, relu6)
 
 
 # (channels, epsilon, share of the old running statistics kept at each step, use_batch_statistics) -> a norm

@@ -1,19 +1,14 @@
 """Mixed precision (Micikevicius et al., 2017, arXiv:1710.03740): which parts of a detector compute in float16."""
 
 import mindspore as ms
-from mindspore import Tensor, nn
+from mindspore import nn
 
-from src.ops.conv import Conv2d
+from src.ops.conv import Conv2d, float32
 
 __all__ = ["float32", "use_float16"]
 
 
 LAST_LAYERS = ("cls", "reg", "logits")
-
-
-def float32(x: Tensor) -> Tensor:
-    """x in float32; the same x, without an operator, where it is."""
-    return x if x.dtype == ms.float32 else x.astype(ms.float32)
 
 
 def use_float16(detector: nn.Cell) -> None:

@@ -4,23 +4,25 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.ops.custom import CustomDepthwise, CustomLayer, CustomSum, halved_shape, same_shape
 from src.ops.library import custom_operator_path, for_devices
 
-__all__ = ["Conv2d"]
+__all__ = ["Conv2d", "float32"]
 
 _PART_CHANNELS = 128  # at most, of a convolution that stands for some groups
 _DEPTHWISE = ("Depthwise", "DepthwiseStride2", "DepthwiseSameStride2")
+_POINTWISE = ("Pointwise", "PointwiseStride2")
 
 
 class Conv2d(nn.Conv2d):
     """nn.Conv2d with padding kernel_size // 2, optionally followed by ReLU.
 
-    Its parameters, results and gradients are nn.Conv2d's. On CPU a float32 convolution that is 3x3, or of
+    Its parameters, results and gradients are nn.Conv2d's. On CPU a float32 convolution that is 1x1, 3x3, or of
     stride 2 with an odd kernel, and without groups, is a C++ operator with bias and ReLU in the same pass and a few MB
     of memory, where MindSpore's gradients unfold the whole map, nine times its size for each 3x3 layer, and keep the
-    room. 3x3 ones of stride 1 take a quarter of the multiplications (``csrc/winograd.cc``); the others are
-    ``csrc/convolution.cc``. Everything else is MindSpore's own operators: 1x1 ones, plain matrix products, are faster
-    there. Without the library, everything is. For devices, which have kernels for depthwise convolutions and those
+    room. 3x3 ones of stride 1 take a quarter of the multiplications (``csrc/winograd.cc``); 1x1 ones are plain matrix
+    products (``csrc/pointwise.cc``); the others are ``csrc/convolution.cc``. Everything else is MindSpore's own
+    operators. Without the library, everything is. For devices, which have kernels for depthwise convolutions and those
     without groups alone, other groups become a few convolutions without, over some neighbouring groups each, their
     filters filled up with zeros.
 
@@ -52,16 +54,20 @@ class Conv2d(nn.Conv2d):
     def choose_operators(self, kind: str, stride: int) -> None:
         """Takes the C++ operators whose names begin with `kind`, where there is a library, or none if it is empty."""
         library = custom_operator_path(False) if kind else None
-        self.custom, self.bounds = library is not None, kind in _DEPTHWISE
+        self.custom, self.bounds = library is not None, kind in (*_DEPTHWISE, *_POINTWISE)
+        self.sums = library is not None and kind == "Pointwise"
         if library is None:
             return
         self.no_bias = Tensor(np.zeros(self.out_channels, np.float32))
+        layer, shape = (
+            CustomDepthwise if kind in _DEPTHWISE else CustomLayer,
+            halved_shape if stride == 2 else same_shape,
+        )
+        self.linear, self.with_relu = layer(library, kind, "", shape), layer(library, kind, "ReLU", shape)
         if self.bounds:
-            self.linear, self.with_relu, self.with_relu6 = (
-                _Depthwise(library, kind, a, stride) for a in ("", "ReLU", "ReLU6")
-            )
-        else:
-            self.linear, self.with_relu = _Custom(library, kind, stride), _CustomReLU(library, kind, stride)
+            self.with_relu6 = layer(library, kind, "ReLU6", shape)
+        if self.sums:
+            self.with_sum = CustomSum(library, kind, shape)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.plain(x)
@@ -93,6 +99,13 @@ class Conv2d(nn.Conv2d):
             return self.with_relu(x, weight, bias) if relu else self.linear(x, weight, bias)
         return _active(ops.bias_add(self.product(x, weight), bias), relu, relu6)
 
+    def residual(self, x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+        """ReLU of the sum, in float32, of `convolve` without activation and another map (B, O, H, W)."""
+        if self.sums and not self.half and x.dtype == ms.float32 and other.dtype == ms.float32:
+            return self.with_sum(x, weight, bias, other)
+        y = self.convolve(x, weight, bias, False)
+        return ops.relu(float32(y) + float32(other))
+
     def add_parts(self, out_channels: int, kernel_size: int, stride: int) -> None:
         """Decides how many convolutions this is, and makes what they need."""
         self.parts, self.together = 1, 0  # groups that a convolution stands for; 0: it has all, as groups
@@ -122,6 +135,11 @@ class Conv2d(nn.Conv2d):
         return ops.concat(parts, 1)
 
 
+def float32(x: Tensor) -> Tensor:
+    """x in float32; the same x, without an operator, where it is."""
+    return x if x.dtype == ms.float32 else x.astype(ms.float32)
+
+
 def _active(y: Tensor, relu: bool, relu6: bool) -> Tensor:
     if relu6:
         return ops.relu6(y)
@@ -136,106 +154,8 @@ def _kind(inputs: int, outputs: int, kernel: int, stride: int, group: int = 1, d
         return "Depthwise" if stride == 1 else "DepthwiseStride2"
     if group != 1:
         return ""
+    if kernel == 1 and stride in (1, 2):
+        return "Pointwise" if stride == 1 else "PointwiseStride2"
     if (kernel, stride) == (3, 1):
         return "Conv3x3"
-    return "ConvStride2" if stride == 2 and kernel % 2 == 1 and kernel > 1 else ""
-
-
-def _forward_shape(*shapes):
-    """Of x, weight, bias, at stride 1."""
-    return (shapes[0][0], shapes[1][0], shapes[0][2], shapes[0][3])
-
-
-def _halved_shape(*shapes):
-    """The same at stride 2."""
-    return (shapes[0][0], shapes[1][0], (shapes[0][2] + 1) // 2, (shapes[0][3] + 1) // 2)
-
-
-def _input_gradient_shape(*shapes):
-    """Of the output's gradient, the output, the weight, x."""
-    return shapes[3]
-
-
-def _weight_gradient_shapes(*shapes):
-    """Of the output's gradient, the output, x, the weight."""
-    return (shapes[3], (shapes[0][1],))
-
-
-def _depthwise_gradient_shapes(*shapes):
-    """Of the output's gradient, the output, x, the weight."""
-    return (shapes[2], shapes[3], (shapes[0][1],))
-
-
-def _one_dtype(*_):
-    return ms.float32
-
-
-def _two_dtypes(*_):
-    return (ms.float32, ms.float32)
-
-
-def _three_dtypes(*_):
-    return (ms.float32, ms.float32, ms.float32)
-
-
-def _operators(library: str, kind: str, suffix: str, stride: int) -> tuple[ops.Custom, ops.Custom, ops.Custom]:
-    """The C++ operator and its gradients to the input and to weight and bias."""
-    shape = _forward_shape if stride == 1 else _halved_shape
-    return (
-        ops.Custom(f"{library}:{kind}Forward{suffix}", shape, _one_dtype, func_type="aot"),
-        ops.Custom(f"{library}:{kind}InputGradient{suffix}", _input_gradient_shape, _one_dtype, func_type="aot"),
-        ops.Custom(f"{library}:{kind}WeightGradient{suffix}", _weight_gradient_shapes, _two_dtypes, func_type="aot"),
-    )
-
-
-class _Custom(nn.Cell):
-    """The C++ operator. Inputs: x (B, C, H, W), weight (O, C, k, k), bias (O,), all float32."""
-
-    def __init__(self, library: str, kind: str, stride: int):
-        super().__init__()
-        self.forward_op, self.input_gradient, self.weight_gradient = _operators(library, kind, "", stride)
-
-    def construct(self, x, weight, bias):
-        return self.forward_op(x, weight, bias)
-
-    def bprop(self, x, weight, bias, out, dout):
-        # The operators read the output only where there is ReLU; without it, it needn't be kept.
-        gradients = self.weight_gradient(dout, dout, x, weight)
-        return self.input_gradient(dout, dout, weight, x), gradients[0], gradients[1]
-
-
-class _CustomReLU(nn.Cell):
-    """The same with ReLU, whose gradient passes where the output is positive."""
-
-    def __init__(self, library: str, kind: str, stride: int):
-        super().__init__()
-        self.forward_op, self.input_gradient, self.weight_gradient = _operators(library, kind, "ReLU", stride)
-
-    def construct(self, x, weight, bias):
-        return self.forward_op(x, weight, bias)
-
-    def bprop(self, x, weight, bias, out, dout):
-        gradients = self.weight_gradient(dout, out, x, weight)
-        return self.input_gradient(dout, out, weight, x), gradients[0], gradients[1]
-
-
-class _Depthwise(nn.Cell):
-    """The depthwise C++ operator with the activation "", "ReLU" or "ReLU6", whose gradient passes where the output is
-    positive, and below 6. Inputs: x (B, C, H, W), weight (C, 1, k, k), bias (C,), all float32.
-    """
-
-    def __init__(self, library: str, kind: str, activation: str, stride: int):
-        super().__init__()
-        shape = _forward_shape if stride == 1 else _halved_shape
-        self.forward_op = ops.Custom(f"{library}:{kind}Forward{activation}", shape, _one_dtype, func_type="aot")
-        self.gradients = ops.Custom(
-            f"{library}:{kind}Gradients{activation}", _depthwise_gradient_shapes, _three_dtypes, func_type="aot"
-        )
-        self.active = activation != ""
-
-    def construct(self, x, weight, bias):
-        return self.forward_op(x, weight, bias)
-
-    def bprop(self, x, weight, bias, out, dout):
-        gradients = self.gradients(dout, out if self.active else dout, x, weight)
-        return gradients[0], gradients[1], gradients[2]
+    return "ConvStride2" if stride == 2 and kernel % 2 == 1 else ""

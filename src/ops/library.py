@@ -52,6 +52,11 @@ SOURCES: tuple[tuple[Path, str], ...] = (
     (_OPS / "csrc" / "winograd.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "convolution.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "depthwise.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "product.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "tiles.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "pointwise.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "dense.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "transposed.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "instruction_set.cc", "-ffp-contract=off"),
 )
 _HEADERS: tuple[Path, ...] = (
@@ -63,7 +68,11 @@ _HEADERS: tuple[Path, ...] = (
     _OPS / "csrc" / "gemm_kernel.h",
     _OPS / "csrc" / "nms.h",
     _OPS / "csrc" / "parallel.h",
+    _OPS / "csrc" / "patches.h",
+    _OPS / "csrc" / "product.h",
     _OPS / "csrc" / "simd.h",
+    _OPS / "csrc" / "tiles.h",
+    _OPS / "csrc" / "transposed.h",
     _OPS / "csrc" / "vector_width.h",
     _OPS / "csrc" / "winograd.h",
     _OPS / "csrc" / "winograd_transform.h",

@@ -24,7 +24,7 @@ SOURCES = ["ascend310_infer/src/image.cc", "ascend310_infer/src/files.cc", "test
 # what reads sidecars: their branches with it, but no MindSpore Lite
 WITHOUT = ("annotations", "detector", "graph", "graph_lite", "image", "main", "proposals", "results")
 READER = sorted(f"ascend310_infer/src/{p.name}" for p in ROOT.glob("ascend310_infer/src/*.cc") if p.stem not in WITHOUT)
-READER += ["ascend310_infer/src/cpu/tiles.cc", "src/ops/csrc/winograd.cc", "tests/ascend310_infer/no_graph.cc"]
+READER += ["src/ops/csrc/tiles.cc", "src/ops/csrc/winograd.cc", "tests/ascend310_infer/no_graph.cc"]
 SIZES = [SOURCES[0], *READER, "tests/ascend310_infer/sizes_main.cc"]
 
 

@@ -18,7 +18,7 @@ from tests.conftest import all_cores
 from tests.ops.conftest import MARCHES, build
 
 ROOT = Path(__file__).parents[2]
-LAYERS = ("convolutions", "maps", "mindir", "product", "session", "tiles")
+LAYERS = ("convolutions", "maps", "mindir", "session")
 RUNTIME = [f"ascend310_infer/src/cpu/{name}.cc" for name in LAYERS]
 RUNTIME += [f"ascend310_infer/src/{name}.cc" for name in ("files", "graph", "numbers")]
 RUNTIME += ["tests/ascend310_infer/graph_main.cc"]
@@ -224,7 +224,8 @@ def test_layers_give_what_mindspore_does_whatever_the_threads(name, run_graph, t
 
 @pytest.fixture(scope="module")
 def sanitized(compiled):
-    return compiled([*RUNTIME, "src/ops/csrc/winograd.cc", "src/ops/csrc/depthwise.cc"])
+    operators = ("depthwise", "product", "tiles", "transposed", "winograd")
+    return compiled([*RUNTIME, *(f"src/ops/csrc/{name}.cc" for name in operators)])
 
 
 @pytest.mark.parametrize("name", ["residual, stride 2", "top down", "statistics", "joined", "transposed 4x4", "head"])

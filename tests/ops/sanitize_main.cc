@@ -26,6 +26,11 @@ int MaxIoUMatch(int, void **, int *, int64_t **, const char **, void *, void *);
   DECLARE(kind##WeightGradientReLU)
 DECLARE_CONVOLUTION(Conv3x3)
 DECLARE_CONVOLUTION(ConvStride2)
+DECLARE_CONVOLUTION(Pointwise)
+DECLARE_CONVOLUTION(PointwiseStride2)
+DECLARE_CONVOLUTION(Dense)
+DECLARE_CONVOLUTION(TransposedByTwo)
+DECLARE(PointwiseForwardSumReLU)
 #define DECLARE_DEPTHWISE(kind) \
   DECLARE(kind##Forward)        \
   DECLARE(kind##ForwardReLU6)   \
@@ -203,22 +208,23 @@ struct Passes {
   decltype(&Conv3x3Forward) forward, input_gradient, weight_gradient;
 };
 
-void TestConvolution(const Passes &passes, int64_t batch, int64_t inputs, int64_t outputs, int64_t height,
-                     int64_t width) {
-  const int64_t kernel = passes.kernel, stride = passes.stride;
-  const std::vector<int64_t> in = {batch, inputs, height, width};
-  const std::vector<int64_t> out = {batch, outputs, (height + stride - 1) / stride, (width + stride - 1) / stride};
-  const std::vector<int64_t> filters = {outputs, inputs, kernel, kernel};
-  const int64_t count = batch * outputs * out[2] * out[3];
-  const std::vector<float> y = Random(count, -1, 1), dy = Random(count, -1, 1);
-  const std::vector<float> x = Random(batch * inputs * height * width, -1, 1);
-  const std::vector<float> weight = Random(outputs * inputs * kernel * kernel, -1, 1);
+// x, weight and what the layer makes of it have these shapes.
+void TestLayer(const Passes &passes, const std::vector<int64_t> &in, const std::vector<int64_t> &filters,
+               const std::vector<int64_t> &out) {
+  const auto size = [](const std::vector<int64_t> &shape) {
+    int64_t count = 1;
+    for (const int64_t d : shape) count *= d;
+    return count;
+  };
+  const std::vector<float> y = Random(size(out), -1, 1), dy = Random(size(out), -1, 1);
+  const std::vector<float> x = Random(size(in), -1, 1), weight = Random(size(filters), -1, 1);
+  const int64_t outputs = out[1];
   Arguments forward, input, filter;
   forward.Add<float>(in, x);
   forward.Add<float>(filters, weight);
   forward.Add<float>({outputs}, Random(outputs, -1, 1));
   forward.Add<float>(out, {});
-  if (forward.Call(passes.forward) != 0) Arguments::Fail("a convolution's status");
+  if (forward.Call(passes.forward) != 0) Arguments::Fail("a layer's status");
   input.Add<float>(out, dy);
   input.Add<float>(out, y);
   input.Add<float>(filters, weight);
@@ -232,6 +238,25 @@ void TestConvolution(const Passes &passes, int64_t batch, int64_t inputs, int64_
   filter.Add<float>(filters, {});
   filter.Add<float>({outputs}, {});
   if (filter.Call(passes.weight_gradient) != 0) Arguments::Fail("a weight gradient's status");
+}
+
+void TestConvolution(const Passes &passes, int64_t batch, int64_t inputs, int64_t outputs, int64_t height,
+                     int64_t width) {
+  const int64_t kernel = passes.kernel, stride = passes.stride;
+  TestLayer(passes, {batch, inputs, height, width}, {outputs, inputs, kernel, kernel},
+            {batch, outputs, (height + stride - 1) / stride, (width + stride - 1) / stride});
+}
+
+void TestSum(int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width) {
+  const std::vector<int64_t> out = {batch, outputs, height, width};
+  const int64_t cells = batch * height * width;
+  Arguments arguments;
+  arguments.Add<float>({batch, inputs, height, width}, Random(cells * inputs, -1, 1));
+  arguments.Add<float>({outputs, inputs, 1, 1}, Random(outputs * inputs, -1, 1));
+  arguments.Add<float>({outputs}, Random(outputs, -1, 1));
+  arguments.Add<float>(out, Random(cells * outputs, -1, 1));
+  arguments.Add<float>(out, {});
+  if (arguments.Call(PointwiseForwardSumReLU) != 0) Arguments::Fail("a sum's status");
 }
 
 struct DepthwisePasses {
@@ -291,6 +316,8 @@ int main() {
            Passes{3, 1, Conv3x3ForwardReLU, Conv3x3InputGradientReLU, Conv3x3WeightGradientReLU},
            Passes{7, 2, ConvStride2Forward, ConvStride2InputGradient, ConvStride2WeightGradient},
            Passes{3, 2, ConvStride2ForwardReLU, ConvStride2InputGradientReLU, ConvStride2WeightGradientReLU},
+           Passes{1, 1, PointwiseForwardReLU, PointwiseInputGradientReLU, PointwiseWeightGradientReLU},
+           Passes{1, 2, PointwiseStride2Forward, PointwiseStride2InputGradient, PointwiseStride2WeightGradient},
        }) {
     TestConvolution(passes, 1, 1, 1, 1, 1);
     TestConvolution(passes, 2, 17, 33, 9, 23);
@@ -299,6 +326,14 @@ int main() {
     TestConvolution(passes, 1, 2, 3, 140, 1);
     TestConvolution(passes, 1, 260, 9, 4, 5);
     TestConvolution(passes, 0, 3, 4, 5, 5);
+  }
+  const Passes dense = {0, 0, DenseForwardReLU, DenseInputGradientReLU, DenseWeightGradientReLU};
+  const Passes up = {2, 2, TransposedByTwoForwardReLU, TransposedByTwoInputGradientReLU,
+                     TransposedByTwoWeightGradientReLU};
+  for (const int64_t rows : {1, 33, 0}) {
+    TestLayer(dense, {rows, 300}, {37, 300}, {rows, 37});
+    TestLayer(up, {rows, 9, 7, 9}, {9, 33, 2, 2}, {rows, 33, 14, 18});
+    TestSum(rows, 40, 17, 5, 7);
   }
   for (const DepthwisePasses &passes : {
            DepthwisePasses{1, DepthwiseForward, DepthwiseGradients},

@@ -5,7 +5,7 @@ import pytest
 
 from src.ops import library
 from src.runtime.newer import zip_equal
-from tests.ops import test_convolution, test_depthwise, test_matching
+from tests.ops import test_convolution, test_depthwise, test_matching, test_products
 from tests.ops.conftest import NEON, build, run_here
 
 # of the largest number: float32 sums in another order
@@ -61,6 +61,18 @@ def convolutions(bad):
                 yield f"{kind}Forward{end}", [x, weight, bias], [dy]
                 yield f"{kind}InputGradient{end}", [dy, y, weight, x], [x]
                 yield f"{kind}WeightGradient{end}", [dy, y, x, weight], [weight, bias]
+
+
+def products(bad):
+    for kind, shape in test_products.CASES:
+        x, weight, bias, dy = test_products.make_inputs(kind, shape)
+        y = np.random.default_rng(1).standard_normal(dy.shape, np.float32)
+        if bad:
+            x, dy = spoil(x, 97), spoil(dy, 89)
+        for end in ("", "ReLU"):
+            yield f"{kind}Forward{end}", [x, weight, bias], [dy]
+            yield f"{kind}InputGradient{end}", [dy, y, weight, x], [x]
+            yield f"{kind}WeightGradient{end}", [dy, y, x, weight], [weight, bias]
 
 
 def depthwise(bad):
@@ -130,7 +142,7 @@ def matching(bad):
             yield "MaxIoUMatch", [boxes, *rest, np.float32([0.3])], [floats, integers, integers, floats]
 
 
-KERNELS = {f.__name__: f for f in (convolutions, depthwise, roi_align, suppression, matching)}
+KERNELS = {f.__name__: f for f in (convolutions, products, depthwise, roi_align, suppression, matching)}
 
 
 def compare(both, kernel, bad):

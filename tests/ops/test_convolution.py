@@ -38,8 +38,8 @@ SHAPES = [
 ]
 
 
-# kernel, stride: Winograd's algorithm, and direct sums
-KINDS = [(3, 1), (3, 2), (7, 2)]
+# kernel, stride: Winograd's algorithm, direct sums, and products over channels alone
+KINDS = [(3, 1), (3, 2), (7, 2), (1, 1), (1, 2)]
 
 
 def numpy_convolution(x, weight, bias, dy, relu, stride=1):
@@ -67,7 +67,7 @@ def numpy_convolution(x, weight, bias, dy, relu, stride=1):
 
 
 def name(kernel, stride):
-    return "Conv3x3" if (kernel, stride) == (3, 1) else "ConvStride2"
+    return {(3, 1): "Conv3x3", (1, 1): "Pointwise", (1, 2): "PointwiseStride2"}.get((kernel, stride), "ConvStride2")
 
 
 def all_passes(x, weight, bias, dy, relu, stride=1):
@@ -256,8 +256,8 @@ def test_half_precision_is_left_to_mindspore():
 
 
 def test_only_what_the_operator_can_do_goes_to_it():
-    assert not Conv2d(4, 4, 3, 3).custom and not Conv2d(4, 4, 2, 2).custom and not Conv2d(4, 4, 1).custom
-    assert not Conv2d(4, 4, 5).custom and not Conv2d(4, 4, 1, 2).custom
+    assert not Conv2d(4, 4, 3, 3).custom and not Conv2d(4, 4, 2, 2).custom and not Conv2d(4, 4, 1, 3).custom
+    assert not Conv2d(4, 4, 5).custom and not Conv2d(4, 4, 1, group=2).custom
     assert not Conv2d(4, 4, 3, group=2).custom and not Conv2d(4, 4, 3, dilation=2).custom
 
 

@@ -4,6 +4,8 @@
 
 #include "../../../src/ops/csrc/depthwise.h"
 #include "../../../src/ops/csrc/parallel.h"
+#include "../../../src/ops/csrc/patches.h"
+#include "../../../src/ops/csrc/transposed.h"
 #include "../../../src/ops/csrc/winograd.h"
 #include "../../../src/ops/csrc/workspace.h"
 #include "layer.h"
@@ -23,6 +25,7 @@ struct Axis {
            : size + before + after < kernel ? 0
                                             : (size + before + after - kernel) / stride + 1;
   }
+  FilterAxis At(int64_t size) const { return {kernel, stride, Before(size), Outputs(size)}; }
 
  private:
   int64_t Missing(int64_t size) const {
@@ -144,113 +147,13 @@ class WinogradLayer : public MapLayer {
   std::shared_ptr<const Conv3x3> filters_;
 };
 
-// The pixels that a convolution's filters see, as columns of a matrix: [channel][row of the filter][column].
-class Patches : public Columns {
- public:
-  Patches(const Geometry &geometry, const float *maps, int64_t all_channels, int64_t first_channel, int64_t height,
-          int64_t width)
-      : down_(geometry.down),
-        across_(geometry.across),
-        maps_(maps),
-        all_channels_(all_channels),
-        first_channel_(first_channel),
-        height_(height),
-        width_(width),
-        top_(down_.Before(height)),
-        left_(across_.Before(width)),
-        columns_(across_.Outputs(width)),
-        pointwise_(down_.kernel == 1 && across_.kernel == 1 && down_.stride == 1 && across_.stride == 1) {}
-
-  void Pack(int64_t image, int64_t first, int64_t count, const Range &depth, int64_t panel_depth,
-            float *to) const override {
-    const float *maps = maps_ + (image * all_channels_ + first_channel_) * height_ * width_;
-    const int64_t taps = down_.kernel * across_.kernel;
-    for (int64_t d = depth.begin; d < depth.end; ++d, to += kBlockColumns) {
-      const float *map = maps + d / taps * height_ * width_;
-      if (pointwise_) {
-        // rows of channels lie far apart, where nothing else fetches ahead
-        const float *ahead = map + kAhead * height_ * width_ + first;
-        for (int64_t p = 0; p < count; p += 16) __builtin_prefetch(ahead + p, 0, 3);
-        PackPixels(map + first, count, panel_depth, to);
-      } else {
-        PackTap(map, d % taps / across_.kernel - top_, d % across_.kernel - left_, first, count, panel_depth, to);
-      }
-    }
-  }
-
- private:
-  static void PackPixels(const float *from, int64_t count, int64_t panel_depth, float *to) {
-    for (int64_t p = 0; p < count; p += kBlockColumns, to += panel_depth * kBlockColumns) {
-      for (int64_t v = 0; v < kBlockColumns; v += kLanes) Store(to + v, LoadWithin(from, p + v, count));
-    }
-  }
-
-  // Pixels [first, first + count) of what one place of the filter sees: rows from dy on, columns from dx on.
-  void PackTap(const float *map, int64_t dy, int64_t dx, int64_t first, int64_t count, int64_t panel_depth,
-               float *to) const {
-    // a vector more than is used may be written, before what comes next is
-    alignas(64) float line[kLine + kLanes];
-    int64_t y = first / columns_, x = first % columns_;
-    for (int64_t done = 0; done < count;) {
-      const int64_t here = std::min({columns_ - x, count - done});
-      // whole panels alone leave `line`, so that each begins at its start
-      const int64_t run = std::min(here, kBlockColumns - done % kBlockColumns);
-      const int64_t row = y * down_.stride + dy;
-      float *into = line + done % kBlockColumns;
-      if (row < 0 || row >= height_) {
-        std::fill_n(into, run, 0.0f);
-      } else {
-        ReadRow(map + row * width_, x * across_.stride + dx, run, into);
-      }
-      done += run;
-      x += run;
-      if (x == columns_) {
-        x = 0;
-        ++y;
-      }
-      if (done % kBlockColumns == 0 || done == count) {
-        for (int64_t v = 0; v < kBlockColumns; v += kLanes) Store(to + v, Load(line + v));
-        to += panel_depth * kBlockColumns;
-      }
-    }
-  }
-
-  void ReadRow(const float *row, int64_t x, int64_t count, float *to) const {
-    if (across_.stride == 1) {
-      for (int64_t i = 0; i < count; i += kLanes) Store(to + i, LoadWithin(row, x + i, width_));
-    } else if (across_.stride == 2) {
-      for (int64_t i = 0; i < count; i += kLanes) {
-        const int64_t at = x + 2 * i;
-        Store(to + i, ShuffleBy<EvenLanes>(LoadWithin(row, at, width_), LoadWithin(row, at + kLanes, width_)));
-      }
-    } else {
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t at = x + i * across_.stride;
-        to[i] = at >= 0 && at < width_ ? row[at] : 0.0f;
-      }
-    }
-  }
-
-  static constexpr int64_t kLine = 2 * kBlockColumns;
-  static constexpr int64_t kAhead = 6;  // channels
-
-  const Axis down_, across_;
-  const float *maps_;
-  const int64_t all_channels_, first_channel_, height_, width_, top_, left_, columns_;
-  const bool pointwise_;
-};
-
 // Any convolution, as products of its filters with patches; of groups, one after the other.
 class ProductLayer : public MapLayer {
  public:
   ProductLayer(const Operator &op, const Geometry &geometry, const FileTensor &weight)
-      : MapLayer(op, geometry, weight.shape[1] * geometry.groups, weight.shape[0]) {
-    const std::vector<float> numbers = NumbersOf(weight);
-    const int64_t each = outputs_ / geometry.groups, depth = weight.shape[1] * weight.shape[2] * weight.shape[3];
-    for (int64_t g = 0; g < geometry.groups; ++g) {
-      weights_.push_back(std::make_unique<PackedRows>(numbers.data() + g * each * depth, each, depth));
-    }
-  }
+      : MapLayer(op, geometry, weight.shape[1] * geometry.groups, weight.shape[0]),
+        filters_(NumbersOf(weight)),
+        depth_(weight.shape[1] * weight.shape[2] * weight.shape[3]) {}
 
   bool AddOther() override {
     if (with_other_ || activation_ != Activation::kNone || geometry_.groups > 1) return false;
@@ -259,19 +162,24 @@ class ProductLayer : public MapLayer {
   }
 
   void Run(const std::vector<const float *> &inputs, float *output, int threads) const override {
-    const int64_t groups = geometry_.groups, of_group = inputs_ / groups, outputs = outputs_ / groups;
+    const int64_t groups = geometry_.groups, each = outputs_ / groups, cells = rows_ * columns_;
+    const FilterAxis down = geometry_.down.At(height_), across = geometry_.across.At(width_);
     for (int64_t g = 0; g < groups; ++g) {
-      const Patches patches(geometry_, inputs[0], inputs_, g * of_group, height_, width_);
-      Finish finish{bias_.data() + g * outputs, inputs.size() > 1 ? inputs[1] : nullptr, activation_};
+      const SeenMaps maps{inputs[0], inputs_, height_, width_, g * (inputs_ / groups)};
+      const Left filters{filters_.data() + g * each * depth_, depth_, 1};
+      Finish finish;
+      finish.row_bias = bias_.data() + g * each;
+      finish.other = inputs.size() > 1 ? inputs[1] : nullptr;
+      finish.activation = activation_;
       if (groups == 1) {
-        MultiplyRows(*weights_[0], patches, images_, rows_ * columns_, finish, output, threads);
+        MultiplyMatrices(filters, Patches(maps, down, across), {images_, each, cells, depth_}, finish, output, threads);
         continue;
       }
       for (int64_t n = 0; n < images_; ++n) {
-        const Patches own(geometry_, inputs[0] + n * inputs_ * height_ * width_, inputs_, g * of_group, height_,
-                          width_);
-        MultiplyRows(*weights_[static_cast<size_t>(g)], own, 1, rows_ * columns_, finish,
-                     output + (n * outputs_ + g * outputs) * rows_ * columns_, threads);
+        SeenMaps own = maps;
+        own.data += n * inputs_ * height_ * width_;
+        MultiplyMatrices(filters, Patches(own, down, across), {1, each, cells, depth_}, finish,
+                         output + (n * outputs_ + g * each) * cells, threads);
       }
     }
   }
@@ -282,7 +190,8 @@ class ProductLayer : public MapLayer {
  private:
   bool Fuses(Activation) const override { return true; }
 
-  std::vector<std::unique_ptr<PackedRows>> weights_;
+  const std::vector<float> filters_;
+  const int64_t depth_;
 };
 
 // Each channel by its own filter.
@@ -454,17 +363,7 @@ class RepeatLayer : public Layer {
 class TransposedLayer : public MapLayer {
  public:
   TransposedLayer(const Operator &op, const Geometry &geometry, const FileTensor &weight)
-      : MapLayer(op, geometry, weight.shape[0], weight.shape[1]) {
-    // (inputs, outputs, k, k) -> (outputs k k) x inputs
-    const std::vector<float> numbers = NumbersOf(weight);
-    const int64_t rows = static_cast<int64_t>(weight.count) / inputs_;
-    std::vector<float> turned(numbers.size());
-    for (int64_t i = 0; i < inputs_; ++i) {
-      for (int64_t r = 0; r < rows; ++r)
-        turned[static_cast<size_t>(r * inputs_ + i)] = numbers[static_cast<size_t>(i * rows + r)];
-    }
-    weights_ = std::make_unique<PackedRows>(turned.data(), rows, inputs_);
-  }
+      : MapLayer(op, geometry, weight.shape[0], weight.shape[1]), filters_(NumbersOf(weight)) {}
 
   Shape Resize(const std::vector<Shape> &inputs) override {
     const Shape &x = inputs[0];
@@ -481,17 +380,26 @@ class TransposedLayer : public MapLayer {
   }
 
   void Run(const std::vector<const float *> &inputs, float *output, int threads) const override {
-    const int64_t cells = height_ * width_, of_image = weights_->Rows() * cells;
-    const Geometry plain{{1, 1, 0, 0, false}, {1, 1, 0, 0, false}, 1};
+    const Axis &down = geometry_.down, &across = geometry_.across;
+    const bool by_two = down.kernel == 2 && down.stride == 2 && down.before + down.after == 0 && across.kernel == 2 &&
+                        across.stride == 2 && across.before + across.after == 0;
+    if (by_two && (activation_ == Activation::kNone || activation_ == Activation::kReLU)) {
+      const int64_t shape[] = {images_, inputs_, height_, width_};
+      TransposedByTwo(inputs[0], shape, filters_.data(), outputs_, bias_.data(), activation_ == Activation::kReLU,
+                      output, threads);
+      return;
+    }
+    const int64_t filter = down.kernel * across.kernel, given_rows = outputs_ * filter;
+    const int64_t cells = height_ * width_, of_image = given_rows * cells;
     // of some images at a time, so that it doesn't grow with them
     const int64_t most = std::max<int64_t>(1, kGivenFloats / of_image);
     const Memory given = TakeMemory(std::min(most, images_) * of_image);
     for (int64_t first = 0; first < images_; first += most) {
       const int64_t count = std::min(most, images_ - first);
-      const Patches pixels(plain, inputs[0] + first * inputs_ * cells, inputs_, 0, height_, width_);
-      MultiplyRows(*weights_, pixels, count, cells, Finish(), given.get(), threads);
+      const Patches pixels(SeenMaps{inputs[0] + first * inputs_ * cells, inputs_, height_, width_});
+      MultiplyMatrices(Left{filters_.data(), 1, given_rows}, pixels, {count, given_rows, cells, inputs_}, Finish(),
+                       given.get(), threads);
       ParallelFor(count * outputs_, threads, [&](int64_t map) {
-        const int64_t filter = geometry_.down.kernel * geometry_.across.kernel;
         Gather(given.get() + map * filter * cells, bias_[static_cast<size_t>(map % outputs_)],
                output + (first * outputs_ + map) * rows_ * columns_);
       });
@@ -525,24 +433,30 @@ class TransposedLayer : public MapLayer {
     }
   }
 
-  std::unique_ptr<PackedRows> weights_;
+  const std::vector<float> filters_;  // (inputs, outputs, k, k)
 };
 
 class DenseLayer : public Layer {
  public:
-  DenseLayer(const float *weight, int64_t outputs, int64_t inputs)
-      : weights_(weight, outputs, inputs), bias_(static_cast<size_t>(outputs)) {}
+  // weight: (outputs, inputs).
+  DenseLayer(std::vector<float> weight, int64_t outputs, int64_t inputs)
+      : weight_(std::move(weight)), outputs_(outputs), inputs_(inputs), bias_(static_cast<size_t>(outputs)) {}
 
   Shape Resize(const std::vector<Shape> &inputs) override {
-    if (inputs[0].size() != 2 || inputs[0][1] != weights_.Depth()) {
-      throw Unsuitable("MatMul takes rows of " + std::to_string(weights_.Depth()) + " numbers");
+    if (inputs[0].size() != 2 || inputs[0][1] != inputs_) {
+      throw Unsuitable("MatMul takes rows of " + std::to_string(inputs_) + " numbers");
     }
     rows_ = inputs[0][0];
-    return {rows_, weights_.Size()};
+    return {rows_, outputs_};
   }
 
   void Run(const std::vector<const float *> &inputs, float *output, int threads) const override {
-    MultiplyColumns(inputs[0], rows_, weights_, bias_.data(), activation_, output, threads);
+    Finish finish;
+    finish.column_bias = bias_.data();
+    finish.activation = activation_;
+    const TurnedPatches weight(SeenMaps{weight_.data(), outputs_, 1, inputs_});
+    MultiplyMatrices(Left{inputs[0], inputs_, 1}, weight, {1, rows_, outputs_, inputs_, 1, true}, finish, output,
+                     threads);
   }
 
   bool AddBias(const FileTensor &bias) override {
@@ -559,7 +473,8 @@ class DenseLayer : public Layer {
   }
 
  private:
-  const PackedColumns weights_;
+  const std::vector<float> weight_;
+  const int64_t outputs_, inputs_;
   std::vector<float> bias_;
   bool has_bias_ = false;
   Activation activation_ = Activation::kNone;
@@ -622,9 +537,9 @@ std::unique_ptr<Layer> MakeTransposedConvolution(const Operator &op, const FileT
 
 std::unique_ptr<Layer> MakeDense(const Operator &op, const FileTensor &weight) {
   if (weight.shape.size() != 2 || op.Integer("transpose_a", 0) != 0) throw Unsuitable(op.type + " isn't a dense layer");
-  const std::vector<float> numbers = NumbersOf(weight);
+  std::vector<float> numbers = NumbersOf(weight);
   if (op.Integer("transpose_b", 0) != 0) {
-    return std::make_unique<DenseLayer>(numbers.data(), weight.shape[0], weight.shape[1]);
+    return std::make_unique<DenseLayer>(std::move(numbers), weight.shape[0], weight.shape[1]);
   }
   const int64_t inputs = weight.shape[0], outputs = weight.shape[1];
   std::vector<float> turned(numbers.size());
@@ -632,7 +547,7 @@ std::unique_ptr<Layer> MakeDense(const Operator &op, const FileTensor &weight) {
     for (int64_t o = 0; o < outputs; ++o)
       turned[static_cast<size_t>(o * inputs + i)] = numbers[static_cast<size_t>(i * outputs + o)];
   }
-  return std::make_unique<DenseLayer>(turned.data(), outputs, inputs);
+  return std::make_unique<DenseLayer>(std::move(turned), outputs, inputs);
 }
 
 }  // namespace rcnn

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "../../../src/ops/csrc/product.h"
 #include "mindir.h"
-#include "product.h"
 
 namespace rcnn {
 

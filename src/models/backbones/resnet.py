@@ -16,7 +16,6 @@ from mindspore import Tensor, nn, ops
 from src.models.backbones.parts import Shapes, StagedBackbone, conv
 from src.models.graph_writer import GraphWriter
 from src.models.norms import NormMaker, conv_norm
-from src.models.precision import float32
 
 __all__ = ["RESNET_BLOCKS", "ResNet", "resnet_keys"]
 
@@ -35,7 +34,7 @@ class Bottleneck(nn.Cell):
         self.conv1, self.bn1 = conv(in_channels, width, 1, first), norm(width)
         self.conv2, self.bn2 = conv(width, width, 3, second, groups), norm(width)
         self.conv3, self.bn3 = conv(width, out_channels, 1), norm(out_channels)
-        self.relu, self.folded = nn.ReLU(), norm.constant
+        self.folded = norm.constant
         self.has_projection = stride != 1 or in_channels != out_channels
         if self.has_projection:
             self.downsample = nn.SequentialCell(conv(in_channels, out_channels, 1, stride), norm(out_channels))
@@ -44,9 +43,8 @@ class Bottleneck(nn.Cell):
         folded = self.folded or not self.training
         y = conv_norm(x, self.conv1, self.bn1, folded, relu=True)
         y = conv_norm(y, self.conv2, self.bn2, folded, relu=True)
-        y = conv_norm(y, self.conv3, self.bn3, folded)
         shortcut = conv_norm(x, self.downsample[0], self.downsample[1], folded) if self.has_projection else x
-        return self.relu(float32(y) + float32(shortcut))
+        return conv_norm(y, self.conv3, self.bn3, folded, other=shortcut)
 
     def onnx(self, g: GraphWriter, x: str) -> str:
         y = g.conv(x, self.conv1, self.bn1, relu=True)

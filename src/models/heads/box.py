@@ -11,6 +11,7 @@ from src.models.graph_writer import GraphWriter
 from src.models.losses import Normaliser, cross_entropy, smooth_l1
 from src.models.norms import NormMaker, conv_layer
 from src.models.precision import float32
+from src.ops.dense import Dense
 from src.ops.nms import BatchedNMS
 from src.ops.soft_nms import SoftNMS
 from src.runtime.newer import zip_equal
@@ -55,13 +56,12 @@ class BBoxHead(nn.Cell):
         width = fc_out_channels
         # named one by one, not as a CellList: fc1, fc2 in checkpoints
         for i in range(num_fcs):
-            fc = nn.Dense(width if i else self.flat, width, weight_init=XavierUniform(), bias_init="zeros")
+            fc = Dense(width if i else self.flat, width, True, weight_init=XavierUniform(), bias_init="zeros")
             setattr(self, f"fc{i + 1}", fc)
         self.fcs = tuple(getattr(self, f"fc{i + 1}") for i in range(num_fcs))
-        self.cls = nn.Dense(width, num_classes, weight_init=Normal(0.01), bias_init="zeros")
+        self.cls = Dense(width, num_classes, weight_init=Normal(0.01), bias_init="zeros")
         deltas = 4 if reg_class_agnostic else 4 * num_classes
-        self.reg = nn.Dense(width, deltas, weight_init=Normal(0.001), bias_init="zeros")
-        self.relu = nn.ReLU()
+        self.reg = Dense(width, deltas, weight_init=Normal(0.001), bias_init="zeros")
 
     def construct(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         for conv in self.convs:
@@ -69,7 +69,7 @@ class BBoxHead(nn.Cell):
         # not by the number of rows, which exports for any number would then hold
         x = float32(x).reshape(-1, self.flat)
         for fc in self.fcs:
-            x = self.relu(fc(x))
+            x = fc(x)
         return self.cls(x), self.reg(x)
 
     def onnx(self, g: GraphWriter, x: str) -> tuple[str, str]:

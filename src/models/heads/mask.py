@@ -15,6 +15,7 @@ from src.models.losses import binary_cross_entropy
 from src.models.norms import NormMaker, conv_layer, norm_of
 from src.models.precision import float32
 from src.models.roi_extractor import RoIExtractor, build_roi_extractor
+from src.ops.dense import TransposedConv2d
 from src.ops.roi_align import MultiScaleRoIAlign
 from src.runtime.newer import zip_equal
 from src.structures import Detections
@@ -46,18 +47,15 @@ class MaskHead(nn.Cell):
             [conv_layer(i, o, 3, norm, he, relu=True) for i, o in zip_equal(channels[:-1], channels[1:])]
         )
         self.normed = norm is not None
-        self.upsample = nn.Conv2dTranspose(
-            channels[-1], conv_out_channels, 2, 2, pad_mode="valid", has_bias=True, weight_init=he, bias_init="zeros"
-        )
+        self.upsample = TransposedConv2d(channels[-1], conv_out_channels, relu=True, weight_init=he, bias_init="zeros")
         self.logits = nn.Conv2d(conv_out_channels, num_classes, 1, has_bias=True, weight_init=he, bias_init="zeros")
-        self.relu = nn.ReLU()
         self.bmm = ops.BatchMatMul()
 
     def features(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """What the last convolution sees, (R, conv_out_channels, 2S, 2S)."""
         for conv in self.convs:
             x = conv(x, rows) if self.normed else conv(x)
-        return self.relu(self.upsample(x))
+        return self.upsample(x)
 
     def construct(self, x: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
         x = float32(self.features(x, rows))

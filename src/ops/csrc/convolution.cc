@@ -3,7 +3,8 @@
 // each block's patches laid out (unfolded) only while it is in the cache.
 //
 // The input's gradient is four convolutions of stride 1, one for each phase of the strided grid, with those taps of the
-// turned filter that meet it. The order of every sum is the same whatever the batch and the number of threads.
+// turned filter that meet it. The order of every sum is the same whatever the batch and the number of threads. On a CPU
+// with a matrix unit the output and the filter's gradient are product.h's instead.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include "conv_operators.h"
 #include "gemm_kernel.h"
 #include "parallel.h"
+#include "patches.h"
 #include "workspace.h"
 
 namespace {
@@ -374,6 +376,12 @@ Maps MakeMaps(const void *data, const void *gate, const int64_t *shape) {
       static_cast<const float *>(data), static_cast<const float *>(gate), shape[0], shape[1], shape[2], shape[3]};
 }
 
+// The maps, and an axis of the filter, as products on tiles see them.
+rcnn::SeenMaps Seen(const Maps &maps) { return {maps.data, maps.channels, maps.height, maps.width}; }
+rcnn::FilterAxis AxisOf(const int64_t *weight_shape, int64_t places) {
+  return {weight_shape[2], kStride, weight_shape[2] / 2, places};
+}
+
 // The output's pixels, and all taps of the filter.
 Grid OutputGrid(const Maps &x, int64_t kernel) {
   Grid grid = {x.batch, Ceil(x.height, kStride), Ceil(x.width, kStride), kStride, {}};
@@ -397,6 +405,17 @@ Grid PhaseGrid(const Maps &dy, int64_t kernel, int64_t height, int64_t width, in
 // x (N, C, H, W), weight (O, C, k, k), bias (O,) -> y (N, O, ceil(H / 2), ceil(W / 2))
 void Forward(void **params, int64_t **shapes, bool relu) {
   const Maps x = MakeMaps(params[0], nullptr, shapes[0]);
+  if (rcnn::OnTiles(shapes[1][0])) {
+    const int64_t *out = shapes[3], depth = shapes[1][1] * shapes[1][2] * shapes[1][3];
+    rcnn::Finish finish;
+    finish.row_bias = static_cast<const float *>(params[2]);
+    finish.activation = relu ? rcnn::Activation::kReLU : rcnn::Activation::kNone;
+    const rcnn::Patches patches(Seen(x), AxisOf(shapes[1], out[2]), AxisOf(shapes[1], out[3]));
+    rcnn::MultiplyMatrices(rcnn::Left{static_cast<const float *>(params[1]), depth, 1}, patches,
+                           {out[0], out[1], out[2] * out[3], depth}, finish, static_cast<float *>(params[3]),
+                           rcnn::NumThreads());
+    return;
+  }
   Product product(x, OutputGrid(x, shapes[1][2]), shapes[1], static_cast<const float *>(params[1]), false);
   product.Run({static_cast<float *>(params[3]), shapes[3][2], shapes[3][3], 1, 0, 0,
                static_cast<const float *>(params[2]), relu});
@@ -419,6 +438,16 @@ void InputGradient(void **params, int64_t **shapes, bool relu) {
 // ReLU, weight never.
 void FilterGradient(void **params, int64_t **shapes, bool relu) {
   const Maps x = MakeMaps(params[2], nullptr, shapes[2]);
+  if (const int64_t *out = shapes[0]; rcnn::OnTiles(out[1])) {
+    const int64_t cells = out[2] * out[3];
+    rcnn::Left dy{static_cast<const float *>(params[0]), cells, 1, out[1] * cells};
+    if (relu) dy.gate.data = static_cast<const float *>(params[1]);
+    dy.sums = static_cast<float *>(params[5]);
+    const rcnn::TurnedPatches patches(Seen(x), AxisOf(shapes[3], out[2]), AxisOf(shapes[3], out[3]));
+    rcnn::MultiplyMatrices(dy, patches, {1, out[1], shapes[3][1] * shapes[3][2] * shapes[3][3], cells, out[0]}, {},
+                           static_cast<float *>(params[4]), rcnn::NumThreads());
+    return;
+  }
   WeightGradient(MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), x, OutputGrid(x, shapes[3][2]),
                  static_cast<float *>(params[4]), static_cast<float *>(params[5]))
       .Run();

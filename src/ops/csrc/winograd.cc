@@ -293,25 +293,6 @@ class Convolution {
     weights_ = &weights;
   }
 
- private:
-  Convolution(const Maps &x, int64_t rows, int64_t depth, int64_t room, const float *bias, bool relu, float *y)
-      : x_(x),
-        bias_(bias),
-        relu_(relu),
-        y_(y),
-        zeros_(static_cast<size_t>(x.width), 0.0f),
-        threads_(rcnn::NumThreads()),
-        // Smaller blocks where there are few tiles, and parts of the channels where there are fewer blocks than
-        // threads.
-        tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes, BlockTiles(rows, depth))),
-        part_(PartOfDepth()),
-        blocks_(Ceil(x.Tiles(), tiles_)),
-        workers_(static_cast<int>(std::min<int64_t>(threads_, blocks_ * Ceil(rows, kBlockRows)))),
-        tile_stride_(RoundUp(tiles_, kBlockColumns)),
-        input_stride_(Stride(depth * tile_stride_)),
-        workspace_(room + workers_ * Room(rows)) {}
-
- public:
   void Run() {
     if (blocks_ == 0 || weights_->rows() == 0) return;
     std::vector<std::unique_ptr<Scratch>> scratch;
@@ -334,6 +315,23 @@ class Convolution {
   }
 
  private:
+  Convolution(const Maps &x, int64_t rows, int64_t depth, int64_t room, const float *bias, bool relu, float *y)
+      : x_(x),
+        bias_(bias),
+        relu_(relu),
+        y_(y),
+        zeros_(static_cast<size_t>(x.width), 0.0f),
+        threads_(rcnn::NumThreads()),
+        // Smaller blocks where there are few tiles, and parts of the channels where there are fewer blocks than
+        // threads.
+        tiles_(std::clamp(RoundUp(Ceil(x.Tiles(), threads_), kLanes), kLanes, BlockTiles(rows, depth))),
+        part_(PartOfDepth()),
+        blocks_(Ceil(x.Tiles(), tiles_)),
+        workers_(static_cast<int>(std::min<int64_t>(threads_, blocks_ * Ceil(rows, kBlockRows)))),
+        tile_stride_(RoundUp(tiles_, kBlockColumns)),
+        input_stride_(Stride(depth * tile_stride_)),
+        workspace_(room + workers_ * Room(rows)) {}
+
   struct Scratch {
     float *input;     // [position][columns of a product][channel][tile]
     float *products;  // [output channel][position][tile]

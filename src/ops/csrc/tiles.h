@@ -3,8 +3,8 @@
 // It multiplies numbers of 8 significant bits (bfloat16) and sums in float32. Each float32 is the sum of three such,
 // and of the nine products the six that aren't below its last bit are taken, so that a result is as near as in float32
 // (Henry et al., 2019, arXiv:1904.06376).
-#ifndef RCNN_INFER_CPU_TILES_H_
-#define RCNN_INFER_CPU_TILES_H_
+#ifndef RCNN_OPS_TILES_H_
+#define RCNN_OPS_TILES_H_
 
 #include <cstdint>
 
@@ -48,4 +48,4 @@ void MultiplyTiles(int64_t depth, const uint16_t *a, const uint16_t *b, bool few
 
 }  // namespace rcnn
 
-#endif  // RCNN_INFER_CPU_TILES_H_
+#endif  // RCNN_OPS_TILES_H_

@@ -1,0 +1,449 @@
+// Compiled without contraction, as simd.h wants it.
+#include "product.h"
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <vector>
+
+#include "cache.h"
+#include "parallel.h"
+#include "tiles.h"
+#include "workspace.h"
+
+namespace rcnn {
+
+namespace {
+
+constexpr int64_t kDepth = 256;      // terms that are multiplied at a time: their part of a panel stays in the L1 cache
+constexpr int64_t kMostPanels = 16;  // of a task
+constexpr int64_t kSmall = 1 << 19;  // products that take less time than a thread's start
+
+// One block of the result, of `columns` columns.
+struct Block {
+  int64_t depth;
+  const float *a, *b;
+  float *c;
+  int64_t c_row, columns;
+  // of the sum's first and last part: it begins with the bias and `other`, and is activated at the end
+  bool first, last;
+  const float *row_bias, *column_bias;  // either may be null
+  const float *other;                   // like c, which it may be; may be null
+  Activation activation;
+};
+
+// a: [depth][row], of kRows rows.
+template <int64_t kRows, int64_t kVectors>
+__attribute__((noinline)) void MultiplyBlock(const Block &block) {
+  Floats sums[kRows][kVectors];
+  const float *a = block.a, *b = block.b;
+  float *c = block.c;
+  const int64_t c_row = block.c_row;
+  const bool whole = block.columns == kVectors * kLanes;
+  if (!block.first) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sums[r][v] = whole ? Load(c + r * c_row + v * kLanes) : LoadWithin(c + r * c_row, v * kLanes, block.columns);
+      }
+    }
+  } else if (block.column_bias != nullptr) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = LoadWithin(block.column_bias, v * kLanes, block.columns);
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      const Floats start = block.row_bias != nullptr ? Broadcast(block.row_bias[r]) : Floats{};
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = start;
+    }
+    // here, as it may lie where the sums go
+    if (block.other != nullptr) {
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < kVectors; ++v) {
+          const float *other = block.other + r * c_row;
+          sums[r][v] += whole ? Load(other + v * kLanes) : LoadWithin(other, v * kLanes, block.columns);
+        }
+      }
+    }
+  }
+  // the next block's place is the next columns': rows of it lie far apart
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+    __builtin_prefetch(c + r * c_row + kBlockColumns, 1, 3);
+    __builtin_prefetch(c + r * c_row + kBlockColumns + kBlockColumns / 2, 1, 3);
+    if (block.first && block.other != nullptr && block.other != c) {
+      __builtin_prefetch(block.other + r * c_row + kBlockColumns, 0, 3);
+      __builtin_prefetch(block.other + r * c_row + kBlockColumns + kBlockColumns / 2, 0, 3);
+    }
+  }
+  for (int64_t i = 0; i < block.depth; ++i) {
+    Floats columns[kVectors];
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      const Floats factor = Broadcast(a[r]);
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(factor, columns[v], sums[r][v]);
+    }
+    __builtin_prefetch(a + 32 * kRows, 0, 3);
+    a += kRows;
+    b += kBlockColumns;
+  }
+  if (block.last && block.activation == Activation::kReLU) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = Activate(Activation::kReLU, sums[r][v]);
+    }
+  } else if (block.last && block.activation != Activation::kNone) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = Activate(block.activation, sums[r][v]);
+    }
+  }
+  if (whole) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) Store(c + r * c_row + v * kLanes, sums[r][v]);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t v = 0; v < kVectors; ++v) {
+      StoreFirst(c + r * c_row + v * kLanes, sums[r][v], std::max<int64_t>(block.columns - v * kLanes, 0));
+    }
+  }
+}
+
+template <int64_t kRows = kBlockRows>
+void MultiplySome(int64_t rows, const Block &block) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return MultiplySome<kRows - 1>(rows, block);
+  }
+  if (block.columns > kLanes) {
+    MultiplyBlock<kRows, 2>(block);
+  } else {
+    MultiplyBlock<kRows, 1>(block);
+  }
+}
+
+// A block's sums in tiles: `rows` rows of it, a and b split. Returns whether all of them are finite.
+bool MultiplyInTiles(const Block &block, int64_t rows, const uint16_t *a, const uint16_t *b, float *sums) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float *c = block.c + r * block.c_row;
+    for (int64_t v = 0; v < kTileColumns; v += kLanes) {
+      Floats start = {};
+      if (!block.first) {
+        start = LoadWithin(c, v, block.columns);
+      } else {
+        if (block.row_bias != nullptr) start = Broadcast(block.row_bias[r]);
+        if (block.column_bias != nullptr) start = LoadWithin(block.column_bias, v, block.columns);
+        if (block.other != nullptr) start += LoadWithin(block.other + r * block.c_row, v, block.columns);
+      }
+      Store(sums + r * kTileColumns + v, start);
+    }
+  }
+  // the next block's place is the next columns'
+  const Ahead ahead{block.c + kTileColumns, block.other == nullptr ? nullptr : block.other + kTileColumns, block.c_row};
+  MultiplyTiles(block.depth, a, b, rows <= kTileRows / 2, ahead, sums);
+  Floats none = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    float *c = block.c + r * block.c_row;
+    for (int64_t v = 0; v < block.columns; v += kLanes) {
+      // those beyond the last column may be anything
+      const Floats sum = LoadWithin(sums + r * kTileColumns, v, block.columns);
+      none += sum - sum;
+      StoreFirst(c + v, block.last ? Activate(block.activation, sum) : sum, block.columns - v);
+    }
+  }
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    if (none[lane] != 0.0f) return false;
+  }
+  return true;
+}
+
+// In which the kernels' panels are a tile's columns.
+bool UseTiles() { return kBlockColumns == kTileColumns && HasTiles(); }
+
+float Total(const Floats &v) {
+  float total = 0.0f;
+  for (int64_t lane = 0; lane < kLanes; ++lane) total += v[lane];
+  return total;
+}
+
+// Rows [row, row + rows) of the left matrix of a summand, `depth` of their terms.
+class LeftBlock {
+ public:
+  LeftBlock(const Left &left, int64_t image, int64_t row, int64_t rows, const Range &depth)
+      : left_(left), rows_(rows), depth_(depth.Size()) {
+    const int64_t place = image * left.image + row * left.row + depth.begin * left.depth;
+    data_ = left.data + place;
+    gate_ = left.gate.At(place);
+  }
+
+  // As the kernels read them: [term][row].
+  void Pack(float *to) const {
+    if (left_.depth != 1) {
+      for (int64_t d = 0; d < depth_; ++d, to += rows_) {
+        const int64_t place = d * left_.depth;
+        for (int64_t r = 0; r < rows_; r += kLanes) {
+          StoreFirst(to + r, LoadGated(data_ + place, gate_.At(place), r, rows_), rows_ - r);
+        }
+      }
+      return;
+    }
+    for (int64_t first = 0; first < rows_; first += kLanes) {
+      for (int64_t d = 0; d < depth_; d += kLanes) {
+        Floats block[kLanes];
+        for (int64_t r = 0; r < kLanes; ++r) block[r] = first + r < rows_ ? Along(first + r, d) : Floats{};
+        Transpose(block);
+        for (int64_t i = 0; i < std::min(kLanes, depth_ - d); ++i) {
+          StoreFirst(to + (d + i) * rows_ + first, block[i], rows_ - first);
+        }
+      }
+    }
+  }
+
+  // Split, for tiles. room: of kTileRows * kDepth.
+  void Split(float *room, uint16_t *to) const {
+    if (left_.depth == 1 && gate_.data == nullptr) return SplitRows(data_, left_.row, rows_, depth_, to);
+    for (int64_t d = 0; d < depth_; d += kLanes) {
+      for (int64_t first = 0; first < rows_; first += kLanes) {
+        Floats block[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) block[i] = left_.depth == 1 ? Row(first + i, d) : Term(d + i, first);
+        if (left_.depth != 1) Transpose(block);
+        for (int64_t i = 0; i < kLanes; ++i) Store(room + (first + i) * kDepth + d, block[i]);
+      }
+    }
+    SplitRows(room, kDepth, rows_, depth_, to);
+  }
+
+  // Adds what the terms of each row sum up to, or begins with it.
+  void Sum(bool first, float *to) const {
+    for (int64_t r = 0; r < rows_; r += left_.depth == 1 ? 1 : kLanes) {
+      Floats sum = {};
+      if (left_.depth == 1) {
+        for (int64_t d = 0; d < depth_; d += kLanes) sum += Along(r, d);
+        to[r] = (first ? 0.0f : to[r]) + Total(sum);
+        continue;
+      }
+      for (int64_t d = 0; d < depth_; ++d) sum += Term(d, r);
+      StoreFirst(to + r, first ? sum : LoadWithin(to, r, rows_) + sum, rows_ - r);
+    }
+  }
+
+ private:
+  // kLanes terms of a row, and kLanes rows of a term.
+  Floats Along(int64_t row, int64_t term) const {
+    return LoadGated(data_ + row * left_.row, gate_.At(row * left_.row), term, depth_);
+  }
+  Floats Row(int64_t row, int64_t term) const { return row < rows_ ? Along(row, term) : Floats{}; }
+  Floats Term(int64_t term, int64_t row) const {
+    if (term >= depth_) return Floats{};
+    return LoadGated(data_ + term * left_.depth, gate_.At(term * left_.depth), row, rows_);
+  }
+
+  const Left &left_;
+  const int64_t rows_, depth_;
+  const float *data_;
+  Gate gate_;
+};
+
+// A product, and how it is shared among threads: a task has some panels of columns, counted through the images, and
+// some of the rows.
+class Product {
+ public:
+  Product(const Left &left, const Columns &right, const Extent &extent, const Finish &finish, float *to, int threads)
+      : left_(left),
+        right_(right),
+        e_(extent),
+        finish_(finish),
+        to_(to),
+        tiles_(extent.free_rows ? UseTiles() : OnTiles(extent.rows)),
+        of_image_(Ceil(extent.columns, kBlockColumns)),
+        panels_(extent.images * of_image_),
+        deepest_(std::min(RoundUp(extent.depth, kTileDepth), kDepth)) {
+    if (extent.rows * extent.depth * extent.summands < kSmall / std::max<int64_t>(panels_ * kBlockColumns, 1)) {
+      threads = 1;
+    }
+    const int64_t step = tiles_ ? kTileRows : kBlockRows, row_blocks = Ceil(extent.rows, step);
+    const int64_t fitting = CoreCaches().second / 2 / (kDepth * kBlockColumns * 4);
+    const int64_t most = tiles_ ? kMostPanels : std::clamp<int64_t>(fitting, 4, kMostPanels);
+    // Each task lays out its columns' panels and its rows anew: of the ways to have enough tasks, that which lays out
+    // least.
+    const int64_t wanted = threads == 1 ? 1 : 2 * int64_t{threads};
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (int64_t parts = 1; parts <= std::min(wanted, row_blocks); ++parts) {
+      const int64_t width = std::min(most, Ceil(panels_, Ceil(wanted, parts)));
+      const int64_t laid_out = Ceil(panels_, width) * extent.rows + parts * panels_ * kBlockColumns;
+      if (laid_out >= least) continue;
+      least = laid_out;
+      width_ = width;
+      part_ = Ceil(row_blocks, parts) * step;
+    }
+    parts_ = Ceil(extent.rows, part_);
+    tasks_ = Ceil(panels_, width_) * parts_;
+    workers_ = static_cast<int>(std::min<int64_t>(threads, tasks_));
+  }
+
+  void Run() {
+    const int64_t panel = kBlockColumns * deepest_, split = Ceil(SplitSize(deepest_), 2);
+    // of vectors: panels, and a block of rows. Of tiles: those of one panel, for what isn't finite; panels of a step
+    // in the room of a block of rows; both, split; and a block's sums.
+    const int64_t plain = std::max(kTileDepth * kBlockColumns * width_, kTileRows * kDepth);
+    const int64_t room = Workspace::Padded(tiles_ ? panel : panel * width_) + Workspace::Padded(kBlockRows * deepest_) +
+                         (tiles_ ? Workspace::Padded(plain) + Workspace::Padded(split * width_) +
+                                       Workspace::Padded(split) + Workspace::Padded(kTileRows * kTileColumns)
+                                 : 0);
+    Workspace workspace(workers_ * room);
+    std::vector<Scratch> scratch(static_cast<size_t>(workers_));
+    for (Scratch &s : scratch) {
+      s.panels = workspace.Take(tiles_ ? panel : panel * width_);
+      s.rows = workspace.Take(kBlockRows * deepest_);
+      if (!tiles_) continue;
+      s.plain = workspace.Take(plain);
+      s.b = reinterpret_cast<uint16_t *>(workspace.Take(split * width_));
+      s.a = reinterpret_cast<uint16_t *>(workspace.Take(split));
+      s.sums = workspace.Take(kTileRows * kTileColumns);
+    }
+    std::atomic<int64_t> next{0};
+    ParallelFor(workers_, workers_, [&](int64_t worker) {
+      const Scratch &s = scratch[static_cast<size_t>(worker)];
+      std::optional<TileThread> thread;
+      if (tiles_) thread.emplace();
+      for (int64_t task = next.fetch_add(1); task < tasks_; task = next.fetch_add(1)) {
+        const int64_t first = task / parts_ * width_, row = task % parts_ * part_;
+        const Range panels = {first, std::min(first + width_, panels_)};
+        const Range rows = {row, std::min(row + part_, e_.rows)};
+        if (tiles_) {
+          InTiles(s, panels, rows);
+        } else {
+          InVectors(s, panels, rows, left_.sums != nullptr && first == 0);
+        }
+      }
+    });
+  }
+
+ private:
+  struct Scratch {
+    float *panels, *rows, *plain, *sums;
+    uint16_t *a, *b;
+  };
+
+  int64_t Terms(int64_t begin) const { return std::min(kDepth, e_.depth - begin); }
+
+  void Pack(int64_t summand, const Range &panels, const Range &depth, int64_t panel_depth, float *to) const {
+    for (int64_t panel = panels.begin; panel < panels.end;) {
+      const int64_t image = panel / of_image_, column = panel % of_image_ * kBlockColumns;
+      const int64_t run = std::min(of_image_ - panel % of_image_, panels.end - panel);
+      right_.Pack(image + summand, column, std::min(run * kBlockColumns, e_.columns - column), depth, panel_depth, to);
+      to += run * panel_depth * kBlockColumns;
+      panel += run;
+    }
+  }
+
+  // Where a panel's block of rows goes, and how its sums begin and end.
+  Block BlockAt(int64_t panel, int64_t row, int64_t summand, int64_t depth) const {
+    const int64_t image = panel / of_image_, column = panel % of_image_ * kBlockColumns;
+    const int64_t place = (image * e_.rows + row) * e_.columns + column;
+    Block block{};
+    block.depth = Terms(depth);
+    block.c = to_ + place;
+    block.c_row = e_.columns;
+    block.columns = std::min(kBlockColumns, e_.columns - column);
+    block.first = summand == 0 && depth == 0;
+    block.last = summand == e_.summands - 1 && depth + kDepth >= e_.depth;
+    block.row_bias = finish_.row_bias == nullptr ? nullptr : finish_.row_bias + row;
+    block.column_bias = finish_.column_bias == nullptr ? nullptr : finish_.column_bias + column;
+    block.other = finish_.other == nullptr ? nullptr : finish_.other + place;
+    block.activation = finish_.activation;
+    return block;
+  }
+
+  void InVectors(const Scratch &s, const Range &panels, const Range &rows, bool sum) const {
+    for (int64_t summand = 0; summand < e_.summands; ++summand) {
+      for (int64_t d = 0; d < e_.depth; d += kDepth) {
+        const Range terms = {d, d + Terms(d)};
+        Pack(summand, panels, terms, deepest_, s.panels);
+        for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
+          const int64_t some = std::min(kBlockRows, rows.end - row);
+          const LeftBlock left(left_, summand, row, some, terms);
+          left.Pack(s.rows);
+          if (sum) left.Sum(summand == 0 && d == 0, left_.sums + row);
+          for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            Block block = BlockAt(panel, row, summand, d);
+            block.a = s.rows;
+            block.b = s.panels + (panel - panels.begin) * deepest_ * kBlockColumns;
+            MultiplySome(some, block);
+          }
+        }
+      }
+    }
+  }
+
+  void InTiles(const Scratch &s, const Range &panels, const Range &rows) const {
+    const int64_t split = SplitSize(deepest_);
+    for (int64_t summand = 0; summand < e_.summands; ++summand) {
+      for (int64_t d = 0; d < e_.depth; d += kDepth) {
+        const Range terms = {d, d + Terms(d)};
+        for (int64_t step = d; step < terms.end; step += kTileDepth) {
+          const Range some = {step, std::min(step + kTileDepth, terms.end)};
+          Pack(summand, panels, some, kTileDepth, s.plain);
+          for (int64_t p = 0; p < panels.Size(); ++p) {
+            SplitColumns(s.plain + p * kTileDepth * kTileColumns, some.Size(), s.b + p * split + SplitSize(step - d));
+          }
+        }
+        for (int64_t row = rows.begin; row < rows.end; row += kTileRows) {
+          const int64_t some = std::min(kTileRows, rows.end - row);
+          const LeftBlock left(left_, summand, row, some, terms);
+          left.Split(s.plain, s.a);
+          if (left_.sums != nullptr && panels.begin == 0) left.Sum(summand == 0 && d == 0, left_.sums + row);
+          for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            const Block block = BlockAt(panel, row, summand, d);
+            const bool finite = MultiplyInTiles(block, some, s.a, s.b + (panel - panels.begin) * split, s.sums);
+            // A number that isn't finite has no parts: vectors say what its sums are. What lay where they are is gone.
+            if (block.last && !finite && finish_.other != to_) {
+              InVectors(s, {panel, panel + 1}, {row, row + some}, false);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  const Left left_;
+  const Columns &right_;
+  const Extent e_;
+  const Finish finish_;
+  float *to_;
+  const bool tiles_;
+  const int64_t of_image_, panels_, deepest_;
+  int64_t width_ = 1, part_ = 1, parts_ = 1, tasks_ = 0;
+  int workers_ = 1;
+};
+
+}  // namespace
+
+// of few rows, most of a tile would be empty
+bool OnTiles(int64_t rows) { return UseTiles() && rows >= kTileRows; }
+
+void MultiplyMatrices(const Left &left, const Columns &right, const Extent &extent, const Finish &finish, float *to,
+                      int threads) {
+  if (extent.images * extent.rows * extent.columns == 0) return;
+  if (extent.depth * extent.summands == 0) {
+    std::fill_n(to, extent.images * extent.rows * extent.columns, 0.0f);
+    if (left.sums != nullptr) std::fill_n(left.sums, extent.rows, 0.0f);
+    return;
+  }
+  Product(left, right, extent, finish, to, threads).Run();
+}
+
+}  // namespace rcnn

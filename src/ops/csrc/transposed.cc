@@ -1,0 +1,109 @@
+// Transposed convolution with a filter of 2x2 and stride 2, without padding, and its gradients, float32, NCHW, as
+// ahead-of-time custom operators of MindSpore for the CPU: each cell gives a block of 2x2, by matrix products over
+// channels, with bias and ReLU in the same pass.
+//
+// Scratch memory doesn't grow with the batch. The order of every sum is the same whatever the batch and the number of
+// threads.
+#include <algorithm>
+#include <cstdint>
+
+#include "conv_operators.h"
+#include "parallel.h"
+#include "patches.h"
+#include "transposed.h"
+#include "workspace.h"
+
+namespace rcnn {
+
+namespace {
+
+constexpr int64_t kGivenFloats = 1 << 20;  // of what cells give, before it is laid side by side
+constexpr int64_t kTaps = 4;
+constexpr FilterAxis Axis(int64_t places) { return {2, 2, 0, places}; }
+
+const float *Numbers(const void *param) { return static_cast<const float *>(param); }
+
+// A row's blocks, of which even and odd columns are given apart, side by side.
+void Interleave(const float *even, const float *odd, int64_t width, float bias, bool relu, float *to) {
+  const Activation activation = relu ? Activation::kReLU : Activation::kNone;
+  for (int64_t x = 0; x < width; x += kLanes) {
+    const Floats a = Activate(activation, LoadWithin(even, x, width) + bias);
+    const Floats b = Activate(activation, LoadWithin(odd, x, width) + bias);
+    const int64_t rest = 2 * (width - x);
+    StoreFirst(to + 2 * x, ShuffleBy<LowHalves>(a, b), rest);
+    if (rest > kLanes) StoreFirst(to + 2 * x + kLanes, ShuffleBy<HighHalves>(a, b), rest - kLanes);
+  }
+}
+
+}  // namespace
+
+void TransposedByTwo(const float *x, const int64_t *shape, const float *weight, int64_t outputs, const float *bias,
+                     bool relu, float *y, int threads) {
+  const int64_t images = shape[0], inputs = shape[1], height = shape[2], width = shape[3];
+  const int64_t cells = height * width, rows = kTaps * outputs;
+  if (images * rows * cells == 0) return;
+  const int64_t most = std::clamp<int64_t>(kGivenFloats / (rows * cells), 1, images);
+  Workspace workspace(Workspace::Padded(most * rows * cells));
+  float *given = workspace.Take(most * rows * cells);
+  for (int64_t first = 0; first < images; first += most) {
+    const int64_t some = std::min(most, images - first);
+    const Patches pixels(SeenMaps{x + first * inputs * cells, inputs, height, width});
+    MultiplyMatrices(Left{weight, 1, rows}, pixels, {some, rows, cells, inputs}, Finish(), given, threads);
+    ParallelFor(some * outputs, threads, [&](int64_t map) {
+      float *to = y + (first * outputs + map) * kTaps * cells;
+      for (int64_t row = 0; row < 2 * height; ++row) {
+        const float *even = given + (kTaps * map + 2 * (row % 2)) * cells + row / 2 * width;
+        Interleave(even, even + cells, width, bias[map % outputs], relu, to + row * 2 * width);
+      }
+    });
+  }
+}
+
+namespace {
+
+// x (N, C, H, W), weight (C, O, 2, 2), bias (O,) -> y (N, O, 2 H, 2 W)
+void Forward(void **params, int64_t **shapes, bool relu) {
+  TransposedByTwo(Numbers(params[0]), shapes[0], Numbers(params[1]), shapes[1][1], Numbers(params[2]), relu,
+                  static_cast<float *>(params[3]), NumThreads());
+}
+
+// The output's gradient, as a convolution sees it.
+SeenMaps Gradient(void **params, const int64_t *shape, bool relu) {
+  return {Numbers(params[0]), shape[1], shape[2], shape[3], 0, {relu ? Numbers(params[1]) : nullptr}};
+}
+
+// dy and y (N, O, 2 H, 2 W), weight (C, O, 2, 2), x (N, C, H, W) -> dx like x. y is read only for ReLU, x never.
+void InputGradient(void **params, int64_t **shapes, bool relu) {
+  const int64_t *in = shapes[4], depth = kTaps * shapes[0][1];
+  const Patches blocks(Gradient(params, shapes[0], relu), Axis(in[2]), Axis(in[3]));
+  MultiplyMatrices(Left{Numbers(params[2]), depth, 1}, blocks, {in[0], in[1], in[2] * in[3], depth}, Finish(),
+                   static_cast<float *>(params[4]), NumThreads());
+}
+
+// dy and y (N, O, 2 H, 2 W), x (N, C, H, W), weight (C, O, 2, 2) -> dweight like weight, dbias (O,). y is read only for
+// ReLU, weight never.
+void FilterGradient(void **params, int64_t **shapes, bool relu) {
+  const int64_t *in = shapes[2], *out = shapes[0], cells = in[2] * in[3];
+  const SeenMaps dy = Gradient(params, out, relu);
+  const TurnedPatches blocks(dy, Axis(in[2]), Axis(in[3]));
+  MultiplyMatrices(Left{Numbers(params[2]), cells, 1, in[1] * cells}, blocks, {1, in[1], kTaps * out[1], cells, in[0]},
+                   Finish(), static_cast<float *>(params[4]), NumThreads());
+  auto *dbias = static_cast<float *>(params[5]);
+  ParallelFor(out[1], NumThreads(), [&](int64_t o) {
+    double total = 0.0;
+    for (int64_t n = 0; n < out[0]; ++n) {
+      const int64_t map = (n * out[1] + o) * kTaps * cells;
+      const Gate gate = dy.gate.At(map);
+      Floats sum = {};
+      for (int64_t i = 0; i < kTaps * cells; i += kLanes) sum += LoadGated(dy.data + map, gate, i, kTaps * cells);
+      for (int64_t lane = 0; lane < kLanes; ++lane) total += sum[lane];
+    }
+    dbias[o] = static_cast<float>(total);
+  });
+}
+
+}  // namespace
+
+RCNN_CONVOLUTION(TransposedByTwo)
+
+}  // namespace rcnn

@@ -1,0 +1,133 @@
+"""C++ layers as cells: x, weight and bias in, and gradients for all three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mindspore as ms
+from mindspore import nn, ops
+from mindspore.ops.operations._grad_ops import ReluGrad
+
+__all__ = ["CustomDepthwise", "CustomLayer", "CustomSum", "doubled_shape", "halved_shape", "rows_shape", "same_shape"]
+
+# What an operator's output is shaped like, of the shapes of x, weight and bias.
+Shape = Callable[..., tuple[int, ...]]
+
+
+def same_shape(*shapes):
+    """A convolution of stride 1."""
+    return (shapes[0][0], shapes[1][0], shapes[0][2], shapes[0][3])
+
+
+def halved_shape(*shapes):
+    """A convolution of stride 2."""
+    return (shapes[0][0], shapes[1][0], (shapes[0][2] + 1) // 2, (shapes[0][3] + 1) // 2)
+
+
+def doubled_shape(*shapes):
+    """A transposed convolution of stride 2, whose weight has the inputs first."""
+    return (shapes[0][0], shapes[1][1], 2 * shapes[0][2], 2 * shapes[0][3])
+
+
+def rows_shape(*shapes):
+    """A dense layer."""
+    return (shapes[0][0], shapes[1][0])
+
+
+def _input_gradient_shape(*shapes):
+    """Of the output's gradient, the output, the weight, x."""
+    return shapes[3]
+
+
+def _depthwise_gradient_shapes(*shapes):
+    """Of the output's gradient, the output, x, the weight."""
+    return (shapes[2], shapes[3], (shapes[0][1],))
+
+
+def _filter_gradient_shapes(*shapes):
+    """Of the output's gradient (R, O, ...), the output, x, the weight."""
+    return (shapes[3], (shapes[0][1],))
+
+
+def _one_dtype(*_):
+    return ms.float32
+
+
+def _two_dtypes(*_):
+    return (ms.float32, ms.float32)
+
+
+def _three_dtypes(*_):
+    return (ms.float32, ms.float32, ms.float32)
+
+
+def _gradients(library: str, kind: str, activation: str) -> tuple[ops.Custom, ops.Custom]:
+    """The C++ operators of the gradients to the input, and to weight and bias."""
+    name = f"{library}:{kind}"
+    return (
+        ops.Custom(f"{name}InputGradient{activation}", _input_gradient_shape, _one_dtype, func_type="aot"),
+        ops.Custom(f"{name}WeightGradient{activation}", _filter_gradient_shapes, _two_dtypes, func_type="aot"),
+    )
+
+
+class CustomLayer(nn.Cell):
+    """The C++ operators whose names begin with `kind`, with the activation "", "ReLU" or "ReLU6", whose gradient passes
+    where the output is positive, and below 6. Inputs: x, weight, bias, all float32.
+    """
+
+    def __init__(self, library: str, kind: str, activation: str, shape: Shape):
+        super().__init__()
+        self.forward_op = ops.Custom(f"{library}:{kind}Forward{activation}", shape, _one_dtype, func_type="aot")
+        self.input_gradient, self.weight_gradient = _gradients(library, kind, activation)
+        self.active = activation != ""
+
+    def construct(self, x, weight, bias):
+        return self.forward_op(x, weight, bias)
+
+    def bprop(self, x, weight, bias, out, dout):
+        # The operators read the output only where there is an activation; without it, it needn't be kept.
+        y = out if self.active else dout
+        gradients = self.weight_gradient(dout, y, x, weight)
+        # before the way back goes on: put off, it would keep the maps
+        dout = ops.depend(dout, gradients[0])
+        return self.input_gradient(dout, y, weight, x), gradients[0], gradients[1]
+
+
+class CustomSum(nn.Cell):
+    """ReLU of the sum of the C++ operator's output and another map. Inputs: x, weight, bias, other, all float32."""
+
+    def __init__(self, library: str, kind: str, shape: Shape):
+        super().__init__()
+        self.forward_op = ops.Custom(f"{library}:{kind}ForwardSumReLU", shape, _one_dtype, func_type="aot")
+        self.input_gradient, self.weight_gradient = _gradients(library, kind, "")
+        self.relu_gradient = ReluGrad()
+
+    def construct(self, x, weight, bias, other):
+        return self.forward_op(x, weight, bias, other)
+
+    def bprop(self, x, weight, bias, other, out, dout):
+        dsum = self.relu_gradient(dout, out)
+        gradients = self.weight_gradient(dsum, dsum, x, weight)
+        dsum = ops.depend(dsum, gradients[0])
+        return self.input_gradient(dsum, dsum, weight, x), gradients[0], gradients[1], dsum
+
+
+class CustomDepthwise(nn.Cell):
+    """As CustomLayer, of a depthwise convolution, which has all gradients from one operator. Inputs: x (B, C, H, W),
+    weight (C, 1, k, k), bias (C,).
+    """
+
+    def __init__(self, library: str, kind: str, activation: str, shape: Shape):
+        super().__init__()
+        self.forward_op = ops.Custom(f"{library}:{kind}Forward{activation}", shape, _one_dtype, func_type="aot")
+        self.gradients = ops.Custom(
+            f"{library}:{kind}Gradients{activation}", _depthwise_gradient_shapes, _three_dtypes, func_type="aot"
+        )
+        self.active = activation != ""
+
+    def construct(self, x, weight, bias):
+        return self.forward_op(x, weight, bias)
+
+    def bprop(self, x, weight, bias, out, dout):
+        gradients = self.gradients(dout, out if self.active else dout, x, weight)
+        return gradients[0], gradients[1], gradients[2]
