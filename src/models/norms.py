@@ -176,9 +176,7 @@ def conv_norm(
             return ops.relu6(y)
         return ops.relu(y) if relu else y
     scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
-    # Broadcast first: where Mul broadcasts itself, MindSpore's CPU kernel keeps two index lists of 8 bytes a weight.
-    factor = ops.broadcast_to(scale.reshape(-1, 1, 1, 1), conv.weight.shape)
-    return conv.convolve(x, conv.weight * factor, norm.beta - norm.moving_mean * scale, relu, relu6)
+    return conv.convolve(x, conv.scale(conv.weight, scale), norm.beta - norm.moving_mean * scale, relu, relu6)
 
 
 # (channels, epsilon, share of the old running statistics kept at each step, use_batch_statistics) -> a norm

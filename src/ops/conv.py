@@ -4,6 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.ops.weights import ScaleFilters
 from src.ops.library import custom_operator_path, for_devices
 
 __all__ = ["Conv2d"]
@@ -40,6 +41,7 @@ class Conv2d(nn.Conv2d):
         self.rectified, self.half = relu, False
         # in graphs on GPUs, MindSpore 2.8 gave wrong sums with a float16 bias that the graph computes
         self.float32_bias = ms.get_context("device_target") == "GPU"
+        self.scale = ScaleFilters()
         self.add_parts(out_channels, kernel_size, stride)
         self.choose_operators(self.adapted(_kind(in_channels, out_channels, kernel_size, stride, **options)), stride)
 

@@ -52,6 +52,7 @@ SOURCES: tuple[tuple[Path, str], ...] = (
     (_OPS / "csrc" / "winograd.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "convolution.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "depthwise.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "weights.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "instruction_set.cc", "-ffp-contract=off"),
 )
 _HEADERS: tuple[Path, ...] = (

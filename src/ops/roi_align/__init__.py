@@ -92,12 +92,19 @@ def _first_dtype(*dtypes):
 
 
 def _gradient_shapes(*shapes):
-    """Of the backward operator: output gradient, 5 maps, rois, levels, config."""
-    return tuple(shapes[1 : 1 + MAX_LEVELS])
+    """Of the backward operator: output gradient, 5 arrays of `_sides` or placeholders, rois, levels, config."""
+    channels = shapes[0][1]
+    return tuple(tuple(s) if len(s) == 4 else (s[0], channels, s[1], s[2]) for s in shapes[1 : 1 + MAX_LEVELS])
 
 
-def _gradient_dtypes(*dtypes):
-    return tuple(dtypes[1 : 1 + MAX_LEVELS])
+def _gradient_dtypes(*_):
+    return (ms.float32,) * MAX_LEVELS
+
+
+def _sides(x):
+    """(B, H, W) of a map (B, C, H, W): says how large its gradient is, and lets the map go with the forward pass."""
+    b, _, h, w = x.shape
+    return ops.zeros((b, h, w), ms.int8)
 
 
 class _CustomRoIAlign(nn.Cell):
@@ -107,6 +114,7 @@ class _CustomRoIAlign(nn.Cell):
         self, library: str, output_size: int, sampling_ratio: int, aligned: bool, strides: tuple[int, ...]
     ) -> None:
         super().__init__()
+        self.num_levels = len(strides)
         padded = tuple(strides) + (1,) * (MAX_LEVELS - len(strides))
         config = np.array([sampling_ratio, aligned, len(strides), *padded], np.float32)
         # A row for each bin: shape inference must depend on input shapes alone, since MindSpore caches it across
@@ -121,8 +129,10 @@ class _CustomRoIAlign(nn.Cell):
         return self.forward_op(p0, p1, p2, p3, p4, rois, levels, self.config)
 
     def bprop(self, p0, p1, p2, p3, p4, rois, levels, out, dout):
-        # The maps are passed for their shapes alone; the operator doesn't read them.
-        gradients = self.backward_op(dout, p0, p1, p2, p3, p4, rois, levels, self.config)
+        sides = ()  # type: tuple[Tensor, ...]
+        for i, p in enumerate((p0, p1, p2, p3, p4)):
+            sides += (_sides(p) if i < self.num_levels else p,)
+        gradients = self.backward_op(dout, *sides, rois, levels, self.config)
         return (
             gradients[0],
             gradients[1],

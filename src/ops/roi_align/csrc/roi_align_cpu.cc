@@ -1,6 +1,6 @@
 // MindSpore's face of the CPU RoIAlign: two ahead-of-time custom operators (ops.Custom, func_type='aot').
 //
-// Both take kMaxLevels feature maps (levels that a model lacks are tiny placeholders), rois (K, 5), levels (K,) and
+// Both have kMaxLevels feature maps (levels that a model lacks are tiny placeholders), rois (K, 5), levels (K,) and
 // a float32 config (output size, 3 + kMaxLevels) of equal rows: sampling ratio, aligned, number of levels, strides.
 #include <cstdio>
 #include <exception>
@@ -21,11 +21,11 @@ struct Problem {
   const int32_t *roi_levels = nullptr;
 };
 
-// `first`: position of the first feature map among the parameters.
-bool Read(int first, void **params, int64_t **shapes, Problem *problem) {
-  const float *config = static_cast<const float *>(params[first + kMaxLevels + 2]);
-  problem->options.output_size = static_cast<int>(shapes[first + kMaxLevels + 2][0]);
-  if (problem->options.output_size < 1 || shapes[first + kMaxLevels + 2][1] != 3 + kMaxLevels) return false;
+// `first`: position of the first feature map, or its gradient, among the parameters; `rois`: that of rois.
+bool Read(int first, int rois, void **params, int64_t **shapes, Problem *problem) {
+  const float *config = static_cast<const float *>(params[rois + 2]);
+  problem->options.output_size = static_cast<int>(shapes[rois + 2][0]);
+  if (problem->options.output_size < 1 || shapes[rois + 2][1] != 3 + kMaxLevels) return false;
   problem->options.sampling_ratio = static_cast<int>(config[0]);
   problem->options.aligned = config[1] != 0.0f;
   const int levels = static_cast<int>(config[2]);
@@ -37,9 +37,9 @@ bool Read(int first, void **params, int64_t **shapes, Problem *problem) {
     if (shape[0] != problem->batch || shape[1] != problem->channels) return false;
     problem->levels.push_back(rcnn::RoIAlignLevel{shape[2], shape[3], config[3 + level]});
   }
-  problem->rois = static_cast<const float *>(params[first + kMaxLevels]);
-  problem->roi_levels = static_cast<const int32_t *>(params[first + kMaxLevels + 1]);
-  problem->count = shapes[first + kMaxLevels][0];
+  problem->rois = static_cast<const float *>(params[rois]);
+  problem->roi_levels = static_cast<const int32_t *>(params[rois + 1]);
+  problem->count = shapes[rois][0];
   return true;
 }
 
@@ -54,7 +54,7 @@ int Report(const std::string &problem) {
 // 5 features, rois, levels, config -> output
 extern "C" int RoIAlignForward(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) try {
   Problem problem;
-  if (nparam != kMaxLevels + 4 || !Read(0, params, shapes, &problem)) return Report("bad parameters");
+  if (nparam != kMaxLevels + 4 || !Read(0, kMaxLevels, params, shapes, &problem)) return Report("bad parameters");
   std::vector<const float *> features;
   for (size_t level = 0; level < problem.levels.size(); ++level) {
     features.push_back(static_cast<const float *>(params[level]));
@@ -66,10 +66,12 @@ extern "C" int RoIAlignForward(int nparam, void **params, int *, int64_t **shape
   return Report(error.what());
 }
 
-// output gradient, 5 features (for their shapes), rois, levels, config -> 5 feature gradients
+// output gradient, 5 arrays of the features' sides (for these alone), rois, levels, config -> 5 feature gradients
 extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) try {
   Problem problem;
-  if (nparam != 2 * kMaxLevels + 4 || !Read(1, params, shapes, &problem)) return Report("bad parameters");
+  if (nparam != 2 * kMaxLevels + 4 || !Read(kMaxLevels + 4, kMaxLevels + 1, params, shapes, &problem)) {
+    return Report("bad parameters");
+  }
   std::vector<float *> gradients;
   for (int level = 0; level < kMaxLevels; ++level) {
     float *gradient = static_cast<float *>(params[kMaxLevels + 4 + level]);
