@@ -247,14 +247,16 @@ def conv_layer(
     norm: NormMaker | None,
     weight_init: Initializer,
     relu: bool = False,
+    copied: bool = False,
 ) -> Conv2d | ConvNorm:
-    """A convolution with a norm, or without one, and with a bias, for None."""
+    """A convolution with a norm, or without one, and with a bias, for None; copied: see Conv2d."""
     if norm is None:
         return Conv2d(
             in_channels,
             out_channels,
             kernel_size,
             relu=relu,
+            copied=copied,
             has_bias=True,
             weight_init=weight_init,
             bias_init="zeros",

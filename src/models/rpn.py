@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -31,16 +32,16 @@ class RPNHead(nn.Cell):
 
     def __init__(self, in_channels: int, feat_channels: int, num_anchors: int, num_convs: int = 1):
         super().__init__()
-        init = Normal(0.01)
+        options: dict[str, Any] = {"copied": True, "has_bias": True, "weight_init": Normal(0.01), "bias_init": "zeros"}
         # named one by one, not as a CellList: conv, conv2, ... in checkpoints
         names = ["conv", *(f"conv{i}" for i in range(2, num_convs + 1))]
         for i, name in enumerate(names):
             inputs = feat_channels if i else in_channels
-            conv = Conv2d(inputs, feat_channels, 3, relu=True, has_bias=True, weight_init=init, bias_init="zeros")
+            conv = Conv2d(inputs, feat_channels, 3, relu=True, **options)
             setattr(self, name, conv)
         self.convs = tuple(getattr(self, name) for name in names)
-        self.cls = Conv2d(feat_channels, num_anchors, 1, has_bias=True, weight_init=init, bias_init="zeros")
-        self.reg = Conv2d(feat_channels, num_anchors * 4, 1, has_bias=True, weight_init=init, bias_init="zeros")
+        self.cls = Conv2d(feat_channels, num_anchors, 1, **options)
+        self.reg = Conv2d(feat_channels, num_anchors * 4, 1, **options)
         self.relu = nn.ReLU()
 
     def construct(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

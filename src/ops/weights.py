@@ -8,7 +8,40 @@ from mindspore.ops import signature
 
 from src.ops.library import custom_operator_path
 
-__all__ = ["MomentumStep", "ScaleFilters"]
+__all__ = ["Copy", "MomentumStep", "ScaleFilters"]
+
+
+class Copy(nn.Cell):
+    """A weight, float32, as a tensor of its own, of a few large maps' convolution.
+
+    MindSpore lets an optimizer's operator write a weight when all that reads it is done, and in a graph with a branch it
+    keeps the results of those readers, needed or not, from the first half of the graph to the second. A copy's result is
+    as small as the weight. Without the C++ operators, it is the weight itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        library = custom_operator_path(False)
+        self.custom = library is not None
+        if library is not None:
+            self.copied = _Copy(library)
+
+    def construct(self, weight: Tensor) -> Tensor:
+        return self.copied(weight) if self.custom else weight
+
+
+class _Copy(nn.Cell):
+    """The C++ operator."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__()
+        self.copied = ops.Custom(f"{library}:CopyWeight", _weight_shape, _one_dtype, func_type="aot")
+
+    def construct(self, weight):
+        return self.copied(weight)
+
+    def bprop(self, weight, out, dout):
+        return (dout,)
 
 
 class ScaleFilters(nn.Cell):

@@ -15,6 +15,10 @@ namespace {
 constexpr int64_t kWorthThreads = 1 << 20;
 constexpr int64_t kBlock = 1 << 16;
 
+int64_t Count(const int64_t *shape, int ndims) {
+  return std::accumulate(shape, shape + ndims, int64_t{1}, std::multiplies<int64_t>());
+}
+
 // weight (O, C, H, W), scale (O,) -> weight times its filter's scale
 void Scale(void **params, int64_t **shapes, bool) {
   const float *weight = static_cast<const float *>(params[0]);
@@ -31,6 +35,14 @@ void Scale(void **params, int64_t **shapes, bool) {
 
 RCNN_OPERATOR(ScaleFilters, Scale, 3, false)
 
+// weight (...) -> a copy
+extern "C" int CopyWeight(int nparam, void **params, int *ndims, int64_t **shapes, const char **, void *, void *) {
+  if (nparam != 2) return 1;
+  const float *weight = static_cast<const float *>(params[0]);
+  std::copy_n(weight, Count(shapes[0], ndims[0]), static_cast<float *>(params[1]));
+  return 0;
+}
+
 // weight (...) and moment (...), which it writes, gradient (...), rate, decay, momentum -> a number of no meaning
 extern "C" int MomentumStep(int nparam, void **params, int *ndims, int64_t **shapes, const char **, void *, void *) try {
   if (nparam != 7) return 1;
@@ -38,7 +50,7 @@ extern "C" int MomentumStep(int nparam, void **params, int *ndims, int64_t **sha
   const float *gradient = static_cast<const float *>(params[2]);
   const float rate = *static_cast<const float *>(params[3]), decay = *static_cast<const float *>(params[4]);
   const float momentum = *static_cast<const float *>(params[5]);
-  const int64_t count = std::accumulate(shapes[0], shapes[0] + ndims[0], int64_t{1}, std::multiplies<int64_t>());
+  const int64_t count = Count(shapes[0], ndims[0]);
   const int threads = count < kWorthThreads ? 1 : rcnn::NumThreads();
   rcnn::ParallelFor((count + kBlock - 1) / kBlock, threads, [=](int64_t block) {
     const int64_t end = std::min(count, (block + 1) * kBlock);
