@@ -101,7 +101,13 @@ class AdamW(nn.Adam):
 
 
 def _momentum_step(
-    op: MomentumStep, momentum: Tensor, rate: Tensor, decay: Tensor, gradient: Tensor, weight: Parameter, moment: Parameter
+    op: MomentumStep,
+    momentum: Tensor,
+    rate: Tensor,
+    decay: Tensor,
+    gradient: Tensor,
+    weight: Parameter,
+    moment: Parameter,
 ) -> Tensor:
     return op(weight, moment, gradient, rate, decay, momentum)
 

@@ -56,13 +56,15 @@ class MultiScaleRoIAlign(nn.Cell):
         library = custom_operator_path(builtin)
         self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
         self.strides = tuple(strides)
-        self.missing_levels = MAX_LEVELS - len(strides)
+        self.num_levels, self.missing_levels = len(strides), MAX_LEVELS - len(strides)
         if library is not None:
             self.align = _CustomRoIAlign(library, output_size, sampling_ratio, aligned, strides)
         elif sampling_ratio > 0:
             self.align = _FixedRoIAlign(output_size, sampling_ratio, aligned, strides)
         else:
             self.align = _AdaptiveRoIAlign(output_size, aligned, strides)
+        if library is not None:
+            self.align_passing = _PassingRoIAlign(library, output_size, sampling_ratio, aligned, strides)
         self.custom = library is not None
         self.no_map = Tensor(np.zeros((1, 1, 1, 1), np.float32))
 
@@ -80,6 +82,20 @@ class MultiScaleRoIAlign(nn.Cell):
             maps = maps + (self.no_map,)
         return self.align(maps[0], maps[1], maps[2], maps[3], maps[4], rois, levels).astype(dtype)
 
+    def passing(self, features: tuple[Tensor, ...], rois: Tensor, levels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same, and the features for who uses them further: their gradients from there are added up where this
+        one's are computed. Sums of whole pyramids' gradients, of which three are then there at once, aren't needed.
+
+        Features must be float32, and may have more levels than `strides`, which pass untouched.
+        """
+        if not self.custom:
+            return self(features, rois, levels), features
+        maps = features[: self.num_levels]  # type: tuple[Tensor, ...]
+        for _ in range(self.missing_levels):
+            maps = maps + (self.no_map,)
+        found = self.align_passing(maps[0], maps[1], maps[2], maps[3], maps[4], ops.stop_gradient(rois), levels)
+        return found[0], found[1 : 1 + self.num_levels] + features[self.num_levels :]
+
 
 def _output_shape(*shapes):
     """Of the forward operator: 5 maps, rois, levels, config."""
@@ -95,6 +111,11 @@ def _gradient_shapes(*shapes):
     """Of the backward operator: output gradient, 5 arrays of `_sides` or placeholders, rois, levels, config."""
     channels = shapes[0][1]
     return tuple(tuple(s) if len(s) == 4 else (s[0], channels, s[1], s[2]) for s in shapes[1 : 1 + MAX_LEVELS])
+
+
+def _sum_shapes(*shapes):
+    """Of the operator that adds up: output gradient, 5 other gradients, rois, levels, config."""
+    return tuple(shapes[1 : 1 + MAX_LEVELS])
 
 
 def _gradient_dtypes(*_):
@@ -133,6 +154,31 @@ class _CustomRoIAlign(nn.Cell):
         for i, p in enumerate((p0, p1, p2, p3, p4)):
             sides += (_sides(p) if i < self.num_levels else p,)
         gradients = self.backward_op(dout, *sides, rois, levels, self.config)
+        return (
+            gradients[0],
+            gradients[1],
+            gradients[2],
+            gradients[3],
+            gradients[4],
+            ops.zeros_like(rois),
+            ops.zeros_like(levels),
+        )
+
+
+class _PassingRoIAlign(_CustomRoIAlign):
+    """The same, and the maps, whose gradients from further on enter its own."""
+
+    def __init__(
+        self, library: str, output_size: int, sampling_ratio: int, aligned: bool, strides: tuple[int, ...]
+    ) -> None:
+        super().__init__(library, output_size, sampling_ratio, aligned, strides)
+        self.backward_sum = ops.Custom(f"{library}:RoIAlignBackwardSum", _sum_shapes, _gradient_dtypes, func_type="aot")
+
+    def construct(self, p0, p1, p2, p3, p4, rois, levels):
+        return self.forward_op(p0, p1, p2, p3, p4, rois, levels, self.config), p0, p1, p2, p3, p4
+
+    def bprop(self, p0, p1, p2, p3, p4, rois, levels, out, dout):
+        gradients = self.backward_sum(dout[0], dout[1], dout[2], dout[3], dout[4], dout[5], rois, levels, self.config)
         return (
             gradients[0],
             gradients[1],

@@ -66,17 +66,20 @@ extern "C" int RoIAlignForward(int nparam, void **params, int *, int64_t **shape
   return Report(error.what());
 }
 
-// output gradient, 5 arrays of the features' sides (for these alone), rois, levels, config -> 5 feature gradients
-extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) try {
+// Output gradient, 5 arrays, rois, levels, config -> 5 feature gradients. With `sum` the arrays are the features' other
+// gradients, which are added, else read for nothing.
+static int Backward(int nparam, void **params, int64_t **shapes, bool sum) {
   Problem problem;
   if (nparam != 2 * kMaxLevels + 4 || !Read(kMaxLevels + 4, kMaxLevels + 1, params, shapes, &problem)) {
     return Report("bad parameters");
   }
   std::vector<float *> gradients;
+  std::vector<const float *> others;
   for (int level = 0; level < kMaxLevels; ++level) {
     float *gradient = static_cast<float *>(params[kMaxLevels + 4 + level]);
     if (level < static_cast<int>(problem.levels.size())) {
       gradients.push_back(gradient);
+      if (sum) others.push_back(static_cast<const float *>(params[1 + level]));
     } else {
       const int64_t *shape = shapes[kMaxLevels + 4 + level];
       std::fill_n(gradient, shape[0] * shape[1] * shape[2] * shape[3], 0.0f);
@@ -84,7 +87,18 @@ extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shap
   }
   return Report(rcnn::RoIAlignBackward(problem.options, problem.levels, gradients, problem.batch, problem.channels,
                                        problem.rois, problem.roi_levels, problem.count,
-                                       static_cast<const float *>(params[0])));
+                                       static_cast<const float *>(params[0]), others));
+}
+
+extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) try {
+  return Backward(nparam, params, shapes, false);
+} catch (const std::exception &error) {
+  return Report(error.what());
+}
+
+extern "C" int RoIAlignBackwardSum(int nparam, void **params, int *, int64_t **shapes, const char **, void *,
+                                   void *) try {
+  return Backward(nparam, params, shapes, true);
 } catch (const std::exception &error) {
   return Report(error.what());
 }
