@@ -4,8 +4,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.ops.weights import Copy, ScaleFilters
 from src.ops.library import custom_operator_path, for_devices
+from src.ops.weights import Copy, ScaleFilters
 
 __all__ = ["Conv2d"]
 

@@ -114,8 +114,8 @@ def _gradient_shapes(*shapes):
 
 
 def _sum_shapes(*shapes):
-    """Of the operator that adds up: output gradient, 5 other gradients, rois, levels, config."""
-    return tuple(shapes[1 : 1 + MAX_LEVELS])
+    """Of the operator that adds up: 5 other gradients, rois, levels, config, output gradient."""
+    return tuple(shapes[:MAX_LEVELS])
 
 
 def _gradient_dtypes(*_):
@@ -178,7 +178,7 @@ class _PassingRoIAlign(_CustomRoIAlign):
         return self.forward_op(p0, p1, p2, p3, p4, rois, levels, self.config), p0, p1, p2, p3, p4
 
     def bprop(self, p0, p1, p2, p3, p4, rois, levels, out, dout):
-        gradients = self.backward_sum(dout[0], dout[1], dout[2], dout[3], dout[4], dout[5], rois, levels, self.config)
+        gradients = self.backward_sum(dout[1], dout[2], dout[3], dout[4], dout[5], rois, levels, self.config, dout[0])
         return (
             gradients[0],
             gradients[1],

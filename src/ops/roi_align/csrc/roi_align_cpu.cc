@@ -66,39 +66,42 @@ extern "C" int RoIAlignForward(int nparam, void **params, int *, int64_t **shape
   return Report(error.what());
 }
 
-// Output gradient, 5 arrays, rois, levels, config -> 5 feature gradients. With `sum` the arrays are the features' other
-// gradients, which are added, else read for nothing.
-static int Backward(int nparam, void **params, int64_t **shapes, bool sum) {
+// Output gradient at `output`, 5 arrays at `arrays`, then rois, levels, config; last 5 feature gradients. With `sum` the
+// arrays are the features' other gradients, which are added, else read for nothing.
+static int Backward(int output, int arrays, int nparam, void **params, int64_t **shapes, bool sum) {
+  const int rois = arrays + kMaxLevels, results = kMaxLevels + 4;
   Problem problem;
-  if (nparam != 2 * kMaxLevels + 4 || !Read(kMaxLevels + 4, kMaxLevels + 1, params, shapes, &problem)) {
+  if (nparam != results + kMaxLevels || !Read(results, rois, params, shapes, &problem)) {
     return Report("bad parameters");
   }
   std::vector<float *> gradients;
   std::vector<const float *> others;
   for (int level = 0; level < kMaxLevels; ++level) {
-    float *gradient = static_cast<float *>(params[kMaxLevels + 4 + level]);
+    float *gradient = static_cast<float *>(params[results + level]);
     if (level < static_cast<int>(problem.levels.size())) {
       gradients.push_back(gradient);
-      if (sum) others.push_back(static_cast<const float *>(params[1 + level]));
+      if (sum) others.push_back(static_cast<const float *>(params[arrays + level]));
     } else {
-      const int64_t *shape = shapes[kMaxLevels + 4 + level];
+      const int64_t *shape = shapes[results + level];
       std::fill_n(gradient, shape[0] * shape[1] * shape[2] * shape[3], 0.0f);
     }
   }
   return Report(rcnn::RoIAlignBackward(problem.options, problem.levels, gradients, problem.batch, problem.channels,
                                        problem.rois, problem.roi_levels, problem.count,
-                                       static_cast<const float *>(params[0]), others));
+                                       static_cast<const float *>(params[output]), others));
 }
 
+// output gradient, 5 arrays of the features' sides, rois, levels, config -> 5 feature gradients
 extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) try {
-  return Backward(nparam, params, shapes, false);
+  return Backward(0, 1, nparam, params, shapes, false);
 } catch (const std::exception &error) {
   return Report(error.what());
 }
 
+// 5 other gradients, rois, levels, config, output gradient -> 5 sums of gradients
 extern "C" int RoIAlignBackwardSum(int nparam, void **params, int *, int64_t **shapes, const char **, void *,
                                    void *) try {
-  return Backward(nparam, params, shapes, true);
+  return Backward(kMaxLevels + 3, 0, nparam, params, shapes, true);
 } catch (const std::exception &error) {
   return Report(error.what());
 }
