@@ -217,8 +217,8 @@ class RPNLoss(nn.Cell):
         SamplingResult); "num": assigner_sampler.num an image, however many were sampled (Detectron2, MindSpore's zoo).
 
     Inputs: features, a tuple of (B, C, H_l, W_l); image_size (B, 2); GroundTruth; keys (B, N) uniform in [0, 1);
-    totals, see RCNNLoss, of which the first counts. Outputs: Proposals; the two losses; the count of this batch, (); and
-    the features for who uses them further, see MultiScaleRoIAlign.passing.
+    totals, see RCNNLoss, of which the first counts. Outputs: Proposals; the two losses; the count of this batch, ();
+    and the features for who uses them further, see MultiScaleRoIAlign.passing.
     """
 
     def __init__(

@@ -26,7 +26,8 @@ class Conv2d(nn.Conv2d):
     filters filled up with zeros.
 
     Args:
-        relu: apply ReLU.  copied: weight and bias are read as copies, see Copy.  options: nn.Conv2d's further arguments (has_bias, group, weight_init, ...).
+        relu: apply ReLU.  copied: weight and bias are read as copies, see Copy.  options: nn.Conv2d's further arguments
+        (has_bias, group, weight_init, ...).
 
     Input (B, in_channels, H, W) float32 or float16; with `half` set, computes and returns float16 whatever it is given.
     Output (B, out_channels, ceil(H / stride), ceil(W / stride)) for an odd kernel.

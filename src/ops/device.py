@@ -18,7 +18,7 @@ from src.ops.library import find_library
 from src.runtime.errors import UserError, quiet_logging
 from src.runtime.ranks import local_device
 
-__all__ = ["ascend_chip", "compile_cache_folder", "is_kept", "kept_in", "set_device", "use_local_device"]
+__all__ = ["ascend_chip", "can_keep", "compile_cache_folder", "is_kept", "kept_in", "set_device", "use_local_device"]
 
 REMEDY = {
     "GPU": "install CUDA 11 and cuDNN 8, set CUDA_HOME and put them on LD_LIBRARY_PATH (docs/versions.md)",
@@ -41,9 +41,16 @@ def compile_cache_folder(config: Config, *about: object) -> Path:
     return (Path(config.train_outputs) / "compile_cache" / digest.hexdigest()[:16]).absolute()
 
 
+_kept: list[Path] = []
+
+
 @contextlib.contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
-    """The one graph that is compiled within is kept in `folder`, or taken from there."""
+    """The one graph that is compiled within is kept in `folder`, or taken from there, if it is this process's first."""
+    if not can_keep():
+        yield
+        return
+    _kept.append(folder)
     # MindSpore refuses a graph that another program kept, by the files that the program imports. The folder's name is
     # of our sources already, so that a file that imports nothing stands for every program.
     program = getattr(api, "entry_script_path", None)
@@ -56,6 +63,13 @@ def kept_in(folder: Path) -> Iterator[None]:
         api.entry_script_path = program
         with quiet_logging():
             ms.set_context(enable_compile_cache=False)
+
+
+def can_keep() -> bool:
+    """Whether `kept_in` can still do so in this process: MindSpore stays with the first folder, and tells graphs there
+    apart by their number alone.
+    """
+    return not _kept
 
 
 def is_kept(folder: Path) -> bool:

@@ -14,9 +14,9 @@ __all__ = ["Copy", "MomentumStep", "ScaleFilters"]
 class Copy(nn.Cell):
     """A weight, float32, as a tensor of its own, of a few large maps' convolution.
 
-    MindSpore lets an optimizer's operator write a weight when all that reads it is done, and in a graph with a branch it
-    keeps the results of those readers, needed or not, from the first half of the graph to the second. A copy's result is
-    as small as the weight. Without the C++ operators, it is the weight itself.
+    MindSpore lets an optimizer's operator write a weight when all that reads it is done, and in a graph with a branch
+    it keeps the results of those readers, needed or not, from what comes before the branch to what comes after. A
+    copy's result is as small as the weight. Without the C++ operators, it is the weight itself.
     """
 
     def __init__(self) -> None:
@@ -69,8 +69,8 @@ class MomentumStep(ops.Custom):
 
     moment = momentum * moment + gradient + decay * weight; weight -= rate * moment.
 
-    Inputs: weight and moment, Parameters; gradient of their shape; rate, decay and momentum (); all float32. Output: (1,)
-    float32, of no meaning.
+    Inputs: weight and moment, Parameters; gradient of their shape; rate, decay and momentum (); all float32. Output:
+    (1,) float32, of no meaning.
     """
 
     __mindspore_signature__ = (

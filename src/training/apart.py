@@ -28,15 +28,13 @@ def compile_apart(config: Config, rates: Any, inputs: list[tuple[tuple[int, ...]
     with tempfile.TemporaryFile() as told:
         try:
             theirs, ours = os.pipe()
-            environment = os.environ | {
-                "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-            }
+            paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             child = subprocess.Popen(
                 [sys.executable, "-m", "src.training.compiling"],
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=told,
-                env=environment,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
                 start_new_session=True,
             )
         except OSError as e:

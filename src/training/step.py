@@ -14,7 +14,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from src.config import Config
 from src.models.build import sampler_key_sizes
 from src.models.rcnn import RCNNLoss
-from src.ops.device import compile_cache_folder, is_kept, kept_in
+from src.ops.device import can_keep, compile_cache_folder, is_kept, kept_in
 from src.runtime.newer import zip_equal
 from src.training.apart import compile_apart
 from src.training.update import Update, build_update
@@ -100,12 +100,14 @@ def _clear(after: Tensor, total: Parameter) -> Tensor:
 
 def compile_step(config: Config, step: TrainStep | AccumulatedStep, rates: np.ndarray, inputs: list[Tensor]) -> None:
     """Compiles the step that build_step made for inputs like these before it runs, in graph mode, or takes the graph
-    that is kept of it; on CPU, with config.compile_apart, another process compiles. Gives the memory that compiling left
-    behind here back to the system, of which there are 0.5 GB more (ResNet-50) that MindSpore keeps.
+    that is kept of it; and gives the memory that compiling left behind (0.2 GB of ResNet-50's) back to the system.
+
+    On CPU, with config.compile_apart, another process compiles and keeps the graph for this one: MindSpore doesn't let
+    go of another 0.5 GB.
     """
     if ms.get_context("mode") != ms.GRAPH_MODE:
         return
-    apart = config.compile_apart and config.device_target == "CPU"
+    apart = config.compile_apart and config.device_target == "CPU" and can_keep()
     if isinstance(step, TrainStep) and (apart or config.compile_cache):
         with contextlib.ExitStack() as left:
             # the graph holds the learning rates, of which there are more if the data set has grown
@@ -117,7 +119,7 @@ def compile_step(config: Config, step: TrainStep | AccumulatedStep, rates: np.nd
                 folder = Path(left.enter_context(tempfile.TemporaryDirectory(prefix="graph")))
             if apart and not is_kept(folder):
                 trim_memory()
-                arrays = [(x.shape, ms.dtype_to_nptype(x.dtype)) for x in inputs]
+                arrays = [(x.shape, str(x.asnumpy().dtype)) for x in inputs]
                 if why := compile_apart(config, rates, arrays, folder):
                     print(f"the step is compiled here, with more memory, as another process couldn't: {why}")
             with kept_in(folder):

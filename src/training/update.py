@@ -55,9 +55,9 @@ def build_optimizer(config: Config, loss: nn.Cell, rates: np.ndarray) -> nn.Opti
 
 
 class Momentum(nn.Momentum):
-    """nn.Momentum that on CPU decays, averages and updates in one pass. Of MindSpore's own operators the decay reads the
-    weights a second time in the step: therefore it copies all weights that it reads anywhere, and the products of weights
-    and decay, for which nothing has to be waited, are there from the step's begin until the gradients are.
+    """nn.Momentum that in graphs on CPU decays, averages and updates in one pass. Of MindSpore's own operators the
+    decay reads the weights a second time in the step, for which it copies all of them; and the products of weights and
+    decay, for which nothing has to be waited, are there from the step's begin until the gradients are.
 
     Arguments and inputs as nn.Momentum's, of groups of parameters that each state their weight decay.
     """

@@ -44,7 +44,8 @@ extern "C" int CopyWeight(int nparam, void **params, int *ndims, int64_t **shape
 }
 
 // weight (...) and moment (...), which it writes, gradient (...), rate, decay, momentum -> a number of no meaning
-extern "C" int MomentumStep(int nparam, void **params, int *ndims, int64_t **shapes, const char **, void *, void *) try {
+extern "C" int MomentumStep(int nparam, void **params, int *ndims, int64_t **shapes, const char **, void *,
+                            void *) try {
   if (nparam != 7) return 1;
   float *weight = static_cast<float *>(params[0]), *moment = static_cast<float *>(params[1]);
   const float *gradient = static_cast<const float *>(params[2]);

@@ -460,8 +460,8 @@ inline std::string RoIAlignForward(const RoIAlignOptions &options, const std::ve
   return "";
 }
 
-// gradients[l]: (batch, channels, height_l, width_l), overwritten. output_gradient: (count, channels, out, out). others:
-// none, or what is added to gradients.
+// gradients[l]: (batch, channels, height_l, width_l), overwritten. output_gradient: (count, channels, out, out).
+// others: none, or what is added to gradients.
 inline std::string RoIAlignBackward(const RoIAlignOptions &options, const std::vector<RoIAlignLevel> &levels,
                                     const std::vector<float *> &gradients, int64_t batch, int64_t channels,
                                     const float *rois, const int32_t *roi_levels, int64_t count,

@@ -66,8 +66,8 @@ extern "C" int RoIAlignForward(int nparam, void **params, int *, int64_t **shape
   return Report(error.what());
 }
 
-// Output gradient at `output`, 5 arrays at `arrays`, then rois, levels, config; last 5 feature gradients. With `sum` the
-// arrays are the features' other gradients, which are added, else read for nothing.
+// Output gradient at `output`, 5 arrays at `arrays`, then rois, levels, config; last 5 feature gradients. With `sum`
+// the arrays are the features' other gradients, which are added, else read for nothing.
 static int Backward(int output, int arrays, int nparam, void **params, int64_t **shapes, bool sum) {
   const int rois = arrays + kMaxLevels, results = kMaxLevels + 4;
   Problem problem;
