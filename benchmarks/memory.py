@@ -42,6 +42,7 @@ def resident() -> dict[str, float]:
 def child(a: argparse.Namespace, rest: list[str]) -> None:
     """Runs the step, and prints a JSON line of the stages; leaves /proc/self/maps beside the trace."""
     stages = [("Python, NumPy", resident())]
+    del os.environ["LD_PRELOAD"]  # processes that this one starts don't write into its trace
     import mindspore  # noqa: F401 - its import is a stage
 
     stages.append(("MindSpore imported", resident()))

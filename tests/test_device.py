@@ -37,7 +37,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import mindspore as ms
 import numpy as np
 from src.config import load_config
-from src.ops.device import kept_graph, set_device
+from src.ops.device import compile_cache_folder, is_kept, kept_in, set_device
 
 class Sides(ms.nn.Cell):
     def construct(self, x):
@@ -49,14 +49,16 @@ net = Sides()
 for word in sys.argv[1:]:
     x = ms.Tensor(np.ones(tuple(map(int, word.split("x"))), np.float32))
     if word != "9x9":  # a graph that isn't kept
-        with kept_graph(config, x.shape):
+        folder = compile_cache_folder(config, x.shape)
+        print("kept" if is_kept(folder) else "new", end=" ")
+        with kept_in(folder):
             net.compile(x)
     print(net(x).asnumpy()[0, 0])
 """)
-    for words in (["2x3", "9x9"], ["3x4", "9x9", "2x3"]):
+    for words, told in ((["2x3", "9x9"], "new 5.0 18.0"), (["3x4", "9x9", "2x3"], "new 7.0 18.0 kept 5.0")):
         run = subprocess.run([sys.executable, program, *words], cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-        assert run.stdout.split() == [str(float(sum(map(int, w.split("x"))))) for w in words]
+        assert run.stdout.split() == told.split()
     assert len(list((tmp_path / "compile_cache").iterdir())) == 2
 
 

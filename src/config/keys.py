@@ -438,6 +438,10 @@ class Config:
         False,
         "keep the compiled training step in train_outputs/compile_cache for the next such start",
     )
+    compile_apart: bool = key(
+        True,
+        "on CPU, compile the training step in a process of its own, whose memory is then free again",
+    )
     run_distribute: bool = key(False, "train and evaluate on several devices; started by msrun or mpirun")
     compute_type: str = key(
         "auto",

@@ -74,8 +74,10 @@ class FPN(nn.Cell):
     ):
         super().__init__()
         init, self.adds = XavierUniform(), top_down
-        self.lateral_convs = nn.CellList([conv_layer(c, out_channels, 1, norm, init) for c in in_channels])
-        self.fpn_convs = nn.CellList([conv_layer(out_channels, out_channels, 3, norm, init) for _ in in_channels])
+        self.lateral_convs = nn.CellList([conv_layer(c, out_channels, 1, norm, init, copied=True) for c in in_channels])
+        self.fpn_convs = nn.CellList(
+            [conv_layer(out_channels, out_channels, 3, norm, init, copied=True) for _ in in_channels]
+        )
         self.num_ins, self.extra = len(in_channels), num_outs - len(in_channels)
         factors = tuple(factors) or (2,) * (self.num_ins - 1)
         # no parameters, so that a list's names don't matter

@@ -182,9 +182,7 @@ def conv_norm(
             return ops.relu6(y)
         return ops.relu(y) if relu else y
     scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
-    # Broadcast first: where Mul broadcasts itself, MindSpore's CPU kernel keeps two index lists of 8 bytes a weight.
-    factor = ops.broadcast_to(scale.reshape(-1, 1, 1, 1), conv.weight.shape)
-    weight, bias = conv.weight * factor, norm.beta - norm.moving_mean * scale
+    weight, bias = conv.scale(conv.weight, scale), norm.beta - norm.moving_mean * scale
     if other is not None:
         return conv.residual(x, weight, bias, other)
     return conv.convolve(x, weight, bias, relu, relu6)
@@ -258,14 +256,16 @@ def conv_layer(
     norm: NormMaker | None,
     weight_init: Initializer,
     relu: bool = False,
+    copied: bool = False,
 ) -> Conv2d | ConvNorm:
-    """A convolution with a norm, or without one, and with a bias, for None."""
+    """A convolution with a norm, or without one, and with a bias, for None; copied: see Conv2d."""
     if norm is None:
         return Conv2d(
             in_channels,
             out_channels,
             kernel_size,
             relu=relu,
+            copied=copied,
             has_bias=True,
             weight_init=weight_init,
             bias_init="zeros",

@@ -73,7 +73,7 @@ class RCNNLoss(nn.Cell):
             truth[self.fields[i]] = inputs[5 + i]
         totals = inputs[last + 2] if len(inputs) > last + 2 else None
         features = self.detector.features(image)
-        proposals, losses, count = self.rpn_loss(features, image_size, truth, inputs[last], totals)
+        proposals, losses, count, features = self.rpn_loss(features, image_size, truth, inputs[last], totals)
         roi_losses, counts = self.roi_loss(features, proposals, image_size, truth, inputs[last + 1], totals)
         losses += roi_losses
         total = losses[0]

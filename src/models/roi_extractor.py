@@ -75,19 +75,38 @@ class RoIExtractor(nn.Cell):
         self.roi_align = MultiScaleRoIAlign(out_size, sampling_ratio, aligned, tuple(strides), builtin=builtin_ops)
 
     def construct(self, features: tuple[Tensor, ...], boxes: Tensor, valid: Tensor) -> Tensor:
-        b, n = boxes.shape[:2]
-        image = ops.arange(b).astype(boxes.dtype).reshape(b, 1, 1).broadcast_to((b, n, 1))
-        return self.extract(features, ops.concat((image, boxes), -1).reshape(-1, 5), valid.reshape(-1))
+        return self.extract(features, _with_image(boxes), valid.reshape(-1))
+
+    def passing(self, features: tuple[Tensor, ...], boxes: Tensor, valid: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same, and the features for who uses them further, see MultiScaleRoIAlign.passing."""
+        return self.extract_passing(features, _with_image(boxes), valid.reshape(-1))
 
     def extract(self, features: tuple[Tensor, ...], rois: Tensor, valid: Tensor) -> Tensor:
         """The same for RoIs of any images: rois (R, 5), the image's index first, and valid (R,)."""
+        return self.roi_align(features[: self.num_levels], *self.placed(rois, valid))
+
+    def extract_passing(
+        self, features: tuple[Tensor, ...], rois: Tensor, valid: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Both."""
+        return self.roi_align.passing(features, *self.placed(rois, valid))
+
+    def placed(self, rois: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """These RoIs and their levels, as RoIAlign wants them."""
         side = ops.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
         level = valid.astype(mstype.int32) - 1
         for least in self.level_sides:
             level = level + ops.logical_and(side >= least, valid).astype(mstype.int32)
         if self.last_pixel_end:
             rois = ops.concat((rois[:, :3], rois[:, 3:] - 1.0), 1)
-        return self.roi_align(features[: self.num_levels], rois, level)
+        return rois, level
+
+
+def _with_image(boxes: Tensor) -> Tensor:
+    """(B * N, 5), the image's index before each box of (B, N, 4)."""
+    b, n = boxes.shape[:2]
+    image = ops.arange(b).astype(boxes.dtype).reshape(b, 1, 1).broadcast_to((b, n, 1))
+    return ops.concat((image, boxes), -1).reshape(-1, 5)
 
 
 def build_roi_extractor(c: Roi, builtin_ops: bool) -> RoIExtractor:

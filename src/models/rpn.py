@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -31,16 +32,16 @@ class RPNHead(nn.Cell):
 
     def __init__(self, in_channels: int, feat_channels: int, num_anchors: int, num_convs: int = 1):
         super().__init__()
-        init = Normal(0.01)
+        options: dict[str, Any] = {"copied": True, "has_bias": True, "weight_init": Normal(0.01), "bias_init": "zeros"}
         # named one by one, not as a CellList: conv, conv2, ... in checkpoints
         names = ["conv", *(f"conv{i}" for i in range(2, num_convs + 1))]
         for i, name in enumerate(names):
             inputs = feat_channels if i else in_channels
-            conv = Conv2d(inputs, feat_channels, 3, relu=True, has_bias=True, weight_init=init, bias_init="zeros")
+            conv = Conv2d(inputs, feat_channels, 3, relu=True, **options)
             setattr(self, name, conv)
         self.convs = tuple(getattr(self, name) for name in names)
-        self.cls = Conv2d(feat_channels, num_anchors, 1, has_bias=True, weight_init=init, bias_init="zeros")
-        self.reg = Conv2d(feat_channels, num_anchors * 4, 1, has_bias=True, weight_init=init, bias_init="zeros")
+        self.cls = Conv2d(feat_channels, num_anchors, 1, **options)
+        self.reg = Conv2d(feat_channels, num_anchors * 4, 1, **options)
         self.relu = nn.ReLU()
 
     def construct(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -113,7 +114,8 @@ class SampledRPN(nn.Cell):
 
     height, width: of the canvas; turns: maps may be those of the canvas turned. Inputs: features, a tuple of L maps
     (B, C, H_l, W_l); index (B, S) int32 into the anchors; corners (N, 2) float32,
-    each anchor's cell's corner (x, y) in canvas pixels. Outputs: logits (B, S), deltas (B, S, 4).
+    each anchor's cell's corner (x, y) in canvas pixels. Outputs: logits (B, S), deltas (B, S, 4), and the features for
+    who uses them further, see MultiScaleRoIAlign.passing.
     """
 
     def __init__(
@@ -141,25 +143,32 @@ class SampledRPN(nn.Cell):
         self.reach = Tensor(np.array([-1, -1, 2, 2], np.float32))
         self.matmul = ops.MatMul(transpose_b=True)
 
-    def construct(self, features: tuple[Tensor, ...], index: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(
+        self, features: tuple[Tensor, ...], index: Tensor, corners: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         b, s = index.shape
         flat = index.reshape(-1)
         level = ops.zeros_like(flat)
         for end in self.ends:
             level = level + (flat >= end).astype(flat.dtype)
+        before = features
         for conv in self.head.convs[:-1]:
-            features = through(conv, features)
-        x = self.relu_conv(features, self.neighbourhood(features, flat, level, corners, b))
+            before = through(conv, before)
+        cells, passed = self.neighbourhood(before, flat, level, corners, b)
+        x = self.relu_conv(cells)
         logits = self.dense(x, self.head.cls.weight, self.head.cls.bias)
         deltas = self.dense(x, self.head.reg.weight, self.head.reg.bias)
         anchor = (flat - flat // self.num_anchors * self.num_anchors).expand_dims(1)
         return (
             take_rows(logits, anchor).reshape(b, s),
             take_rows(deltas.reshape(b * s, -1, 4), anchor).reshape(b, s, 4),
+            passed if len(self.head.convs) == 1 else features,
         )
 
-    def neighbourhood(self, features: tuple, flat: Tensor, level: Tensor, corners: Tensor, b: int) -> Tensor:
-        """(B * S, C, 3, 3) cells around each anchor's, zero outside its map."""
+    def neighbourhood(
+        self, features: tuple, flat: Tensor, level: Tensor, corners: Tensor, b: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B * S, C, 3, 3) cells around each anchor's, zero outside its map; and the features, passed on."""
         sizes, steps = self.sizes, self.steps
         if self.turns and features[0].shape[2] > features[0].shape[3]:
             sizes, steps = self.turned_sizes, self.turned_steps
@@ -167,16 +176,16 @@ class SampledRPN(nn.Cell):
         stride = ops.gather(self.strides, level, 0).expand_dims(1)
         boxes = (ops.tile(cell, (1, 2)) + self.reach) * stride
         image = ops.arange(b).astype(boxes.dtype).reshape(b, 1).broadcast_to((b, flat.shape[0] // b)).reshape(-1, 1)
-        cells = self.cut(features, ops.stop_gradient(ops.concat((image, boxes), 1)), level)
+        cells, features = self.cut.passing(features, ops.stop_gradient(ops.concat((image, boxes), 1)), level)
         # RoIAlign repeats a map's edge; the convolution that this stands for pads with zeros
         place = cell.expand_dims(2) + self.offsets
         size = ops.gather(sizes, level, 0).expand_dims(2)
         inside = ops.logical_and(place >= 0, place < size).astype(cells.dtype)
         mask = inside[:, 1].expand_dims(2) * inside[:, 0].expand_dims(1)
         # broadcast first: where a product broadcasts, MindSpore keeps two lists of 8 bytes a cell
-        return cells * ops.stop_gradient(mask).expand_dims(1).broadcast_to(cells.shape)
+        return cells * ops.stop_gradient(mask).expand_dims(1).broadcast_to(cells.shape), features
 
-    def relu_conv(self, features: tuple, cells: Tensor) -> Tensor:
+    def relu_conv(self, cells: Tensor) -> Tensor:
         """The hidden layer (B * S, feat_channels)."""
         conv = self.head.convs[-1]
         if conv.half:
@@ -208,7 +217,8 @@ class RPNLoss(nn.Cell):
         SamplingResult); "num": assigner_sampler.num an image, however many were sampled (Detectron2, MindSpore's zoo).
 
     Inputs: features, a tuple of (B, C, H_l, W_l); image_size (B, 2); GroundTruth; keys (B, N) uniform in [0, 1);
-    totals, see RCNNLoss, of which the first counts. Outputs: Proposals; the two losses; the count of this batch, ().
+    totals, see RCNNLoss, of which the first counts. Outputs: Proposals; the two losses; the count of this batch, ();
+    and the features for who uses them further, see MultiScaleRoIAlign.passing.
     """
 
     def __init__(
@@ -237,14 +247,14 @@ class RPNLoss(nn.Cell):
         truth: GroundTruth,
         keys: Tensor,
         totals: Tensor | None = None,
-    ) -> tuple[Proposals, tuple[Tensor, Tensor], Tensor]:
+    ) -> tuple[Proposals, tuple[Tensor, Tensor], Tensor, tuple[Tensor, ...]]:
         logits, deltas = self.rpn.head(frozen(features))
         anchors, corners, inside = self.rpn.grid(features, image_size)
         drawn_from = self.proposals(logits, deltas, anchors, inside, image_size)
         index, valid, positive, gt_index = self.assigner_sampler(
             anchors, inside, truth["boxes"], truth["valid"], truth["ignore"], keys
         )
-        logits, deltas = self.sampled(features, index, corners)
+        logits, deltas, features = self.sampled(features, index, corners)
         count = self.count(valid, positive)
         divisor = self.normaliser(count, total_of(totals, 0))
         cls_loss = (binary_cross_entropy(logits, positive) * valid).sum() / divisor
@@ -252,7 +262,7 @@ class RPNLoss(nn.Cell):
         target = ops.stop_gradient(self.coder.encode(objects, ops.gather(anchors, index, 0)))
         box_loss = (smooth_l1(deltas, target, self.beta).sum(-1) * positive).sum() / divisor
         losses = (self.cls_weight * cls_loss, self.box_weight * box_loss)
-        return {"boxes": drawn_from[0], "valid": drawn_from[2]}, losses, count
+        return {"boxes": drawn_from[0], "valid": drawn_from[2]}, losses, count, features
 
     def count(self, valid: Tensor, positive: Tensor) -> Tensor:
         """What the losses of this batch's anchors are divided by; valid and positive (B, S) float32."""

@@ -6,6 +6,7 @@ from mindspore import Tensor, nn, ops
 
 from src.ops.custom import CustomDepthwise, CustomLayer, CustomSum, halved_shape, same_shape
 from src.ops.library import custom_operator_path, for_devices
+from src.ops.weights import Copy, ScaleFilters
 
 __all__ = ["Conv2d", "float32"]
 
@@ -27,14 +28,22 @@ class Conv2d(nn.Conv2d):
     filters filled up with zeros.
 
     Args:
-        relu: apply ReLU.  options: nn.Conv2d's further arguments (has_bias, group, weight_init, ...).
+        relu: apply ReLU.  copied: weight and bias are read as copies, see Copy.  options: nn.Conv2d's further arguments
+        (has_bias, group, weight_init, ...).
 
     Input (B, in_channels, H, W) float32 or float16; with `half` set, computes and returns float16 whatever it is given.
     Output (B, out_channels, ceil(H / stride), ceil(W / stride)) for an odd kernel.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, relu: bool = False, **options
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        relu: bool = False,
+        copied: bool = False,
+        **options,
     ):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2, **options
@@ -42,6 +51,7 @@ class Conv2d(nn.Conv2d):
         self.rectified, self.half = relu, False
         # in graphs on GPUs, MindSpore 2.8 gave wrong sums with a float16 bias that the graph computes
         self.float32_bias = ms.get_context("device_target") == "GPU"
+        self.scale, self.copied, self.copy = ScaleFilters(), copied, Copy()
         self.add_parts(out_channels, kernel_size, stride)
         self.choose_operators(self.adapted(_kind(in_channels, out_channels, kernel_size, stride, **options)), stride)
 
@@ -74,6 +84,8 @@ class Conv2d(nn.Conv2d):
 
     def plain(self, x: Tensor) -> Tensor:
         """The convolution with its own weight and bias: what the cell gives, unless a subclass adds to it."""
+        if self.has_bias and self.copied:
+            return self.convolve(x, self.copy(self.weight), self.copy(self.bias), self.rectified)
         if self.has_bias:
             return self.convolve(x, self.weight, self.bias, self.rectified)
         if self.half:

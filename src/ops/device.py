@@ -11,13 +11,14 @@ from pathlib import Path
 
 import mindspore as ms
 from mindspore._c_expression import MSContext
+from mindspore.common import api
 
 from src.config import Config
 from src.ops.library import find_library
 from src.runtime.errors import UserError, quiet_logging
 from src.runtime.ranks import local_device
 
-__all__ = ["ascend_chip", "compile_cache_folder", "kept_graph", "set_device", "use_local_device"]
+__all__ = ["ascend_chip", "can_keep", "compile_cache_folder", "is_kept", "kept_in", "set_device", "use_local_device"]
 
 REMEDY = {
     "GPU": "install CUDA 11 and cuDNN 8, set CUDA_HOME and put them on LD_LIBRARY_PATH (docs/versions.md)",
@@ -40,31 +41,51 @@ def compile_cache_folder(config: Config, *about: object) -> Path:
     return (Path(config.train_outputs) / "compile_cache" / digest.hexdigest()[:16]).absolute()
 
 
+_kept: list[Path] = []
+
+
 @contextlib.contextmanager
-def kept_graph(config: Config, *about: object) -> Iterator[None]:
-    """With config.compile_cache the one graph that is compiled within is kept for another start, or taken from one
-    before; about: as compile_cache_folder's.
-    """
-    if not config.compile_cache:
+def kept_in(folder: Path) -> Iterator[None]:
+    """The one graph that is compiled within is kept in `folder`, or taken from there, if it is this process's first."""
+    if not can_keep():
         yield
         return
+    _kept.append(folder)
+    # MindSpore refuses a graph that another program kept, by the files that the program imports. The folder's name is
+    # of our sources already, so that a file that imports nothing stands for every program.
+    program = getattr(api, "entry_script_path", None)
     with quiet_logging():
-        ms.set_context(enable_compile_cache=True, compile_cache_path=str(compile_cache_folder(config, *about)))
+        ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder))
     try:
+        api.entry_script_path = str(Path(__file__).parents[1] / "runtime/newer.py")
         yield
     finally:
+        api.entry_script_path = program
         with quiet_logging():
             ms.set_context(enable_compile_cache=False)
+
+
+def can_keep() -> bool:
+    """Whether `kept_in` can still do so in this process: MindSpore stays with the first folder, and tells graphs there
+    apart by their number alone.
+    """
+    return not _kept
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether `kept_in` has left a graph there."""
+    return any(folder.glob("**/*.mindir"))
 
 
 def use_local_device(config: Config) -> Config:
     """With run_distribute: the config for the device that the launcher gave this process.
 
-    Without a compile cache, which several processes can't share.
+    Without kept graphs, which several processes can't share.
     """
     if not config.run_distribute:
         return config
-    return dataclasses.replace(config, device_id=local_device(config.device_id), compile_cache=False)
+    device = local_device(config.device_id)
+    return dataclasses.replace(config, device_id=device, compile_cache=False, compile_apart=False)
 
 
 def ascend_chip() -> str:

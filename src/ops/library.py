@@ -57,6 +57,7 @@ SOURCES: tuple[tuple[Path, str], ...] = (
     (_OPS / "csrc" / "pointwise.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "dense.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "transposed.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "weights.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "instruction_set.cc", "-ffp-contract=off"),
 )
 _HEADERS: tuple[Path, ...] = (

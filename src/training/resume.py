@@ -76,6 +76,7 @@ FREE_KEYS = {
     "tensorboard",
     "mlflow",
     "mlflow_tracking_uri",
+    "compile_apart",
     "compile_cache",
     "pre_trained",
     "overwrite",

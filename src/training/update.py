@@ -15,6 +15,8 @@ from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2
 from src.config import Config
 from src.models.backbones.vit import layer_rate, transformer_layers
 from src.ops.device import ascend_chip
+from src.ops.library import custom_operator_path
+from src.ops.weights import MomentumStep
 from src.training.average import STATISTICS, MovingAverage
 
 __all__ = ["AdamW", "LossScale", "Update", "build_optimizer", "build_update", "describe_layer_rates"]
@@ -49,7 +51,35 @@ def build_optimizer(config: Config, loss: nn.Cell, rates: np.ndarray) -> nn.Opti
         return AdamW(groups, rate, weight_decay=config.weight_decay)
     if config.opt_type == "adam":
         return nn.Adam(groups, rate, weight_decay=config.weight_decay)
-    return nn.Momentum(groups, rate, config.momentum, weight_decay=config.weight_decay)
+    return Momentum(groups, rate, config.momentum, weight_decay=config.weight_decay)
+
+
+class Momentum(nn.Momentum):
+    """nn.Momentum that in graphs on CPU decays, averages and updates in one pass. Of MindSpore's own operators the
+    decay reads the weights a second time in the step, for which it copies all of them; and the products of weights and
+    decay, for which nothing has to be waited, are there from the step's begin until the gradients are.
+
+    Arguments and inputs as nn.Momentum's, of groups of parameters that each state their weight decay.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        # without graph mode nothing says that an operator writes where it reads
+        library = custom_operator_path(False) if ms.get_context("mode") == ms.GRAPH_MODE else None
+        self.fused = library is not None
+        if library is not None:
+            self.step_op = MomentumStep(library)
+
+    def construct(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not self.fused:
+            return super().construct(gradients)
+        rates, decays = self.get_lr(), self.get_weight_decay()
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        if self.is_group_lr:
+            step = ops.partial(_momentum_step, self.step_op, self.momentum)
+            return self.hyper_map_reverse(step, rates, decays, gradients, self.params, self.moments)
+        step = ops.partial(_momentum_step, self.step_op, self.momentum, rates)
+        return self.hyper_map_reverse(step, decays, gradients, self.params, self.moments)
 
 
 def describe_layer_rates(config: Config) -> str:
@@ -83,6 +113,18 @@ class AdamW(nn.Adam):
         else:
             done = self.map_(ops.partial(_shrink, rates), decays, self._parameters)
         return ops.depend(gradients, done)
+
+
+def _momentum_step(
+    op: MomentumStep,
+    momentum: Tensor,
+    rate: Tensor,
+    decay: Tensor,
+    gradient: Tensor,
+    weight: Parameter,
+    moment: Parameter,
+) -> Tensor:
+    return op(weight, moment, gradient, rate, decay, momentum)
 
 
 def _shrink(rate: Tensor, decay: float, weight: Parameter) -> Tensor:

@@ -242,3 +242,40 @@ def test_wrong_arguments():
         MultiScaleRoIAlign(7, 2, True, ())
     with pytest.raises(ValueError, match="positive"):
         MultiScaleRoIAlign(0, 2, True, (4,))
+
+
+class Twice(nn.Cell):
+    """sum of two RoIAligns' weighted crops and of the maps' squares; `passing`: one after the other."""
+
+    def __init__(self, first, second, weights, passing):
+        super().__init__()
+        self.first, self.second, self.weights, self.passing = first, second, weights, passing
+
+    def construct(self, rois, levels, *features):
+        if self.passing:
+            a, features = self.first.passing(features, rois, levels)
+        else:
+            a = self.first(features, rois, levels)
+        b = self.second(features[:3], rois, levels)
+        total = (a * self.weights).sum() + (b * self.weights).sum()
+        for f in features:
+            total = total + (f * f).sum()
+        return total
+
+
+@each_library
+def test_maps_that_are_passed_on_have_the_same_gradients(operators):
+    """Of four maps, of which RoIs lie on three; the other only passes."""
+    r = np.random.default_rng(5)
+    features = [r.standard_normal((2, 8, 48 // 2**i, 64 // 2**i), np.float32) for i in range(4)]
+    rois = np.array([[0, 3, 4, 30, 40], [1, 10, 10, 90, 80], [1, 0, 0, 200, 190], [0, 1, 1, 2, 2]], np.float32)
+    levels, weights = np.array([0, 1, 2, -1], np.int32), Tensor(r.standard_normal((4, 8, 7, 7), np.float32))
+    strides, found = (4, 8, 16), []
+    for passing in (False, True):
+        first, second = (MultiScaleRoIAlign(7, ratio, True, strides) for ratio in (2, 0))
+        cell = Twice(first, second, weights, passing)
+        gradients = ops.GradOperation(get_all=True)(cell)(Tensor(rois), Tensor(levels), *map(Tensor, features))
+        found.append([g.asnumpy() for g in gradients[2:]])
+    for a, b in zip_equal(*found):
+        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE)
+        assert b.any()

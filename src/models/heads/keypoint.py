@@ -119,8 +119,8 @@ class KeypointLoss(PositivesLoss):
         buckets: int = 1,
         ranks: int = 1,
     ):
-        super().__init__(weight, buckets, ranks)
-        self.head, self.roi_extractor, self.side = head, roi_extractor, side
+        super().__init__(roi_extractor, weight, buckets, ranks)
+        self.head, self.side = head, side
 
     def places(self, rois: Tensor, keypoints: Tensor) -> tuple[Tensor, Tensor]:
         """Of RoIs (R, 4) and their objects' keypoints (R, K, 3): each one's cell (R, K) int32, row by row, and whether
@@ -139,9 +139,9 @@ class KeypointLoss(PositivesLoss):
         there = self.places(rows[0][:, 1:], ops.gather(values, rows[3], 0))[1]
         return ops.stop_gradient((there * rows[4].expand_dims(1)).sum())
 
-    def sum_of(self, features: tuple, rows: tuple, values: Tensor, n: int) -> Tensor:
+    def sum_of(self, crops: Tensor, rows: tuple, values: Tensor, n: int) -> Tensor:
         rois, index, positive = rows[0][:n], rows[3][:n], rows[4][:n]
-        logits = self.head(self.roi_extractor.extract(features, rois, positive > 0))
+        logits = self.head(crops)
         target, there = self.places(rois[:, 1:], ops.gather(values, index, 0))
         flat = logits.reshape(n, logits.shape[1], -1)
         chosen = ops.gather_d(flat, 2, target.expand_dims(2)).squeeze(2)

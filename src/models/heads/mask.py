@@ -197,12 +197,12 @@ class MaskLoss(PositivesLoss):
         buckets: int = 1,
         ranks: int = 1,
     ):
-        super().__init__(weight, buckets, ranks)
-        self.head, self.roi_extractor, self.targets = head, roi_extractor, targets
+        super().__init__(roi_extractor, weight, buckets, ranks)
+        self.head, self.targets = head, targets
 
-    def sum_of(self, features: tuple, rows: tuple, masks: Tensor, n: int) -> Tensor:
+    def sum_of(self, crops: Tensor, rows: tuple, masks: Tensor, n: int) -> Tensor:
         rois, gt_boxes, labels, index, positive = (rows[0][:n], rows[1][:n], rows[2][:n], rows[3][:n], rows[4][:n])
-        logits = self.head(self.roi_extractor.extract(features, rois, positive > 0), labels, positive)
+        logits = self.head(crops, labels, positive)
         targets = self.targets(masks, index, rois[:, 1:], gt_boxes)
         return (binary_cross_entropy(logits, targets).mean((1, 2)) * positive).sum()
 

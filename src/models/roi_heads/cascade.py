@@ -15,7 +15,7 @@ from src.models.heads.box import BBoxHead, BBoxLoss, BoxSelector, class_deltas
 from src.models.losses import total_of
 from src.models.roi_extractor import RoIExtractor
 from src.models.roi_heads.standard import draw, first_rows, with_truth
-from src.structures import Detections, GroundTruth, Proposals
+from src.structures import Detections, GroundTruth, Proposals, Sample
 
 __all__ = ["CascadeRoIHeads", "CascadeRoILoss"]
 
@@ -139,18 +139,20 @@ class CascadeRoILoss(nn.Cell):
             n = candidates["valid"].shape[1]
             sample = draw(self.samplers[stage], candidates, truth, keys[:, used_keys : used_keys + n])
             used_keys += n
-            rois = self.scale_gradient(self.heads.extractor(features, sample["boxes"], sample["used"] > 0))
-            logits, deltas = self.heads.boxes[stage](rois, sample["used"].reshape(-1))
-            cls_loss, reg_loss = self.box_losses[stage](logits, deltas, sample, total_of(totals, 1 + len(counts)))
+            total = total_of(totals, 1 + len(counts))
             counts += (sample["used"].sum(),)
-            weight = self.weights[stage]
-            cls_total, reg_total = cls_total + weight * cls_loss, reg_total + weight * reg_loss
             positives = first_rows(sample, self.samplers[stage].max_positives)
             for i in self.places[stage]:
-                loss, count = self.more[used_more](features, positives, truth, total_of(totals, 1 + len(counts)))
+                further, further_total = self.more[used_more], total_of(totals, 1 + len(counts))
+                loss, count, features = further(features, positives, truth, further_total)
                 used_more += 1
                 counts += (count,)
                 more_totals = added(more_totals, i, loss)
+            rois, features = self.rois(stage, features, sample)
+            logits, deltas = self.heads.boxes[stage](self.scale_gradient(rois), sample["used"].reshape(-1))
+            cls_loss, reg_loss = self.box_losses[stage](logits, deltas, sample, total)
+            weight = self.weights[stage]
+            cls_total, reg_total = cls_total + weight * cls_loss, reg_total + weight * reg_loss
             if stage + 1 < len(self.box_losses):
                 boxes = self.heads.refine(stage, logits, deltas, sample["boxes"], image_size)
                 valid = ops.logical_and(sample["used"] > 0, (boxes[..., 2:] - boxes[..., :2]).min(axis=-1) > 0)
@@ -161,6 +163,12 @@ class CascadeRoILoss(nn.Cell):
                     candidates = with_truth(candidates, truth) if self.add_gt else candidates
                     own = sample["index"].shape[1]
         return (cls_total, reg_total) + more_totals, counts
+
+    def rois(self, stage: int, features: tuple[Tensor, ...], sample: Sample) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The box head's features, and the pyramid for the next stage, see MultiScaleRoIAlign.passing."""
+        if stage + 1 < len(self.box_losses):
+            return self.heads.extractor.passing(features, sample["boxes"], sample["used"] > 0)
+        return self.heads.extractor(features, sample["boxes"], sample["used"] > 0), features
 
     def zeros(self, like: Tensor) -> tuple[Tensor, ...]:
         """A zero for the sum of each further head's losses."""

@@ -63,7 +63,8 @@ class StandardRoILoss(nn.Cell):
 
     Args:
         heads: whose.  sampler: of boxes to train on.  box_loss: of these.  add_gt: ground truth is drawn from, too.
-        more: the losses of heads.more, each (features, Sample of positives first, GroundTruth, total) -> loss, count.
+        more: the losses of heads.more, each (features, Sample of positives first, GroundTruth, total) -> loss, count,
+        features.
 
     Inputs: features; Proposals; image_size (B, 2); GroundTruth; keys (B, P + G); totals, see RCNNLoss. Outputs: the
     losses in the order of `names`, and the counts that they are divided by, each a tuple of ().
@@ -94,17 +95,16 @@ class StandardRoILoss(nn.Cell):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         candidates = with_truth(proposals, truth) if self.add_gt else proposals
         sample = draw(self.sampler, candidates, truth, keys[:, : candidates["valid"].shape[1]])
-        rois = self.heads.extractor(features, sample["boxes"], sample["used"] > 0)
-        logits, deltas = self.heads.box(rois, sample["used"].reshape(-1))
-        losses = self.box_loss(logits, deltas, sample, total_of(totals, 1))
-        counts = (sample["used"].sum(),)  # type: tuple[Tensor, ...]
+        counts, further = (sample["used"].sum(),), ()  # type: tuple[Tensor, ...], tuple[Tensor, ...]
         # positives come first, so the first max_positives rows hold them all
         positives = first_rows(sample, self.sampler.max_positives)
         for m in self.more:
-            loss, count = m(features, positives, truth, total_of(totals, 1 + len(counts)))
-            losses += (loss,)
+            loss, count, features = m(features, positives, truth, total_of(totals, len(counts) + 1))
+            further += (loss,)
             counts += (count,)
-        return losses, counts
+        rois = self.heads.extractor(features, sample["boxes"], sample["used"] > 0)
+        logits, deltas = self.heads.box(rois, sample["used"].reshape(-1))
+        return self.box_loss(logits, deltas, sample, total_of(totals, 1)) + further, counts
 
 
 def with_truth(boxes: Proposals, truth: GroundTruth) -> Proposals:

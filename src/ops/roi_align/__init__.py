@@ -56,13 +56,15 @@ class MultiScaleRoIAlign(nn.Cell):
         library = custom_operator_path(builtin)
         self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
         self.strides = tuple(strides)
-        self.missing_levels = MAX_LEVELS - len(strides)
+        self.num_levels, self.missing_levels = len(strides), MAX_LEVELS - len(strides)
         if library is not None:
             self.align = _CustomRoIAlign(library, output_size, sampling_ratio, aligned, strides)
         elif sampling_ratio > 0:
             self.align = _FixedRoIAlign(output_size, sampling_ratio, aligned, strides)
         else:
             self.align = _AdaptiveRoIAlign(output_size, aligned, strides)
+        if library is not None:
+            self.align_passing = _PassingRoIAlign(library, output_size, sampling_ratio, aligned, strides)
         self.custom = library is not None
         self.no_map = Tensor(np.zeros((1, 1, 1, 1), np.float32))
 
@@ -80,6 +82,20 @@ class MultiScaleRoIAlign(nn.Cell):
             maps = maps + (self.no_map,)
         return self.align(maps[0], maps[1], maps[2], maps[3], maps[4], rois, levels).astype(dtype)
 
+    def passing(self, features: tuple[Tensor, ...], rois: Tensor, levels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same, and the features for who uses them further: their gradients from there are added up where this
+        one's are computed. Sums of whole pyramids' gradients, of which three are then there at once, aren't needed.
+
+        Features must be float32, and may have more levels than `strides`, which pass untouched.
+        """
+        if not self.custom:
+            return self(features, rois, levels), features
+        maps = features[: self.num_levels]  # type: tuple[Tensor, ...]
+        for _ in range(self.missing_levels):
+            maps = maps + (self.no_map,)
+        found = self.align_passing(maps[0], maps[1], maps[2], maps[3], maps[4], ops.stop_gradient(rois), levels)
+        return found[0], found[1 : 1 + self.num_levels] + features[self.num_levels :]
+
 
 def _output_shape(*shapes):
     """Of the forward operator: 5 maps, rois, levels, config."""
@@ -92,12 +108,24 @@ def _first_dtype(*dtypes):
 
 
 def _gradient_shapes(*shapes):
-    """Of the backward operator: output gradient, 5 maps, rois, levels, config."""
-    return tuple(shapes[1 : 1 + MAX_LEVELS])
+    """Of the backward operator: output gradient, 5 arrays of `_sides` or placeholders, rois, levels, config."""
+    channels = shapes[0][1]
+    return tuple(tuple(s) if len(s) == 4 else (s[0], channels, s[1], s[2]) for s in shapes[1 : 1 + MAX_LEVELS])
 
 
-def _gradient_dtypes(*dtypes):
-    return tuple(dtypes[1 : 1 + MAX_LEVELS])
+def _sum_shapes(*shapes):
+    """Of the operator that adds up: 5 other gradients, rois, levels, config, output gradient."""
+    return tuple(shapes[:MAX_LEVELS])
+
+
+def _gradient_dtypes(*_):
+    return (ms.float32,) * MAX_LEVELS
+
+
+def _sides(x):
+    """(B, H, W) of a map (B, C, H, W): says how large its gradient is, and lets the map go with the forward pass."""
+    b, _, h, w = x.shape
+    return ops.zeros((b, h, w), ms.int8)
 
 
 class _CustomRoIAlign(nn.Cell):
@@ -107,6 +135,7 @@ class _CustomRoIAlign(nn.Cell):
         self, library: str, output_size: int, sampling_ratio: int, aligned: bool, strides: tuple[int, ...]
     ) -> None:
         super().__init__()
+        self.num_levels = len(strides)
         padded = tuple(strides) + (1,) * (MAX_LEVELS - len(strides))
         config = np.array([sampling_ratio, aligned, len(strides), *padded], np.float32)
         # A row for each bin: shape inference must depend on input shapes alone, since MindSpore caches it across
@@ -121,8 +150,35 @@ class _CustomRoIAlign(nn.Cell):
         return self.forward_op(p0, p1, p2, p3, p4, rois, levels, self.config)
 
     def bprop(self, p0, p1, p2, p3, p4, rois, levels, out, dout):
-        # The maps are passed for their shapes alone; the operator doesn't read them.
-        gradients = self.backward_op(dout, p0, p1, p2, p3, p4, rois, levels, self.config)
+        sides = ()  # type: tuple[Tensor, ...]
+        for i, p in enumerate((p0, p1, p2, p3, p4)):
+            sides += (_sides(p) if i < self.num_levels else p,)
+        gradients = self.backward_op(dout, *sides, rois, levels, self.config)
+        return (
+            gradients[0],
+            gradients[1],
+            gradients[2],
+            gradients[3],
+            gradients[4],
+            ops.zeros_like(rois),
+            ops.zeros_like(levels),
+        )
+
+
+class _PassingRoIAlign(_CustomRoIAlign):
+    """The same, and the maps, whose gradients from further on enter its own."""
+
+    def __init__(
+        self, library: str, output_size: int, sampling_ratio: int, aligned: bool, strides: tuple[int, ...]
+    ) -> None:
+        super().__init__(library, output_size, sampling_ratio, aligned, strides)
+        self.backward_sum = ops.Custom(f"{library}:RoIAlignBackwardSum", _sum_shapes, _gradient_dtypes, func_type="aot")
+
+    def construct(self, p0, p1, p2, p3, p4, rois, levels):
+        return self.forward_op(p0, p1, p2, p3, p4, rois, levels, self.config), p0, p1, p2, p3, p4
+
+    def bprop(self, p0, p1, p2, p3, p4, rois, levels, out, dout):
+        gradients = self.backward_sum(dout[1], dout[2], dout[3], dout[4], dout[5], rois, levels, self.config, dout[0])
         return (
             gradients[0],
             gradients[1],

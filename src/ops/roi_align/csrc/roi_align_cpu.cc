@@ -1,6 +1,6 @@
 // MindSpore's face of the CPU RoIAlign: two ahead-of-time custom operators (ops.Custom, func_type='aot').
 //
-// Both take kMaxLevels feature maps (levels that a model lacks are tiny placeholders), rois (K, 5), levels (K,) and
+// Both have kMaxLevels feature maps (levels that a model lacks are tiny placeholders), rois (K, 5), levels (K,) and
 // a float32 config (output size, 3 + kMaxLevels) of equal rows: sampling ratio, aligned, number of levels, strides.
 #include <cstdio>
 #include <exception>
@@ -21,11 +21,11 @@ struct Problem {
   const int32_t *roi_levels = nullptr;
 };
 
-// `first`: position of the first feature map among the parameters.
-bool Read(int first, void **params, int64_t **shapes, Problem *problem) {
-  const float *config = static_cast<const float *>(params[first + kMaxLevels + 2]);
-  problem->options.output_size = static_cast<int>(shapes[first + kMaxLevels + 2][0]);
-  if (problem->options.output_size < 1 || shapes[first + kMaxLevels + 2][1] != 3 + kMaxLevels) return false;
+// `first`: position of the first feature map, or its gradient, among the parameters; `rois`: that of rois.
+bool Read(int first, int rois, void **params, int64_t **shapes, Problem *problem) {
+  const float *config = static_cast<const float *>(params[rois + 2]);
+  problem->options.output_size = static_cast<int>(shapes[rois + 2][0]);
+  if (problem->options.output_size < 1 || shapes[rois + 2][1] != 3 + kMaxLevels) return false;
   problem->options.sampling_ratio = static_cast<int>(config[0]);
   problem->options.aligned = config[1] != 0.0f;
   const int levels = static_cast<int>(config[2]);
@@ -37,9 +37,9 @@ bool Read(int first, void **params, int64_t **shapes, Problem *problem) {
     if (shape[0] != problem->batch || shape[1] != problem->channels) return false;
     problem->levels.push_back(rcnn::RoIAlignLevel{shape[2], shape[3], config[3 + level]});
   }
-  problem->rois = static_cast<const float *>(params[first + kMaxLevels]);
-  problem->roi_levels = static_cast<const int32_t *>(params[first + kMaxLevels + 1]);
-  problem->count = shapes[first + kMaxLevels][0];
+  problem->rois = static_cast<const float *>(params[rois]);
+  problem->roi_levels = static_cast<const int32_t *>(params[rois + 1]);
+  problem->count = shapes[rois][0];
   return true;
 }
 
@@ -54,7 +54,7 @@ int Report(const std::string &problem) {
 // 5 features, rois, levels, config -> output
 extern "C" int RoIAlignForward(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) try {
   Problem problem;
-  if (nparam != kMaxLevels + 4 || !Read(0, params, shapes, &problem)) return Report("bad parameters");
+  if (nparam != kMaxLevels + 4 || !Read(0, kMaxLevels, params, shapes, &problem)) return Report("bad parameters");
   std::vector<const float *> features;
   for (size_t level = 0; level < problem.levels.size(); ++level) {
     features.push_back(static_cast<const float *>(params[level]));
@@ -66,23 +66,42 @@ extern "C" int RoIAlignForward(int nparam, void **params, int *, int64_t **shape
   return Report(error.what());
 }
 
-// output gradient, 5 features (for their shapes), rois, levels, config -> 5 feature gradients
-extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) try {
+// Output gradient at `output`, 5 arrays at `arrays`, then rois, levels, config; last 5 feature gradients. With `sum`
+// the arrays are the features' other gradients, which are added, else read for nothing.
+static int Backward(int output, int arrays, int nparam, void **params, int64_t **shapes, bool sum) {
+  const int rois = arrays + kMaxLevels, results = kMaxLevels + 4;
   Problem problem;
-  if (nparam != 2 * kMaxLevels + 4 || !Read(1, params, shapes, &problem)) return Report("bad parameters");
+  if (nparam != results + kMaxLevels || !Read(results, rois, params, shapes, &problem)) {
+    return Report("bad parameters");
+  }
   std::vector<float *> gradients;
+  std::vector<const float *> others;
   for (int level = 0; level < kMaxLevels; ++level) {
-    float *gradient = static_cast<float *>(params[kMaxLevels + 4 + level]);
+    float *gradient = static_cast<float *>(params[results + level]);
     if (level < static_cast<int>(problem.levels.size())) {
       gradients.push_back(gradient);
+      if (sum) others.push_back(static_cast<const float *>(params[arrays + level]));
     } else {
-      const int64_t *shape = shapes[kMaxLevels + 4 + level];
+      const int64_t *shape = shapes[results + level];
       std::fill_n(gradient, shape[0] * shape[1] * shape[2] * shape[3], 0.0f);
     }
   }
   return Report(rcnn::RoIAlignBackward(problem.options, problem.levels, gradients, problem.batch, problem.channels,
                                        problem.rois, problem.roi_levels, problem.count,
-                                       static_cast<const float *>(params[0])));
+                                       static_cast<const float *>(params[output]), others));
+}
+
+// output gradient, 5 arrays of the features' sides, rois, levels, config -> 5 feature gradients
+extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) try {
+  return Backward(0, 1, nparam, params, shapes, false);
+} catch (const std::exception &error) {
+  return Report(error.what());
+}
+
+// 5 other gradients, rois, levels, config, output gradient -> 5 sums of gradients
+extern "C" int RoIAlignBackwardSum(int nparam, void **params, int *, int64_t **shapes, const char **, void *,
+                                   void *) try {
+  return Backward(kMaxLevels + 3, 0, nparam, params, shapes, true);
 } catch (const std::exception &error) {
   return Report(error.what());
 }
