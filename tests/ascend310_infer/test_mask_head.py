@@ -27,7 +27,7 @@ def mask_head(request, tmp_path_factory):
     build(march)
     flags = ["-std=c++17", "-O3", f"-march={march}", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
     sources = ["tests/ascend310_infer/mask_main.cc"]
-    sources += [f"ascend310_infer/src/{name}.cc" for name in ("mask_head", "files", "cpu/tiles")]
+    sources += [f"ascend310_infer/src/{name}.cc" for name in ("mask_head", "files")]
     program = folder / "mask_head"
     compiler = aarch64.COMPILER if march == NEON else os.environ.get("CXX", "g++")
     command = [compiler, *flags, *sources, str(library_path(march)), "-o", str(program)]
