@@ -69,6 +69,10 @@ class MultiScaleRoIAlign(nn.Cell):
         self.no_map = Tensor(np.zeros((1, 1, 1, 1), np.float32))
 
     def construct(self, features: tuple[Tensor, ...], rois: Tensor, levels: Tensor) -> Tensor:
+        return self.crops(features, rois, levels)
+
+    def crops(self, features: tuple[Tensor, ...], rois: Tensor, levels: Tensor) -> Tensor:
+        """The cell's output: in a graph a method can't call its own cell."""
         rois = ops.stop_gradient(rois)
         dtype = features[0].dtype
         maps = ()  # type: tuple[Tensor, ...]
@@ -89,7 +93,7 @@ class MultiScaleRoIAlign(nn.Cell):
         Features must be float32, and may have more levels than `strides`, which pass untouched.
         """
         if not self.custom:
-            return self(features, rois, levels), features
+            return self.crops(features[: self.num_levels], rois, levels), features
         maps = features[: self.num_levels]  # type: tuple[Tensor, ...]
         for _ in range(self.missing_levels):
             maps = maps + (self.no_map,)
