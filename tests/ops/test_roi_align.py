@@ -269,6 +269,18 @@ def test_maps_that_are_passed_on_have_the_same_gradients(operators):
     check_passing(builtin=False)
 
 
+@each_library
+def test_float16_maps_are_read_as_such_when_passed_on(operators):
+    maps = [np.random.default_rng(6).standard_normal((1, 8, 16 // 2**i, 16 // 2**i)).astype(np.float16) for i in (0, 1)]
+    rois, levels = np.array([[0, 3, 4, 30, 40], [0, 1, 1, 9, 9]], np.float32), np.array([0, 1], np.int32)
+    align = MultiScaleRoIAlign(7, 2, True, (4, 8))
+    arguments = tuple(map(Tensor, maps)), Tensor(rois), Tensor(levels)
+    crops, passed = align.passing(*arguments)
+    np.testing.assert_array_equal(crops.asnumpy(), align(*arguments).asnumpy())
+    for ours, given in zip_equal(passed, maps):
+        np.testing.assert_array_equal(ours.asnumpy(), given)
+
+
 def test_maps_are_passed_on_without_the_operators_too():
     """As on Ascend and GPU, in a graph, where a method can't call its own cell."""
     check_passing(builtin=True)

@@ -90,15 +90,17 @@ class MultiScaleRoIAlign(nn.Cell):
         """The same, and the features for who uses them further: their gradients from there are added up where this
         one's are computed. Sums of whole pyramids' gradients, of which three are then there at once, aren't needed.
 
-        Features must be float32, and may have more levels than `strides`, which pass untouched.
+        Features are passed on in float32, and may have more levels than `strides`, which pass untouched.
         """
         if not self.custom:
             return self.crops(features[: self.num_levels], rois, levels), features
-        maps = features[: self.num_levels]  # type: tuple[Tensor, ...]
+        maps = ()  # type: tuple[Tensor, ...]
+        for feature in features[: self.num_levels]:
+            maps = maps + (feature.astype(ms.float32),)
         for _ in range(self.missing_levels):
             maps = maps + (self.no_map,)
         found = self.align_passing(maps[0], maps[1], maps[2], maps[3], maps[4], ops.stop_gradient(rois), levels)
-        return found[0], found[1 : 1 + self.num_levels] + features[self.num_levels :]
+        return found[0].astype(features[0].dtype), found[1 : 1 + self.num_levels] + features[self.num_levels :]
 
 
 def _output_shape(*shapes):
@@ -132,6 +134,11 @@ def _sides(x):
     return ops.zeros((b, h, w), ms.int8)
 
 
+def _all_gradients(maps, rois, levels):
+    """Of the five maps' gradients; the others, which nobody uses, are zero."""
+    return maps[0], maps[1], maps[2], maps[3], maps[4], ops.zeros_like(rois), ops.zeros_like(levels)
+
+
 class _CustomRoIAlign(nn.Cell):
     """The C++ operator. Five maps always: a custom operator's gradient needs one fixed signature in graph mode."""
 
@@ -158,15 +165,7 @@ class _CustomRoIAlign(nn.Cell):
         for i, p in enumerate((p0, p1, p2, p3, p4)):
             sides += (_sides(p) if i < self.num_levels else p,)
         gradients = self.backward_op(dout, *sides, rois, levels, self.config)
-        return (
-            gradients[0],
-            gradients[1],
-            gradients[2],
-            gradients[3],
-            gradients[4],
-            ops.zeros_like(rois),
-            ops.zeros_like(levels),
-        )
+        return _all_gradients(gradients, rois, levels)
 
 
 class _PassingRoIAlign(_CustomRoIAlign):
@@ -183,15 +182,7 @@ class _PassingRoIAlign(_CustomRoIAlign):
 
     def bprop(self, p0, p1, p2, p3, p4, rois, levels, out, dout):
         gradients = self.backward_sum(dout[1], dout[2], dout[3], dout[4], dout[5], rois, levels, self.config, dout[0])
-        return (
-            gradients[0],
-            gradients[1],
-            gradients[2],
-            gradients[3],
-            gradients[4],
-            ops.zeros_like(rois),
-            ops.zeros_like(levels),
-        )
+        return _all_gradients(gradients, rois, levels)
 
 
 class _FixedRoIAlign(nn.Cell):
