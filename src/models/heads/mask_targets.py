@@ -42,6 +42,8 @@ class MaskTargets(nn.Cell):
             raise ValueError(f"crop {crop!r} is neither box nor pixels")
         self.mask_size, self.box, self.binary, self.pixels = mask_size, box, binary, crop == "pixels"
         self.bin = Tensor(np.arange(mask_size, dtype=np.float32).reshape(1, -1, 1))
+        # for `/` MindSpore's kernel on CPU keeps two lists of 8 bytes a number
+        self.divide = ops.RealDiv()
         self.product, self.product_t = ops.BatchMatMul(), ops.BatchMatMul(transpose_b=True)
 
     def construct(self, masks: Tensor, index: Tensor, rois: Tensor, gt_boxes: Tensor) -> Tensor:
@@ -93,8 +95,8 @@ class MaskTargets(nn.Cell):
         step = size / samples
         first = low.expand_dims(2) + size * self.bin + step * 0.5
         ends = ops.arange(-1, side + 1).astype(low.dtype)
-        upto = ops.maximum(ops.minimum(ops.floor((ends - first) / step) + 1.0, samples), 0.0)
+        upto = ops.maximum(ops.minimum(ops.floor(self.divide(ends - first, step)) + 1.0, samples), 0.0)
         before, n, left = upto[:, :, :-1], upto[:, :, 1:] - upto[:, :, :-1], ends[:-1]
         rise = n * (first + step * before - left) + step * n * (n - 1.0) * 0.5
         rise = ops.select(left < 0, n, rise) * (left < side - 1)
-        return (rise[:, :, :-1] + (n - rise)[:, :, 1:]) / samples
+        return self.divide(rise[:, :, :-1] + (n - rise)[:, :, 1:], samples)
