@@ -62,7 +62,7 @@ PUBLISHED = {
     "img_std": [127.5] * 3,
     "lr": 0.0005,
     "warmup_share": 0.05,
-    "epoch_size": 50,
+    "epoch_size": 30,
 }
 
 
