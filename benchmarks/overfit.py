@@ -1,9 +1,9 @@
 """Whether the detector can learn real photographs by heart: 16 images of a COCO root, from random weights.
 
-python -m benchmarks.overfit --coco_root DIR --out DIR [--images 16] [--KEY VALUE of the config]
+python -m benchmarks.overfit --coco_root DIR --out DIR [--images 16] [--weights FILE] [--KEY VALUE of the config]
 
 Trains on the first 16 training images (by id) and evaluates on the same. Writes the loss curve, the AP tables and
-pictures of the predictions to --out.
+pictures of the predictions to --out. --weights: TensorFlow-Slim's MobileNetV1 of full width, with which it begins.
 """
 
 import argparse
@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from src.checkpoints.files import load_backbone
 from src.config import load_config, parse_overrides
+from src.convert_checkpoint import run as convert
 from src.data.formats.coco import read_json, resolve_split
 from src.runtime.errors import UserError, run_command
 
@@ -24,10 +26,6 @@ SETTINGS = {
     "flip_ratio": 0.0,
     "batch_size": 4,
     "test_batch_size": 4,
-    "backbone.width_multiplier": 0.5,
-    "backbone.frozen_stages": -1,
-    "backbone.norm_eval": False,
-    "backbone.norm_grad": True,
     "rpn.anchor_generator.scales": [4],
     "roi.finest_scale": 28,
     "mask_roi.finest_scale": 28,
@@ -41,14 +39,30 @@ SETTINGS = {
     "train_cfg.rpn_proposal.max_per_img": 500,
     "train_cfg.rcnn.sampler.num": 128,
     "opt_type": "adam",
-    "lr": 0.001,
     "base_batch_size": 0,
     "weight_decay": 0.0,
-    "warmup_step": 100,
     "lr_type": "cosine",
-    "epoch_size": 400,
     "save_every_epochs": 0,
     "grad_clip": 10.0,
+}
+RANDOM = {
+    "backbone.width_multiplier": 0.5,
+    "backbone.frozen_stages": -1,
+    "backbone.norm_eval": False,
+    "backbone.norm_grad": True,
+    "lr": 0.001,
+    "warmup_step": 100,
+    "epoch_size": 400,
+}
+# what Slim's weights were trained with, and a shorter training at a lower rate
+PUBLISHED = {
+    "backbone.same_padding": True,
+    "backbone.relu6": True,
+    "img_mean": [127.5] * 3,
+    "img_std": [127.5] * 3,
+    "lr": 0.0005,
+    "warmup_share": 0.05,
+    "epoch_size": 30,
 }
 
 
@@ -75,13 +89,15 @@ def main() -> int:
     parser.add_argument("--coco_root", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--weights", type=Path, help="published weights to begin with, .safetensors or .npz")
     a, rest = parser.parse_known_args()
     try:
         root = make_subset(a.coco_root, a.out, a.images)
     except OSError as e:
         raise UserError(f"{a.out}: can't write: {e.strerror}") from None
     places = {"train_dataset": str(root), "val_dataset": str(root), "train_outputs": str(a.out)}
-    config = load_config(ROOT / "configs/mask_rcnn_mobilenetv1_fpn.yaml", SETTINGS | places | parse_overrides(rest))
+    settings = SETTINGS | (PUBLISHED if a.weights else RANDOM) | places | parse_overrides(rest)
+    config = load_config(ROOT / "configs/mask_rcnn_mobilenetv1_fpn.yaml", settings)
 
     from src.data.loader import TrainLoader
     from src.data.mindrecord import ensure_mindrecord
@@ -95,6 +111,9 @@ def main() -> int:
     set_device(config)
     loader = TrainLoader(config, ensure_mindrecord(config, "train", training=True))
     detector = build_detector(config)
+    if a.weights:
+        convert(a.weights, a.out / "backbone.ckpt", "tensorflow_slim", None, None, {})
+        load_backbone(detector, str(a.out / "backbone.ckpt"))
     start = time.perf_counter()
     Trainer(config, build_loss(config, detector), loader).run()
     minutes = (time.perf_counter() - start) / 60
@@ -105,7 +124,9 @@ def main() -> int:
     draw_results(annotations, root / "val2017", results, config.output_dir / "pictures", count=8)
     ap = {kind: m["AP"] for kind, m in summary.metrics.items()}
     print(f"{len(loader) * config.epoch_size} steps in {minutes:.1f} minutes: AP {ap}; see {config.output_dir}")
-    return 0 if ap["bbox"] >= 0.5 and ap["segm"] >= 0.4 else 1
+    # with --weights each image comes 30 times, not 400: 40 images came to 0.513 and 0.296
+    box, mask = (0.4, 0.2) if a.weights else (0.5, 0.4)
+    return 0 if ap["bbox"] >= box and ap["segm"] >= mask else 1
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Faster R-CNN on MobileNetV1-FPN fine-tuned on real photographs, here and in torchvision, from the same weights.
 
-    python -m benchmarks.real_data --data DIR --torchvision PYTHON [--only SET] [--seed N] [--out DIR] [--KEY VALUE ...]
+    python -m benchmarks.real_data --data DIR [--torchvision PYTHON] [--only SET] [--seed N] [--out DIR] [--scratch]
+        [--KEY VALUE ...]
     python -m benchmarks.real_data --table
 
 DIR holds mobilenet_v1/ (TensorFlow-Slim's weights), bccd/ and raccoon/ (Pascal VOC's XML; of raccoon every fifth by
 name validates). PYTHON has torch and torchvision. Both sides have the same pictures, canvas, batches, learning rates,
-flips and evaluation, by pycocotools on the last weights. Each set's AP, AP50, hours and memory are written to a JSON
-file of its own in benchmarks/results/. --table prints all that lie there, and runs nothing.
+flips and evaluation, by pycocotools on the last weights, of the validation split, and of the test split where there is
+one. --scratch: both on a ResNet-50 from random weights, and a smaller canvas. Each set's AP, AP50, hours and memory are
+written to a JSON file of its own in benchmarks/results/. --table prints all that lie there, and runs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +44,19 @@ SETS: dict[str, dict[str, int]] = {
     "bccd": {"img_width": 480, "img_height": 352},
     "raccoon": {"img_width": 320, "img_height": 320},
 }
+# ResNet-50 from random weights, all of whose layers learn, norms and their statistics among them
+SCRATCH = {
+    "backbone": "resnet_v1.5_50",
+    "backbone.same_padding": "false",
+    "backbone.frozen_stages": "-1",
+    "backbone.norm_eval": "false",
+    "backbone.norm_grad": "true",
+    "img_width": "256",
+    "img_height": "192",
+}
 SIDES = ("here", "torchvision")
 RESULTS = ROOT / "benchmarks/results"
-COLUMNS = ["set", "seed", "by", "AP", "AP50", "training, minutes", "peak MiB", "options"]
+COLUMNS = ["set", "seed", "by", "AP", "AP50", "test AP", "test AP50", "training, minutes", "peak MiB", "options"]
 
 
 def listed(source: Path, target: Path) -> Path:
@@ -71,35 +85,51 @@ def watched(command: list[str], what: str) -> tuple[float, float]:
     return (time.perf_counter() - start) / 3600, usage.ru_maxrss / 1024
 
 
-def measured(truth: Path, results: Path, hours: float, mib: float) -> dict[str, float]:
-    metrics = evaluate(truth, load_results(results), ("bbox",)).metrics["bbox"]
-    return {"AP": metrics["AP"], "AP50": metrics["AP50"], "training_hours": hours, "peak_mib": mib}
+def splits(data: Path) -> list[str]:
+    """What is evaluated of a COCO root."""
+    return [s for s in ("val", "test") if (data / f"annotations/instances_{s}2017.json").exists()]
 
 
-def here(data: Path, out: Path, backbone: Path, name: str, seed: int, overrides: list[str]) -> dict[str, float]:
-    """Trains and evaluates this project's detector."""
-    own = [w for k, v in SETS[name].items() for w in (f"--{k}", str(v))]
+def measured(data: Path, results: dict[str, str], hours: float, mib: float) -> dict[str, float]:
+    """Of a side's results files by split; the validation split's numbers have no prefix."""
+    out: dict[str, float] = {}
+    for split, path in results.items():
+        truth = data / f"annotations/instances_{split}2017.json"
+        metrics = evaluate(truth, load_results(Path(path)), ("bbox",)).metrics["bbox"]
+        prefix = "" if split == "val" else f"{split}_"
+        out |= {f"{prefix}{kind}": metrics[kind] for kind in ("AP", "AP50")}
+    return out | {"training_hours": hours, "peak_mib": mib}
+
+
+def here(data: Path, out: Path, keys: Mapping[str, object], seed: int, overrides: list[str]) -> dict[str, float]:
+    """Trains and evaluates this project's detector; keys: of the config."""
+    own = [w for k, v in keys.items() for w in (f"--{k}", str(v))]
     own += ["--run_eval", "false", "--early_stop_epochs", "0", "--seed", str(seed), "--train_dataset", str(data)]
-    own += ["--val_dataset", str(data), "--train_outputs", str(out), "--backbone.pretrained", str(backbone)]
+    own += ["--val_dataset", str(data), "--train_outputs", str(out)]
     command = [sys.executable, "train.py", "--config_path", str(CONFIG), *own, *overrides]
     hours, mib = watched([*command, "--brief", "here", "--overwrite", "true"], "training")
     folder = out / "here"
     newest = max((folder / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
-    results = out / "here.json"
+    results = {s: str(out / f"here_{s}.json") for s in splits(data)}
     common = ["--config_path", str(folder / "config.yaml"), "--checkpoint_path", str(newest)]
-    watched([sys.executable, "eval.py", *common, "--results", str(results)], "evaluation")
-    return measured(data / "annotations/instances_val2017.json", results, hours, mib)
+    for split, path in results.items():
+        watched([sys.executable, "eval.py", *common, "--split", split, "--results", path], "evaluation")
+    return measured(data, results, hours, mib)
 
 
-def there(python: str, data: Path, out: Path, backbone: Path, config: Config, seed: int) -> dict[str, float]:
-    """Trains and evaluates torchvision's, with the learning rates that the run here had."""
+def there(python: str, data: Path, out: Path, config: Config, seed: int) -> dict[str, float]:
+    """Trains and evaluates torchvision's, with the learning rates and the weights that the run here began with."""
     weights = out / "backbone.npz"
-    np.savez(weights, **load_checkpoint(backbone))
+    if config.backbone.pretrained:
+        np.savez(weights, **load_checkpoint(Path(config.backbone.pretrained)))
     steps = sum(1 for _ in (out / "here/loss_0.log").open()) // config.epoch_size
+    results = {s: str(out / f"torchvision_{s}.json") for s in splits(data)}
     job = {
         "data": str(data),
-        "weights": str(weights),
-        "results": str(out / "torchvision.json"),
+        "weights": str(weights) if config.backbone.pretrained else "",
+        "mean": [v / 255 for v in config.img_mean],
+        "std": [v / 255 for v in config.img_std],
+        "results": results,
         "seed": seed,
         "rates": learning_rates(config, steps).tolist(),
         "steps_an_epoch": steps,
@@ -119,22 +149,23 @@ def there(python: str, data: Path, out: Path, backbone: Path, config: Config, se
     path = out / "job.json"
     path.write_text(json.dumps(job))
     hours, mib = watched([python, "-m", "benchmarks.real_data_child", str(path)], "torchvision's training")
-    return measured(data / "annotations/instances_val2017.json", Path(job["results"]), hours, mib)
+    return measured(data, results, hours, mib)
+
+
+def rows_of(run: dict[str, Any]) -> list[list[object]]:
+    """The table's row of each side of a run."""
+    rows: list[list[object]] = []
+    for side in (s for s in SIDES if s in run):
+        r = run[side]
+        found = [r.get(k, "") for k in ("AP", "AP50", "test_AP", "test_AP50")]
+        minutes, mib = round(60 * r["training_hours"], 1), round(r["peak_mib"])
+        rows.append([run["set"], run["seed"], side, *found, minutes, mib, " ".join(run["overrides"])])
+    return rows
 
 
 def kept() -> list[list[object]]:
-    """A row for each side of each run in benchmarks/results/, by set, seed and time."""
-    rows: list[list[object]] = []
-    for path in sorted(RESULTS.glob("real_data_*.json")):
-        run = json.loads(path.read_text())
-        words = [f"{w}" for w in run["overrides"]]
-        for side in (s for s in SIDES if s in run):
-            r = run[side]
-            minutes = round(60 * r["training_hours"], 1)
-            rows.append(
-                [run["set"], run["seed"], side, r["AP"], r["AP50"], minutes, round(r["peak_mib"]), " ".join(words)]
-            )
-    return rows
+    """Those of all runs in benchmarks/results/, by set, seed and time."""
+    return [row for path in sorted(RESULTS.glob("real_data_*.json")) for row in rows_of(json.loads(path.read_text()))]
 
 
 def main() -> int:
@@ -143,6 +174,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="of the runs that benchmarks/results holds")
     parser.add_argument("--torchvision", help="an interpreter with torch and torchvision; without: this project alone")
     parser.add_argument("--only", choices=sorted(SETS))
+    parser.add_argument("--scratch", action="store_true", help="ResNet-50 from random weights")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("train_outputs/real_data"), help="folder of runs and data")
     a, overrides = parser.parse_known_args()
@@ -154,24 +186,28 @@ def main() -> int:
     source, out = a.data.resolve(), a.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     backbone = out / "mobilenet_v1.ckpt"
-    convert(source / WEIGHTS, backbone, "tensorflow_slim", None, None, {})
-    rows = []
+    if not a.scratch:
+        convert(source / WEIGHTS, backbone, "tensorflow_slim", None, None, {})
+    rows: list[list[object]] = []
     for name in [a.only] if a.only else sorted(SETS):
-        folder = out / f"{name}_{a.seed}"
+        keys: dict[str, object] = SETS[name] | (SCRATCH if a.scratch else {"backbone.pretrained": backbone})
+        label = f"{name}, from random weights" if a.scratch else name
+        folder = out / f"{name}{'_scratch' if a.scratch else ''}_{a.seed}"
         data = folder / "data"
         if not data.exists():
             import_labels(listed(source / name, folder / "voc"), data, source="voc", boxes=True)
-        run = {"here": here(data, folder, backbone, name, a.seed, overrides)}
+        run: dict[str, Any] = {"set": label, "seed": a.seed, "overrides": overrides}
+        run["here"] = here(data, folder, keys, a.seed, overrides)
         if a.torchvision:
             config = load_config(folder / "here/config.yaml")
-            run["torchvision"] = there(a.torchvision, data, folder, backbone, config, a.seed)
+            run["torchvision"] = there(a.torchvision, data, folder, config, a.seed)
         stamp = time.strftime("%Y%m%d_%H%M%S")
-        place = RESULTS / f"real_data_{name}_{a.seed}_{stamp}.json"
+        place = RESULTS / f"real_data_{folder.name}_{stamp}.json"
         place.parent.mkdir(exist_ok=True)
-        write_json(place, {"set": name, "seed": a.seed, "overrides": overrides, **run})
+        write_json(place, run)
         print(f"{place}: written")
-        rows += [[name, side, *run[side].values()] for side in SIDES if side in run]
-    print_table("Real photographs", ["set", "by", "AP", "AP50", "training h", "peak MiB"], rows)
+        rows += rows_of(run)
+    print_table("Real photographs", COLUMNS, rows)
     return 0
 
 

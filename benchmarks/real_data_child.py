@@ -1,6 +1,7 @@
-"""torchvision's Faster R-CNN on a MobileNetV1 in PyTorch, trained as a job of benchmarks.real_data says.
+"""torchvision's Faster R-CNN, trained as a job of benchmarks.real_data says: on a MobileNetV1 in PyTorch with the job's
+weights, or on torchvision's ResNet-50 without any.
 
-Needs torch and torchvision, not MindSpore. Writes COCO results of the validation split.
+Needs torch and torchvision, not MindSpore. Writes COCO results of the splits that the job names.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 from torchvision.io import ImageReadMode, read_image
+from torchvision.models import resnet50
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -24,15 +27,20 @@ from benchmarks.torch_mobilenet import MobileNetV1FPN
 
 def build(job: dict[str, Any], classes: int) -> FasterRCNN:
     roi_align = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=4 * job["finest"], canonical_level=4)
-    backbone = MobileNetV1FPN(job["channels"], relu6=True, same_padding=True)
-    with np.load(job["weights"]) as values:
-        backbone.take(values)
+    backbone: nn.Module
+    if job["weights"]:
+        backbone = MobileNetV1FPN(job["channels"], relu6=True, same_padding=True)
+        with np.load(job["weights"]) as values:
+            backbone.take(values)
+    else:
+        stages = {f"layer{i + 1}": str(i) for i in range(4)}
+        backbone = BackboneWithFPN(resnet50(), stages, [256, 512, 1024, 2048], job["channels"])
     return FasterRCNN(
         backbone,
         min_size=min(job["sides"]),
         max_size=max(job["sides"]),
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
+        image_mean=job["mean"],
+        image_std=job["std"],
         rpn_anchor_generator=AnchorGenerator(
             tuple((side,) for side in job["anchors"]), (tuple(job["ratios"]),) * len(job["anchors"])
         ),
@@ -96,12 +104,13 @@ def train(model: FasterRCNN, job: dict[str, Any]) -> None:
         print(f"torchvision: step {step + 1} of {len(job['rates'])}, loss {float(loss):.4f}", flush=True)
 
 
-def detect(model: FasterRCNN, job: dict[str, Any]) -> list[dict]:
-    root, out = Path(job["data"]), []
-    images, _, categories = split(root, "val")
+def detect(model: FasterRCNN, root: Path, name: str) -> list[dict]:
+    """COCO results of a split."""
+    images, _, categories = split(root, name)
+    out = []
     for image in images:
         with torch.no_grad():
-            found = model([picture(root, "val", image)])[0]
+            found = model([picture(root, name, image)])[0]
         for (x1, y1, x2, y2), label, score in zip(*(found[k].tolist() for k in ("boxes", "labels", "scores"))):
             box = [x1, y1, x2 - x1, y2 - y1]
             category = categories[label - 1]
@@ -114,7 +123,8 @@ def main() -> None:
     torch.manual_seed(job["seed"])
     model = build(job, len(split(Path(job["data"]), "train")[2]) + 1)
     train(model.train(), job)
-    Path(job["results"]).write_text(json.dumps(detect(model.eval(), job)))
+    for name, path in job["results"].items():
+        Path(path).write_text(json.dumps(detect(model.eval(), Path(job["data"]), name)))
 
 
 if __name__ == "__main__":
