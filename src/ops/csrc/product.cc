@@ -18,6 +18,9 @@ namespace {
 constexpr int64_t kDepth = 256;      // terms that are multiplied at a time: their part of a panel stays in the L1 cache
 constexpr int64_t kMostPanels = 16;  // of a task
 constexpr int64_t kSmall = 1 << 19;  // products that take less time than a thread's start
+// From a row to the next one of a block of rows that isn't turned: not a power of two, as the cache holds few numbers
+// that lie one apart.
+constexpr int64_t kRowStride = kDepth + 16;
 
 // One block of the result, of `columns` columns.
 struct Block {
@@ -32,9 +35,10 @@ struct Block {
   Activation activation;
 };
 
-// a: [depth][row], of kRows rows.
-template <int64_t kRows, int64_t kVectors>
+// a: [depth][row], of kRows rows, or kAcross: [row][depth], kRowStride apart.
+template <int64_t kRows, int64_t kVectors, bool kAcross>
 __attribute__((noinline)) void MultiplyBlock(const Block &block) {
+  constexpr int64_t kRow = kAcross ? kRowStride : 1, kTerm = kAcross ? 1 : kRows;
   Floats sums[kRows][kVectors];
   const float *a = block.a, *b = block.b;
   float *c = block.c;
@@ -89,12 +93,12 @@ __attribute__((noinline)) void MultiplyBlock(const Block &block) {
     for (int64_t v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kLanes);
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
-      const Floats factor = Broadcast(a[r]);
+      const Floats factor = Broadcast(a[r * kRow]);
 #pragma GCC unroll 2
       for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(factor, columns[v], sums[r][v]);
     }
-    __builtin_prefetch(a + 32 * kRows, 0, 3);
-    a += kRows;
+    if (!kAcross) __builtin_prefetch(a + 32 * kRows, 0, 3);
+    a += kTerm;
     b += kBlockColumns;
   }
   if (block.last && block.activation == Activation::kReLU) {
@@ -123,15 +127,15 @@ __attribute__((noinline)) void MultiplyBlock(const Block &block) {
   }
 }
 
-template <int64_t kRows = kBlockRows>
+template <bool kAcross, int64_t kRows = kBlockRows>
 void MultiplySome(int64_t rows, const Block &block) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return MultiplySome<kRows - 1>(rows, block);
+    if (rows < kRows) return MultiplySome<kAcross, kRows - 1>(rows, block);
   }
   if (block.columns > kLanes) {
-    MultiplyBlock<kRows, 2>(block);
+    MultiplyBlock<kRows, 2, kAcross>(block);
   } else {
-    MultiplyBlock<kRows, 1>(block);
+    MultiplyBlock<kRows, 1, kAcross>(block);
   }
 }
 
@@ -182,15 +186,30 @@ float Total(const Floats &v) {
 // Rows [row, row + rows) of the left matrix of a summand, `depth` of their terms.
 class LeftBlock {
  public:
-  LeftBlock(const Left &left, int64_t image, int64_t row, int64_t rows, const Range &depth)
-      : left_(left), rows_(rows), depth_(depth.Size()) {
+  // ahead: from a number to that of the block which comes next, to be brought near meanwhile.
+  LeftBlock(const Left &left, int64_t image, int64_t row, int64_t rows, const Range &depth, int64_t ahead = 0)
+      : left_(left), rows_(rows), depth_(depth.Size()), ahead_(ahead) {
     const int64_t place = image * left.image + row * left.row + depth.begin * left.depth;
     data_ = left.data + place;
     gate_ = left.gate.At(place);
   }
 
-  // As the kernels read them: [term][row].
+  // Whether the kernels read them as they lie, [row][term], and not turned, [term][row].
+  bool Across() const { return kBroadcasts && left_.depth == 1; }
+
+  // As the kernels read them.
   void Pack(float *to) const {
+    if (Across()) {
+      for (int64_t r = 0; r < rows_; ++r) {
+        const int64_t next = r * left_.row + ahead_;
+        for (int64_t d = 0; d < depth_; d += kLanes) {
+          Store(to + r * kRowStride + d, Along(r, d));
+          __builtin_prefetch(data_ + next + d, 0, 2);
+          if (gate_.data != nullptr) __builtin_prefetch(gate_.data + next + d, 0, 2);
+        }
+      }
+      return;
+    }
     if (left_.depth != 1) {
       for (int64_t d = 0; d < depth_; ++d, to += rows_) {
         const int64_t place = d * left_.depth;
@@ -252,7 +271,7 @@ class LeftBlock {
   }
 
   const Left &left_;
-  const int64_t rows_, depth_;
+  const int64_t rows_, depth_, ahead_;
   const float *data_;
   Gate gate_;
 };
@@ -299,7 +318,8 @@ class Product {
     // of vectors: panels, and a block of rows. Of tiles: those of one panel, for what isn't finite; panels of a step
     // in the room of a block of rows; both, split; and a block's sums.
     const int64_t plain = std::max(kTileDepth * kBlockColumns * width_, kTileRows * kDepth);
-    const int64_t room = Workspace::Padded(tiles_ ? panel : panel * width_) + Workspace::Padded(kBlockRows * deepest_) +
+    const int64_t room = Workspace::Padded(tiles_ ? panel : panel * width_) +
+                         Workspace::Padded(kBlockRows * kRowStride) +
                          (tiles_ ? Workspace::Padded(plain) + Workspace::Padded(split * width_) +
                                        Workspace::Padded(split) + Workspace::Padded(kTileRows * kTileColumns)
                                  : 0);
@@ -307,7 +327,7 @@ class Product {
     std::vector<Scratch> scratch(static_cast<size_t>(workers_));
     for (Scratch &s : scratch) {
       s.panels = workspace.Take(tiles_ ? panel : panel * width_);
-      s.rows = workspace.Take(kBlockRows * deepest_);
+      s.rows = workspace.Take(kBlockRows * kRowStride);
       if (!tiles_) continue;
       s.plain = workspace.Take(plain);
       s.b = reinterpret_cast<uint16_t *>(workspace.Take(split * width_));
@@ -375,14 +395,16 @@ class Product {
         Pack(summand, panels, terms, deepest_, s.panels);
         for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
           const int64_t some = std::min(kBlockRows, rows.end - row);
-          const LeftBlock left(left_, summand, row, some, terms);
+          const bool last = row + some == rows.end;
+          const int64_t ahead = last ? (rows.begin - row) * left_.row + kDepth : kBlockRows * left_.row;
+          const LeftBlock left(left_, summand, row, some, terms, ahead);
           left.Pack(s.rows);
           if (sum) left.Sum(summand == 0 && d == 0, left_.sums + row);
           for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             Block block = BlockAt(panel, row, summand, d);
             block.a = s.rows;
             block.b = s.panels + (panel - panels.begin) * deepest_ * kBlockColumns;
-            MultiplySome(some, block);
+            left.Across() ? MultiplySome<true>(some, block) : MultiplySome<false>(some, block);
           }
         }
       }
