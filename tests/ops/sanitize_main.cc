@@ -31,6 +31,10 @@ DECLARE_CONVOLUTION(PointwiseStride2)
 DECLARE_CONVOLUTION(Dense)
 DECLARE_CONVOLUTION(TransposedByTwo)
 DECLARE(PointwiseForwardSumReLU)
+DECLARE(MaxPool3x3)
+DECLARE(MaxPool3x3Gradient)
+DECLARE(MaxPool3x3Same)
+DECLARE(MaxPool3x3SameGradient)
 #define DECLARE_DEPTHWISE(kind) \
   DECLARE(kind##Forward)        \
   DECLARE(kind##ForwardReLU6)   \
@@ -259,6 +263,20 @@ void TestSum(int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int
   if (arguments.Call(PointwiseForwardSumReLU) != 0) Arguments::Fail("a sum's status");
 }
 
+void TestMaxPool(decltype(&MaxPool3x3) forward, decltype(&MaxPool3x3) gradient, int64_t batch, int64_t channels,
+                 int64_t height, int64_t width) {
+  const std::vector<int64_t> in = {batch, channels, height, width}, out = {batch, channels, height / 2, width / 2};
+  const std::vector<float> x = Random(batch * channels * height * width, -1, 1);
+  Arguments pooled, back;
+  pooled.Add<float>(in, x);
+  pooled.Add<float>(out, {});
+  if (pooled.Call(forward) != 0) Arguments::Fail("a pool's status");
+  back.Add<float>(out, Random(batch * channels * (height / 2) * (width / 2), -1, 1));
+  back.Add<float>(in, x);
+  back.Add<float>(in, {});
+  if (back.Call(gradient) != 0) Arguments::Fail("a pool's gradient's status");
+}
+
 struct DepthwisePasses {
   int64_t stride;
   decltype(&DepthwiseForward) forward, gradients;
@@ -350,6 +368,10 @@ int main() {
       TestDepthwise(passes, kernel, 1, 2, 6, 1100);
       TestDepthwise(passes, kernel, 0, 3, 5, 5);
     }
+  }
+  for (const auto &sides : {std::vector<int64_t>{2, 2}, {6, 140}, {46, 22}, {2, 34}}) {
+    TestMaxPool(MaxPool3x3, MaxPool3x3Gradient, 2, 3, sides[0], sides[1]);
+    TestMaxPool(MaxPool3x3Same, MaxPool3x3SameGradient, 1, 5, sides[0], sides[1]);
   }
   std::puts("done");
   return 0;

@@ -11,11 +11,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from src.models.backbones.parts import Shapes, StagedBackbone, conv
 from src.models.graph_writer import GraphWriter
 from src.models.norms import NormMaker, conv_norm
+from src.ops.max_pool import StemPool
 
 __all__ = ["RESNET_BLOCKS", "ResNet", "resnet_keys"]
 
@@ -52,28 +53,6 @@ class Bottleneck(nn.Cell):
         y = g.conv(y, self.conv3, self.bn3)
         shortcut = g.conv(x, *self.downsample) if self.has_projection else x
         return g.op("Relu", g.op("Add", y, shortcut))
-
-
-class StemPool(nn.Cell):
-    """3x3 max pool of stride 2 and padding 1, of maps (B, C, H, W) that have passed ReLU, H and W even.
-
-    Only the first row and column of the padding are ever seen, and after ReLU zeros serve for them; joining them on
-    takes a quarter of the time of MindSpore's own padded pooling on CPU.  same_padding: MindSpore's and
-    TensorFlow's mode `same` instead, which pads below and on the right alone.
-    """
-
-    def __init__(self, same_padding: bool = False):
-        super().__init__()
-        self.pool = nn.MaxPool2d(3, 2, pad_mode="same" if same_padding else "valid")
-        self.same_padding = same_padding
-
-    def construct(self, x: Tensor) -> Tensor:
-        if self.same_padding:
-            return self.pool(x)
-        b, c, h, w = x.shape
-        x = ops.concat((ops.zeros((b, c, 1, w), x.dtype), x), 2)
-        x = ops.concat((ops.zeros((b, c, h + 1, 1), x.dtype), x), 3)
-        return self.pool(x)
 
 
 class ResNet(StagedBackbone):
