@@ -113,9 +113,9 @@ class SampledRPN(nn.Cell):
     convolutions that is the last; those before it are dense.
 
     height, width: of the canvas; turns: maps may be those of the canvas turned. Inputs: features, a tuple of L maps
-    (B, C, H_l, W_l); index (B, S) int32 into the anchors; corners (2, N) float32,
-    each anchor's cell's corner in canvas pixels, x and y. Outputs: logits (B, S), deltas (B, S, 4), and the features for
-    who uses them further, see MultiScaleRoIAlign.passing.
+    (B, C, H_l, W_l); index (B, S) int32 into the anchors; corners (2, N) float32, those of the anchors' cells in canvas
+    pixels, x and y. Outputs: logits (B, S), deltas (B, S, 4), and the features for who uses them further, see
+    MultiScaleRoIAlign.passing.
     """
 
     def __init__(

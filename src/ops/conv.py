@@ -111,6 +111,10 @@ class Conv2d(nn.Conv2d):
             return self.with_relu(x, weight, bias) if relu else self.linear(x, weight, bias)
         return _active(ops.bias_add(self.product(x, weight), bias), relu, relu6)
 
+    def sums_with(self, x: Tensor) -> bool:
+        """Whether what `construct` gives of x is a C++ operator that could add another map."""
+        return self.sums and self.has_bias and not (self.rectified or self.half) and x.dtype == ms.float32
+
     def residual(self, x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:
         """ReLU of the sum, in float32, of `convolve` without activation and another map (B, O, H, W)."""
         if self.sums and not self.half and x.dtype == ms.float32 and other.dtype == ms.float32:

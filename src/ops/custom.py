@@ -8,7 +8,16 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops.operations._grad_ops import ReluGrad
 
-__all__ = ["CustomDepthwise", "CustomLayer", "CustomSum", "doubled_shape", "halved_shape", "rows_shape", "same_shape"]
+__all__ = [
+    "CustomDepthwise",
+    "CustomEnlargedSum",
+    "CustomLayer",
+    "CustomSum",
+    "doubled_shape",
+    "halved_shape",
+    "rows_shape",
+    "same_shape",
+]
 
 # What an operator's output is shaped like, of the shapes of x, weight and bias.
 Shape = Callable[..., tuple[int, ...]]
@@ -32,6 +41,11 @@ def doubled_shape(*shapes):
 def rows_shape(*shapes):
     """A dense layer."""
     return (shapes[0][0], shapes[1][0])
+
+
+def _quarter_shape(*shapes):
+    b, c, h, w = shapes[0]
+    return (b, c, h // 2, w // 2)
 
 
 def _input_gradient_shape(*shapes):
@@ -110,6 +124,26 @@ class CustomSum(nn.Cell):
         gradients = self.weight_gradient(dsum, dsum, x, weight)
         dsum = ops.depend(dsum, gradients[0])
         return self.input_gradient(dsum, dsum, weight, x), gradients[0], gradients[1], dsum
+
+
+class CustomEnlargedSum(nn.Cell):
+    """The sum of a 1x1 convolution and of a map half as wide and high, each number of which is for 2 x 2. Inputs: x
+    (B, C, H, W) of even sides, weight (O, C, 1, 1), bias (O,), coarse (B, O, H / 2, W / 2), all float32.
+    """
+
+    def __init__(self, library: str):
+        super().__init__()
+        self.forward_op = ops.Custom(f"{library}:PointwiseForwardEnlarged", same_shape, _one_dtype, func_type="aot")
+        self.input_gradient, self.weight_gradient = _gradients(library, "Pointwise", "")
+        self.coarse_gradient = ops.Custom(f"{library}:SumOfFour", _quarter_shape, _one_dtype, func_type="aot")
+
+    def construct(self, x, weight, bias, coarse):
+        return self.forward_op(x, weight, bias, coarse)
+
+    def bprop(self, x, weight, bias, coarse, out, dout):
+        gradients = self.weight_gradient(dout, dout, x, weight)
+        dout = ops.depend(dout, gradients[0])
+        return self.input_gradient(dout, dout, weight, x), gradients[0], gradients[1], self.coarse_gradient(dout)
 
 
 class CustomDepthwise(nn.Cell):

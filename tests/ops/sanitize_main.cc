@@ -31,6 +31,8 @@ DECLARE_CONVOLUTION(PointwiseStride2)
 DECLARE_CONVOLUTION(Dense)
 DECLARE_CONVOLUTION(TransposedByTwo)
 DECLARE(PointwiseForwardSumReLU)
+DECLARE(PointwiseForwardEnlarged)
+DECLARE(SumOfFour)
 DECLARE(MaxPool3x3)
 DECLARE(MaxPool3x3Gradient)
 DECLARE(MaxPool3x3Same)
@@ -263,6 +265,21 @@ void TestSum(int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int
   if (arguments.Call(PointwiseForwardSumReLU) != 0) Arguments::Fail("a sum's status");
 }
 
+void TestEnlarged(int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width) {
+  const int64_t cells = batch * height * width;
+  const std::vector<int64_t> half = {batch, outputs, height / 2, width / 2}, out = {batch, outputs, height, width};
+  Arguments forward, back;
+  forward.Add<float>({batch, inputs, height, width}, Random(cells * inputs, -1, 1));
+  forward.Add<float>({outputs, inputs, 1, 1}, Random(outputs * inputs, -1, 1));
+  forward.Add<float>({outputs}, Random(outputs, -1, 1));
+  forward.Add<float>(half, Random(cells / 4 * outputs, -1, 1));
+  forward.Add<float>(out, {});
+  if (forward.Call(PointwiseForwardEnlarged) != 0) Arguments::Fail("an enlarged sum's status");
+  back.Add<float>(out, Random(cells * outputs, -1, 1));
+  back.Add<float>(half, {});
+  if (back.Call(SumOfFour) != 0) Arguments::Fail("a sum of four's status");
+}
+
 void TestMaxPool(decltype(&MaxPool3x3) forward, decltype(&MaxPool3x3) gradient, int64_t batch, int64_t channels,
                  int64_t height, int64_t width) {
   const std::vector<int64_t> in = {batch, channels, height, width}, out = {batch, channels, height / 2, width / 2};
@@ -369,6 +386,10 @@ int main() {
       TestDepthwise(passes, kernel, 0, 3, 5, 5);
     }
   }
+  TestEnlarged(1, 3, 1, 2, 2);
+  TestEnlarged(2, 40, 50, 6, 10);
+  TestEnlarged(1, 300, 20, 4, 40);
+  TestEnlarged(2, 20, 17, 18, 66);
   for (const auto &sides : {std::vector<int64_t>{2, 2}, {6, 140}, {46, 22}, {2, 34}}) {
     TestMaxPool(MaxPool3x3, MaxPool3x3Gradient, 2, 3, sides[0], sides[1]);
     TestMaxPool(MaxPool3x3Same, MaxPool3x3SameGradient, 1, 5, sides[0], sides[1]);

@@ -31,7 +31,8 @@ struct Block {
   // of the sum's first and last part: it begins with the bias and `other`, and is activated at the end
   bool first, last;
   const float *row_bias, *column_bias;  // either may be null
-  const float *other;                   // like c, which it may be; may be null
+  const float *other;                   // may be c; may be null
+  int64_t other_row;
   Activation activation;
 };
 
@@ -71,7 +72,7 @@ __attribute__((noinline)) void MultiplyBlock(const Block &block) {
       for (int64_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
         for (int64_t v = 0; v < kVectors; ++v) {
-          const float *other = block.other + r * c_row;
+          const float *other = block.other + r * block.other_row;
           sums[r][v] += whole ? Load(other + v * kLanes) : LoadWithin(other, v * kLanes, block.columns);
         }
       }
@@ -82,7 +83,7 @@ __attribute__((noinline)) void MultiplyBlock(const Block &block) {
   for (int64_t r = 0; r < kRows; ++r) {
     __builtin_prefetch(c + r * c_row + kBlockColumns, 1, 3);
     __builtin_prefetch(c + r * c_row + kBlockColumns + kBlockColumns / 2, 1, 3);
-    if (block.first && block.other != nullptr && block.other != c) {
+    if (block.first && block.other != nullptr && block.other != c && block.other_row == c_row) {
       __builtin_prefetch(block.other + r * c_row + kBlockColumns, 0, 3);
       __builtin_prefetch(block.other + r * c_row + kBlockColumns + kBlockColumns / 2, 0, 3);
     }
@@ -150,13 +151,14 @@ bool MultiplyInTiles(const Block &block, int64_t rows, const uint16_t *a, const 
       } else {
         if (block.row_bias != nullptr) start = Broadcast(block.row_bias[r]);
         if (block.column_bias != nullptr) start = LoadWithin(block.column_bias, v, block.columns);
-        if (block.other != nullptr) start += LoadWithin(block.other + r * block.c_row, v, block.columns);
+        if (block.other != nullptr) start += LoadWithin(block.other + r * block.other_row, v, block.columns);
       }
       Store(sums + r * kTileColumns + v, start);
     }
   }
   // the next block's place is the next columns'
-  const Ahead ahead{block.c + kTileColumns, block.other == nullptr ? nullptr : block.other + kTileColumns, block.c_row};
+  const bool along = block.other != nullptr && block.other_row == block.c_row;
+  const Ahead ahead{block.c + kTileColumns, along ? block.other + kTileColumns : nullptr, block.c_row};
   MultiplyTiles(block.depth, a, b, rows <= kTileRows / 2, ahead, sums);
   Floats none = {};
   for (int64_t r = 0; r < rows; ++r) {
@@ -322,12 +324,14 @@ class Product {
                          Workspace::Padded(kBlockRows * kRowStride) +
                          (tiles_ ? Workspace::Padded(plain) + Workspace::Padded(split * width_) +
                                        Workspace::Padded(split) + Workspace::Padded(kTileRows * kTileColumns)
-                                 : 0);
+                                 : 0) +
+                         kTileRows * kEnlargedRow;
     Workspace workspace(workers_ * room);
     std::vector<Scratch> scratch(static_cast<size_t>(workers_));
     for (Scratch &s : scratch) {
       s.panels = workspace.Take(tiles_ ? panel : panel * width_);
       s.rows = workspace.Take(kBlockRows * kRowStride);
+      s.enlarged = workspace.Take(kTileRows * kEnlargedRow);
       if (!tiles_) continue;
       s.plain = workspace.Take(plain);
       s.b = reinterpret_cast<uint16_t *>(workspace.Take(split * width_));
@@ -353,8 +357,10 @@ class Product {
   }
 
  private:
+  static constexpr int64_t kEnlargedRow = 2 * kBlockColumns;
+
   struct Scratch {
-    float *panels, *rows, *plain, *sums;
+    float *panels, *rows, *enlarged, *plain, *sums;
     uint16_t *a, *b;
   };
 
@@ -370,8 +376,8 @@ class Product {
     }
   }
 
-  // Where a panel's block of rows goes, and how its sums begin and end.
-  Block BlockAt(int64_t panel, int64_t row, int64_t summand, int64_t depth) const {
+  // Where a panel's block of rows goes, and how its sums begin and end. room: for what is enlarged.
+  Block BlockAt(int64_t panel, int64_t row, int64_t rows, int64_t summand, int64_t depth, float *room) const {
     const int64_t image = panel / of_image_, column = panel % of_image_ * kBlockColumns;
     const int64_t place = (image * e_.rows + row) * e_.columns + column;
     Block block{};
@@ -383,9 +389,36 @@ class Product {
     block.last = summand == e_.summands - 1 && depth + kDepth >= e_.depth;
     block.row_bias = finish_.row_bias == nullptr ? nullptr : finish_.row_bias + row;
     block.column_bias = finish_.column_bias == nullptr ? nullptr : finish_.column_bias + column;
-    block.other = finish_.other == nullptr ? nullptr : finish_.other + place;
     block.activation = finish_.activation;
+    if (finish_.other == nullptr || !block.first) return block;
+    if (finish_.enlarged_to == 0) {
+      block.other = finish_.other + place;
+      block.other_row = e_.columns;
+      return block;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      Enlarge((image * e_.rows + row + r) * (e_.columns / 4), column, block.columns, room + r * kEnlargedRow);
+    }
+    block.other = room;
+    block.other_row = kEnlargedRow;
     return block;
+  }
+
+  // Columns [column, column + count) of a map, whose numbers begin at `map`, each of which is for 2 x 2. Up to a
+  // block's columns more are written, of any content.
+  void Enlarge(int64_t map, int64_t column, int64_t count, float *to) const {
+    const int64_t width = finish_.enlarged_to, half = width / 2;
+    for (const int64_t end = column + count; column < end;) {
+      const int64_t y = column / width, x = column % width, run = std::min(width - x, end - column);
+      const float *from = finish_.other + map + y / 2 * half;
+      for (int64_t i = 0; i < run; i += 2 * kLanes) {
+        const Floats v = LoadWithin(from, (x + i) / 2, half);
+        Store(to + i, ShuffleBy<LowHalves>(v, v));
+        Store(to + i + kLanes, ShuffleBy<HighHalves>(v, v));
+      }
+      to += run;
+      column += run;
+    }
   }
 
   void InVectors(const Scratch &s, const Range &panels, const Range &rows, bool sum) const {
@@ -401,7 +434,7 @@ class Product {
           left.Pack(s.rows);
           if (sum) left.Sum(summand == 0 && d == 0, left_.sums + row);
           for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            Block block = BlockAt(panel, row, summand, d);
+            Block block = BlockAt(panel, row, some, summand, d, s.enlarged);
             block.a = s.rows;
             block.b = s.panels + (panel - panels.begin) * deepest_ * kBlockColumns;
             left.Across() ? MultiplySome<true>(some, block) : MultiplySome<false>(some, block);
@@ -429,7 +462,7 @@ class Product {
           left.Split(s.plain, s.a);
           if (left_.sums != nullptr && panels.begin == 0) left.Sum(summand == 0 && d == 0, left_.sums + row);
           for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const Block block = BlockAt(panel, row, summand, d);
+            const Block block = BlockAt(panel, row, some, summand, d, s.enlarged);
             const bool finite = MultiplyInTiles(block, some, s.a, s.b + (panel - panels.begin) * split, s.sums);
             // A number that isn't finite has no parts: vectors say what its sums are. What lay where they are is gone.
             if (block.last && !finite && finish_.other != to_) {
