@@ -12,6 +12,7 @@ __all__ = [
     "CustomDepthwise",
     "CustomEnlargedSum",
     "CustomLayer",
+    "CustomPassing",
     "CustomSum",
     "doubled_shape",
     "halved_shape",
@@ -107,20 +108,48 @@ class CustomLayer(nn.Cell):
         return self.input_gradient(dout, y, weight, x), gradients[0], gradients[1]
 
 
-class CustomSum(nn.Cell):
-    """ReLU of the sum of the C++ operator's output and another map. Inputs: x, weight, bias, other, all float32."""
+class CustomPassing(nn.Cell):
+    """A 1x1 convolution with ReLU, and its input for who uses it further: the gradient from there is added where this
+    one's is computed.
 
-    def __init__(self, library: str, kind: str, shape: Shape):
+    Inputs: x, which has passed ReLU, weight, bias, all float32. The gradient to x is zero where x isn't positive, so
+    that what made x needn't see to it, where nothing else uses x.
+    """
+
+    def __init__(self, library: str):
+        super().__init__()
+        self.forward_op = ops.Custom(f"{library}:PointwiseForwardReLU", same_shape, _one_dtype, func_type="aot")
+        name = f"{library}:PointwiseInputGradientPassedReLU"
+        self.input_gradient = ops.Custom(name, _input_gradient_shape, _one_dtype, func_type="aot")
+        _, self.weight_gradient = _gradients(library, "Pointwise", "ReLU")
+
+    def construct(self, x, weight, bias):
+        return self.forward_op(x, weight, bias), x
+
+    def bprop(self, x, weight, bias, out, dout):
+        dy, y = dout[0], out[0]
+        gradients = self.weight_gradient(dy, y, x, weight)
+        dy = ops.depend(dy, gradients[0])
+        return self.input_gradient(dy, y, weight, x, dout[1]), gradients[0], gradients[1]
+
+
+class CustomSum(nn.Cell):
+    """ReLU of the sum of the C++ operator's output and another map. Inputs: x, weight, bias, other, all float32.
+
+    gated: who uses the output gives gradients that are zero where it isn't positive, as CustomPassing does.
+    """
+
+    def __init__(self, library: str, kind: str, shape: Shape, gated: bool = False):
         super().__init__()
         self.forward_op = ops.Custom(f"{library}:{kind}ForwardSumReLU", shape, _one_dtype, func_type="aot")
         self.input_gradient, self.weight_gradient = _gradients(library, kind, "")
-        self.relu_gradient = ReluGrad()
+        self.relu_gradient, self.gated = ReluGrad(), gated
 
     def construct(self, x, weight, bias, other):
         return self.forward_op(x, weight, bias, other)
 
     def bprop(self, x, weight, bias, other, out, dout):
-        dsum = self.relu_gradient(dout, out)
+        dsum = dout if self.gated else self.relu_gradient(dout, out)
         gradients = self.weight_gradient(dsum, dsum, x, weight)
         dsum = ops.depend(dsum, gradients[0])
         return self.input_gradient(dsum, dsum, weight, x), gradients[0], gradients[1], dsum

@@ -33,6 +33,7 @@ DECLARE_CONVOLUTION(TransposedByTwo)
 DECLARE(PointwiseForwardSumReLU)
 DECLARE(PointwiseForwardEnlarged)
 DECLARE(SumOfFour)
+DECLARE(PointwiseInputGradientPassedReLU)
 DECLARE(MaxPool3x3)
 DECLARE(MaxPool3x3Gradient)
 DECLARE(MaxPool3x3Same)
@@ -278,6 +279,15 @@ void TestEnlarged(int64_t batch, int64_t inputs, int64_t outputs, int64_t height
   back.Add<float>(out, Random(cells * outputs, -1, 1));
   back.Add<float>(half, {});
   if (back.Call(SumOfFour) != 0) Arguments::Fail("a sum of four's status");
+  const std::vector<int64_t> in = {batch, inputs, height, width};
+  Arguments passed;
+  passed.Add<float>(out, Random(cells * outputs, -1, 1));
+  passed.Add<float>(out, Random(cells * outputs, -1, 1));
+  passed.Add<float>({outputs, inputs, 1, 1}, Random(outputs * inputs, -1, 1));
+  passed.Add<float>(in, Random(cells * inputs, -1, 1));
+  passed.Add<float>(in, Random(cells * inputs, -1, 1));
+  passed.Add<float>(in, {});
+  if (passed.Call(PointwiseInputGradientPassedReLU) != 0) Arguments::Fail("a gradient's sum's status");
 }
 
 void TestMaxPool(decltype(&MaxPool3x3) forward, decltype(&MaxPool3x3) gradient, int64_t batch, int64_t channels,

@@ -128,6 +128,22 @@ def test_a_1x1_convolution_adds_a_map_and_cuts_at_six(shape):
     assert_close(found, [np.einsum("bohw,bchw->oc", passed, x)[..., None, None], passed.sum((0, 2, 3))])
 
 
+@each_kernel
+@pytest.mark.parametrize("shape", [(2, 40, 50, 9, 13), (1, 30, 300, 5, 40), (1, 3, 2, 1, 1)], ids=str)
+def test_a_1x1_convolution_adds_up_the_gradients_of_its_input(shape, threads):
+    batch, inputs, outputs, height, width = shape
+    wide, sides = (batch, inputs, height, width), (batch, outputs, height, width)
+    dy, y, weight, x, other = normal(sides, sides, (outputs, inputs, 1, 1), wide, wide)
+    x = np.maximum(x, 0)
+    own = np.einsum("bohw,oc->bchw", dy * (y > 0).astype(np.float64), weight[:, :, 0, 0])
+    found = []
+    for count in (1, 2):
+        threads(count)
+        found.append(call("PointwiseInputGradientPassedReLU", [dy, y, weight, x, other], wide)[0])
+    assert_close([found[0]], [(own + other) * (x > 0)])
+    np.testing.assert_array_equal(*found)
+
+
 # maps narrower than a block of columns, rows that one ends within, and more columns than a task has
 ENLARGED = [(2, 40, 50, 6, 10), (1, 300, 20, 4, 40), (1, 3, 33, 2, 2), (2, 20, 17, 18, 66)]
 

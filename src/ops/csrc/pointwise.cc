@@ -75,17 +75,22 @@ void Spread(const float *from, int64_t row, int64_t width, float *to) {
 }
 
 // dy and y (N, O, h, w), weight (O, C, 1, 1), x (N, C, H, W) -> dx like x. y is read only for an activation, x never.
-template <int64_t kStride>
+// kPassed: x has passed ReLU, other comes before dx and is like it: the gradient is their sum, where x is positive.
+template <int64_t kStride, bool kPassed = false>
 void InputGradient(void **params, int64_t **shapes, Activation activation) {
-  const int64_t *out = shapes[0], *in = shapes[4], channels = in[1];
+  const int64_t *out = shapes[0], *in = shapes[3], channels = in[1];
   SeenMaps dy = MapsOf(params[0], out);
   dy.gate = GateOf(activation, params[1]);
   const Left turned{Numbers(params[2]), 1, channels};
-  auto *dx = static_cast<float *>(params[4]);
+  auto *dx = static_cast<float *>(params[kPassed ? 5 : 4]);
   const int threads = rcnn::NumThreads();
   if constexpr (kStride == 1) {
-    rcnn::MultiplyMatrices(turned, rcnn::Patches(dy), {out[0], channels, out[2] * out[3], out[1]}, Finish(), dx,
-                           threads);
+    Finish finish;
+    if (kPassed) {
+      finish.other = Numbers(params[4]);
+      finish.positive = Numbers(params[3]);
+    }
+    rcnn::MultiplyMatrices(turned, rcnn::Patches(dy), {out[0], channels, out[2] * out[3], out[1]}, finish, dx, threads);
     return;
   }
   // some rows of an image at a time
@@ -157,4 +162,5 @@ RCNN_POINTWISE(PointwiseStride2, 2, ReLU6, kReLU6)
 RCNN_OPERATOR(PointwiseForwardSum, (Forward<1, Summand::kLike>), 5, Activation::kNone)
 RCNN_OPERATOR(PointwiseForwardSumReLU, (Forward<1, Summand::kLike>), 5, Activation::kReLU)
 RCNN_OPERATOR(PointwiseForwardEnlarged, (Forward<1, Summand::kHalf>), 5, Activation::kNone)
+RCNN_OPERATOR(PointwiseInputGradientPassedReLU, (InputGradient<1, true>), 6, Activation::kReLU)
 RCNN_OPERATOR(SumOfFour, AddFours, 2, 0)

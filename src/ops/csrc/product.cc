@@ -22,6 +22,9 @@ constexpr int64_t kSmall = 1 << 19;  // products that take less time than a thre
 // that lie one apart.
 constexpr int64_t kRowStride = kDepth + 16;
 
+// v where `open` is positive, else 0.
+RCNN_INLINE Floats Passed(const Floats &open, const Floats &v) { return open > 0.0f ? v : Floats{}; }
+
 // One block of the result, of `columns` columns.
 struct Block {
   int64_t depth;
@@ -33,6 +36,7 @@ struct Block {
   const float *row_bias, *column_bias;  // either may be null
   const float *other;                   // may be c; may be null
   int64_t other_row;
+  const float *positive;  // like c; may be null
   Activation activation;
 };
 
@@ -83,6 +87,10 @@ __attribute__((noinline)) void MultiplyBlock(const Block &block) {
   for (int64_t r = 0; r < kRows; ++r) {
     __builtin_prefetch(c + r * c_row + kBlockColumns, 1, 3);
     __builtin_prefetch(c + r * c_row + kBlockColumns + kBlockColumns / 2, 1, 3);
+    if (block.last && block.positive != nullptr) {
+      __builtin_prefetch(block.positive + r * c_row + kBlockColumns, 0, 3);
+      __builtin_prefetch(block.positive + r * c_row + kBlockColumns + kBlockColumns / 2, 0, 3);
+    }
     if (block.first && block.other != nullptr && block.other != c && block.other_row == c_row) {
       __builtin_prefetch(block.other + r * c_row + kBlockColumns, 0, 3);
       __builtin_prefetch(block.other + r * c_row + kBlockColumns + kBlockColumns / 2, 0, 3);
@@ -111,6 +119,16 @@ __attribute__((noinline)) void MultiplyBlock(const Block &block) {
   } else if (block.last && block.activation != Activation::kNone) {
     for (int64_t r = 0; r < kRows; ++r) {
       for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = Activate(block.activation, sums[r][v]);
+    }
+  }
+  if (block.last && block.positive != nullptr) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) {
+        const float *open = block.positive + r * c_row;
+        sums[r][v] = Passed(whole ? Load(open + v * kLanes) : LoadWithin(open, v * kLanes, block.columns), sums[r][v]);
+      }
     }
   }
   if (whole) {
@@ -167,7 +185,11 @@ bool MultiplyInTiles(const Block &block, int64_t rows, const uint16_t *a, const 
       // those beyond the last column may be anything
       const Floats sum = LoadWithin(sums + r * kTileColumns, v, block.columns);
       none += sum - sum;
-      StoreFirst(c + v, block.last ? Activate(block.activation, sum) : sum, block.columns - v);
+      Floats end = block.last ? Activate(block.activation, sum) : sum;
+      if (block.last && block.positive != nullptr) {
+        end = Passed(LoadWithin(block.positive + r * block.c_row, v, block.columns), end);
+      }
+      StoreFirst(c + v, end, block.columns - v);
     }
   }
   for (int64_t lane = 0; lane < kLanes; ++lane) {
@@ -389,6 +411,7 @@ class Product {
     block.last = summand == e_.summands - 1 && depth + kDepth >= e_.depth;
     block.row_bias = finish_.row_bias == nullptr ? nullptr : finish_.row_bias + row;
     block.column_bias = finish_.column_bias == nullptr ? nullptr : finish_.column_bias + column;
+    block.positive = finish_.positive == nullptr ? nullptr : finish_.positive + place;
     block.activation = finish_.activation;
     if (finish_.other == nullptr || !block.first) return block;
     if (finish_.enlarged_to == 0) {
