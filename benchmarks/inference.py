@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.common import measure, peak_memory_mib, print_table, set_threads, write_json
-from benchmarks.network import add_arguments, load_golden_weights, read_config
+from benchmarks.network import add_arguments, load_golden_weights, peer_options, read_config
 from benchmarks.onnx_child import run_exported
 from benchmarks.torchvision_child import run_elsewhere
 
@@ -79,9 +79,10 @@ def main() -> None:
         for name, python in runtimes.items():
             found[name] = run_exported(python, RUNTIMES[name], model, threads, a.repeats, **sizes)
     if a.torchvision:
-        found["torchvision"] = run_elsewhere(
-            a.torchvision, "infer", threads, a.repeats, a.channels_last, config.device_target, **sizes
-        )
+        with peer_options(config, detector) as options:
+            found["torchvision"] = run_elsewhere(
+                a.torchvision, "infer", threads, a.repeats, a.channels_last, config.device_target, **sizes, **options
+            )
     found = {name: there for name, there in found.items() if there is not None}
     rows = []
     for name, there in found.items():

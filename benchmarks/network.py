@@ -1,11 +1,23 @@
 """What the training and inference benchmarks share: the arguments, and the network with the golden weights."""
 
+from __future__ import annotations
+
 import argparse
+import contextlib
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from benchmarks.torchvision_child import golden_shapes
 
-__all__ = ["add_arguments", "load_golden_weights", "read_config"]
+if TYPE_CHECKING:
+    from src.config import Config
+
+__all__ = ["add_arguments", "load_golden_weights", "peer_options", "read_config"]
 
 
 def add_arguments(parser: argparse.ArgumentParser, batch: int) -> None:
@@ -43,3 +55,17 @@ def load_golden_weights(detector) -> bool:
         return False
     ms.load_param_into_net(detector, {k: ms.Parameter(v, name=k) for k, v in ours.items()})
     return True
+
+
+@contextlib.contextmanager
+def peer_options(config: Config, detector) -> Iterator[dict[str, str]]:
+    """What torchvision_child needs to be told besides sizes, to run the same backbone: nothing of ResNet-50; of a
+    MobileNetV1 the weights that the detector has, so that both see the same proposals.
+    """
+    if config.backbone.type != "mobilenet_v1":
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "weights.npz"
+        np.savez(path, **{p.name: p.asnumpy() for p in detector.get_parameters()})
+        yield {"weights": str(path)}

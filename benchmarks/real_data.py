@@ -62,7 +62,8 @@ def listed(source: Path, target: Path) -> Path:
 def watched(command: list[str], what: str) -> tuple[float, float]:
     """Runs a command; its hours and its largest memory in MiB. Raises UserError where it fails."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT)
+    # as the user gave it: MindSpore's import has changed the process's own OMP_NUM_THREADS to 1
+    process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ))
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN on a MobileNetV1 of this file's own, trained as a job of benchmarks.real_data says.
+"""torchvision's Faster R-CNN on a MobileNetV1 in PyTorch, trained as a job of benchmarks.real_data says.
 
 Needs torch and torchvision, not MindSpore. Writes COCO results of the validation split.
 """
@@ -13,87 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torchvision.io import ImageReadMode, read_image
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops import MultiScaleRoIAlign
 
-# (output channels, stride) of the separable blocks of each stage
-STAGES = (
-    ((64, 1), (128, 2), (128, 1)),
-    ((256, 2), (256, 1)),
-    ((512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1)),
-    ((1024, 2), (1024, 1)),
-)
-NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-
-
-def same(x: torch.Tensor, stride: int) -> torch.Tensor:
-    """Padding of TensorFlow's SAME for a 3x3 kernel: of odd amounts the larger part is right and below."""
-    pads: list[int] = []
-    for side in (x.shape[3], x.shape[2]):
-        total = max((-(-side // stride) - 1) * stride + 3 - side, 0)
-        pads += [total // 2, total - total // 2]
-    return F.pad(x, pads)
-
-
-class Block(nn.Module):
-    """A depthwise and a pointwise convolution, each with a norm that stays as it is and ReLU6."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.stride = stride
-        self.depthwise = nn.Conv2d(inputs, inputs, 3, stride, groups=inputs, bias=False)
-        self.bn1 = FrozenBatchNorm2d(inputs)
-        self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
-        self.bn2 = FrozenBatchNorm2d(outputs)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu6(self.bn1(self.depthwise(same(x, self.stride))))
-        return F.relu6(self.bn2(self.pointwise(x)))
-
-
-class Backbone(nn.Module):
-    """MobileNetV1 with a feature pyramid; stem and first stage frozen, as in the config."""
-
-    def __init__(self, channels: int, weights: str):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 32, 3, 2, bias=False), FrozenBatchNorm2d(32)
-        inputs = 32
-        for i, plan in enumerate(STAGES, 1):
-            blocks = []
-            for outputs, stride in plan:
-                blocks.append(Block(inputs, outputs, stride))
-                inputs = outputs
-            setattr(self, f"layer{i}", nn.Sequential(*blocks))
-        with np.load(weights) as values:
-            state = self.state_dict()
-            for name in state:
-                layer, _, part = name.rpartition(".")
-                norm = "bn" in layer.rpartition(".")[2]
-                state[name] = torch.from_numpy(values[f"backbone.{layer}.{NORM[part] if norm else part}"])
-        self.load_state_dict(state)
-        for frozen in (self.conv1, self.layer1):
-            frozen.requires_grad_(False)
-        self.fpn = FeaturePyramidNetwork([plan[-1][0] for plan in STAGES], channels, LastLevelMaxPool())
-        self.out_channels = channels
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = F.relu6(self.bn1(self.conv1(same(x, 2))))
-        maps = {}
-        for i in range(len(STAGES)):
-            x = getattr(self, f"layer{i + 1}")(x)
-            maps[str(i)] = x
-        return self.fpn(maps)
+from benchmarks.torch_mobilenet import MobileNetV1FPN
 
 
 def build(job: dict[str, Any], classes: int) -> FasterRCNN:
     roi_align = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=4 * job["finest"], canonical_level=4)
+    backbone = MobileNetV1FPN(job["channels"], relu6=True, same_padding=True)
+    with np.load(job["weights"]) as values:
+        backbone.take(values)
     return FasterRCNN(
-        Backbone(job["channels"], job["weights"]),
+        backbone,
         min_size=min(job["sides"]),
         max_size=max(job["sides"]),
         image_mean=[0.5] * 3,

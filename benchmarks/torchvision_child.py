@@ -1,4 +1,5 @@
-"""torchvision's Mask R-CNN R50-FPN at the same work, in a process of its own; started by the other benchmarks.
+"""torchvision's Mask R-CNN R50-FPN, or one over MobileNetV1, at the same work, in a process of its own; started by the
+other benchmarks.
 
 Prints one JSON line: timings, peak memory, and what was detected. Needs torch and torchvision, not MindSpore.
 """
@@ -36,38 +37,70 @@ def objects(batch: int, height: int, width: int, count: int, classes: int = 81) 
 
 
 def run_elsewhere(
-    python: str, work: str, threads: int, repeats: int, channels_last: bool = False, device: str = "CPU", **sizes: int
+    python: str,
+    work: str,
+    threads: int,
+    repeats: int,
+    channels_last: bool = False,
+    device: str = "CPU",
+    **options: int | str,
 ) -> dict | None:
-    """The child's result under interpreter `python`, or None, saying why, where it can't run. device: MindSpore's."""
+    """The child's result under interpreter `python`, or None, saying why, where it can't run. device: MindSpore's;
+    options: further ones of the child.
+    """
     words = [work, "--threads", str(threads), "--repeats", str(repeats)]
     words += ["--device", "cuda" if device == "GPU" else "cpu"]
-    words += [word for k, v in sizes.items() for word in (f"--{k}", str(v))] + ["--channels_last"] * channels_last
+    words += [word for k, v in options.items() for word in (f"--{k}", str(v))] + ["--channels_last"] * channels_last
     out = child_result(python, "benchmarks.torchvision_child", words, "torchvision")
     return out and out | {"timing": Timing(**out["timing"])}
 
 
-def build(a: argparse.Namespace):
-    """Stem, stage 1 and all batch norms frozen; weights from names, as the golden values'."""
-    import torch
-    from torchvision.models.detection import MaskRCNN
+def resnet():
+    """ResNet-50 with a feature pyramid, stem, stage 1 and all batch norms frozen."""
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
     from torchvision.ops.misc import FrozenBatchNorm2d
 
+    return resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
+
+
+def mobilenet():
+    """MobileNetV1 with one, of which the same is frozen."""
+    from benchmarks.torch_mobilenet import MobileNetV1FPN
+
+    return MobileNetV1FPN(256, relu6=False, same_padding=False)
+
+
+def build(a: argparse.Namespace):
+    """Weights from names, as the golden values', or a.weights', which has them by our names."""
+    import torch
+    from torchvision.models.detection import MaskRCNN
+
     from tests.reference.reference_weights import reference_state_dict
 
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
-    )
     model = MaskRCNN(
-        backbone, 81, min_size=a.height, max_size=a.width, image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0]
+        mobilenet() if a.weights else resnet(),
+        81,
+        min_size=a.height,
+        max_size=a.width,
+        image_mean=[0.0, 0.0, 0.0],
+        image_std=[1.0, 1.0, 1.0],
     )
-    state = reference_state_dict(golden_shapes())
+    state = given(model, a.weights) if a.weights else reference_state_dict(golden_shapes())
     model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
     if a.channels_last:
         model = model.to(memory_format=torch.channels_last)
         as_one = model.transform.batch_images
         model.transform.batch_images = lambda *a, **k: as_one(*a, **k).contiguous(memory_format=torch.channels_last)
     return model
+
+
+def given(model, weights: str) -> dict[str, np.ndarray]:
+    """The weights of MaskRCNN over a MobileNetV1FPN in a .npz by our names."""
+    from benchmarks.torch_mobilenet import our_name
+    from src.checkpoints.convert.torchvision import rename
+
+    with np.load(weights) as values:
+        return {k: values[rename(k) or our_name(k.removeprefix("backbone."))] for k in model.state_dict()}
 
 
 def train(a: argparse.Namespace) -> tuple[Timing, dict]:
@@ -126,6 +159,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--weights", help="of a Mask R-CNN over MobileNetV1, instead of one over ResNet-50")
     a = parser.parse_args()
     threads = set_threads(a.threads)
     import torch

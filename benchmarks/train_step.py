@@ -3,8 +3,9 @@
 python -m benchmarks.train_step [--height H --width W --batch B --objects N] [--threads N] [--json OUT]
                                 [--torchvision [PYTHON]] [--KEY VALUE of the config]
 
-Noise images with N objects each, learning rate 0, and the golden weights on both sides, so that both see the same
-proposals and positives. torchvision runs in a process of its own after MindSpore's.
+Noise images with N objects each, learning rate 0, and the same weights on both sides (of ResNet-50 the golden ones), so
+that both see the same proposals and positives. torchvision runs in a process of its own after MindSpore's, over
+ResNet-50 or, with such a config, over MobileNetV1.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import time
 import numpy as np
 
 from benchmarks.common import measure, peak_memory_mib, print_table, set_threads, write_json
-from benchmarks.network import add_arguments, load_golden_weights, read_config
+from benchmarks.network import add_arguments, load_golden_weights, peer_options, read_config
 from benchmarks.torchvision_child import run_elsewhere
 from src.runtime.newer import zip_equal
 
@@ -94,9 +95,10 @@ def main() -> None:
         results["stages_ms"] = stage_times(config, loss, batch, a.repeats)
     if a.torchvision:
         sizes = {"height": a.height, "width": a.width, "batch": a.batch, "objects": a.objects}
-        reference = run_elsewhere(
-            a.torchvision, "train", threads, a.repeats, a.channels_last, config.device_target, **sizes
-        )
+        with peer_options(config, detector) as options:
+            reference = run_elsewhere(
+                a.torchvision, "train", threads, a.repeats, a.channels_last, config.device_target, **sizes, **options
+            )
         if reference is not None:
             t = reference["timing"]
             results["torchvision"] = reference

@@ -121,6 +121,17 @@ def operator_by_operator(request):
     ms.set_context(mode=before)
 
 
+@pytest.fixture
+def graph_mode():
+    """As a graph, whatever mode an earlier test left."""
+    import mindspore as ms
+
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    yield
+    ms.set_context(mode=before)
+
+
 @contextlib.contextmanager
 def all_cores():
     """What is started within may use every core of the machine, where this test process has one alone."""

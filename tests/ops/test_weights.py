@@ -12,16 +12,8 @@ from src.training.update import Momentum
 R = np.random.default_rng(0)
 
 
-@pytest.fixture
-def as_graph():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=before)
-
-
 @pytest.mark.parametrize("shape", [(3, 2, 1, 1), (64, 40, 3, 3), (512, 300, 3, 3)])  # the last on several threads
-def test_filters_are_scaled_and_so_is_their_gradient(operators, as_graph, shape):
+def test_filters_are_scaled_and_so_is_their_gradient(operators, graph_mode, shape):
     weight, scale = R.standard_normal(shape, np.float32), R.standard_normal(shape[:1], np.float32)
     gradient, cell = R.standard_normal(shape, np.float32), ScaleFilters()
     assert cell.custom
@@ -34,7 +26,7 @@ def test_filters_are_scaled_and_so_is_their_gradient(operators, as_graph, shape)
     np.testing.assert_allclose(found[1].asnumpy(), (gradient * weight).sum((1, 2, 3)), rtol=1e-4, atol=1e-3)
 
 
-def test_a_copy_has_the_weights_numbers_and_gradient(operators, as_graph):
+def test_a_copy_has_the_weights_numbers_and_gradient(operators, graph_mode):
     weight, gradient = R.standard_normal((2, 5, 7), np.float32)
     cell = Copy()
     assert cell.custom
@@ -73,7 +65,7 @@ def updated(group_rates):
 
 
 @pytest.mark.parametrize("group_rates", [False, True])
-def test_one_pass_updates_as_mindspores_momentum_does(operators, as_graph, group_rates):
+def test_one_pass_updates_as_mindspores_momentum_does(operators, graph_mode, group_rates):
     found, fused = updated(group_rates)
     assert fused
     with standard_operators():
@@ -84,6 +76,6 @@ def test_one_pass_updates_as_mindspores_momentum_does(operators, as_graph, group
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_operator_by_operator_mindspores_momentum_serves(operators, as_graph):
+def test_operator_by_operator_mindspores_momentum_serves(operators, graph_mode):
     ms.set_context(mode=ms.PYNATIVE_MODE)
     assert not updated(False)[1]

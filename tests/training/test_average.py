@@ -46,14 +46,6 @@ class Loss(nn.Cell):
         return ops.stack((total,) + (total * 0,) * (len(self.names) - 1))
 
 
-@pytest.fixture
-def graph_mode():
-    before = context.get_context("mode")
-    context.set_context(mode=context.GRAPH_MODE)
-    yield
-    context.set_context(mode=before)
-
-
 @pytest.fixture(params=["graph", pytest.param("pynative", marks=pytest.mark.full)])
 def mode(request, graph_mode):
     context.set_context(mode=context.GRAPH_MODE if request.param == "graph" else context.PYNATIVE_MODE)

@@ -19,7 +19,9 @@ namespace {
 
 constexpr int64_t kGivenFloats = 1 << 20;  // of what cells give, before it is laid side by side
 constexpr int64_t kTaps = 4;
-constexpr FilterAxis Axis(int64_t places) { return {2, 2, 0, places}; }
+constexpr int64_t kPlaces = 128;  // whose blocks are read at a time: a panel's lines stay in the L1 cache
+constexpr int64_t kLine = kPlaces + kLanes;
+static_assert(kPlaces % kBlockColumns == 0);
 
 const float *Numbers(const void *param) { return static_cast<const float *>(param); }
 
@@ -67,35 +69,120 @@ void Forward(void **params, int64_t **shapes, bool relu) {
                   static_cast<float *>(params[3]), NumThreads());
 }
 
-// The output's gradient, as a convolution sees it.
-SeenMaps Gradient(void **params, const int64_t *shape, bool relu) {
-  return {Numbers(params[0]), shape[1], shape[2], shape[3], 0, {relu ? Numbers(params[1]) : nullptr}};
-}
+// The output's gradient as each cell's block of it: numbers of a block are counted [channel][row][column].
+class Blocks {
+ public:
+  Blocks(void **params, const int64_t *shape, bool relu)
+      : data_(Numbers(params[0])),
+        gate_{relu ? Numbers(params[1]) : nullptr},
+        channels_(shape[1]),
+        width_(shape[3]),
+        cells_(shape[2] * shape[3]) {}
+
+  const float *Data() const { return data_; }
+  const Gate &Passing() const { return gate_; }
+
+  // Of `count` cells from a place on, that number of the blocks, an even one, and the next: they lie side by side. Up
+  // to kLanes more are written, of any content.
+  void Read(int64_t image, int64_t number, int64_t place, int64_t count, float *even, float *odd) const {
+    const int64_t across = width_ / 2;
+    const int64_t map = (image * channels_ + number / kTaps) * cells_ + number % kTaps / 2 * width_;
+    int64_t x = place % across;
+    for (int64_t y = place / across; count > 0; ++y, x = 0) {
+      const int64_t run = std::min(across - x, count), row = map + 2 * y * width_;
+      const Gate gate = gate_.At(row);
+      for (int64_t i = 0; i < run; i += kLanes) {
+        const Floats low = LoadGated(data_ + row, gate, 2 * (x + i), width_);
+        const Floats high = LoadGated(data_ + row, gate, 2 * (x + i) + kLanes, width_);
+        Store(even + i, ShuffleBy<EvenLanes>(low, high));
+        Store(odd + i, ShuffleBy<OddLanes>(low, high));
+      }
+      even += run;
+      odd += run;
+      count -= run;
+    }
+  }
+
+ private:
+  const float *data_;
+  const Gate gate_;
+  const int64_t channels_, width_, cells_;
+};
+
+// Terms are the blocks' numbers, columns the cells.
+class CellColumns : public Columns {
+ public:
+  explicit CellColumns(const Blocks &blocks) : blocks_(blocks) {}
+
+  void Pack(int64_t image, int64_t first, int64_t count, const Range &depth, int64_t panel_depth,
+            float *to) const override {
+    alignas(64) float even[kLine], odd[kLine];
+    for (int64_t d = depth.begin; d < depth.end; d += 2, to += 2 * kBlockColumns) {
+      for (int64_t p = 0; p < count; p += kPlaces) {
+        const int64_t some = std::min(kPlaces, count - p);
+        blocks_.Read(image, d, first + p, some, even, odd);
+        for (int64_t c = 0; c < some; c += kLanes) {
+          const int64_t panel = (p + c) / kBlockColumns * kBlockColumns;
+          float *place = to + panel * panel_depth + (p + c - panel);
+          Store(place, Load(even + c));
+          Store(place + kBlockColumns, Load(odd + c));
+        }
+      }
+    }
+  }
+
+ private:
+  const Blocks &blocks_;
+};
+
+// The same matrix turned.
+class NumberColumns : public Columns {
+ public:
+  explicit NumberColumns(const Blocks &blocks) : blocks_(blocks) {}
+
+  void Pack(int64_t image, int64_t first, int64_t count, const Range &depth, int64_t panel_depth,
+            float *to) const override {
+    for (int64_t c = 0; c < count; c += kBlockColumns, to += panel_depth * kBlockColumns) {
+      const int64_t some = std::min(kBlockColumns, count - c);
+      alignas(64) float lines[kBlockColumns * kLine];
+      for (int64_t d = 0; d < depth.Size(); d += kPlaces) {
+        const int64_t places = std::min(kPlaces, depth.Size() - d);
+        for (int64_t i = 0; i < some; i += 2) {
+          blocks_.Read(image, first + c + i, depth.begin + d, places, lines + i * kLine, lines + (i + 1) * kLine);
+        }
+        // up to kLanes more than there are, which a panel has room for
+        TurnBlock(lines, kLine, some, places, to + d * kBlockColumns);
+      }
+    }
+  }
+
+ private:
+  const Blocks &blocks_;
+};
 
 // dy and y (N, O, 2 H, 2 W), weight (C, O, 2, 2), x (N, C, H, W) -> dx like x. y is read only for ReLU, x never.
 void InputGradient(void **params, int64_t **shapes, bool relu) {
   const int64_t *in = shapes[4], depth = kTaps * shapes[0][1];
-  const Patches blocks(Gradient(params, shapes[0], relu), Axis(in[2]), Axis(in[3]));
-  MultiplyMatrices(Left{Numbers(params[2]), depth, 1}, blocks, {in[0], in[1], in[2] * in[3], depth}, Finish(),
-                   static_cast<float *>(params[4]), NumThreads());
+  const Blocks blocks(params, shapes[0], relu);
+  MultiplyMatrices(Left{Numbers(params[2]), depth, 1}, CellColumns(blocks), {in[0], in[1], in[2] * in[3], depth},
+                   Finish(), static_cast<float *>(params[4]), NumThreads());
 }
 
 // dy and y (N, O, 2 H, 2 W), x (N, C, H, W), weight (C, O, 2, 2) -> dweight like weight, dbias (O,). y is read only for
 // ReLU, weight never.
 void FilterGradient(void **params, int64_t **shapes, bool relu) {
   const int64_t *in = shapes[2], *out = shapes[0], cells = in[2] * in[3];
-  const SeenMaps dy = Gradient(params, out, relu);
-  const TurnedPatches blocks(dy, Axis(in[2]), Axis(in[3]));
-  MultiplyMatrices(Left{Numbers(params[2]), cells, 1, in[1] * cells}, blocks, {1, in[1], kTaps * out[1], cells, in[0]},
-                   Finish(), static_cast<float *>(params[4]), NumThreads());
+  const Blocks blocks(params, out, relu);
+  MultiplyMatrices(Left{Numbers(params[2]), cells, 1, in[1] * cells}, NumberColumns(blocks),
+                   {1, in[1], kTaps * out[1], cells, in[0]}, Finish(), static_cast<float *>(params[4]), NumThreads());
   auto *dbias = static_cast<float *>(params[5]);
   ParallelFor(out[1], NumThreads(), [&](int64_t o) {
     double total = 0.0;
     for (int64_t n = 0; n < out[0]; ++n) {
       const int64_t map = (n * out[1] + o) * kTaps * cells;
-      const Gate gate = dy.gate.At(map);
+      const Gate gate = blocks.Passing().At(map);
       Floats sum = {};
-      for (int64_t i = 0; i < kTaps * cells; i += kLanes) sum += LoadGated(dy.data + map, gate, i, kTaps * cells);
+      for (int64_t i = 0; i < kTaps * cells; i += kLanes) sum += LoadGated(blocks.Data() + map, gate, i, kTaps * cells);
       for (int64_t lane = 0; lane < kLanes; ++lane) total += sum[lane];
     }
     dbias[o] = static_cast<float>(total);
