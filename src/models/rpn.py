@@ -143,6 +143,11 @@ class SampledRPN(nn.Cell):
         self.reach = Tensor(np.array([-1, -1, 2, 2], np.float32))
         self.matmul = ops.MatMul(transpose_b=True)
 
+    def passed_to(self, levels: int) -> None:
+        """Says that of the features passed on the first `levels` are read by a RoIAlign, and by nobody else."""
+        if len(self.head.convs) == 1:
+            self.cut.passed_to(levels)
+
     def construct(
         self, features: tuple[Tensor, ...], index: Tensor, corners: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
