@@ -73,6 +73,7 @@ _HEADERS: tuple[Path, ...] = (
     _OPS / "csrc" / "parallel.h",
     _OPS / "csrc" / "patches.h",
     _OPS / "csrc" / "product.h",
+    _OPS / "csrc" / "product_block.h",
     _OPS / "csrc" / "simd.h",
     _OPS / "csrc" / "tiles.h",
     _OPS / "csrc" / "transposed.h",
