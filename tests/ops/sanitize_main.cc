@@ -14,6 +14,7 @@
 extern "C" {
 int RoIAlignForward(int, void **, int *, int64_t **, const char **, void *, void *);
 int RoIAlignBackward(int, void **, int *, int64_t **, const char **, void *, void *);
+int RoIAlignBackwardAdd(int, void **, int *, int64_t **, const char **, void *, void *);
 int BatchedNMS(int, void **, int *, int64_t **, const char **, void *, void *);
 int MaxIoUMatch(int, void **, int *, int64_t **, const char **, void *, void *);
 #define DECLARE(name) int name(int, void **, int *, int64_t **, const char **, void *, void *);
@@ -139,7 +140,8 @@ void TestRoIAlign(int64_t batch, int64_t channels, int64_t height, int64_t width
       config.push_back(value);
     }
   }
-  for (const bool backward : {false, true}) {
+  for (const char *pass : {"forward", "backward", "add"}) {
+    const bool backward = pass == std::string("backward"), add = pass == std::string("add");
     Arguments arguments;
     const std::vector<int64_t> output_shape = {count, channels, output_size, output_size};
     const int64_t output_count = count * channels * output_size * output_size;
@@ -158,6 +160,10 @@ void TestRoIAlign(int64_t batch, int64_t channels, int64_t height, int64_t width
     if (backward) {
       for (const auto &shape : shapes) arguments.Add<float>(shape, {});
       if (arguments.Call(RoIAlignBackward) != expected) Arguments::Fail("RoIAlignBackward's status");
+    } else if (add) {
+      arguments.Add<float>(output_shape, Random(output_count, -1, 1));
+      arguments.Add<float>({1}, {});
+      if (arguments.Call(RoIAlignBackwardAdd) != expected) Arguments::Fail("RoIAlignBackwardAdd's status");
     } else {
       const float *output = arguments.Add<float>(output_shape, {});
       if (arguments.Call(RoIAlignForward) != expected) Arguments::Fail("RoIAlignForward's status");
