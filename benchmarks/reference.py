@@ -25,6 +25,7 @@ from pycocotools import mask as rle
 
 from src.checkpoints.convert.conversion import LAYOUTS, config_name, convert, recognise, renamed, target_shapes
 from src.config import Config, load_config
+from src.data.transforms import View, crop_mask, mask_window
 from src.evaluation.keypoints import decode_heatmaps
 from src.evaluation.masks import paste_masks
 from src.models.build import build_detector, build_loss
@@ -43,11 +44,10 @@ MATCHED = 0.99  # a pair at a threshold may fall either way in float32
 POINT = 0.1  # pixels: of a box that differs by BOX at either end; a heatmap of two equal heights may show the other
 PASTED = 0.98  # IoU of a bitmap: a pixel whose probability is the threshold may fall either way, a few an outline
 PIXELS = 1  # and of a bitmap of less than 50 pixels that one alone is more than PASTED allows
-MASK_LOSS = 1e-2  # targets are cut from 112 x 112 crops, not from the image's bitmap
 NO_GRAD = (
     1e-5  # a bias of whole heatmaps has none, as softmax doesn't see it: 2e-8, rounding; others have 4e-4 and more
 )
-GRAD, MASK_GRAD = 1e-2, 5e-2  # relative norms; the mask branch inherits the crops' difference
+GRAD = 1e-2  # relative norms
 LOSSES = {
     "rpn_cls_loss": "loss_objectness",
     "rpn_reg_loss": "loss_rpn_box_reg",
@@ -195,22 +195,22 @@ def matched_share(pairs: np.ndarray, ours: np.ndarray, golden: np.ndarray) -> fl
     return len(pairs) / max(len(ours), len(golden), 1)
 
 
-def crop_masks(masks: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
-    """Box-relative crops (B, G, size, size) uint8 of bitmaps (B, G, H, W), bilinear at each crop cell's centre."""
+def whole_crop(height: int, width: int) -> int:
+    """The mask_crop_size with which a cell of any object's crop is a pixel of the canvas."""
+    return max(height, width) + 2
+
+
+def crop_masks(masks: np.ndarray, boxes: np.ndarray, size: int, crop: str = "box") -> np.ndarray:
+    """Crops (B, G, size, size) uint8 of bitmaps (B, G, H, W), see train_cfg.rcnn.mask_crop."""
+    height, width = masks.shape[2:]
+    view = View((0, 0, width, height), (height, width))
     out = np.zeros(boxes.shape[:2] + (size, size), np.uint8)
-    steps = (np.arange(size) + 0.5) / size
-    for b in range(len(masks)):
-        for g, (x1, y1, x2, y2) in enumerate(boxes[b].astype(np.float64)):
-            m = masks[b, g].astype(np.float64)
-            xs = np.clip(x1 + steps * (x2 - x1) - 0.5, 0, m.shape[1] - 1)
-            ys = np.clip(y1 + steps * (y2 - y1) - 0.5, 0, m.shape[0] - 1)
-            x0 = np.minimum(xs.astype(int), m.shape[1] - 2)
-            y0 = np.minimum(ys.astype(int), m.shape[0] - 2)
-            fx, fy = (xs - x0)[None], (ys - y0)[:, None]
-            rows, columns = y0[:, None], x0[None]
-            top = m[rows, columns] * (1 - fx) + m[rows, columns + 1] * fx
-            bottom = m[rows + 1, columns] * (1 - fx) + m[rows + 1, columns + 1] * fx
-            out[b, g] = np.round(255 * (top * (1 - fy) + bottom * fy))
+    for b, g in np.ndindex(*boxes.shape[:2]):
+        segmentation, box = rle.encode(np.asfortranarray(masks[b, g])), boxes[b, g].astype(np.float32)
+        if crop == "pixels":
+            out[b, g] = mask_window(segmentation, box, view, height, width, size)
+        else:
+            out[b, g] = crop_mask(segmentation, box, height, width, size)
     return out
 
 
@@ -233,6 +233,7 @@ def reference_config(layout: str, shapes: dict, height: int, width: int, given: 
         "backbone.norm_grad": True,
         "backbone.drop_path": 0.0,
         "max_instance_count": 6,
+        "mask_crop_size": whole_crop(height, width),
         "train_cfg.rpn.sampler.num": 100_000,
         "train_cfg.rcnn.sampler.num": 100_000,
         "train_cfg.rcnn.sampler.pos_fraction": 0.5,
@@ -392,7 +393,9 @@ def compare_training(
     anchors = detector.rpn.anchors.shape[0]
     given, objects = inputs["rois"].shape[1], inputs["gt_boxes"].shape[1]
     fields = {
-        "masks": lambda: crop_masks(inputs["gt_masks"], inputs["gt_boxes"], config.mask_crop_size),
+        "masks": lambda: crop_masks(
+            inputs["gt_masks"], inputs["gt_boxes"], config.mask_crop_size, config.train_cfg.rcnn.mask_crop
+        ),
         "keypoints": lambda: np.stack([golden[f"gt_keypoints_{i}"] for i in range(b)]),
     }
     # one class alone where there are keypoints
@@ -411,8 +414,7 @@ def compare_training(
     )
     rows = []
     for name, value in zip_equal(loss.loss.names[1:], losses.asnumpy()[1:]):
-        limit = MASK_LOSS if name == "rcnn_mask_loss" else MAPS
-        rows.append(Row(LOSSES[name], relative(value, golden[LOSSES[name]]), limit))
+        rows.append(Row(LOSSES[name], relative(value, golden[LOSSES[name]]), MAPS))
     norms = {p.name: g.asnumpy() for p, g in zip_equal(loss.trainable_params(), grads)}
     worst = {}
     count = 0
@@ -425,8 +427,7 @@ def compare_training(
             worst[branch] = max(worst.get(branch, (0.0, "")), (float(error), name))
             count += 1
     for branch, (error, name) in worst.items():
-        limit = MASK_GRAD if branch == "mask branch" else GRAD
-        rows.append(Row(f"gradient norms, {branch}, worst: {name}", error, limit))
+        rows.append(Row(f"gradient norms, {branch}, worst: {name}", error, GRAD))
     rows.append(Row("gradients compared", count / len(norms), 1.0, True))
     return rows
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import trajectory
 from benchmarks.reference import PASTED, Row, compare, worst_iou
 
 GOLDEN = Path(__file__).parent / "reference/maskrcnn_r50_fpn.npz"
@@ -109,3 +110,12 @@ def test_further_detectors(name, training):
 def test_mindspores_own_operators_give_the_same(rows):
     """What a checkout without a compiler runs, and what is exported."""
     assert failures(compare_apart(GOLDEN.stem, salt=0, training=False, builtin_ops=True)) == []
+
+
+@pytest.mark.full
+def test_twenty_training_steps_are_torchvisions():
+    golden = GOLDEN.with_name("trajectory_maskrcnn_r50_fpn.npz")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        rows = pool.submit(trajectory.compare, golden).result()
+    assert failures(rows) == []
+    assert len(rows) == 26

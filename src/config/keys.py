@@ -350,6 +350,13 @@ class RcnnTrain:
         " mmdetection, maskrcnn-benchmark, MindSpore's zoo)",
         choices=("soft", "binary"),
     )
+    mask_crop: str = key(
+        "box",
+        "targets are cut from the object's box in mask_crop_size cells, whose outline is finer than pixels; or from the"
+        " canvas' bitmap around it, to the last digit as torchvision and mmdetection do it if mask_crop_size pixels"
+        " hold it, else by blocks of pixels",
+        choices=("box", "pixels"),
+    )
     mask_target_box: str = key(
         "auto",
         "what of the mask is the target: half a pixel beside the box (torchvision), the box (Detectron2, mmdetection),"
@@ -636,7 +643,7 @@ class Config:
     on_bad_image: str = key("stop", "an image or annotation that can't be used", choices=("stop", "skip"))
     max_instance_count: int = key(128, "most objects in an image", low=1, high=10**4)
     max_crowd_count: int = key(8, "most crowd regions in an image; the largest are kept", low=1, high=10**4)
-    mask_crop_size: int = key(112, "side of a ground-truth mask's box-relative crop", low=7, high=1024)
+    mask_crop_size: int = key(112, "side of a ground-truth mask's crop, see train_cfg.rcnn.mask_crop", low=7, high=1024)
 
     enable_modelarts: bool = key(False, "a job on ModelArts: data and checkpoints come from storage, outputs go there")
     data_url: str = key("", "ModelArts: address of the data set")

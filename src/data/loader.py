@@ -89,7 +89,7 @@ class TrainLoader:
         gt_boxes (B, G, 4) float32 x1 y1 x2 y2 in canvas pixels; gt_labels (B, G) int32; gt_valid (B, G) bool;
         ignore_boxes (B, K, 4) float32, crowds; image_id (B,) int64; occurrence (B,) int64, how often the image came
         before in the epoch; and gt_NAME (B, G, ...) of each field (src/data/fields) that the detector's branches learn:
-        gt_masks (B, G, S, S) uint8, box-relative.
+        gt_masks (B, G, S, S) uint8, see train_cfg.rcnn.mask_crop.
 
     Raises DataError, and ConfigError for a config.transform that can't be loaded.
     """

@@ -22,6 +22,7 @@ __all__ = [
     "crop_mask",
     "fit_scale",
     "fit_size",
+    "mask_window",
     "mean_colour",
     "prepare_image",
     "shown_picture",
@@ -29,6 +30,7 @@ __all__ = [
     "to_bitmap",
     "transform_objects",
     "visible_objects",
+    "window_places",
 ]
 
 LEAST_VISIBLE = 1.0  # canvas pixels: an object of which a narrower part is left in a crop is gone
@@ -222,6 +224,59 @@ def crop_mask(segmentation: list | dict, box: np.ndarray, height: int, width: in
     step_x, step_y = (x2 - x1) / size, (y2 - y1) / size
     to_image = np.array([[step_x, 0, x1 + 0.5 * step_x - 0.5], [0, step_y, y1 + 0.5 * step_y - 0.5]])
     return cv2.warpAffine(bitmap, to_image, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+
+def window_places(box: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the `size` x `size` cells of a window around a box lie: the first one's corner and how many pixels a cell
+    has, each (2,) int x, y of the canvas.
+
+    box: x1 y1 x2 y2 float32 in canvas pixels. A cell is one pixel if the box, and a pixel more at each side, fits.
+    """
+    origin, end = np.floor(box[:2]).astype(int) - 1, np.ceil(box[2:]).astype(int) + 1
+    return origin, -(-(end - origin) // size)
+
+
+def mask_window(
+    segmentation: list | dict, box: np.ndarray, view: View, height: int, width: int, size: int
+) -> np.ndarray:
+    """The canvas' bitmap around an object, (size, size) uint8 0..255: the shares of cells of whole pixels.
+
+    segmentation: COCO's polygons or RLE of a (height, width) image, of which a pixel of the canvas takes the nearest
+    one's value, as torchvision, Detectron2 and mmdetection resize bitmaps. box: see window_places, which says where the
+    cells lie. Beyond the picture its outermost pixels go on, which is what RoIAlign makes of samples there.
+    """
+    (left, top), (across, down) = window_places(box, size)
+    (x1, y1, x2, y2), (high, wide) = view.window, view.size
+    rows = np.clip(top + np.arange(size * down), 0, high - 1)
+    columns = np.clip(left + np.arange(size * across) - view.left, 0, wide - 1)
+    if view.flip:
+        columns = wide - 1 - columns
+    part, (first, upper) = bitmap_part(segmentation, height, width)
+    # a ring of zeros is what lies outside
+    part = np.pad(part, 1)
+    rows = np.clip(y1 + nearest(rows, y2 - y1, high) - upper + 1, 0, part.shape[0] - 1)
+    columns = np.clip(x1 + nearest(columns, x2 - x1, wide) - first + 1, 0, part.shape[1] - 1)
+    cells = part[np.ix_(rows, columns)].reshape(size, down, size, across).sum((1, 3), dtype=np.int64)
+    return (cells * 255 / (down * across) + 0.5).astype(np.uint8)
+
+
+def nearest(places: np.ndarray, side: int, resized: int) -> np.ndarray:
+    """The pixels of `side` that those at `places` of `resized` are taken from, as OpenCV's INTER_NEAREST has it."""
+    return np.floor(places * (1 / (resized / side))).astype(int)
+
+
+def bitmap_part(segmentation: list | dict, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """What to_bitmap gives, of polygons without rows and columns that are empty, and the x, y of its first pixel."""
+    if not isinstance(segmentation, list):
+        return to_bitmap(segmentation, height, width), (0, 0)
+    points = np.concatenate([np.asarray(p, np.float64).reshape(-1, 2) for p in segmentation])
+    # whole pixels, so that outlines are rounded as in the image
+    low = np.clip(np.floor(points.min(0)), 0, [width - 1, height - 1]).astype(int)
+    high = np.clip(np.ceil(points.max(0)) + 1, low + 1, [width, height]).astype(int)
+    # pycocotools takes fifths of a pixel: taken here, they are the same ones after the move
+    fifths = [np.where(np.tile(low > 0, len(p) // 2), np.floor(5 * np.asarray(p) + 0.5) / 5, p) for p in segmentation]
+    (w, h), polygons = high - low, moved_polygons(fifths, low, np.ones(2))
+    return rle.decode(rle.merge(rle.frPyObjects(polygons, int(h), int(w)))), (int(low[0]), int(low[1]))
 
 
 def transform_objects(boxes: np.ndarray, original: tuple[int, int], resized: tuple[int, int], flip: bool) -> np.ndarray:

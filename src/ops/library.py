@@ -33,6 +33,8 @@ __all__ = [
     "find_library",
     "for_devices",
     "library_path",
+    "plain_sums",
+    "plain_sums_only",
     "runnable_marches",
     "standard_operators",
     "standard_operators_only",
@@ -175,6 +177,7 @@ def _build_command() -> str:
 
 
 _standard_only = contextvars.ContextVar("standard operators only", default=False)
+_plain_sums = contextvars.ContextVar("plain sums", default=False)
 
 
 @contextlib.contextmanager
@@ -185,6 +188,24 @@ def standard_operators(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         _standard_only.reset(token)
+
+
+@contextlib.contextmanager
+def plain_sums(wanted: bool = True) -> Iterator[None]:
+    """Convolutions made within are plain sums of products, where `wanted`, not Winograd's.
+
+    Those are faster, and round about twice as much: too much where a run is to be told apart from another step by step.
+    """
+    token = _plain_sums.set(wanted or _plain_sums.get())
+    try:
+        yield
+    finally:
+        _plain_sums.reset(token)
+
+
+def plain_sums_only() -> bool:
+    """Whether this is within `plain_sums`."""
+    return _plain_sums.get()
 
 
 def standard_operators_only() -> bool:

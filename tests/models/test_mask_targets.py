@@ -7,7 +7,7 @@ from mindspore import Tensor
 from pycocotools import mask as rle
 
 from benchmarks.reference import crop_masks
-from src.models.heads.mask import MaskTargets
+from src.models.heads.mask_targets import MaskTargets
 from tests.ops.test_roi_align import numpy_roi_align
 
 pytestmark = pytest.mark.usefixtures("operator_by_operator")
@@ -36,11 +36,11 @@ def objects():
     return out
 
 
-def ours(objects, box, binary):
+def ours(objects, box, binary, size=112, crop="box"):
     bitmaps, boxes, rois = (np.stack([o[i] for o in objects]) for i in (1, 2, 3))
-    crops = crop_masks(bitmaps[:, None], boxes[:, None], 112)[:, 0]
+    crops = crop_masks(bitmaps[:, None], boxes[:, None], size, crop)[:, 0]
     index = np.arange(len(objects)).astype(np.int32)
-    return MaskTargets(M, box, binary)(*map(Tensor, (crops, index, rois, boxes))).asnumpy()
+    return MaskTargets(M, box, binary, crop)(*map(Tensor, (crops, index, rois, boxes))).asnumpy()
 
 
 def roi_aligned(objects, aligned):
@@ -68,6 +68,53 @@ def test_torchvisions_are_soft_and_half_a_pixel_beside(objects):
     assert ((got > 0) & (got < 1)).mean() > 0.05
     # of the smallest object's outline, which the crop resamples
     assert np.abs(got - theirs).mean() < 0.01 < np.abs(ours(objects, "box", False) - theirs).mean()
+
+
+ROIS = {
+    "near": lambda box, r: box + r.normal(0, 0.1, 4) * np.tile(box[2:] - box[:2], 2),
+    "far": lambda box, r: box + r.normal(0, 60, 4),
+    "whole image": lambda box, r: np.array([0, 0, SIDE, SIDE]),
+    "narrower than a pixel": lambda box, r: (
+        np.tile(box[:2] + 20 * r.random(2), 2) + np.array([0, 0, 0.3, 40]) * r.random(4)
+    ),
+    "its box": lambda box, r: box,
+}
+
+
+@pytest.fixture(params=ROIS)
+def further(request, objects):
+    """The same objects, one that fills the image and one of a pixel, with other RoIs."""
+    r = np.random.default_rng(1)
+    full, speck = np.ones((SIDE, SIDE), np.uint8), np.zeros((SIDE, SIDE), np.uint8)
+    speck[150, 100] = 1
+    edges = [(None, full, np.array([0, 0, SIDE, SIDE])), (None, speck, np.array([100, 150, 101, 151]))]
+    out = []
+    for polygon, bitmap, box in [*[o[:3] for o in objects[::3]], *edges]:
+        roi = ROIS[request.param](box, r).clip(0, SIDE).astype(np.float32)
+        low, high = np.minimum(roi[:2], roi[2:]), np.maximum(roi[:2], roi[2:])
+        # at the image's end torchvision widens one narrower than a pixel to beyond it, where nothing is
+        low = np.minimum(low, SIDE - 1)
+        out.append((polygon, bitmap, box.astype(np.float32), np.concatenate([low, high])))
+    return out
+
+
+@pytest.mark.parametrize(("box", "aligned"), [("shifted", False), ("box", True)], ids=["torchvision", "mmdetection"])
+def test_of_pixels_they_are_the_others_to_the_last_digit(further, box, aligned):
+    theirs = roi_aligned(further, aligned)
+    # float32 sums of up to 36 samples of a cell, in another order
+    np.testing.assert_allclose(ours(further, box, False, SIDE + 2, "pixels"), theirs, rtol=0, atol=2e-5)
+    sure = np.abs(theirs - 0.5) > 2e-5
+    assert sure.mean() > 0.9
+    got = ours(further, box, True, SIDE + 2, "pixels")
+    np.testing.assert_array_equal(got[sure], (theirs >= 0.5)[sure])
+
+
+def test_of_more_pixels_than_cells_they_are_blurred_a_little(objects):
+    theirs = roi_aligned(objects, aligned=False)
+    errors = [np.abs(ours(objects, "shifted", False, size, "pixels") - theirs).mean() for size in (28, 56, 112)]
+    # cells of 4 and 5 pixels, of 2 and 3, of 1 and 2
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < 0.003 < errors[0] < 0.05
 
 
 def polygons_rasterised(objects):
@@ -107,3 +154,5 @@ def test_the_box_decides_and_must_be_known(objects):
     assert np.abs(ours(objects, "box", False) - ours(objects, "last_pixel", False)).max() > 0.1
     with pytest.raises(ValueError, match="none of"):
         MaskTargets(M, "aligned")
+    with pytest.raises(ValueError, match="neither"):
+        MaskTargets(M, crop="polygons")

@@ -261,6 +261,22 @@ def test_only_what_the_operator_can_do_goes_to_it():
     assert not Conv2d(4, 4, 3, group=2).custom and not Conv2d(4, 4, 3, dilation=2).custom
 
 
+def test_plain_sums_round_less():
+    """And only 3x3 convolutions of stride 1 aren't the operators then."""
+    r = np.random.default_rng(0)
+    x = r.standard_normal((1, 256, 14, 14)).astype(np.float32)
+    usual = Conv2d(256, 16, 3)
+    with library.plain_sums():
+        plain = Conv2d(256, 16, 3)
+        assert Conv2d(4, 4, 1).custom and Conv2d(4, 4, 3, 2).custom
+    assert usual.custom and not plain.custom and not library.plain_sums_only()
+    plain.weight.set_data(Tensor(usual.weight.asnumpy()))
+    patches = np.lib.stride_tricks.sliding_window_view(np.pad(x[0], ((0, 0), (1, 1), (1, 1))), (3, 3), (1, 2))
+    exact = np.einsum("chwij,ocij->ohw", patches.astype(np.float64), usual.weight.asnumpy().astype(np.float64))
+    errors = [np.abs(conv(Tensor(x)).asnumpy()[0] - exact).mean() for conv in (usual, plain)]
+    assert 0 < errors[1] < 0.8 * errors[0]
+
+
 def test_a_detector_for_export_has_standard_operators_only():
     from src.config import load_config
     from src.models.build import build_detector

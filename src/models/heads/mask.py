@@ -1,26 +1,25 @@
-"""The mask head (He et al., 2017, arXiv:1703.06870), its targets and its loss."""
+"""The mask head (He et al., 2017, arXiv:1703.06870) and its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops
-from mindspore import dtype as mstype
 from mindspore.common.initializer import HeNormal
 
 from src.config import Config
 from src.models.graph_writer import GraphWriter
+from src.models.heads.mask_targets import MaskTargets
 from src.models.heads.positives import PositivesLoss
 from src.models.losses import binary_cross_entropy
 from src.models.norms import NormMaker, conv_layer, norm_of
 from src.models.precision import float32
 from src.models.roi_extractor import RoIExtractor, build_roi_extractor
 from src.ops.dense import TransposedConv2d
-from src.ops.roi_align import MultiScaleRoIAlign
 from src.runtime.newer import zip_equal
 from src.structures import Detections
 
-__all__ = ["MaskBranch", "MaskHead", "MaskLoss", "MaskTargets", "build_mask_branch", "build_mask_losses"]
+__all__ = ["MaskBranch", "MaskHead", "MaskLoss", "build_mask_branch", "build_mask_losses"]
 
 
 class MaskHead(nn.Cell):
@@ -123,63 +122,6 @@ class MaskBranch(nn.Cell):
         return g.op("Where", g.op("Unsqueeze", valid, [-2, -1]), masks, 0.0)
 
 
-class MaskTargets(nn.Cell):
-    """Each RoI's part of its object's mask, resampled to the mask head's output.
-
-    Ground-truth masks are box-relative crops: crop cell (i, j) of S x S covers that part of the object's box. The
-    RoI is moved into crop coordinates and cut out by RoIAlign with one level and stride 1, so that it needs no
-    full-image bitmap.
-
-    Args:
-        mask_size: side of the targets, M.
-        box: what of the mask a target shows. "box": the RoI (Detectron2's and mmdetection's aligned RoIAlign).
-        "shifted": half a pixel further right and down, as torchvision's, which isn't aligned; its checkpoints have
-        learnt that. "last_pixel": the RoI up to its last pixel, at least one (maskrcnn-benchmark's crop of polygons).
-        "whole_pixels": all pixels that corners of the RoI lie in (MindSpore's zoo, mmdetection 1.x).
-        binary: a cell is 1 where at least half of it is the object's, else 0 (all but torchvision).
-
-    Where others cut the image's bitmap, and two of them rasterise polygons cell by cell, this cuts the crop: a binary
-    target can differ in cells that the outline halves.
-
-    Inputs: masks (N, S, S) uint8 0..255; index (R,) int32 into masks; rois and gt_boxes (R, 4) in canvas pixels.
-    Output (R, M, M) float32 in [0, 1], without gradient.
-    """
-
-    def __init__(self, mask_size: int, box: str = "box", binary: bool = False, builtin_ops: bool = False):
-        super().__init__()
-        if box not in ("box", "shifted", "last_pixel", "whole_pixels"):
-            raise ValueError(f"box {box!r} is none of box, shifted, last_pixel, whole_pixels")
-        self.box, self.binary = box, binary
-        # for `/` MindSpore's kernel on CPU keeps two lists of 8 bytes a number, 50 MB
-        self.divide = ops.RealDiv()
-        self.roi_align = MultiScaleRoIAlign(mask_size, 4, True, (1,), builtin=builtin_ops)
-
-    def construct(self, masks: Tensor, index: Tensor, rois: Tensor, gt_boxes: Tensor) -> Tensor:
-        side = masks.shape[-1]
-        size = ops.maximum(gt_boxes[:, 2:] - gt_boxes[:, :2], 1e-6)
-        origin, scale = ops.tile(gt_boxes[:, :2], (1, 2)), ops.tile(side / size, (1, 2))
-        moved = (self.region(rois) - origin) * scale
-        rows = ops.concat((index.astype(moved.dtype).expand_dims(1), moved), 1)
-        features = self.divide(masks.astype(mstype.float32).expand_dims(1), 255.0)
-        crops = self.roi_align((features,), ops.stop_gradient(rows), ops.zeros_like(index)).squeeze(1)
-        if self.binary:
-            crops = (crops >= 0.5).astype(mstype.float32)
-        return ops.stop_gradient(crops)
-
-    def region(self, rois: Tensor) -> Tensor:
-        """What of the image targets show, (R, 4) in canvas pixels."""
-        if self.box == "box":
-            return rois
-        if self.box == "shifted":
-            return rois + 0.5
-        if self.box == "whole_pixels":
-            rois = ops.floor(rois)
-        low, high = rois[:, :2], rois[:, 2:]
-        if self.box == "last_pixel":
-            high = high - 1.0
-        return ops.concat((low, ops.maximum(high, low + 1.0)), 1)
-
-
 class MaskLoss(PositivesLoss):
     """Binary cross entropy of the positive RoIs' masks, the mean over their cells.
 
@@ -229,7 +171,7 @@ def build_mask_losses(config: Config, branch: MaskBranch, ranks: int, weights: S
     # ranks that share statistics have to run the same graph
     buckets = 1 if ranks > 1 and config.mask_head.norm == "sync" else rcnn.mask_buckets
     for head, weight in zip(branch.heads, weights):
-        targets = MaskTargets(rcnn.mask_size, config.mask_target_box, rcnn.mask_targets == "binary")
+        targets = MaskTargets(rcnn.mask_size, config.mask_target_box, rcnn.mask_targets == "binary", rcnn.mask_crop)
         weight = weight * config.mask_head.loss_mask.loss_weight
         out.append([MaskLoss(head, branch.extractor, targets, weight, buckets, ranks)])
     return out + [[] for _ in weights[len(out) :]]
