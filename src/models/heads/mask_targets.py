@@ -42,6 +42,7 @@ class MaskTargets(nn.Cell):
             raise ValueError(f"crop {crop!r} is neither box nor pixels")
         self.mask_size, self.box, self.binary, self.pixels = mask_size, box, binary, crop == "pixels"
         self.bin = Tensor(np.arange(mask_size, dtype=np.float32).reshape(1, -1, 1))
+        # for `/` MindSpore's kernel on CPU keeps two lists of 8 bytes a number
         self.divide = ops.RealDiv()
         self.product, self.product_t = ops.BatchMatMul(), ops.BatchMatMul(transpose_b=True)
 
@@ -92,7 +93,7 @@ class MaskTargets(nn.Cell):
         """
         size, samples = (size / self.mask_size).expand_dims(2), samples.expand_dims(2)
         step = size / samples
-        # broadcast first: where an operator broadcasts, and for `/`, MindSpore keeps two lists of 8 bytes a number
+        # broadcast first: where an operator broadcasts, MindSpore keeps such lists too
         shape = (low.shape[0], self.mask_size, side + 2)
         first = ops.broadcast_to(low.expand_dims(2) + size * self.bin + step * 0.5, shape)
         step, samples = ops.broadcast_to(step, shape), ops.broadcast_to(samples, shape)
