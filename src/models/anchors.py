@@ -85,8 +85,8 @@ def make_anchors(
 
     grid_strides: see cell_steps.  sizes: of each level, see base_anchors; or none.
 
-    Returns the anchors (N, 4) float32, x1 y1 x2 y2 in canvas pixels; the corner (x, y) of each anchor's cell
-    (N, 2) float32, for leaving out cells that lie in an image's padding; and the number of anchors a level.
+    Returns the anchors (N, 4) float32, x1 y1 x2 y2 in canvas pixels; the corners of their cells (2, N) float32, x and
+    y, for leaving out cells that lie in an image's padding; and the number of anchors a level.
     """
     all_anchors, corners, counts = [], [], []
     for level, stride in enumerate(strides):
@@ -98,6 +98,6 @@ def make_anchors(
         shifts = np.stack([x, y, x, y], -1).reshape(-1, 1, 4)
         anchors = (shifts + base).reshape(-1, 4)
         all_anchors.append(anchors)
-        corners.append(np.repeat(shifts[:, 0, :2], len(base), 0))
+        corners.append(np.repeat(shifts[:, 0, :2].T, len(base), 1))
         counts.append(len(anchors))
-    return np.concatenate(all_anchors), np.concatenate(corners), counts
+    return np.concatenate(all_anchors), np.concatenate(corners, 1), counts

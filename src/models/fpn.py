@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import XavierUniform
 
 from src.models.norms import NormMaker, conv_layer
 from src.models.precision import float32
-from src.ops.library import for_devices
+from src.ops.conv import Conv2d
+from src.ops.custom import CustomEnlargedSum
+from src.ops.library import custom_operator_path, for_devices
 
 __all__ = ["FPN"]
 
@@ -22,6 +25,8 @@ class UpsampleAdd(nn.Cell):
     times as fast there as MindSpore's ResizeNearestNeighbor, and which other devices have no kernel for that suits.
     bilinear, of f = 2: every odd row and column is the mean of its neighbours instead, the last ones the one before:
     what MindSpore's ResizeBilinear does.
+
+    Of a 1x1 convolution on CPU, `after` has the sum in the pass that makes its map.
     """
 
     def __init__(self, channels: int, bilinear: bool = False, factor: int = 2):
@@ -31,8 +36,22 @@ class UpsampleAdd(nn.Cell):
         self.factor, self.by_convolution = factor, not for_devices()
         self.ones = Tensor(np.ones((channels, 1, factor, factor), np.float32))
         self.upsample = ops.Conv2DTranspose(channels, factor, pad_mode="valid", stride=factor, group=channels)
+        library = custom_operator_path(False) if factor == 2 and not bilinear else None
+        self.fuses = library is not None
+        if library is not None:
+            self.fused = CustomEnlargedSum(library)
 
     def construct(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        return self.total(fine, coarse)
+
+    def after(self, conv: Conv2d, x: Tensor, coarse: Tensor) -> Tensor:
+        """The same of conv(x), for fine."""
+        if self.fuses and conv.sums_with(x) and coarse.dtype == ms.float32:
+            return self.fused(x, conv.copy(conv.weight), conv.copy(conv.bias), coarse)
+        return self.total(conv(x), coarse)
+
+    def total(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """The cell's output: in a graph a method can't call its own cell."""
         if self.factor == 1:
             return float32(fine) + float32(coarse)
         up = self.copies(float32(coarse), fine.shape)
@@ -88,8 +107,10 @@ class FPN(nn.Cell):
         x = self.lateral_convs[-1](inputs[-1])
         outputs = (float32(self.fpn_convs[-1](x)),)  # type: tuple[Tensor, ...]
         for i in range(self.num_ins - 2, -1, -1):
-            y = self.lateral_convs[i](inputs[i])
-            x = self.upsample_add[i](y, x) if self.adds else y
+            if self.adds:
+                x = self.upsample_add[i].after(self.lateral_convs[i], inputs[i], x)
+            else:
+                x = self.lateral_convs[i](inputs[i])
             outputs = (float32(self.fpn_convs[i](x)), *outputs)
         for _ in range(self.extra):
             outputs += (self.subsample(outputs[-1]),)

@@ -23,6 +23,7 @@ __all__ = [
     "conv_norm",
     "freeze",
     "norm_of",
+    "passing_conv_norm",
 ]
 
 GROUPS = 32
@@ -181,11 +182,26 @@ def conv_norm(
         if relu6:
             return ops.relu6(y)
         return ops.relu(y) if relu else y
-    scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
-    weight, bias = conv.scale(conv.weight, scale), norm.beta - norm.moving_mean * scale
+    weight, bias = scaled(conv, norm)
     if other is not None:
         return conv.residual(x, weight, bias, other)
     return conv.convolve(x, weight, bias, relu, relu6)
+
+
+def passing_conv_norm(x: Tensor, conv: Conv2d, norm: nn.Cell, folded: bool) -> tuple[Tensor, Tensor]:
+    """`conv_norm` with ReLU of a map that has passed ReLU, and that map for who uses it further, see Conv2d.passing."""
+    if isinstance(norm, ChannelBias):
+        return conv.passing(x, conv.weight, norm.bias)
+    if not folded or isinstance(norm, (GroupNorm, LayerNorm)):
+        return conv_norm(x, conv, norm, folded, relu=True), x
+    weight, bias = scaled(conv, norm)
+    return conv.passing(x, weight, bias)
+
+
+def scaled(conv: Conv2d, norm: nn.Cell) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution and its constant batch norm in one."""
+    scale = norm.gamma * ops.rsqrt(norm.moving_variance + norm.eps)
+    return conv.scale(conv.weight, scale), norm.beta - norm.moving_mean * scale
 
 
 # (channels, epsilon, share of the old running statistics kept at each step, use_batch_statistics) -> a norm

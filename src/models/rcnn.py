@@ -58,6 +58,7 @@ class RCNNLoss(nn.Cell):
         self.detector, self.rpn_loss, self.roi_loss = detector, rpn_loss, roi_loss
         self.names = ("total_loss", "rpn_cls_loss", "rpn_reg_loss", *roi_loss.names)
         self.num_counts = 1 + roi_loss.num_counts
+        rpn_loss.sampled.passed_to(roi_loss.num_levels)
         self.fields = tuple(dict.fromkeys(m.field for m in roi_loss.more))
         own = tuple(f"gt_{name}" for name in self.fields)
         self.inputs = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", *own, "ignore_boxes")

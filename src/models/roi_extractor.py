@@ -8,8 +8,9 @@ from mindspore import dtype as mstype
 
 from src.config import Roi
 from src.ops.roi_align import MultiScaleRoIAlign
+from src.runtime.newer import zip_equal
 
-__all__ = ["RoIExtractor", "build_roi_extractor", "level_sides"]
+__all__ = ["RoIExtractor", "build_roi_extractor", "level_sides", "link"]
 
 
 def _log2(x: np.ndarray) -> np.ndarray:
@@ -100,6 +101,15 @@ class RoIExtractor(nn.Cell):
         if self.last_pixel_end:
             rois = ops.concat((rois[:, :3], rois[:, 3:] - 1.0), 1)
         return rois, level
+
+
+def link(extractors: Sequence[RoIExtractor]) -> int:
+    """Says to extractors, each of which but the last passes the maps on to the next and to nobody else, that they do,
+    see MultiScaleRoIAlign.passed_to. Returns how many maps the first one reads.
+    """
+    for this, following in zip_equal(extractors[:-1], extractors[1:]):
+        this.roi_align.passed_to(following.num_levels)
+    return extractors[0].num_levels
 
 
 def _with_image(boxes: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class RPN(nn.Cell):
     """Proposals of images.
 
     Args:
-        head: RPNHead.  anchors: (N, 4) of the canvas.  corners: (N, 2), their cells' (x, y).  proposals: the
+        head: RPNHead.  anchors: (N, 4) of the canvas.  corners: (2, N), their cells' x, and y.  proposals: the
         generator at inference.  turned: anchors and corners of the canvas turned, where pictures may have that.
 
     Inputs: features, a tuple of (B, C, H_l, W_l); image_size (B, 2). Output: Proposals.
@@ -85,14 +85,14 @@ class RPN(nn.Cell):
             self.turned_anchors, self.turned_corners = turned
 
     def grid(self, features: tuple[Tensor, ...], image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Anchors (N, 4) of the features' canvas, their cells' corners (N, 2), and (B, N) bool: the cell begins inside
+        """Anchors (N, 4) of the features' canvas, their cells' corners (2, N), and (B, N) bool: the cell begins inside
         the picture, not in the canvas's padding.
         """
         anchors, corners = self.anchors, self.corners
         if self.turns and features[0].shape[2] > features[0].shape[3]:
             anchors, corners = self.turned_anchors, self.turned_corners
-        x_inside = corners[:, 0].expand_dims(0) < image_size[:, 1:]
-        y_inside = corners[:, 1].expand_dims(0) < image_size[:, :1]
+        x_inside = corners[:1] < image_size[:, 1:]
+        y_inside = corners[1:] < image_size[:, :1]
         return anchors, corners, ops.logical_and(x_inside, y_inside)
 
     def construct(self, features: tuple[Tensor, ...], image_size: Tensor) -> Proposals:
@@ -113,9 +113,9 @@ class SampledRPN(nn.Cell):
     convolutions that is the last; those before it are dense.
 
     height, width: of the canvas; turns: maps may be those of the canvas turned. Inputs: features, a tuple of L maps
-    (B, C, H_l, W_l); index (B, S) int32 into the anchors; corners (N, 2) float32,
-    each anchor's cell's corner (x, y) in canvas pixels. Outputs: logits (B, S), deltas (B, S, 4), and the features for
-    who uses them further, see MultiScaleRoIAlign.passing.
+    (B, C, H_l, W_l); index (B, S) int32 into the anchors; corners (2, N) float32, those of the anchors' cells in canvas
+    pixels, x and y. Outputs: logits (B, S), deltas (B, S, 4), and the features for who uses them further, see
+    MultiScaleRoIAlign.passing.
     """
 
     def __init__(
@@ -142,6 +142,11 @@ class SampledRPN(nn.Cell):
         self.offsets = Tensor(np.array([-1, 0, 1], np.float32))
         self.reach = Tensor(np.array([-1, -1, 2, 2], np.float32))
         self.matmul = ops.MatMul(transpose_b=True)
+
+    def passed_to(self, levels: int) -> None:
+        """Says that of the features passed on the first `levels` are read by a RoIAlign, and by nobody else."""
+        if len(self.head.convs) == 1:
+            self.cut.passed_to(levels)
 
     def construct(
         self, features: tuple[Tensor, ...], index: Tensor, corners: Tensor
@@ -172,7 +177,7 @@ class SampledRPN(nn.Cell):
         sizes, steps = self.sizes, self.steps
         if self.turns and features[0].shape[2] > features[0].shape[3]:
             sizes, steps = self.turned_sizes, self.turned_steps
-        cell = ops.gather(corners, flat, 0) / ops.gather(steps, level, 0)
+        cell = ops.gather(corners, flat, 1).transpose(1, 0) / ops.gather(steps, level, 0)
         stride = ops.gather(self.strides, level, 0).expand_dims(1)
         boxes = (ops.tile(cell, (1, 2)) + self.reach) * stride
         image = ops.arange(b).astype(boxes.dtype).reshape(b, 1).broadcast_to((b, flat.shape[0] // b)).reshape(-1, 1)

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.ops.custom import CustomDepthwise, CustomLayer, CustomSum, halved_shape, same_shape
+from src.ops.custom import CustomDepthwise, CustomLayer, CustomPassing, CustomSum, halved_shape, same_shape
 from src.ops.library import custom_operator_path, for_devices, plain_sums_only
 from src.ops.weights import Copy, ScaleFilters
 
@@ -67,7 +67,7 @@ class Conv2d(nn.Conv2d):
         kind = "" if kind == _WINOGRAD and plain_sums_only() else kind
         library = custom_operator_path(False) if kind else None
         self.custom, self.bounds = library is not None, kind in (*_DEPTHWISE, *_POINTWISE)
-        self.sums = library is not None and kind == "Pointwise"
+        self.sums, self.library, self.passes = library is not None and kind == "Pointwise", library, False
         if library is None:
             return
         self.no_bias = Tensor(np.zeros(self.out_channels, np.float32))
@@ -78,7 +78,7 @@ class Conv2d(nn.Conv2d):
         self.linear, self.with_relu = layer(library, kind, "", shape), layer(library, kind, "ReLU", shape)
         if self.bounds:
             self.with_relu6 = layer(library, kind, "ReLU6", shape)
-        if self.sums:
+        if self.sums and self.library is not None:
             self.with_sum = CustomSum(library, kind, shape)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -112,6 +112,26 @@ class Conv2d(nn.Conv2d):
                 return self.with_relu6(x, weight, bias) if self.bounds else ops.relu6(self.linear(x, weight, bias))
             return self.with_relu(x, weight, bias) if relu else self.linear(x, weight, bias)
         return _active(ops.bias_add(self.product(x, weight), bias), relu, relu6)
+
+    def sums_with(self, x: Tensor) -> bool:
+        """Whether what `construct` gives of x is a C++ operator that could add another map."""
+        return self.sums and self.has_bias and not (self.rectified or self.half) and x.dtype == ms.float32
+
+    def pass_on(self) -> None:
+        """Lets `passing` add the gradients of who uses x further where this one's is computed."""
+        if self.sums and self.library is not None:
+            self.with_passing, self.passes = CustomPassing(self.library), True
+
+    def read_by_passing(self) -> None:
+        """What `residual` gives is read by another's `passing` alone, after its `pass_on`: of the same dtypes."""
+        if self.sums and self.library is not None:
+            self.with_sum = CustomSum(self.library, "Pointwise", same_shape, True)
+
+    def passing(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """`convolve` with ReLU of a map that has passed ReLU, and that map for who uses it further."""
+        if self.passes and not self.half and x.dtype == ms.float32:
+            return self.with_passing(x, weight, bias)
+        return self.convolve(x, weight, bias, True), x
 
     def residual(self, x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:
         """ReLU of the sum, in float32, of `convolve` without activation and another map (B, O, H, W)."""

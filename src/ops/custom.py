@@ -8,7 +8,18 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops.operations._grad_ops import ReluGrad
 
-__all__ = ["CustomDepthwise", "CustomLayer", "CustomSum", "doubled_shape", "halved_shape", "rows_shape", "same_shape"]
+__all__ = [
+    "CustomDense",
+    "CustomDepthwise",
+    "CustomEnlargedSum",
+    "CustomLayer",
+    "CustomPassing",
+    "CustomSum",
+    "doubled_shape",
+    "halved_shape",
+    "rows_shape",
+    "same_shape",
+]
 
 # What an operator's output is shaped like, of the shapes of x, weight and bias.
 Shape = Callable[..., tuple[int, ...]]
@@ -32,6 +43,15 @@ def doubled_shape(*shapes):
 def rows_shape(*shapes):
     """A dense layer."""
     return (shapes[0][0], shapes[1][0])
+
+
+def _quarter_shape(*shapes):
+    b, c, h, w = shapes[0]
+    return (b, c, h // 2, w // 2)
+
+
+def _first_shape(*shapes):
+    return shapes[0]
 
 
 def _input_gradient_shape(*shapes):
@@ -93,23 +113,96 @@ class CustomLayer(nn.Cell):
         return self.input_gradient(dout, y, weight, x), gradients[0], gradients[1]
 
 
-class CustomSum(nn.Cell):
-    """ReLU of the sum of the C++ operator's output and another map. Inputs: x, weight, bias, other, all float32."""
+class CustomDense(CustomLayer):
+    """As CustomLayer, of a dense layer. Outputs: y, and the weight that its gradient is to be computed with.
 
-    def __init__(self, library: str, kind: str, shape: Shape):
+    MindSpore copies a weight that the way back reads, as it can't tell that the optimizer writes it later, and does so
+    at the step's begin. In training this does it when the rows are there, after which the maps that they are of may
+    have gone: of the 50 MB of a first layer, that is where a step's memory peaks.
+    """
+
+    def __init__(self, library: str, activation: str):
+        super().__init__(library, "Dense", activation, rows_shape)
+        self.copied = ops.Custom(f"{library}:CopyWeight", _first_shape, _one_dtype, func_type="aot")
+
+    def construct(self, x, weight, bias):
+        if self.training:
+            weight = self.copied(ops.depend(weight, x))
+        return self.forward_op(x, weight, bias), weight
+
+    def bprop(self, x, weight, bias, out, dout):
+        dy = dout[0]
+        y = out[0] if self.active else dy
+        gradients = self.weight_gradient(dy, y, x, out[1])
+        dy = ops.depend(dy, gradients[0])
+        return self.input_gradient(dy, y, out[1], x), gradients[0], gradients[1]
+
+
+class CustomPassing(nn.Cell):
+    """A 1x1 convolution with ReLU, and its input for who uses it further: the gradient from there is added where this
+    one's is computed.
+
+    Inputs: x, which has passed ReLU, weight, bias, all float32. The gradient to x is zero where x isn't positive, so
+    that what made x needn't see to it, where nothing else uses x.
+    """
+
+    def __init__(self, library: str):
+        super().__init__()
+        self.forward_op = ops.Custom(f"{library}:PointwiseForwardReLU", same_shape, _one_dtype, func_type="aot")
+        name = f"{library}:PointwiseInputGradientPassedReLU"
+        self.input_gradient = ops.Custom(name, _input_gradient_shape, _one_dtype, func_type="aot")
+        _, self.weight_gradient = _gradients(library, "Pointwise", "ReLU")
+
+    def construct(self, x, weight, bias):
+        return self.forward_op(x, weight, bias), x
+
+    def bprop(self, x, weight, bias, out, dout):
+        dy, y = dout[0], out[0]
+        gradients = self.weight_gradient(dy, y, x, weight)
+        dy = ops.depend(dy, gradients[0])
+        return self.input_gradient(dy, y, weight, x, dout[1]), gradients[0], gradients[1]
+
+
+class CustomSum(nn.Cell):
+    """ReLU of the sum of the C++ operator's output and another map. Inputs: x, weight, bias, other, all float32.
+
+    gated: who uses the output gives gradients that are zero where it isn't positive, as CustomPassing does.
+    """
+
+    def __init__(self, library: str, kind: str, shape: Shape, gated: bool = False):
         super().__init__()
         self.forward_op = ops.Custom(f"{library}:{kind}ForwardSumReLU", shape, _one_dtype, func_type="aot")
         self.input_gradient, self.weight_gradient = _gradients(library, kind, "")
-        self.relu_gradient = ReluGrad()
+        self.relu_gradient, self.gated = ReluGrad(), gated
 
     def construct(self, x, weight, bias, other):
         return self.forward_op(x, weight, bias, other)
 
     def bprop(self, x, weight, bias, other, out, dout):
-        dsum = self.relu_gradient(dout, out)
+        dsum = dout if self.gated else self.relu_gradient(dout, out)
         gradients = self.weight_gradient(dsum, dsum, x, weight)
         dsum = ops.depend(dsum, gradients[0])
         return self.input_gradient(dsum, dsum, weight, x), gradients[0], gradients[1], dsum
+
+
+class CustomEnlargedSum(nn.Cell):
+    """The sum of a 1x1 convolution and of a map half as wide and high, each number of which is for 2 x 2. Inputs: x
+    (B, C, H, W) of even sides, weight (O, C, 1, 1), bias (O,), coarse (B, O, H / 2, W / 2), all float32.
+    """
+
+    def __init__(self, library: str):
+        super().__init__()
+        self.forward_op = ops.Custom(f"{library}:PointwiseForwardEnlarged", same_shape, _one_dtype, func_type="aot")
+        self.input_gradient, self.weight_gradient = _gradients(library, "Pointwise", "")
+        self.coarse_gradient = ops.Custom(f"{library}:SumOfFour", _quarter_shape, _one_dtype, func_type="aot")
+
+    def construct(self, x, weight, bias, coarse):
+        return self.forward_op(x, weight, bias, coarse)
+
+    def bprop(self, x, weight, bias, coarse, out, dout):
+        gradients = self.weight_gradient(dout, dout, x, weight)
+        dout = ops.depend(dout, gradients[0])
+        return self.input_gradient(dout, dout, weight, x), gradients[0], gradients[1], self.coarse_gradient(dout)
 
 
 class CustomDepthwise(nn.Cell):

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.ops.custom import CustomLayer, doubled_shape, rows_shape
+from src.ops.custom import CustomDense, CustomLayer, doubled_shape
 from src.ops.library import custom_operator_path
 
 __all__ = ["Dense", "TransposedConv2d"]
@@ -26,12 +26,12 @@ class Dense(nn.Dense):
         self.rectified, library = relu, custom_operator_path(False)
         self.custom = library is not None
         if library is not None:
-            self.fused = CustomLayer(library, "Dense", "ReLU" if relu else "", rows_shape)
+            self.fused = CustomDense(library, "ReLU" if relu else "")
             self.no_bias = Tensor(np.zeros(out_channels, np.float32))
 
     def construct(self, x: Tensor) -> Tensor:
         if self.custom and x.ndim == 2 and x.dtype == ms.float32:
-            return self.fused(x, self.weight, self.bias if self.has_bias else self.no_bias)
+            return self.fused(x, self.weight, self.bias if self.has_bias else self.no_bias)[0]
         y = super().construct(x)
         return ops.relu(y) if self.rectified else y
 

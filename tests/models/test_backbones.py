@@ -7,11 +7,14 @@ from mindspore import Tensor, nn, ops
 
 from src.config import load_config
 from src.models.backbones.mobilenet_v1 import MobileNetV1
-from src.models.backbones.resnet import ResNet, StemPool
+from src.models.backbones.resnet import Bottleneck, ResNet, StemPool
 from src.models.build import build_detector
 from src.models.fpn import UpsampleAdd
+from src.models.norms import NormMaker
+from src.ops.conv import Conv2d
 from src.ops.library import standard_operators
 from src.runtime.newer import zip_equal
+from tests.ops.conftest import passes_of
 
 pytestmark = pytest.mark.usefixtures("operator_by_operator")
 
@@ -182,6 +185,64 @@ def test_both_ways_of_copying_cells_give_the_same_numbers(factor, bilinear, for_
     got = ops.GradOperation(get_all=True, sens_param=True)(cell)(*inputs, Tensor(sens))
     np.testing.assert_array_equal(got[0].asnumpy(), sens)
     np.testing.assert_array_equal(got[1].asnumpy(), back)
+
+
+class TopDown(nn.Cell):
+    """A map and one above it, as a neck joins them."""
+
+    def __init__(self):
+        super().__init__()
+        self.lateral = Conv2d(6, 4, 1, copied=True, has_bias=True, weight_init="normal", bias_init="normal")
+        self.add = UpsampleAdd(4)
+
+    def construct(self, x, coarse):
+        return self.add.after(self.lateral, x, coarse)
+
+
+def test_a_sum_in_a_convolutions_pass_is_the_sum_after_it():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    r = np.random.default_rng(5)
+    inputs = [Tensor(r.standard_normal(s, np.float32)) for s in ((2, 6, 6, 10), (2, 4, 3, 5), (2, 4, 6, 10))]
+    ours = TopDown()
+    with standard_operators():
+        theirs = TopDown()
+    assert ours.add.fuses and not theirs.add.fuses
+    for p, q in zip_equal(ours.get_parameters(), theirs.get_parameters()):
+        q.set_data(Tensor(p.asnumpy()))
+    found = []
+    for net in (ours, theirs):
+        back = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+        gradients = back(net, ms.ParameterTuple(net.trainable_params()))(*inputs)
+        found.append([g.asnumpy() for g in (net(*inputs[:2]), *gradients[0], *gradients[1])])
+    for a, b in zip_equal(*found):
+        # sums of up to 120 products of numbers around 1, in float32, in another order
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+def test_gradients_that_pass_through_blocks_are_those_of_standard_operators():
+    """Of a stage that ends in a map which others read too."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    norm = NormMaker(1e-5, 0.9, True, False)
+
+    def stage():
+        blocks = [Bottleneck(12 if i == 0 else 32, 8, 8, 1 + (i == 0), 1, False, norm, i == 2) for i in range(3)]
+        return nn.SequentialCell(blocks).set_train()
+
+    ours = stage()
+    with standard_operators():
+        theirs = stage()
+    assert ours[1].conv1.passes and not theirs[1].conv1.passes
+    randomise_norms(ours)
+    for p, q in zip_equal(ours.get_parameters(), theirs.get_parameters()):
+        q.set_data(Tensor(p.asnumpy()))
+    r = np.random.default_rng(6)
+    x, sens = (Tensor(r.standard_normal(s, np.float32)) for s in ((2, 12, 10, 14), (2, 32, 5, 7)))
+    found = [passes_of(net, x, sens) for net in (ours, theirs)]
+    assert len(found[0]) == 12
+    for a, b in zip_equal(*found):
+        assert np.sqrt(np.mean(b**2)) > 1e-3
+        # both are float32, through nine layers
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(np.sqrt(np.mean(b**2)), 1.0))
 
 
 def mean_with_next(n: int) -> np.ndarray:

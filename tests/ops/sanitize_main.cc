@@ -14,6 +14,7 @@
 extern "C" {
 int RoIAlignForward(int, void **, int *, int64_t **, const char **, void *, void *);
 int RoIAlignBackward(int, void **, int *, int64_t **, const char **, void *, void *);
+int RoIAlignBackwardAdd(int, void **, int *, int64_t **, const char **, void *, void *);
 int BatchedNMS(int, void **, int *, int64_t **, const char **, void *, void *);
 int MaxIoUMatch(int, void **, int *, int64_t **, const char **, void *, void *);
 #define DECLARE(name) int name(int, void **, int *, int64_t **, const char **, void *, void *);
@@ -31,6 +32,13 @@ DECLARE_CONVOLUTION(PointwiseStride2)
 DECLARE_CONVOLUTION(Dense)
 DECLARE_CONVOLUTION(TransposedByTwo)
 DECLARE(PointwiseForwardSumReLU)
+DECLARE(PointwiseForwardEnlarged)
+DECLARE(SumOfFour)
+DECLARE(PointwiseInputGradientPassedReLU)
+DECLARE(MaxPool3x3)
+DECLARE(MaxPool3x3Gradient)
+DECLARE(MaxPool3x3Same)
+DECLARE(MaxPool3x3SameGradient)
 #define DECLARE_DEPTHWISE(kind) \
   DECLARE(kind##Forward)        \
   DECLARE(kind##ForwardReLU6)   \
@@ -132,7 +140,8 @@ void TestRoIAlign(int64_t batch, int64_t channels, int64_t height, int64_t width
       config.push_back(value);
     }
   }
-  for (const bool backward : {false, true}) {
+  for (const char *pass : {"forward", "backward", "add"}) {
+    const bool backward = pass == std::string("backward"), add = pass == std::string("add");
     Arguments arguments;
     const std::vector<int64_t> output_shape = {count, channels, output_size, output_size};
     const int64_t output_count = count * channels * output_size * output_size;
@@ -151,6 +160,10 @@ void TestRoIAlign(int64_t batch, int64_t channels, int64_t height, int64_t width
     if (backward) {
       for (const auto &shape : shapes) arguments.Add<float>(shape, {});
       if (arguments.Call(RoIAlignBackward) != expected) Arguments::Fail("RoIAlignBackward's status");
+    } else if (add) {
+      arguments.Add<float>(output_shape, Random(output_count, -1, 1));
+      arguments.Add<float>({1}, {});
+      if (arguments.Call(RoIAlignBackwardAdd) != expected) Arguments::Fail("RoIAlignBackwardAdd's status");
     } else {
       const float *output = arguments.Add<float>(output_shape, {});
       if (arguments.Call(RoIAlignForward) != expected) Arguments::Fail("RoIAlignForward's status");
@@ -259,6 +272,44 @@ void TestSum(int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int
   if (arguments.Call(PointwiseForwardSumReLU) != 0) Arguments::Fail("a sum's status");
 }
 
+void TestEnlarged(int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width) {
+  const int64_t cells = batch * height * width;
+  const std::vector<int64_t> half = {batch, outputs, height / 2, width / 2}, out = {batch, outputs, height, width};
+  Arguments forward, back;
+  forward.Add<float>({batch, inputs, height, width}, Random(cells * inputs, -1, 1));
+  forward.Add<float>({outputs, inputs, 1, 1}, Random(outputs * inputs, -1, 1));
+  forward.Add<float>({outputs}, Random(outputs, -1, 1));
+  forward.Add<float>(half, Random(cells / 4 * outputs, -1, 1));
+  forward.Add<float>(out, {});
+  if (forward.Call(PointwiseForwardEnlarged) != 0) Arguments::Fail("an enlarged sum's status");
+  back.Add<float>(out, Random(cells * outputs, -1, 1));
+  back.Add<float>(half, {});
+  if (back.Call(SumOfFour) != 0) Arguments::Fail("a sum of four's status");
+  const std::vector<int64_t> in = {batch, inputs, height, width};
+  Arguments passed;
+  passed.Add<float>(out, Random(cells * outputs, -1, 1));
+  passed.Add<float>(out, Random(cells * outputs, -1, 1));
+  passed.Add<float>({outputs, inputs, 1, 1}, Random(outputs * inputs, -1, 1));
+  passed.Add<float>(in, Random(cells * inputs, -1, 1));
+  passed.Add<float>(in, Random(cells * inputs, -1, 1));
+  passed.Add<float>(in, {});
+  if (passed.Call(PointwiseInputGradientPassedReLU) != 0) Arguments::Fail("a gradient's sum's status");
+}
+
+void TestMaxPool(decltype(&MaxPool3x3) forward, decltype(&MaxPool3x3) gradient, int64_t batch, int64_t channels,
+                 int64_t height, int64_t width) {
+  const std::vector<int64_t> in = {batch, channels, height, width}, out = {batch, channels, height / 2, width / 2};
+  const std::vector<float> x = Random(batch * channels * height * width, -1, 1);
+  Arguments pooled, back;
+  pooled.Add<float>(in, x);
+  pooled.Add<float>(out, {});
+  if (pooled.Call(forward) != 0) Arguments::Fail("a pool's status");
+  back.Add<float>(out, Random(batch * channels * (height / 2) * (width / 2), -1, 1));
+  back.Add<float>(in, x);
+  back.Add<float>(in, {});
+  if (back.Call(gradient) != 0) Arguments::Fail("a pool's gradient's status");
+}
+
 struct DepthwisePasses {
   int64_t stride;
   decltype(&DepthwiseForward) forward, gradients;
@@ -350,6 +401,14 @@ int main() {
       TestDepthwise(passes, kernel, 1, 2, 6, 1100);
       TestDepthwise(passes, kernel, 0, 3, 5, 5);
     }
+  }
+  TestEnlarged(1, 3, 1, 2, 2);
+  TestEnlarged(2, 40, 50, 6, 10);
+  TestEnlarged(1, 300, 20, 4, 40);
+  TestEnlarged(2, 20, 17, 18, 66);
+  for (const auto &sides : {std::vector<int64_t>{2, 2}, {6, 140}, {46, 22}, {2, 34}}) {
+    TestMaxPool(MaxPool3x3, MaxPool3x3Gradient, 2, 3, sides[0], sides[1]);
+    TestMaxPool(MaxPool3x3Same, MaxPool3x3SameGradient, 1, 5, sides[0], sides[1]);
   }
   std::puts("done");
   return 0;

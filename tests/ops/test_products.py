@@ -129,6 +129,45 @@ def test_a_1x1_convolution_adds_a_map_and_cuts_at_six(shape):
 
 
 @each_kernel
+@pytest.mark.parametrize("shape", [(2, 40, 50, 9, 13), (1, 30, 300, 5, 40), (1, 3, 2, 1, 1)], ids=str)
+def test_a_1x1_convolution_adds_up_the_gradients_of_its_input(shape, threads):
+    batch, inputs, outputs, height, width = shape
+    wide, sides = (batch, inputs, height, width), (batch, outputs, height, width)
+    dy, y, weight, x, other = normal(sides, sides, (outputs, inputs, 1, 1), wide, wide)
+    x = np.maximum(x, 0)
+    own = np.einsum("bohw,oc->bchw", dy * (y > 0).astype(np.float64), weight[:, :, 0, 0])
+    found = []
+    for count in (1, 2):
+        threads(count)
+        found.append(call("PointwiseInputGradientPassedReLU", [dy, y, weight, x, other], wide)[0])
+    assert_close([found[0]], [(own + other) * (x > 0)])
+    np.testing.assert_array_equal(*found)
+
+
+# maps narrower than a block of columns, rows that one ends within, and more columns than a task has
+ENLARGED = [(2, 40, 50, 6, 10), (1, 300, 20, 4, 40), (1, 3, 33, 2, 2), (2, 20, 17, 18, 66)]
+
+
+@each_kernel
+@pytest.mark.parametrize("shape", ENLARGED, ids=str)
+def test_a_1x1_convolution_adds_a_map_half_as_large(shape, threads):
+    batch, inputs, outputs, height, width = shape
+    half, sides = (batch, outputs, height // 2, width // 2), (batch, outputs, height, width)
+    x, weight, bias, coarse, dy = normal(
+        (batch, inputs, height, width), (outputs, inputs, 1, 1), (outputs,), half, sides
+    )
+    copies = np.kron(coarse, np.ones((2, 2), np.float32))
+    want = np.einsum("bchw,oc->bohw", x.astype(np.float64), weight[:, :, 0, 0]) + bias.reshape(-1, 1, 1) + copies
+    found = []
+    for count in (1, 2):
+        threads(count)
+        found.append(call("PointwiseForwardEnlarged", [x, weight, bias, coarse], sides) + call("SumOfFour", [dy], half))
+    assert_close(found[0], [want, dy.reshape(*half[:2], height // 2, 2, width // 2, 2).sum((3, 5))])
+    for a, b in zip_equal(*found):
+        np.testing.assert_array_equal(a, b)
+
+
+@each_kernel
 def test_what_is_not_finite_is_what_float32_sums_are():
     """An infinity stays one where it isn't met by a zero or its opposite, and touches its own row and pixel alone."""
     x, weight, bias, dy = make_inputs("Dense", (40, 70, 50))

@@ -269,6 +269,39 @@ def test_maps_that_are_passed_on_have_the_same_gradients(operators):
     check_passing(builtin=False)
 
 
+class InTurn(nn.Cell):
+    """sum of two RoIAligns' weighted crops, the second's of the maps that the first passes on, and of fewer."""
+
+    def __init__(self, first, second, weights):
+        super().__init__()
+        self.first, self.second, self.weights = first, second, weights
+        first.passed_to(second.num_levels)
+
+    def construct(self, rois, levels, *features):
+        a, features = self.first.passing(features, rois, levels)
+        b = self.second(features[: self.second.num_levels], rois, ops.minimum(levels, self.second.num_levels - 1))
+        return (a * self.weights).sum() + (b * self.weights).sum()
+
+
+@each_library
+def test_gradients_are_added_to_where_they_lie_anew_each_time(operators):
+    """Also those of a map that the second doesn't read, which are a constant's zeros."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    r = np.random.default_rng(7)
+    features = [Tensor(r.standard_normal((2, 8, 48 // 2**i, 64 // 2**i), np.float32)) for i in range(3)]
+    rois = Tensor(np.array([[0, 3, 4, 30, 40], [1, 10, 10, 90, 80], [1, 0, 0, 200, 190]], np.float32))
+    levels, weights = Tensor(np.array([0, 1, 2], np.int32)), Tensor(r.standard_normal((3, 8, 7, 7), np.float32))
+    found = []
+    for builtin in (False, True):
+        first, second = (MultiScaleRoIAlign(7, 2, True, s, builtin=builtin) for s in ((4, 8, 16), (4, 8)))
+        back = ops.GradOperation(get_all=True)(InTurn(first, second, weights))
+        found += [[g.asnumpy() for g in back(rois, levels, *features)[2:]] for _ in range(2)]
+    for once, again, plain, _ in zip_equal(*found):
+        np.testing.assert_array_equal(once, again)
+        np.testing.assert_allclose(once, plain, rtol=0, atol=TOLERANCE)
+        assert once.any()
+
+
 @each_library
 def test_float16_maps_are_read_as_such_when_passed_on(operators):
     maps = [np.random.default_rng(6).standard_normal((1, 8, 16 // 2**i, 16 // 2**i)).astype(np.float16) for i in (0, 1)]

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 
+#include "../../../src/ops/csrc/max_pool.h"
 #include "../../../src/ops/csrc/parallel.h"
 #include "layer.h"
 
@@ -107,47 +108,12 @@ class MaxPoolLayer : public Layer {
   }
 
   void Run(const std::vector<const float *> &inputs, float *output, int threads) const override {
-    ParallelFor(from_[0] * from_[1], threads, [&](int64_t map) {
-      const int64_t height = from_[2], width = from_[3];
-      // the largest of each column, with what lies around the row
-      const int64_t before = before_[1], wide = (to_[3] - 1) * stride_[1] + kernel_[1];
-      const float outside = has_zeros_ ? 0.0f : -std::numeric_limits<float>::infinity();
-      std::vector<float> line(static_cast<size_t>(std::max(wide, before + width) + 2 * kLanes), outside);
-      for (int64_t y = 0; y < to_[2]; ++y) {
-        const int64_t first = y * stride_[0] - before_[0];
-        const int64_t begin = std::max<int64_t>(first, 0), end = std::min(first + kernel_[0], height);
-        float *most = line.data() + before;
-        const float *from = inputs[0] + map * height * width;
-        for (int64_t x = 0; x < width; x += kLanes) {
-          Floats v = Broadcast(end - begin < kernel_[0] ? outside : -std::numeric_limits<float>::infinity());
-          for (int64_t row = begin; row < end; ++row) v = Larger(v, LoadWithin(from + row * width, x, width));
-          StoreFirst(most + x, v, width - x);
-        }
-        float *to = output + (map * to_[2] + y) * to_[3];
-        for (int64_t x = 0; x < to_[3]; x += kLanes) StoreFirst(to + x, Across(line.data(), x), to_[3] - x);
-      }
-    });
+    const float outside = has_zeros_ ? 0.0f : -std::numeric_limits<float>::infinity();
+    MaxPool(inputs[0], from_[0] * from_[1], Axis(0), Axis(1), outside, output, threads);
   }
 
  private:
-  // The larger one; what is no number wins.
-  static Floats Larger(const Floats &a, const Floats &b) { return a > b ? a : b == b ? Floats(a == a ? b : a) : b; }
-
-  Floats Across(const float *line, int64_t x) const {
-    if (stride_[1] == 2 && kernel_[1] == 3) {
-      const Floats low = Load(line + 2 * x), high = Load(line + 2 * x + kLanes);
-      const Floats next = ShuffleBy<EvenLanes>(Load(line + 2 * x + 2), Load(line + 2 * x + 2 + kLanes));
-      return Larger(Larger(ShuffleBy<EvenLanes>(low, high), ShuffleBy<OddLanes>(low, high)), next);
-    }
-    Floats v = {};
-    for (int64_t i = 0; i < std::min(kLanes, to_[3] - x); ++i) {
-      const float *from = line + (x + i) * stride_[1];
-      float most = from[0];
-      for (int64_t k = 1; k < kernel_[1]; ++k) most = from[k] > most || from[k] != from[k] ? from[k] : most;
-      v[i] = most;
-    }
-    return v;
-  }
+  PoolAxis Axis(size_t i) const { return {from_[2 + i], kernel_[i], stride_[i], before_[i], to_[2 + i]}; }
 
   int64_t kernel_[2] = {}, stride_[2] = {}, before_[2] = {};
   bool same_ = false, has_zeros_ = false;

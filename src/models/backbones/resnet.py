@@ -11,11 +11,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from src.models.backbones.parts import Shapes, StagedBackbone, conv
 from src.models.graph_writer import GraphWriter
-from src.models.norms import NormMaker, conv_norm
+from src.models.norms import NormMaker, conv_norm, passing_conv_norm
+from src.ops.max_pool import StemPool
 
 __all__ = ["RESNET_BLOCKS", "ResNet", "resnet_keys"]
 
@@ -23,10 +24,20 @@ RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class Bottleneck(nn.Cell):
-    """1x1, 3x3, 1x1 convolutions and a shortcut; `width` is the 3x3's channels, the output has 4 x `planes`."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut; `width` is the 3x3's channels, the output has 4 x `planes`. last: of
+    its stage, so that others than the next block may read it.
+    """
 
     def __init__(
-        self, in_channels: int, planes: int, width: int, stride: int, groups: int, stride_in_1x1: bool, norm: NormMaker
+        self,
+        in_channels: int,
+        planes: int,
+        width: int,
+        stride: int,
+        groups: int,
+        stride_in_1x1: bool,
+        norm: NormMaker,
+        last: bool,
     ):
         super().__init__()
         out_channels = 4 * planes
@@ -38,12 +49,19 @@ class Bottleneck(nn.Cell):
         self.has_projection = stride != 1 or in_channels != out_channels
         if self.has_projection:
             self.downsample = nn.SequentialCell(conv(in_channels, out_channels, 1, stride), norm(out_channels))
+        else:
+            self.conv1.pass_on()
+        if not last:
+            self.conv3.read_by_passing()
 
     def construct(self, x: Tensor) -> Tensor:
         folded = self.folded or not self.training
-        y = conv_norm(x, self.conv1, self.bn1, folded, relu=True)
+        if self.has_projection:
+            shortcut = conv_norm(x, self.downsample[0], self.downsample[1], folded)
+            y = conv_norm(x, self.conv1, self.bn1, folded, relu=True)
+        else:
+            y, shortcut = passing_conv_norm(x, self.conv1, self.bn1, folded)
         y = conv_norm(y, self.conv2, self.bn2, folded, relu=True)
-        shortcut = conv_norm(x, self.downsample[0], self.downsample[1], folded) if self.has_projection else x
         return conv_norm(y, self.conv3, self.bn3, folded, other=shortcut)
 
     def onnx(self, g: GraphWriter, x: str) -> str:
@@ -52,28 +70,6 @@ class Bottleneck(nn.Cell):
         y = g.conv(y, self.conv3, self.bn3)
         shortcut = g.conv(x, *self.downsample) if self.has_projection else x
         return g.op("Relu", g.op("Add", y, shortcut))
-
-
-class StemPool(nn.Cell):
-    """3x3 max pool of stride 2 and padding 1, of maps (B, C, H, W) that have passed ReLU, H and W even.
-
-    Only the first row and column of the padding are ever seen, and after ReLU zeros serve for them; joining them on
-    takes a quarter of the time of MindSpore's own padded pooling on CPU.  same_padding: MindSpore's and
-    TensorFlow's mode `same` instead, which pads below and on the right alone.
-    """
-
-    def __init__(self, same_padding: bool = False):
-        super().__init__()
-        self.pool = nn.MaxPool2d(3, 2, pad_mode="same" if same_padding else "valid")
-        self.same_padding = same_padding
-
-    def construct(self, x: Tensor) -> Tensor:
-        if self.same_padding:
-            return self.pool(x)
-        b, c, h, w = x.shape
-        x = ops.concat((ops.zeros((b, c, 1, w), x.dtype), x), 2)
-        x = ops.concat((ops.zeros((b, c, h + 1, 1), x.dtype), x), 3)
-        return self.pool(x)
 
 
 class ResNet(StagedBackbone):
@@ -117,9 +113,11 @@ class ResNet(StagedBackbone):
             planes = 64 * 2**i
             width = planes * base_width // 64 * groups
             blocks = []
-            for j in range(RESNET_BLOCKS[depth][i]):
+            count = RESNET_BLOCKS[depth][i]
+            for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(Bottleneck(in_channels, planes, width, stride, groups, stride_in_1x1, norm))
+                last = j == count - 1
+                blocks.append(Bottleneck(in_channels, planes, width, stride, groups, stride_in_1x1, norm, last))
                 in_channels = 4 * planes
             stages.append(nn.SequentialCell(blocks))
         self.add_stages(stages, out_indices, frozen_stages)

@@ -93,10 +93,15 @@ class MaskTargets(nn.Cell):
         """
         size, samples = (size / self.mask_size).expand_dims(2), samples.expand_dims(2)
         step = size / samples
-        first = low.expand_dims(2) + size * self.bin + step * 0.5
-        ends = ops.arange(-1, side + 1).astype(low.dtype)
-        upto = ops.maximum(ops.minimum(ops.floor(self.divide(ends - first, step)) + 1.0, samples), 0.0)
-        before, n, left = upto[:, :, :-1], upto[:, :, 1:] - upto[:, :, :-1], ends[:-1]
+        # broadcast first: where an operator broadcasts, MindSpore keeps such lists too
+        shape = (low.shape[0], self.mask_size, side + 2)
+        first = ops.broadcast_to(low.expand_dims(2) + size * self.bin + step * 0.5, shape)
+        step, samples = ops.broadcast_to(step, shape), ops.broadcast_to(samples, shape)
+        ends = ops.broadcast_to(ops.arange(-1, side + 1).astype(low.dtype), shape)
+        upto = ops.minimum(ops.floor(self.divide(ends - first, step)) + 1.0, samples)
+        upto = ops.maximum(upto, ops.zeros_like(upto))
+        before, n, left = upto[:, :, :-1], upto[:, :, 1:] - upto[:, :, :-1], ends[:, :, :-1]
+        first, step = first[:, :, :-1], step[:, :, :-1]
         rise = n * (first + step * before - left) + step * n * (n - 1.0) * 0.5
-        rise = ops.select(left < 0, n, rise) * (left < side - 1)
-        return self.divide(rise[:, :, :-1] + (n - rise)[:, :, 1:], samples)
+        rise = ops.select(left < 0, n, rise) * (left < side - 1).astype(n.dtype)
+        return self.divide(rise[:, :, :-1] + (n - rise)[:, :, 1:], samples[:, :, :-2])

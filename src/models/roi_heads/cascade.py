@@ -13,7 +13,7 @@ from src.models.assigner_sampler import AssignerSampler
 from src.models.box_coder import BoxCoder, clip_boxes
 from src.models.heads.box import BBoxHead, BBoxLoss, BoxSelector, class_deltas
 from src.models.losses import total_of
-from src.models.roi_extractor import RoIExtractor
+from src.models.roi_extractor import RoIExtractor, link
 from src.models.roi_heads.standard import draw, first_rows, with_truth
 from src.structures import Detections, GroundTruth, Proposals, Sample
 
@@ -117,6 +117,8 @@ class CascadeRoILoss(nn.Cell):
         further = list(dict.fromkeys(m.name for stage in more for m in stage))
         self.names = ("rcnn_cls_loss", "rcnn_reg_loss", *further)
         self.num_counts = len(box_losses) + sum(map(len, more))
+        stages = more or [()] * len(box_losses)
+        self.num_levels = link([e for stage in stages for e in (*(m.extractor for m in stage), heads.extractor)])
         self.more = nn.CellList([m for stage in more for m in stage], auto_prefix=False)
         # of each stage, where in the sums its further losses belong
         self.places = tuple(tuple(further.index(m.name) for m in stage) for stage in more)

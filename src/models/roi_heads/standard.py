@@ -10,7 +10,7 @@ from src.models.assigner_sampler import AssignerSampler
 from src.models.box_coder import take_rows
 from src.models.heads.box import BBoxHead, BBoxLoss, BoxSelector
 from src.models.losses import total_of
-from src.models.roi_extractor import RoIExtractor
+from src.models.roi_extractor import RoIExtractor, link
 from src.structures import Detections, GroundTruth, Proposals, Sample
 
 __all__ = ["StandardRoIHeads", "StandardRoILoss", "draw", "first_rows", "with_truth"]
@@ -83,6 +83,7 @@ class StandardRoILoss(nn.Cell):
         self.more = nn.CellList(more, auto_prefix=False)
         self.names = ("rcnn_cls_loss", "rcnn_reg_loss", *(m.name for m in more))
         self.num_counts = 1 + len(more)
+        self.num_levels = link([*(m.extractor for m in more), heads.extractor])
 
     def construct(
         self,

@@ -22,6 +22,13 @@ constexpr int64_t kBlockRows = 4;
 #endif
 constexpr int64_t kBlockColumns = 2 * kLanes;
 
+// Whether a number is read and broadcast at once, wherever it lies. NEON takes four from one vector.
+#if defined(__aarch64__)
+constexpr bool kBroadcasts = false;
+#else
+constexpr bool kBroadcasts = true;
+#endif
+
 // c[r][j] (+)= sum over i < depth of a[r][i] * b[i][j], in the order of i: a sum's value depends on nothing else.
 // a[r][i] is at a[r * a_row + i * a_depth], b[i][j] at b[i * kBlockColumns + j], c[r][j] at c[r * c_row + j].
 template <int64_t kRows, int64_t kVectors>

@@ -40,17 +40,21 @@ rcnn::Gate GateOf(Activation activation, const void *y) {
   return gate;
 }
 
-// x (N, C, H, W), weight (O, C, 1, 1), bias (O,), of two summands other like y -> y (N, O, h, w)
-template <int64_t kStride, bool kSum>
+enum class Summand { kNone, kLike, kHalf };
+
+// x (N, C, H, W), weight (O, C, 1, 1), bias (O,), of two summands other, like y or half as wide and high
+// -> y (N, O, h, w)
+template <int64_t kStride, Summand kSummand>
 void Forward(void **params, int64_t **shapes, Activation activation) {
-  const int64_t *in = shapes[0], *out = shapes[3], channels = in[1];
+  const int64_t *in = shapes[0], *out = shapes[kSummand == Summand::kNone ? 3 : 4], channels = in[1];
   const rcnn::Patches patches(MapsOf(params[0], in), AxisOf(in[2], kStride), AxisOf(in[3], kStride));
   Finish finish;
   finish.row_bias = Numbers(params[2]);
-  if (kSum) finish.other = Numbers(params[3]);
+  if (kSummand != Summand::kNone) finish.other = Numbers(params[3]);
+  if (kSummand == Summand::kHalf) finish.enlarged_to = out[3];
   finish.activation = activation;
   rcnn::MultiplyMatrices(Left{Numbers(params[1]), channels, 1}, patches, {out[0], out[1], out[2] * out[3], channels},
-                         finish, static_cast<float *>(params[kSum ? 4 : 3]), rcnn::NumThreads());
+                         finish, static_cast<float *>(params[kSummand == Summand::kNone ? 3 : 4]), rcnn::NumThreads());
 }
 
 // Rows (h, w) of some channels -> rows (height, width) with zeros between; from: `stride` apart.
@@ -71,17 +75,22 @@ void Spread(const float *from, int64_t row, int64_t width, float *to) {
 }
 
 // dy and y (N, O, h, w), weight (O, C, 1, 1), x (N, C, H, W) -> dx like x. y is read only for an activation, x never.
-template <int64_t kStride>
+// kPassed: x has passed ReLU, other comes before dx and is like it: the gradient is their sum, where x is positive.
+template <int64_t kStride, bool kPassed = false>
 void InputGradient(void **params, int64_t **shapes, Activation activation) {
-  const int64_t *out = shapes[0], *in = shapes[4], channels = in[1];
+  const int64_t *out = shapes[0], *in = shapes[3], channels = in[1];
   SeenMaps dy = MapsOf(params[0], out);
   dy.gate = GateOf(activation, params[1]);
   const Left turned{Numbers(params[2]), 1, channels};
-  auto *dx = static_cast<float *>(params[4]);
+  auto *dx = static_cast<float *>(params[kPassed ? 5 : 4]);
   const int threads = rcnn::NumThreads();
   if constexpr (kStride == 1) {
-    rcnn::MultiplyMatrices(turned, rcnn::Patches(dy), {out[0], channels, out[2] * out[3], out[1]}, Finish(), dx,
-                           threads);
+    Finish finish;
+    if (kPassed) {
+      finish.other = Numbers(params[4]);
+      finish.positive = Numbers(params[3]);
+    }
+    rcnn::MultiplyMatrices(turned, rcnn::Patches(dy), {out[0], channels, out[2] * out[3], out[1]}, finish, dx, threads);
     return;
   }
   // some rows of an image at a time
@@ -117,11 +126,31 @@ void FilterGradient(void **params, int64_t **shapes, Activation activation) {
                          rcnn::NumThreads());
 }
 
+// dy (N, C, H, W) of even sides -> the sums of its 2 x 2 (N, C, H / 2, W / 2): the gradient to what was enlarged.
+void AddFours(void **params, int64_t **shapes, int) {
+  const int64_t height = shapes[1][2], width = shapes[1][3];
+  const float *dy = Numbers(params[0]);
+  auto *sums = static_cast<float *>(params[1]);
+  rcnn::ParallelFor(shapes[1][0] * shapes[1][1], rcnn::NumThreads(), [=](int64_t map) {
+    for (int64_t y = 0; y < height; ++y) {
+      const float *upper = dy + (map * height + y) * 4 * width, *lower = upper + 2 * width;
+      for (int64_t x = 0; x < width; x += kLanes) {
+        const auto column = [&](int64_t at) {
+          return LoadWithin(upper, at, 2 * width) + LoadWithin(lower, at, 2 * width);
+        };
+        const Floats low = column(2 * x), high = column(2 * x + kLanes);
+        const Floats v = rcnn::ShuffleBy<rcnn::EvenLanes>(low, high) + rcnn::ShuffleBy<rcnn::OddLanes>(low, high);
+        StoreFirst(sums + (map * height + y) * width + x, v, width - x);
+      }
+    }
+  });
+}
+
 }  // namespace
 
-#define RCNN_POINTWISE(name, stride, suffix, activation)                                         \
-  RCNN_OPERATOR(name##Forward##suffix, (Forward<stride, false>), 4, Activation::activation)      \
-  RCNN_OPERATOR(name##InputGradient##suffix, (InputGradient<stride>), 5, Activation::activation) \
+#define RCNN_POINTWISE(name, stride, suffix, activation)                                             \
+  RCNN_OPERATOR(name##Forward##suffix, (Forward<stride, Summand::kNone>), 4, Activation::activation) \
+  RCNN_OPERATOR(name##InputGradient##suffix, (InputGradient<stride>), 5, Activation::activation)     \
   RCNN_OPERATOR(name##WeightGradient##suffix, (FilterGradient<stride>), 6, Activation::activation)
 
 RCNN_POINTWISE(Pointwise, 1, , kNone)
@@ -130,5 +159,8 @@ RCNN_POINTWISE(Pointwise, 1, ReLU6, kReLU6)
 RCNN_POINTWISE(PointwiseStride2, 2, , kNone)
 RCNN_POINTWISE(PointwiseStride2, 2, ReLU, kReLU)
 RCNN_POINTWISE(PointwiseStride2, 2, ReLU6, kReLU6)
-RCNN_OPERATOR(PointwiseForwardSum, (Forward<1, true>), 5, Activation::kNone)
-RCNN_OPERATOR(PointwiseForwardSumReLU, (Forward<1, true>), 5, Activation::kReLU)
+RCNN_OPERATOR(PointwiseForwardSum, (Forward<1, Summand::kLike>), 5, Activation::kNone)
+RCNN_OPERATOR(PointwiseForwardSumReLU, (Forward<1, Summand::kLike>), 5, Activation::kReLU)
+RCNN_OPERATOR(PointwiseForwardEnlarged, (Forward<1, Summand::kHalf>), 5, Activation::kNone)
+RCNN_OPERATOR(PointwiseInputGradientPassedReLU, (InputGradient<1, true>), 6, Activation::kReLU)
+RCNN_OPERATOR(SumOfFour, AddFours, 2, 0)

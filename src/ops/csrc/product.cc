@@ -8,6 +8,7 @@
 
 #include "cache.h"
 #include "parallel.h"
+#include "product_block.h"
 #include "tiles.h"
 #include "workspace.h"
 
@@ -15,160 +16,10 @@ namespace rcnn {
 
 namespace {
 
-constexpr int64_t kDepth = 256;      // terms that are multiplied at a time: their part of a panel stays in the L1 cache
+using namespace product_internal;
+
 constexpr int64_t kMostPanels = 16;  // of a task
 constexpr int64_t kSmall = 1 << 19;  // products that take less time than a thread's start
-
-// One block of the result, of `columns` columns.
-struct Block {
-  int64_t depth;
-  const float *a, *b;
-  float *c;
-  int64_t c_row, columns;
-  // of the sum's first and last part: it begins with the bias and `other`, and is activated at the end
-  bool first, last;
-  const float *row_bias, *column_bias;  // either may be null
-  const float *other;                   // like c, which it may be; may be null
-  Activation activation;
-};
-
-// a: [depth][row], of kRows rows.
-template <int64_t kRows, int64_t kVectors>
-__attribute__((noinline)) void MultiplyBlock(const Block &block) {
-  Floats sums[kRows][kVectors];
-  const float *a = block.a, *b = block.b;
-  float *c = block.c;
-  const int64_t c_row = block.c_row;
-  const bool whole = block.columns == kVectors * kLanes;
-  if (!block.first) {
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) {
-        sums[r][v] = whole ? Load(c + r * c_row + v * kLanes) : LoadWithin(c + r * c_row, v * kLanes, block.columns);
-      }
-    }
-  } else if (block.column_bias != nullptr) {
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = LoadWithin(block.column_bias, v * kLanes, block.columns);
-    }
-  } else {
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-      const Floats start = block.row_bias != nullptr ? Broadcast(block.row_bias[r]) : Floats{};
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = start;
-    }
-    // here, as it may lie where the sums go
-    if (block.other != nullptr) {
-#pragma GCC unroll 16
-      for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-        for (int64_t v = 0; v < kVectors; ++v) {
-          const float *other = block.other + r * c_row;
-          sums[r][v] += whole ? Load(other + v * kLanes) : LoadWithin(other, v * kLanes, block.columns);
-        }
-      }
-    }
-  }
-  // the next block's place is the next columns': rows of it lie far apart
-#pragma GCC unroll 16
-  for (int64_t r = 0; r < kRows; ++r) {
-    __builtin_prefetch(c + r * c_row + kBlockColumns, 1, 3);
-    __builtin_prefetch(c + r * c_row + kBlockColumns + kBlockColumns / 2, 1, 3);
-    if (block.first && block.other != nullptr && block.other != c) {
-      __builtin_prefetch(block.other + r * c_row + kBlockColumns, 0, 3);
-      __builtin_prefetch(block.other + r * c_row + kBlockColumns + kBlockColumns / 2, 0, 3);
-    }
-  }
-  for (int64_t i = 0; i < block.depth; ++i) {
-    Floats columns[kVectors];
-#pragma GCC unroll 2
-    for (int64_t v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kLanes);
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-      const Floats factor = Broadcast(a[r]);
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(factor, columns[v], sums[r][v]);
-    }
-    __builtin_prefetch(a + 32 * kRows, 0, 3);
-    a += kRows;
-    b += kBlockColumns;
-  }
-  if (block.last && block.activation == Activation::kReLU) {
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = Activate(Activation::kReLU, sums[r][v]);
-    }
-  } else if (block.last && block.activation != Activation::kNone) {
-    for (int64_t r = 0; r < kRows; ++r) {
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = Activate(block.activation, sums[r][v]);
-    }
-  }
-  if (whole) {
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) Store(c + r * c_row + v * kLanes, sums[r][v]);
-    }
-    return;
-  }
-  for (int64_t r = 0; r < kRows; ++r) {
-    for (int64_t v = 0; v < kVectors; ++v) {
-      StoreFirst(c + r * c_row + v * kLanes, sums[r][v], std::max<int64_t>(block.columns - v * kLanes, 0));
-    }
-  }
-}
-
-template <int64_t kRows = kBlockRows>
-void MultiplySome(int64_t rows, const Block &block) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) return MultiplySome<kRows - 1>(rows, block);
-  }
-  if (block.columns > kLanes) {
-    MultiplyBlock<kRows, 2>(block);
-  } else {
-    MultiplyBlock<kRows, 1>(block);
-  }
-}
-
-// A block's sums in tiles: `rows` rows of it, a and b split. Returns whether all of them are finite.
-bool MultiplyInTiles(const Block &block, int64_t rows, const uint16_t *a, const uint16_t *b, float *sums) {
-  for (int64_t r = 0; r < rows; ++r) {
-    float *c = block.c + r * block.c_row;
-    for (int64_t v = 0; v < kTileColumns; v += kLanes) {
-      Floats start = {};
-      if (!block.first) {
-        start = LoadWithin(c, v, block.columns);
-      } else {
-        if (block.row_bias != nullptr) start = Broadcast(block.row_bias[r]);
-        if (block.column_bias != nullptr) start = LoadWithin(block.column_bias, v, block.columns);
-        if (block.other != nullptr) start += LoadWithin(block.other + r * block.c_row, v, block.columns);
-      }
-      Store(sums + r * kTileColumns + v, start);
-    }
-  }
-  // the next block's place is the next columns'
-  const Ahead ahead{block.c + kTileColumns, block.other == nullptr ? nullptr : block.other + kTileColumns, block.c_row};
-  MultiplyTiles(block.depth, a, b, rows <= kTileRows / 2, ahead, sums);
-  Floats none = {};
-  for (int64_t r = 0; r < rows; ++r) {
-    float *c = block.c + r * block.c_row;
-    for (int64_t v = 0; v < block.columns; v += kLanes) {
-      // those beyond the last column may be anything
-      const Floats sum = LoadWithin(sums + r * kTileColumns, v, block.columns);
-      none += sum - sum;
-      StoreFirst(c + v, block.last ? Activate(block.activation, sum) : sum, block.columns - v);
-    }
-  }
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    if (none[lane] != 0.0f) return false;
-  }
-  return true;
-}
 
 // In which the kernels' panels are a tile's columns.
 bool UseTiles() { return kBlockColumns == kTileColumns && HasTiles(); }
@@ -182,15 +33,30 @@ float Total(const Floats &v) {
 // Rows [row, row + rows) of the left matrix of a summand, `depth` of their terms.
 class LeftBlock {
  public:
-  LeftBlock(const Left &left, int64_t image, int64_t row, int64_t rows, const Range &depth)
-      : left_(left), rows_(rows), depth_(depth.Size()) {
+  // ahead: from a number to that of the block which comes next, to be brought near meanwhile.
+  LeftBlock(const Left &left, int64_t image, int64_t row, int64_t rows, const Range &depth, int64_t ahead = 0)
+      : left_(left), rows_(rows), depth_(depth.Size()), ahead_(ahead) {
     const int64_t place = image * left.image + row * left.row + depth.begin * left.depth;
     data_ = left.data + place;
     gate_ = left.gate.At(place);
   }
 
-  // As the kernels read them: [term][row].
+  // Whether the kernels read them as they lie, [row][term], and not turned, [term][row].
+  bool Across() const { return kBroadcasts && left_.depth == 1; }
+
+  // As the kernels read them.
   void Pack(float *to) const {
+    if (Across()) {
+      for (int64_t r = 0; r < rows_; ++r) {
+        const int64_t next = r * left_.row + ahead_;
+        for (int64_t d = 0; d < depth_; d += kLanes) {
+          Store(to + r * kRowStride + d, Along(r, d));
+          __builtin_prefetch(data_ + next + d, 0, 2);
+          if (gate_.data != nullptr) __builtin_prefetch(gate_.data + next + d, 0, 2);
+        }
+      }
+      return;
+    }
     if (left_.depth != 1) {
       for (int64_t d = 0; d < depth_; ++d, to += rows_) {
         const int64_t place = d * left_.depth;
@@ -252,7 +118,7 @@ class LeftBlock {
   }
 
   const Left &left_;
-  const int64_t rows_, depth_;
+  const int64_t rows_, depth_, ahead_;
   const float *data_;
   Gate gate_;
 };
@@ -299,15 +165,18 @@ class Product {
     // of vectors: panels, and a block of rows. Of tiles: those of one panel, for what isn't finite; panels of a step
     // in the room of a block of rows; both, split; and a block's sums.
     const int64_t plain = std::max(kTileDepth * kBlockColumns * width_, kTileRows * kDepth);
-    const int64_t room = Workspace::Padded(tiles_ ? panel : panel * width_) + Workspace::Padded(kBlockRows * deepest_) +
+    const int64_t room = Workspace::Padded(tiles_ ? panel : panel * width_) +
+                         Workspace::Padded(kBlockRows * kRowStride) +
                          (tiles_ ? Workspace::Padded(plain) + Workspace::Padded(split * width_) +
                                        Workspace::Padded(split) + Workspace::Padded(kTileRows * kTileColumns)
-                                 : 0);
+                                 : 0) +
+                         kTileRows * kEnlargedRow;
     Workspace workspace(workers_ * room);
     std::vector<Scratch> scratch(static_cast<size_t>(workers_));
     for (Scratch &s : scratch) {
       s.panels = workspace.Take(tiles_ ? panel : panel * width_);
-      s.rows = workspace.Take(kBlockRows * deepest_);
+      s.rows = workspace.Take(kBlockRows * kRowStride);
+      s.enlarged = workspace.Take(kTileRows * kEnlargedRow);
       if (!tiles_) continue;
       s.plain = workspace.Take(plain);
       s.b = reinterpret_cast<uint16_t *>(workspace.Take(split * width_));
@@ -333,8 +202,10 @@ class Product {
   }
 
  private:
+  static constexpr int64_t kEnlargedRow = 2 * kBlockColumns;
+
   struct Scratch {
-    float *panels, *rows, *plain, *sums;
+    float *panels, *rows, *enlarged, *plain, *sums;
     uint16_t *a, *b;
   };
 
@@ -350,8 +221,8 @@ class Product {
     }
   }
 
-  // Where a panel's block of rows goes, and how its sums begin and end.
-  Block BlockAt(int64_t panel, int64_t row, int64_t summand, int64_t depth) const {
+  // Where a panel's block of rows goes, and how its sums begin and end. room: for what is enlarged.
+  Block BlockAt(int64_t panel, int64_t row, int64_t rows, int64_t summand, int64_t depth, float *room) const {
     const int64_t image = panel / of_image_, column = panel % of_image_ * kBlockColumns;
     const int64_t place = (image * e_.rows + row) * e_.columns + column;
     Block block{};
@@ -363,9 +234,37 @@ class Product {
     block.last = summand == e_.summands - 1 && depth + kDepth >= e_.depth;
     block.row_bias = finish_.row_bias == nullptr ? nullptr : finish_.row_bias + row;
     block.column_bias = finish_.column_bias == nullptr ? nullptr : finish_.column_bias + column;
-    block.other = finish_.other == nullptr ? nullptr : finish_.other + place;
+    block.positive = finish_.positive == nullptr ? nullptr : finish_.positive + place;
     block.activation = finish_.activation;
+    if (finish_.other == nullptr || !block.first) return block;
+    if (finish_.enlarged_to == 0) {
+      block.other = finish_.other + place;
+      block.other_row = e_.columns;
+      return block;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      Enlarge((image * e_.rows + row + r) * (e_.columns / 4), column, block.columns, room + r * kEnlargedRow);
+    }
+    block.other = room;
+    block.other_row = kEnlargedRow;
     return block;
+  }
+
+  // Columns [column, column + count) of a map, whose numbers begin at `map`, each of which is for 2 x 2. Up to a
+  // block's columns more are written, of any content.
+  void Enlarge(int64_t map, int64_t column, int64_t count, float *to) const {
+    const int64_t width = finish_.enlarged_to, half = width / 2;
+    for (const int64_t end = column + count; column < end;) {
+      const int64_t y = column / width, x = column % width, run = std::min(width - x, end - column);
+      const float *from = finish_.other + map + y / 2 * half;
+      for (int64_t i = 0; i < run; i += 2 * kLanes) {
+        const Floats v = LoadWithin(from, (x + i) / 2, half);
+        Store(to + i, ShuffleBy<LowHalves>(v, v));
+        Store(to + i + kLanes, ShuffleBy<HighHalves>(v, v));
+      }
+      to += run;
+      column += run;
+    }
   }
 
   void InVectors(const Scratch &s, const Range &panels, const Range &rows, bool sum) const {
@@ -375,14 +274,16 @@ class Product {
         Pack(summand, panels, terms, deepest_, s.panels);
         for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
           const int64_t some = std::min(kBlockRows, rows.end - row);
-          const LeftBlock left(left_, summand, row, some, terms);
+          const bool last = row + some == rows.end;
+          const int64_t ahead = last ? (rows.begin - row) * left_.row + kDepth : kBlockRows * left_.row;
+          const LeftBlock left(left_, summand, row, some, terms, ahead);
           left.Pack(s.rows);
           if (sum) left.Sum(summand == 0 && d == 0, left_.sums + row);
           for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            Block block = BlockAt(panel, row, summand, d);
+            Block block = BlockAt(panel, row, some, summand, d, s.enlarged);
             block.a = s.rows;
             block.b = s.panels + (panel - panels.begin) * deepest_ * kBlockColumns;
-            MultiplySome(some, block);
+            left.Across() ? MultiplySome<true>(some, block) : MultiplySome<false>(some, block);
           }
         }
       }
@@ -407,7 +308,7 @@ class Product {
           left.Split(s.plain, s.a);
           if (left_.sums != nullptr && panels.begin == 0) left.Sum(summand == 0 && d == 0, left_.sums + row);
           for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const Block block = BlockAt(panel, row, summand, d);
+            const Block block = BlockAt(panel, row, some, summand, d, s.enlarged);
             const bool finite = MultiplyInTiles(block, some, s.a, s.b + (panel - panels.begin) * split, s.sums);
             // A number that isn't finite has no parts: vectors say what its sums are. What lay where they are is gone.
             if (block.last && !finite && finish_.other != to_) {

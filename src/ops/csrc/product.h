@@ -15,11 +15,15 @@ namespace rcnn {
 enum class Activation { kNone, kReLU, kReLU6, kHSwish };
 
 // What is done with sums before they are stored. row_bias, column_bias: one a row or one a column of the result, or
-// null; other: of the output's layout, and where it may lie, added, or null.
+// null; other: of the output's layout, and where it may lie, added, or null. enlarged_to: where it isn't 0, the
+// output's rows are maps so wide, an even number, and other's are half as wide and high: each of its numbers is for 2
+// x 2. positive: of the output's layout, or null; a number is 0 at last where that isn't positive.
 struct Finish {
   const float *row_bias = nullptr;
   const float *column_bias = nullptr;
   const float *other = nullptr;
+  int64_t enlarged_to = 0;
+  const float *positive = nullptr;
   Activation activation = Activation::kNone;
 };
 

@@ -86,6 +86,14 @@ class MultiScaleRoIAlign(nn.Cell):
             maps = maps + (self.no_map,)
         return self.align(maps[0], maps[1], maps[2], maps[3], maps[4], rois, levels).astype(dtype)
 
+    def passed_to(self, levels: int) -> None:
+        """Says that of the maps that `passing` passes on the first `levels` are read by another RoIAlign, and by nobody
+        else: the gradients from there are added to where they lie, those of other maps are copied. What is said again
+        holds too.
+        """
+        if self.custom:
+            self.align_passing.further = min(levels, self.align_passing.further or levels)
+
     def passing(self, features: tuple[Tensor, ...], rois: Tensor, levels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The same, and the features for who uses them further: their gradients from there are added up where this
         one's are computed. Sums of whole pyramids' gradients, of which three are then there at once, aren't needed.
@@ -109,6 +117,10 @@ def _output_shape(*shapes):
     return (shapes[MAX_LEVELS][0], shapes[0][1], output_size, output_size)
 
 
+def _first_shape(*shapes):
+    return shapes[0]
+
+
 def _first_dtype(*dtypes):
     return dtypes[0]
 
@@ -119,9 +131,8 @@ def _gradient_shapes(*shapes):
     return tuple(tuple(s) if len(s) == 4 else (s[0], channels, s[1], s[2]) for s in shapes[1 : 1 + MAX_LEVELS])
 
 
-def _sum_shapes(*shapes):
-    """Of the operator that adds up: 5 other gradients, rois, levels, config, output gradient."""
-    return tuple(shapes[:MAX_LEVELS])
+def _one_number(*_):
+    return (1,)
 
 
 def _gradient_dtypes(*_):
@@ -169,20 +180,35 @@ class _CustomRoIAlign(nn.Cell):
 
 
 class _PassingRoIAlign(_CustomRoIAlign):
-    """The same, and the maps, whose gradients from further on enter its own."""
+    """The same, and the maps, whose gradients from further on this one's are added to, where those lie.
+
+    Nothing tells MindSpore so. What waits for the operator is the sums' readers; and its own inputs are other
+    operators' results that nobody else reads: of the first `further` maps as `passed_to` says, of the others, which
+    may be a constant's zeros, copies.
+    """
 
     def __init__(
         self, library: str, output_size: int, sampling_ratio: int, aligned: bool, strides: tuple[int, ...]
     ) -> None:
         super().__init__(library, output_size, sampling_ratio, aligned, strides)
-        self.backward_sum = ops.Custom(f"{library}:RoIAlignBackwardSum", _sum_shapes, _gradient_dtypes, func_type="aot")
+        self.further = 0
+        self.backward_add = ops.Custom(f"{library}:RoIAlignBackwardAdd", _one_number, _first_dtype, func_type="aot")
+        self.copied = ops.Custom(f"{library}:CopyWeight", _first_shape, _first_dtype, func_type="aot")
 
     def construct(self, p0, p1, p2, p3, p4, rois, levels):
         return self.forward_op(p0, p1, p2, p3, p4, rois, levels, self.config), p0, p1, p2, p3, p4
 
     def bprop(self, p0, p1, p2, p3, p4, rois, levels, out, dout):
-        gradients = self.backward_sum(dout[1], dout[2], dout[3], dout[4], dout[5], rois, levels, self.config, dout[0])
-        return _all_gradients(gradients, rois, levels)
+        own = ()  # type: tuple[Tensor, ...]
+        for i in range(MAX_LEVELS):
+            # after dout[0], so that no two copies of the same zeros are one
+            copy = self.further <= i < self.num_levels
+            own += (self.copied(ops.depend(dout[1 + i], dout[0])) if copy else dout[1 + i],)
+        done = self.backward_add(*own, rois, levels, self.config, dout[0])
+        sums = ()  # type: tuple[Tensor, ...]
+        for i in range(MAX_LEVELS):
+            sums += (ops.depend(own[i], done) if i < self.num_levels else own[i],)
+        return _all_gradients(sums, rois, levels)
 
 
 class _FixedRoIAlign(nn.Cell):

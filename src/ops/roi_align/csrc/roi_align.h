@@ -460,12 +460,12 @@ inline std::string RoIAlignForward(const RoIAlignOptions &options, const std::ve
   return "";
 }
 
-// gradients[l]: (batch, channels, height_l, width_l), overwritten. output_gradient: (count, channels, out, out).
-// others: none, or what is added to gradients.
+// gradients[l]: (batch, channels, height_l, width_l), overwritten, or with `adds` added to. output_gradient: (count,
+// channels, out, out).
 inline std::string RoIAlignBackward(const RoIAlignOptions &options, const std::vector<RoIAlignLevel> &levels,
                                     const std::vector<float *> &gradients, int64_t batch, int64_t channels,
                                     const float *rois, const int32_t *roi_levels, int64_t count,
-                                    const float *output_gradient, const std::vector<const float *> &others = {}) {
+                                    const float *output_gradient, bool adds = false) {
   namespace in = roi_align_internal;
   in::Plan plan;
   const std::string problem = in::MakePlan(options, levels, batch, rois, roi_levels, count, &plan);
@@ -477,13 +477,8 @@ inline std::string RoIAlignBackward(const RoIAlignOptions &options, const std::v
     const in::Task &task = tasks[static_cast<size_t>(task_index)];
     const RoIAlignLevel &level = levels[static_cast<size_t>(task.level)];
     const int64_t plane = level.height * level.width;
-    const int64_t place = (task.image * channels + task.first_channel) * plane;
-    float *target = gradients[static_cast<size_t>(task.level)] + place;
-    if (others.empty()) {
-      std::fill_n(target, task.channels * plane, 0.0f);
-    } else {
-      std::copy_n(others[static_cast<size_t>(task.level)] + place, task.channels * plane, target);
-    }
+    float *target = gradients[static_cast<size_t>(task.level)] + (task.image * channels + task.first_channel) * plane;
+    if (!adds) std::fill_n(target, task.channels * plane, 0.0f);
     const int64_t begin = plan.groups[static_cast<size_t>(task.group)];
     const int64_t end = plan.groups[static_cast<size_t>(task.group) + 1];
     if (begin == end) return;

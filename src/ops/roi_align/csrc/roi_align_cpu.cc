@@ -66,42 +66,39 @@ extern "C" int RoIAlignForward(int nparam, void **params, int *, int64_t **shape
   return Report(error.what());
 }
 
-// Output gradient at `output`, 5 arrays at `arrays`, then rois, levels, config; last 5 feature gradients. With `sum`
-// the arrays are the features' other gradients, which are added, else read for nothing.
-static int Backward(int output, int arrays, int nparam, void **params, int64_t **shapes, bool sum) {
-  const int rois = arrays + kMaxLevels, results = kMaxLevels + 4;
+// Output gradient at `output`; rois, levels and config from `rois` on; the feature gradients from `results` on.
+static int Backward(int output, int rois, int results, void **params, int64_t **shapes, bool adds) {
   Problem problem;
-  if (nparam != results + kMaxLevels || !Read(results, rois, params, shapes, &problem)) {
-    return Report("bad parameters");
-  }
+  if (!Read(results, rois, params, shapes, &problem)) return Report("bad parameters");
   std::vector<float *> gradients;
-  std::vector<const float *> others;
   for (int level = 0; level < kMaxLevels; ++level) {
     float *gradient = static_cast<float *>(params[results + level]);
     if (level < static_cast<int>(problem.levels.size())) {
       gradients.push_back(gradient);
-      if (sum) others.push_back(static_cast<const float *>(params[arrays + level]));
-    } else {
+    } else if (!adds) {
       const int64_t *shape = shapes[results + level];
       std::fill_n(gradient, shape[0] * shape[1] * shape[2] * shape[3], 0.0f);
     }
   }
   return Report(rcnn::RoIAlignBackward(problem.options, problem.levels, gradients, problem.batch, problem.channels,
                                        problem.rois, problem.roi_levels, problem.count,
-                                       static_cast<const float *>(params[output]), others));
+                                       static_cast<const float *>(params[output]), adds));
 }
 
 // output gradient, 5 arrays of the features' sides, rois, levels, config -> 5 feature gradients
 extern "C" int RoIAlignBackward(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) try {
-  return Backward(0, 1, nparam, params, shapes, false);
+  if (nparam != 2 * kMaxLevels + 4) return Report("bad parameters");
+  return Backward(0, 1 + kMaxLevels, 4 + kMaxLevels, params, shapes, false);
 } catch (const std::exception &error) {
   return Report(error.what());
 }
 
-// 5 other gradients, rois, levels, config, output gradient -> 5 sums of gradients
-extern "C" int RoIAlignBackwardSum(int nparam, void **params, int *, int64_t **shapes, const char **, void *,
+// 5 other feature gradients, which are increased where they lie, rois, levels, config, output gradient -> 1 number, 0
+extern "C" int RoIAlignBackwardAdd(int nparam, void **params, int *, int64_t **shapes, const char **, void *,
                                    void *) try {
-  return Backward(kMaxLevels + 3, 0, nparam, params, shapes, true);
+  if (nparam != kMaxLevels + 5) return Report("bad parameters");
+  *static_cast<float *>(params[nparam - 1]) = 0.0f;
+  return Backward(kMaxLevels + 3, kMaxLevels, 0, params, shapes, true);
 } catch (const std::exception &error) {
   return Report(error.what());
 }
