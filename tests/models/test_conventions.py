@@ -194,6 +194,8 @@ def test_each_projects_config_says_what_it_does(name):
     said = (c.rpn.bbox_coder.delta_clamp, c.rpn.rank_by, c.rpn.loss_normaliser, c.train_cfg.rcnn.mask_targets)
     said += (c.mask_target_box, c.mask_paste, c.rpn.anchor_generator.grid_strides)
     assert said == PROJECTS[name]
+    # torchvision and mmdetection cut bitmaps; the others polygons, or boxes of them
+    assert (c.train_cfg.rcnn.mask_crop == "pixels") == name.startswith(("torchvision", "mmdet"))
 
 
 def test_conventions_reach_the_detector_and_its_losses():
