@@ -14,6 +14,7 @@ __all__ = [
     "CustomEnlargedSum",
     "CustomLayer",
     "CustomPassing",
+    "CustomPool",
     "CustomSum",
     "doubled_shape",
     "halved_shape",
@@ -52,6 +53,10 @@ def _quarter_shape(*shapes):
 
 def _first_shape(*shapes):
     return shapes[0]
+
+
+def _second_shape(*shapes):
+    return shapes[1]
 
 
 def _input_gradient_shape(*shapes):
@@ -203,6 +208,21 @@ class CustomEnlargedSum(nn.Cell):
         gradients = self.weight_gradient(dout, dout, x, weight)
         dout = ops.depend(dout, gradients[0])
         return self.input_gradient(dout, dout, weight, x), gradients[0], gradients[1], self.coarse_gradient(dout)
+
+
+class CustomPool(nn.Cell):
+    """A pooling operator by its name, whose outputs are half as wide and high. Input: x (B, C, H, W) float32."""
+
+    def __init__(self, library: str, name: str):
+        super().__init__()
+        self.pooled = ops.Custom(f"{library}:{name}", _quarter_shape, _one_dtype, func_type="aot")
+        self.gradient = ops.Custom(f"{library}:{name}Gradient", _second_shape, _one_dtype, func_type="aot")
+
+    def construct(self, x):
+        return self.pooled(x)
+
+    def bprop(self, x, out, dout):
+        return (self.gradient(dout, x),)
 
 
 class CustomDepthwise(nn.Cell):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from src.ops.custom import CustomPool
 from src.ops.library import custom_operator_path
 
 __all__ = ["StemPool"]
@@ -27,7 +28,7 @@ class StemPool(nn.Cell):
         self.same_padding, library = same_padding, custom_operator_path(False)
         self.custom = library is not None
         if library is not None:
-            self.fused = _CustomPool(library, "MaxPool3x3Same" if same_padding else "MaxPool3x3")
+            self.fused = CustomPool(library, "MaxPool3x3Same" if same_padding else "MaxPool3x3")
 
     def construct(self, x: Tensor) -> Tensor:
         if self.custom and x.dtype == ms.float32:
@@ -38,32 +39,3 @@ class StemPool(nn.Cell):
         x = ops.concat((ops.zeros((b, c, 1, w), x.dtype), x), 2)
         x = ops.concat((ops.zeros((b, c, h + 1, 1), x.dtype), x), 3)
         return self.pool(x)
-
-
-class _CustomPool(nn.Cell):
-    """The C++ operator."""
-
-    def __init__(self, library: str, kind: str) -> None:
-        super().__init__()
-        self.pooled = ops.Custom(f"{library}:{kind}", _pooled_shape, _one_dtype, func_type="aot")
-        self.gradient = ops.Custom(f"{library}:{kind}Gradient", _map_shape, _one_dtype, func_type="aot")
-
-    def construct(self, x):
-        return self.pooled(x)
-
-    def bprop(self, x, out, dout):
-        return (self.gradient(dout, x),)
-
-
-def _pooled_shape(*shapes):
-    b, c, h, w = shapes[0]
-    return (b, c, h // 2, w // 2)
-
-
-def _map_shape(*shapes):
-    """Of the output's gradient, x."""
-    return shapes[1]
-
-
-def _one_dtype(*_):
-    return ms.float32
