@@ -1,16 +1,16 @@
 """Twenty training steps against torchvision's: losses and weights' norms, step by step, nothing drawn by chance.
 
     python -m benchmarks.trajectory --npz tests/reference/trajectory_maskrcnn_r50_fpn.npz [--salt N] [--steps N]
-                                   [--device_target GPU] [--winograd]
+                                   [--device_target GPU] [--operators]
 
 The file holds what torchvision's Mask R-CNN gave: weights and four images made from names and the salt
 (tests/reference/reference_weights.py), two images a step in turns, stem, stage 1 and batch norms frozen, SGD with
 momentum and weight decay, samplers that take every box. So it shows optimizer, decay, momentum and freezing, which one
 step doesn't. Exits with status 1 if a value is past its tolerance.
 
-On a CPU 3x3 convolutions are plain sums here, which takes 12 GB; --winograd has them as training has. Of thousands of
-proposals some pair's IoU is the threshold to five digits, and Winograd's rounding, twice that of plain sums, lets one
-fall the other way sooner, after which losses aren't those of the same boxes.
+On a CPU convolutions are MindSpore's own here, oneDNN's sums as torchvision's are, which takes 12 GB; --operators has
+them as training has. Of thousands of proposals some pair's IoU is the threshold to five digits, and other rounding lets
+one fall the other way sooner, after which losses aren't those of the same boxes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def batch_of(config: Config, salt: int) -> list[Tensor]:
 def compare(npz: str | Path, salt: int = 0, steps: int = 20, plain: bool = True) -> list[Row]:
     """The worst relative difference of each loss and each watched weight's norm, in the first steps and in all.
 
-    plain: 3x3 convolutions are plain sums on a CPU, not Winograd's.
+    plain: convolutions are MindSpore's own on a CPU, not our operators.
     """
     try:
         golden = np.load(npz)
@@ -125,10 +125,10 @@ def main() -> int:
     parser.add_argument("--salt", type=int, default=0, help="salt that the golden values were made with")
     parser.add_argument("--steps", type=int, default=20, help="steps to compare (default: %(default)s)")
     parser.add_argument("--device_target", default="CPU", choices=("CPU", "GPU", "Ascend"), help="where to compute")
-    parser.add_argument("--winograd", action="store_true", help="3x3 convolutions as in training")
+    parser.add_argument("--operators", action="store_true", help="our convolutions, as in training")
     arguments = parser.parse_args()
     set_device(Config(device_target=arguments.device_target, compute_type="float32"))
-    rows = compare(arguments.npz, arguments.salt, arguments.steps, not arguments.winograd)
+    rows = compare(arguments.npz, arguments.salt, arguments.steps, not arguments.operators)
     for r in rows:
         print(f"{'ok  ' if r.passed else 'FAIL'} {r.stage:70s} {r.value:10.3g} <= {r.limit:g}")
     failed = sum(not r.passed for r in rows)

@@ -126,7 +126,6 @@ def test_five_training_steps_are_torchvisions(steps):
 
 
 @pytest.mark.full
-@pytest.mark.xfail(strict=True, reason="after five steps a proposal falls the other way: rcnn_reg_loss 2.6e-2 of 2e-2")
 def test_twenty_training_steps_are_torchvisions(steps):
     assert len(steps) == 26
     assert failures(steps) == []

@@ -18,6 +18,7 @@ from src.models.precision import float32
 from src.models.proposals import ProposalGenerator
 from src.ops.conv import Conv2d
 from src.ops.roi_align import MultiScaleRoIAlign
+from src.ops.rpn_head import DenseRPNHead
 from src.structures import GroundTruth, Proposals
 
 __all__ = ["RPN", "RPNHead", "RPNLoss", "SampledRPN"]
@@ -42,9 +43,22 @@ class RPNHead(nn.Cell):
         self.convs = tuple(getattr(self, name) for name in names)
         self.cls = Conv2d(feat_channels, num_anchors, 1, **options)
         self.reg = Conv2d(feat_channels, num_anchors * 4, 1, **options)
-        self.relu = nn.ReLU()
+        self.relu, self.fused = nn.ReLU(), DenseRPNHead()
 
     def construct(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        return self.each(features)
+
+    def dense(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The outputs without gradient, of one operator where there is one."""
+        before = features
+        for conv in self.convs[:-1]:
+            before = through(conv, before)
+        if self.fused.fits(before, self.convs[-1]):
+            return self.fused(before, self.convs[-1], self.cls, self.reg)
+        return self.each(frozen(features))
+
+    def each(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The outputs, level by level."""
         logits, deltas = (), ()  # type: tuple[Tensor, ...], tuple[Tensor, ...]
         for x in features:
             b = x.shape[0]
@@ -96,7 +110,7 @@ class RPN(nn.Cell):
         return anchors, corners, ops.logical_and(x_inside, y_inside)
 
     def construct(self, features: tuple[Tensor, ...], image_size: Tensor) -> Proposals:
-        logits, deltas = self.head(features)
+        logits, deltas = self.head.dense(features)
         grid = self.grid(features, image_size)
         # one unpacked in vain here, MindSpore warns of side effects that it eliminated
         found = self.proposals(logits, deltas, grid[0], grid[2], image_size)
@@ -253,7 +267,7 @@ class RPNLoss(nn.Cell):
         keys: Tensor,
         totals: Tensor | None = None,
     ) -> tuple[Proposals, tuple[Tensor, Tensor], Tensor, tuple[Tensor, ...]]:
-        logits, deltas = self.rpn.head(frozen(features))
+        logits, deltas = self.rpn.head.dense(frozen(features))
         anchors, corners, inside = self.rpn.grid(features, image_size)
         drawn_from = self.proposals(logits, deltas, anchors, inside, image_size)
         index, valid, positive, gt_index = self.assigner_sampler(

@@ -12,7 +12,6 @@ __all__ = ["Conv2d", "float32"]
 
 _PART_CHANNELS = 128  # at most, of a convolution that stands for some groups
 _DEPTHWISE = ("Depthwise", "DepthwiseStride2", "DepthwiseSameStride2")
-_WINOGRAD = "Conv3x3"
 _POINTWISE = ("Pointwise", "PointwiseStride2")
 
 
@@ -64,7 +63,7 @@ class Conv2d(nn.Conv2d):
 
     def choose_operators(self, kind: str, stride: int) -> None:
         """Takes the C++ operators whose names begin with `kind`, where there is a library, or none if it is empty."""
-        kind = "" if kind == _WINOGRAD and plain_sums_only() else kind
+        kind = "" if plain_sums_only() else kind
         library = custom_operator_path(False) if kind else None
         self.custom, self.bounds = library is not None, kind in (*_DEPTHWISE, *_POINTWISE)
         self.sums, self.library, self.passes = library is not None and kind == "Pointwise", library, False
@@ -191,5 +190,5 @@ def _kind(inputs: int, outputs: int, kernel: int, stride: int, group: int = 1, d
     if kernel == 1 and stride in (1, 2):
         return "Pointwise" if stride == 1 else "PointwiseStride2"
     if (kernel, stride) == (3, 1):
-        return _WINOGRAD
+        return "Conv3x3"
     return "ConvStride2" if stride == 2 and kernel % 2 == 1 else ""

@@ -59,6 +59,7 @@ SOURCES: tuple[tuple[Path, str], ...] = (
     (_OPS / "csrc" / "pointwise.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "dense.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "max_pool.cc", "-ffp-contract=off"),
+    (_OPS / "csrc" / "rpn_head.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "transposed.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "weights.cc", "-ffp-contract=off"),
     (_OPS / "csrc" / "instruction_set.cc", "-ffp-contract=off"),
@@ -76,11 +77,13 @@ _HEADERS: tuple[Path, ...] = (
     _OPS / "csrc" / "patches.h",
     _OPS / "csrc" / "product.h",
     _OPS / "csrc" / "product_block.h",
+    _OPS / "csrc" / "rpn_head.h",
     _OPS / "csrc" / "simd.h",
     _OPS / "csrc" / "tiles.h",
     _OPS / "csrc" / "transposed.h",
     _OPS / "csrc" / "vector_width.h",
     _OPS / "csrc" / "winograd.h",
+    _OPS / "csrc" / "winograd_blocks.h",
     _OPS / "csrc" / "winograd_transform.h",
     _OPS / "csrc" / "workspace.h",
 )
@@ -192,9 +195,11 @@ def standard_operators(wanted: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_sums(wanted: bool = True) -> Iterator[None]:
-    """Convolutions made within are plain sums of products, where `wanted`, not Winograd's.
+    """Convolutions made within are MindSpore's own, where `wanted`: plain sums of products, by the library that PyTorch
+    computes them with on a CPU, too.
 
-    Those are faster, and round about twice as much: too much where a run is to be told apart from another step by step.
+    Winograd's method rounds about twice as much, and sums in another order round otherwise: too much where a run is to
+    be told apart from another step by step.
     """
     token = _plain_sums.set(wanted or _plain_sums.get())
     try:

@@ -35,6 +35,7 @@ DECLARE(PointwiseForwardSumReLU)
 DECLARE(PointwiseForwardEnlarged)
 DECLARE(SumOfFour)
 DECLARE(PointwiseInputGradientPassedReLU)
+DECLARE(RPNHead)
 DECLARE(MaxPool3x3)
 DECLARE(MaxPool3x3Gradient)
 DECLARE(MaxPool3x3Same)
@@ -296,6 +297,23 @@ void TestEnlarged(int64_t batch, int64_t inputs, int64_t outputs, int64_t height
   if (passed.Call(PointwiseInputGradientPassedReLU) != 0) Arguments::Fail("a gradient's sum's status");
 }
 
+void TestRPNHead(int64_t batch, int64_t channels, int64_t hidden, int64_t anchors,
+                 const std::vector<std::vector<int64_t>> &sizes) {
+  Arguments arguments;
+  for (const auto &size : sizes) {
+    arguments.Add<float>({batch, channels, size[0], size[1]}, Random(batch * channels * size[0] * size[1], -1, 1));
+  }
+  arguments.Add<float>({hidden, channels, 3, 3}, Random(hidden * channels * 9, -1, 1));
+  arguments.Add<float>({hidden}, Random(hidden, -1, 1));
+  for (const int64_t outputs : {anchors, 4 * anchors}) {
+    arguments.Add<float>({outputs, hidden, 1, 1}, Random(outputs * hidden, -1, 1));
+    arguments.Add<float>({outputs}, Random(outputs, -1, 1));
+  }
+  for (const auto &size : sizes) arguments.Add<float>({batch, size[0] * size[1] * anchors}, {});
+  for (const auto &size : sizes) arguments.Add<float>({batch, size[0] * size[1] * anchors, 4}, {});
+  if (arguments.Call(RPNHead) != 0) Arguments::Fail("an RPN head's status");
+}
+
 void TestMaxPool(decltype(&MaxPool3x3) forward, decltype(&MaxPool3x3) gradient, int64_t batch, int64_t channels,
                  int64_t height, int64_t width) {
   const std::vector<int64_t> in = {batch, channels, height, width}, out = {batch, channels, height / 2, width / 2};
@@ -402,6 +420,10 @@ int main() {
       TestDepthwise(passes, kernel, 0, 3, 5, 5);
     }
   }
+  TestRPNHead(1, 1, 1, 1, {{1, 1}});
+  TestRPNHead(2, 5, 7, 3, {{9, 14}, {5, 7}, {3, 4}});
+  TestRPNHead(1, 16, 33, 2, {{40, 50}, {1, 3}});
+  TestRPNHead(3, 8, 20, 9, {{2, 150}, {150, 1}});
   TestEnlarged(1, 3, 1, 2, 2);
   TestEnlarged(2, 40, 50, 6, 10);
   TestEnlarged(1, 300, 20, 4, 40);

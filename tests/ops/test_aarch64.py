@@ -5,7 +5,7 @@ import pytest
 
 from src.ops import library
 from src.runtime.newer import zip_equal
-from tests.ops import test_convolution, test_depthwise, test_matching, test_products
+from tests.ops import test_convolution, test_depthwise, test_matching, test_products, test_rpn_head
 from tests.ops.conftest import NEON, build, run_here
 
 # of the largest number: float32 sums in another order
@@ -75,6 +75,38 @@ def products(bad):
             yield f"{kind}WeightGradient{end}", [dy, y, x, weight], [weight, bias]
 
 
+def sums_and_pools(bad):
+    """What a neck and a backbone have besides."""
+    for batch, inputs, outputs, height, width in test_products.ENLARGED:
+        half, sides = (batch, outputs, height // 2, width // 2), (batch, outputs, height, width)
+        wide, filters = (batch, inputs, height, width), (outputs, inputs, 1, 1)
+        x, other, weight, bias, coarse, y, dy = test_products.normal(
+            wide, wide, filters, (outputs,), half, sides, sides
+        )
+        if bad:
+            x, coarse, dy = spoil(x, 97), spoil(coarse, 13), spoil(dy, 89)
+        yield "PointwiseForwardEnlarged", [x, weight, bias, coarse], [dy]
+        yield "SumOfFour", [dy], [coarse]
+        yield "PointwiseInputGradientPassedReLU", [dy, y, weight, x, other], [x]
+        for name in ("MaxPool3x3", "MaxPool3x3Same"):
+            pooled = np.zeros((batch, inputs, (height + 1) // 2, (width + 1) // 2), np.float32)
+            yield name, [x], [pooled]
+            gradient = np.random.default_rng(1).standard_normal(pooled.shape, np.float32)
+            yield f"{name}Gradient", [gradient, x], [x]
+
+
+def rpn_head(bad):
+    for shape in test_rpn_head.SHAPES:
+        maps, weights = test_rpn_head.make_inputs(*shape)
+        if bad:
+            maps = [spoil(x, 97) for x in maps]
+        yield (
+            "RPNHead",
+            [*maps, *weights],
+            [np.zeros(s, np.float32) for s in test_rpn_head.output_shapes(maps, shape[3])],
+        )
+
+
 def depthwise(bad):
     for kernel, stride, same in test_depthwise.KINDS:
         for shape in test_depthwise.SHAPES:
@@ -142,7 +174,10 @@ def matching(bad):
             yield "MaxIoUMatch", [boxes, *rest, np.float32([0.3])], [floats, integers, integers, floats]
 
 
-KERNELS = {f.__name__: f for f in (convolutions, products, depthwise, roi_align, suppression, matching)}
+KERNELS = {
+    f.__name__: f
+    for f in (convolutions, products, sums_and_pools, rpn_head, depthwise, roi_align, suppression, matching)
+}
 
 
 def compare(both, kernel, bad):
