@@ -67,8 +67,8 @@ def time_mindspore(sizes: dict[str, Layer], repeats: int, custom: bool) -> dict[
             self.number = number
             self.conv = Conv2d(c, o, k, stride)
             if custom:
-                self.input_gradient = self.conv.linear.input_gradient
-                self.weight_gradient = self.conv.linear.weight_gradient
+                self.input_gradient = self.conv.linear.gradients.to_input
+                self.weight_gradient = self.conv.linear.gradients.to_filters
             else:
                 pad, dilation = (k // 2,) * 4, (1,) * 4
                 options = {"pad_mode": "pad", "pad": pad, "pad_list": pad, "stride": stride, "dilation": dilation}

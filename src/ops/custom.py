@@ -64,6 +64,15 @@ def _input_gradient_shape(*shapes):
     return shapes[3]
 
 
+# What an input's gradient is shaped like, of the shapes of the output's gradient, the output and the weight, where
+# they say it: x, of which nothing else is wanted, needn't be kept until that is made.
+_KNOWN: dict[Shape, Shape] = {
+    same_shape: lambda *shapes: (shapes[0][0], shapes[2][1], *shapes[0][2:]),
+    doubled_shape: lambda *shapes: (shapes[0][0], shapes[2][0], shapes[0][2] // 2, shapes[0][3] // 2),
+    rows_shape: lambda *shapes: (shapes[0][0], shapes[2][1]),
+}
+
+
 def _depthwise_gradient_shapes(*shapes):
     """Of the output's gradient, the output, x, the weight."""
     return (shapes[2], shapes[3], (shapes[0][1],))
@@ -86,13 +95,28 @@ def _three_dtypes(*_):
     return (ms.float32, ms.float32, ms.float32)
 
 
-def _gradients(library: str, kind: str, activation: str) -> tuple[ops.Custom, ops.Custom]:
-    """The C++ operators of the gradients to the input, and to weight and bias."""
-    name = f"{library}:{kind}"
-    return (
-        ops.Custom(f"{name}InputGradient{activation}", _input_gradient_shape, _one_dtype, func_type="aot"),
-        ops.Custom(f"{name}WeightGradient{activation}", _filter_gradient_shapes, _two_dtypes, func_type="aot"),
-    )
+class _Gradients(nn.Cell):
+    """The C++ operators of the gradients, of the layer whose outputs have this shape. Inputs: dy; y, read only where
+    there is an activation; x, weight. Outputs: those to x, weight and bias.
+    """
+
+    def __init__(self, library: str, kind: str, activation: str, shape: Shape):
+        super().__init__()
+        name, known = f"{library}:{kind}", _KNOWN.get(shape)
+        self.to_input = ops.Custom(
+            f"{name}InputGradient{activation}", known or _input_gradient_shape, _one_dtype, func_type="aot"
+        )
+        self.to_filters = ops.Custom(
+            f"{name}WeightGradient{activation}", _filter_gradient_shapes, _two_dtypes, func_type="aot"
+        )
+        self.known = known is not None
+
+    def construct(self, dy, y, x, weight):
+        to_weight, to_bias = self.to_filters(dy, y, x, weight)
+        # before the way back goes on: put off, it would keep the maps
+        dy = ops.depend(dy, to_weight)
+        # the operator reads the last one's shape at most
+        return self.to_input(dy, y, weight, weight if self.known else x), to_weight, to_bias
 
 
 class CustomLayer(nn.Cell):
@@ -103,19 +127,15 @@ class CustomLayer(nn.Cell):
     def __init__(self, library: str, kind: str, activation: str, shape: Shape):
         super().__init__()
         self.forward_op = ops.Custom(f"{library}:{kind}Forward{activation}", shape, _one_dtype, func_type="aot")
-        self.input_gradient, self.weight_gradient = _gradients(library, kind, activation)
+        self.gradients = _Gradients(library, kind, activation, shape)
         self.active = activation != ""
 
     def construct(self, x, weight, bias):
         return self.forward_op(x, weight, bias)
 
     def bprop(self, x, weight, bias, out, dout):
-        # The operators read the output only where there is an activation; without it, it needn't be kept.
-        y = out if self.active else dout
-        gradients = self.weight_gradient(dout, y, x, weight)
-        # before the way back goes on: put off, it would keep the maps
-        dout = ops.depend(dout, gradients[0])
-        return self.input_gradient(dout, y, weight, x), gradients[0], gradients[1]
+        # without an activation the output needn't be kept
+        return self.gradients(dout, out if self.active else dout, x, weight)
 
 
 class CustomDense(CustomLayer):
@@ -136,11 +156,7 @@ class CustomDense(CustomLayer):
         return self.forward_op(x, weight, bias), weight
 
     def bprop(self, x, weight, bias, out, dout):
-        dy = dout[0]
-        y = out[0] if self.active else dy
-        gradients = self.weight_gradient(dy, y, x, out[1])
-        dy = ops.depend(dy, gradients[0])
-        return self.input_gradient(dy, y, out[1], x), gradients[0], gradients[1]
+        return self.gradients(dout[0], out[0] if self.active else dout[0], x, out[1])
 
 
 class CustomPassing(nn.Cell):
@@ -156,7 +172,9 @@ class CustomPassing(nn.Cell):
         self.forward_op = ops.Custom(f"{library}:PointwiseForwardReLU", same_shape, _one_dtype, func_type="aot")
         name = f"{library}:PointwiseInputGradientPassedReLU"
         self.input_gradient = ops.Custom(name, _input_gradient_shape, _one_dtype, func_type="aot")
-        _, self.weight_gradient = _gradients(library, "Pointwise", "ReLU")
+        self.weight_gradient = ops.Custom(
+            f"{library}:PointwiseWeightGradientReLU", _filter_gradient_shapes, _two_dtypes, func_type="aot"
+        )
 
     def construct(self, x, weight, bias):
         return self.forward_op(x, weight, bias), x
@@ -177,7 +195,7 @@ class CustomSum(nn.Cell):
     def __init__(self, library: str, kind: str, shape: Shape, gated: bool = False):
         super().__init__()
         self.forward_op = ops.Custom(f"{library}:{kind}ForwardSumReLU", shape, _one_dtype, func_type="aot")
-        self.input_gradient, self.weight_gradient = _gradients(library, kind, "")
+        self.gradients = _Gradients(library, kind, "", shape)
         self.relu_gradient, self.gated = ReluGrad(), gated
 
     def construct(self, x, weight, bias, other):
@@ -185,9 +203,8 @@ class CustomSum(nn.Cell):
 
     def bprop(self, x, weight, bias, other, out, dout):
         dsum = dout if self.gated else self.relu_gradient(dout, out)
-        gradients = self.weight_gradient(dsum, dsum, x, weight)
-        dsum = ops.depend(dsum, gradients[0])
-        return self.input_gradient(dsum, dsum, weight, x), gradients[0], gradients[1], dsum
+        dx, dweight, dbias = self.gradients(dsum, dsum, x, weight)
+        return dx, dweight, dbias, dsum
 
 
 class CustomEnlargedSum(nn.Cell):
@@ -198,16 +215,15 @@ class CustomEnlargedSum(nn.Cell):
     def __init__(self, library: str):
         super().__init__()
         self.forward_op = ops.Custom(f"{library}:PointwiseForwardEnlarged", same_shape, _one_dtype, func_type="aot")
-        self.input_gradient, self.weight_gradient = _gradients(library, "Pointwise", "")
+        self.gradients = _Gradients(library, "Pointwise", "", same_shape)
         self.coarse_gradient = ops.Custom(f"{library}:SumOfFour", _quarter_shape, _one_dtype, func_type="aot")
 
     def construct(self, x, weight, bias, coarse):
         return self.forward_op(x, weight, bias, coarse)
 
     def bprop(self, x, weight, bias, coarse, out, dout):
-        gradients = self.weight_gradient(dout, dout, x, weight)
-        dout = ops.depend(dout, gradients[0])
-        return self.input_gradient(dout, dout, weight, x), gradients[0], gradients[1], self.coarse_gradient(dout)
+        dx, dweight, dbias = self.gradients(dout, dout, x, weight)
+        return dx, dweight, dbias, self.coarse_gradient(dout)
 
 
 class CustomPool(nn.Cell):

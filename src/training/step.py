@@ -203,7 +203,8 @@ def build_step(config: Config, loss: RCNNLoss, rates: np.ndarray, ranks: int = 1
 def step_inputs(batch: dict[str, np.ndarray], keys: tuple[np.ndarray, np.ndarray]) -> list[Tensor]:
     """The inputs of TrainStep, in RCNNLoss's order, from a loader's batch and the samplers' keys."""
     truth = [k for k in batch if k.startswith("gt_")]
-    return [Tensor(batch[k]) for k in ("image", "image_size", *truth, "ignore_boxes")] + [Tensor(k) for k in keys]
+    # without a copy: nothing writes to a batch that has been read
+    return [Tensor.from_numpy(a) for a in (*(batch[k] for k in ("image", "image_size", *truth, "ignore_boxes")), *keys)]
 
 
 class SamplerKeys:

@@ -20,7 +20,7 @@
 
 // The six of them, by the functions Forward, InputGradient and FilterGradient in scope:
 //   Forward: x, weight, bias -> y
-//   InputGradient: dy, y, weight, x -> dx. y is read only for ReLU, x never.
+//   InputGradient: dy, y, weight, x -> dx. y is read only for ReLU, x never, so that anything may stand for it.
 //   FilterGradient: dy, y, x, weight -> dweight, dbias. y is read only for ReLU, weight never.
 #define RCNN_CONVOLUTION(name)                                   \
   RCNN_OPERATOR(name##Forward, Forward, 4, false)                \

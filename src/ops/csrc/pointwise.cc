@@ -74,11 +74,12 @@ void Spread(const float *from, int64_t row, int64_t width, float *to) {
   }
 }
 
-// dy and y (N, O, h, w), weight (O, C, 1, 1), x (N, C, H, W) -> dx like x. y is read only for an activation, x never.
+// dy and y (N, O, h, w), weight (O, C, 1, 1), x (N, C, H, W) -> dx like x. y is read only for an activation, x for
+// kPassed.
 // kPassed: x has passed ReLU, other comes before dx and is like it: the gradient is their sum, where x is positive.
 template <int64_t kStride, bool kPassed = false>
 void InputGradient(void **params, int64_t **shapes, Activation activation) {
-  const int64_t *out = shapes[0], *in = shapes[3], channels = in[1];
+  const int64_t *out = shapes[0], *in = shapes[kPassed ? 5 : 4], channels = in[1];
   SeenMaps dy = MapsOf(params[0], out);
   dy.gate = GateOf(activation, params[1]);
   const Left turned{Numbers(params[2]), 1, channels};
