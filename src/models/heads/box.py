@@ -164,6 +164,8 @@ class BoxSelector(nn.Cell):
     ) -> Detections:
         b, p, classes = references.shape[0], references.shape[1], self.num_classes - 1
         score = scores[..., 1:] * valid.astype(scores.dtype).expand_dims(-1)
+        # most are below it, and equal ones are sorted in a quarter of the time
+        score = score * (score > max(self.score_thr, 0.0)).astype(score.dtype)
         # all are sorted, because TopK keeps equal scores in order only then, and sure ones are equal: 1
         score, pair = self.topk(score.reshape(b, -1), p * classes)
         score, pair = score[:, : self.nms_pre], pair[:, : self.nms_pre]
