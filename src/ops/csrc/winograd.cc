@@ -98,8 +98,8 @@ class Convolution {
         count_(Ceil(x.Tiles(), tiles_)),
         workers_(static_cast<int>(std::min<int64_t>(threads_, count_ * Ceil(rows, kBlockRows)))),
         blocks_(x, rows, tiles_, bias, relu),
-        workspace_(room + workers_ * (Workspace::Padded(blocks_.InputRoom()) +
-                                      Workspace::Padded(blocks_.ProductsRoom()))) {}
+        workspace_(room +
+                   workers_ * (Workspace::Padded(blocks_.InputRoom()) + Workspace::Padded(blocks_.ProductsRoom()))) {}
 
   void Write(const Blocks::Scratch &s, int64_t row) const {
     for (int64_t i = 0; i < s.run_count; ++i) {

@@ -309,8 +309,7 @@ class Blocks {
         for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
           const int64_t count = weights.BlockRows(row);
           float *c = s.products + (row * kPositions + p) * tile_stride_ + t;
-          Multiply(count, tiles - t, depth, weights.At(p, row, d), 1, count, b, c, kPositions * tile_stride_,
-                         d > 0);
+          Multiply(count, tiles - t, depth, weights.At(p, row, d), 1, count, b, c, kPositions * tile_stride_, d > 0);
         }
       }
     }
