@@ -50,12 +50,12 @@ class RPNHead(nn.Cell):
 
     def dense(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The outputs without gradient, of one operator where there is one."""
-        before = features
+        features = frozen(features)
+        if not self.fused.fits(features, self.convs[-1]):
+            return self.each(features)
         for conv in self.convs[:-1]:
-            before = through(conv, before)
-        if self.fused.fits(before, self.convs[-1]):
-            return self.fused(before, self.convs[-1], self.cls, self.reg)
-        return self.each(frozen(features))
+            features = through(conv, features)
+        return self.fused(features, self.convs[-1], self.cls, self.reg)
 
     def each(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The outputs, level by level."""
@@ -267,7 +267,7 @@ class RPNLoss(nn.Cell):
         keys: Tensor,
         totals: Tensor | None = None,
     ) -> tuple[Proposals, tuple[Tensor, Tensor], Tensor, tuple[Tensor, ...]]:
-        logits, deltas = self.rpn.head.dense(frozen(features))
+        logits, deltas = self.rpn.head.dense(features)
         anchors, corners, inside = self.rpn.grid(features, image_size)
         drawn_from = self.proposals(logits, deltas, anchors, inside, image_size)
         index, valid, positive, gt_index = self.assigner_sampler(

@@ -77,7 +77,6 @@ _HEADERS: tuple[Path, ...] = (
     _OPS / "csrc" / "patches.h",
     _OPS / "csrc" / "product.h",
     _OPS / "csrc" / "product_block.h",
-    _OPS / "csrc" / "rpn_head.h",
     _OPS / "csrc" / "simd.h",
     _OPS / "csrc" / "tiles.h",
     _OPS / "csrc" / "transposed.h",

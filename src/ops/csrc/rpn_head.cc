@@ -3,18 +3,16 @@
 // as large as the maps themselves, is never there as a whole.
 //
 // Its numbers are those of the convolutions one after the other: the same products in the same order.
-#include "rpn_head.h"
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
+#include <exception>
 #include <memory>
 #include <vector>
 
-#include "conv_operators.h"
 #include "gemm_kernel.h"
 #include "parallel.h"
-#include "product.h"
 #include "winograd_blocks.h"
 #include "workspace.h"
 
@@ -26,12 +24,27 @@ using winograd::Blocks;
 using winograd::Maps;
 using winograd::Weights;
 
+// One level: its maps x (images, channels, height, width), and where its numbers go, one place of the map after the
+// other: scores (images, height * width, scores), boxes (images, height * width, boxes).
+struct Level {
+  const float *x;
+  int64_t height, width;
+  float *scores, *boxes;
+};
+
+// The hidden convolution's weight (hidden, channels, 3, 3) and bias; weights (scores, hidden) and (boxes, hidden), and
+// biases.
+struct Convolutions {
+  int64_t hidden, scores, boxes;
+  const float *hidden_weight, *hidden_bias, *score_weight, *score_bias, *box_weight, *box_bias;
+};
+
 constexpr int64_t kTilePixels = kOut * kOut;
 
 // Both 1x1 convolutions as one. Their filters lie as the products read them: blocks of rows, [depth][row].
 class Filters {
  public:
-  Filters(const RPNFilters &from, int64_t depth, float *room)
+  Filters(const Convolutions &from, int64_t depth, float *room)
       : from_(from),
         rows_(from.scores + from.boxes),
         depth_(depth),
@@ -44,8 +57,6 @@ class Filters {
       for (int64_t d = 0; d < depth; ++d) data_[first * depth + d * count + row - first] = filter[d];
     }
   }
-
-  int64_t rows() const { return rows_; }
 
   // Of a block's panel (depth, kBlockColumns) -> to, rows `stride` apart.
   void Multiply(const float *panel, float *to, int64_t stride) const {
@@ -67,20 +78,20 @@ class Filters {
 
   int64_t BlockRows(int64_t row) const { return std::min(step_, rows_ - row); }
 
-  const RPNFilters &from_;
+  const Convolutions &from_;
   const int64_t rows_, depth_, step_;
   float *data_;
 };
 
 class Head {
  public:
-  Head(const std::vector<RPNLevel> &levels, int64_t images, int64_t channels, const RPNFilters &filters)
+  Head(const std::vector<Level> &levels, int64_t images, int64_t channels, const Convolutions &filters)
       : levels_(levels),
         from_(filters),
         shape_{filters.hidden, channels, 3, 3},
         threads_(NumThreads()),
         tiles_(winograd::BlockTiles(filters.hidden, channels)) {
-    for (const RPNLevel &level : levels) {
+    for (const Level &level : levels) {
       const Maps maps = {level.x, nullptr, images, channels, level.height, level.width};
       first_.push_back(tasks_);
       maps_.push_back(maps);
@@ -149,7 +160,7 @@ class Head {
   }
 
   void Write(const Scratch &s, size_t level, const winograd::Run &run, int64_t line) const {
-    const RPNLevel &to = levels_[level];
+    const Level &to = levels_[level];
     const int64_t width = std::min(run.count * kOut, to.width - run.x);
     for (int64_t y = 0; y < std::min(kOut, to.height - run.y); ++y) {
       const int64_t place = (run.image * to.height + run.y + y) * to.width + run.x;
@@ -166,8 +177,8 @@ class Head {
     }
   }
 
-  const std::vector<RPNLevel> &levels_;
-  const RPNFilters from_;
+  const std::vector<Level> &levels_;
+  const Convolutions from_;
   const int64_t shape_[4];
   const int threads_;
   const int64_t tiles_;  // of a block
@@ -186,7 +197,7 @@ constexpr int kShared = 6;  // inputs that all levels have
 void RunHead(void **params, int64_t **shapes, size_t count) {
   const auto numbers = [&](size_t i) { return static_cast<const float *>(params[i]); };
   const size_t first = count, outputs = count + kShared;
-  RPNFilters filters;
+  Convolutions filters;
   filters.hidden = shapes[first][0];
   filters.hidden_weight = numbers(first);
   filters.hidden_bias = numbers(first + 1);
@@ -196,19 +207,15 @@ void RunHead(void **params, int64_t **shapes, size_t count) {
   filters.boxes = shapes[first + 4][0];
   filters.box_weight = numbers(first + 4);
   filters.box_bias = numbers(first + 5);
-  std::vector<RPNLevel> levels;
+  std::vector<Level> levels;
   for (size_t i = 0; i < count; ++i) {
     levels.push_back({numbers(i), shapes[i][2], shapes[i][3], static_cast<float *>(params[outputs + i]),
                       static_cast<float *>(params[outputs + count + i])});
   }
-  ApplyRPNHead(levels, shapes[0][0], shapes[0][1], filters);
+  Head(levels, shapes[0][0], shapes[0][1], filters).Run();
 }
 
 }  // namespace
-
-void ApplyRPNHead(const std::vector<RPNLevel> &levels, int64_t images, int64_t channels, const RPNFilters &filters) {
-  Head(levels, images, channels, filters).Run();
-}
 
 }  // namespace rcnn
 
