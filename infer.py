@@ -5,18 +5,24 @@ python infer.py --config_path CFG --ckpt_file CKPT --split train|val|FILE --outp
 python infer.py --config_path CFG --ckpt_file CKPT --serve
 """
 
+from __future__ import annotations
+
+import _thread
 import argparse
 import contextlib
 import dataclasses
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from src.config import Config, add_config_arguments, config_from_arguments
 from src.data.formats import resolve_classes
 from src.runtime.errors import UserError, run_command
 from src.runtime.files import hold
+
+LONGEST_CLEANING = 30.0  # seconds after a signal
 
 
 def main() -> int:
@@ -79,26 +85,39 @@ def main() -> int:
             serve(config, arguments.ckpt_file, arguments.host, arguments.port, arguments.allow_host)
         else:
             predict(config, arguments)
-    except Stopped as e:
-        print(f"stopped by {e.signal.name}: nothing half written is left", file=sys.stderr)
+    except BaseException:
+        # also what a lock, say, makes of Stopped where it comes at a bad moment
+        if Stopped.by is None:
+            raise
+        print(f"stopped by {Stopped.by.name}: nothing half written is left", file=sys.stderr)
         sys.stdout.flush(), sys.stderr.flush()
         # the network's thread, which may compile for a minute, would be waited for
-        os._exit(128 + e.signal)
+        os._exit(128 + Stopped.by)
     return 0
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked to stop."""
+    """A signal, `by`, asked to stop."""
 
-    def __init__(self, number: int):
-        self.signal = signal.Signals(number)
+    by: signal.Signals | None = None
 
 
 def stop(number: int, _frame: object) -> None:
     """Stops once: what follows must not stop the cleaning up."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    raise Stopped(number)
+    Stopped.by = signal.Signals(number)
+    # threading's own threads start with a lock, which what was interrupted may hold
+    _thread.start_new_thread(end_late, ())
+    raise Stopped
+
+
+def end_late() -> None:
+    """Ends the process where Stopped got lost, as Python loses what is raised in a finalizer."""
+    time.sleep(LONGEST_CLEANING)
+    number = Stopped.by or signal.SIGTERM
+    os.write(2, f"stopped by {number.name}: what is half written, the next run removes\n".encode())
+    os._exit(128 + number)
 
 
 def class_scores(words: list[str]) -> dict[str, float]:

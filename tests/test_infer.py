@@ -278,6 +278,24 @@ def test_folders_that_are_not_looked_into_are_told(stubbed, folder, tmp_path, ca
     assert "not looked into" not in told
 
 
+def stopped(code, ready, number):
+    """Status and standard error of Python code that is sent a signal once it has said `ready`."""
+    # what a background job ignores, its children do, too; where it hangs is told
+    before = (
+        f"import faulthandler, signal; signal.signal({number}, signal.SIG_DFL); faulthandler.dump_traceback_later(50)"
+    )
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", f"{before}\n{code}"], **options) as child:
+        try:
+            while ready not in (line := child.stdout.readline()):
+                assert line, child.stderr.read()
+            child.send_signal(number)
+            return child.wait(60), child.stderr.read()
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise AssertionError(child.stderr.read()) from None
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_in_one_line(number, status, tiny_arguments, tiny_model, folder, tmp_path):
     (tmp_path / "out").mkdir()
@@ -298,18 +316,41 @@ def detect(self, views):
 predictor.Predictor._detect = detect
 run_command(infer.main)
 """
-    command = [sys.executable, "-c", code]
-    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **options, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as child:
-        while "detecting" not in (line := child.stdout.readline()):
-            assert line, child.stderr.read()
-        child.send_signal(number)
-        _, told = child.communicate(timeout=60)
-    assert child.returncode == status
+    ended, told = stopped(code, "detecting", number)
+    assert ended == status
     assert told.splitlines()[-1] == f"stopped by {number.name}: nothing half written is left"
     assert "Traceback" not in told
     assert (tmp_path / "out/predictions.json").read_text() == "older"
     assert not list(tmp_path.rglob("*.writing*"))
+
+
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [
+        ("raise RuntimeError('release unlocked lock')", "nothing half written is left"),
+        ("time.sleep(600)", "what is half written, the next run removes"),
+    ],
+    ids=["another error in its place", "lost"],
+)
+def test_a_signal_stops_whatever_becomes_of_its_exception(then, told):
+    code = f"""
+import sys, time
+import infer
+from src.runtime.errors import run_command
+
+def predict(config, arguments):
+    try:
+        print("predicting", flush=True)
+        time.sleep(600)
+    except KeyboardInterrupt:
+        {then}
+
+infer.predict = predict
+infer.LONGEST_CLEANING = 0.2
+sys.argv = ["infer.py", "--ckpt_file", "none"]
+run_command(infer.main)
+"""
+    assert stopped(code, "predicting", signal.SIGTERM) == (143, f"stopped by SIGTERM: {told}\n")
 
 
 # ---------------------------------------------------------------------------------------------------------

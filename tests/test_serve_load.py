@@ -681,12 +681,11 @@ infer.run_command(infer.main)
 def test_a_signal_ends_the_command_in_order(number, status, times):
     with subprocess.Popen(
         # a second signal doesn't wait
-        [sys.executable, "-c", PROGRAM, "60" if times == 2 else "1.5"],
+        ["env", "--default-signal=INT", sys.executable, "-c", PROGRAM, "60" if times == 2 else "1.5"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as child:
         port = int(next(m[1] for line in child.stdout if (m := re.search(r"http://127.0.0.1:(\d+)", line))))
         with ThreadPoolExecutor(1) as pool:

@@ -91,9 +91,7 @@ def test_a_command_broken_off_while_it_loads_says_nothing(words, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT, "env": environment}
     # what was started in the background ignores it, and so would what that starts
-    with subprocess.Popen(
-        [sys.executable, *words], **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    ) as process:
+    with subprocess.Popen(["env", "--default-signal=INT", sys.executable, *words], **pipes) as process:
         assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
