@@ -19,7 +19,7 @@ from src.ops.library import custom_operator_path
 from src.ops.weights import MomentumStep
 from src.training.average import STATISTICS, MovingAverage
 
-__all__ = ["AdamW", "LossScale", "Update", "build_optimizer", "build_update", "describe_layer_rates"]
+__all__ = ["Adam", "AdamW", "LossScale", "Update", "build_optimizer", "build_update", "describe_layer_rates"]
 
 MOST_SCALE = 2.0**120  # times which float32 holds losses
 MOST_ON_ASCEND = 2.0**15  # where the scale itself may be in float16
@@ -50,7 +50,7 @@ def build_optimizer(config: Config, loss: nn.Cell, rates: np.ndarray) -> nn.Opti
     if config.opt_type == "adamw":
         return AdamW(groups, rate, weight_decay=config.weight_decay)
     if config.opt_type == "adam":
-        return nn.Adam(groups, rate, weight_decay=config.weight_decay)
+        return Adam(groups, rate, weight_decay=config.weight_decay)
     return Momentum(groups, rate, config.momentum, weight_decay=config.weight_decay)
 
 
@@ -97,16 +97,40 @@ def describe_layer_rates(config: Config) -> str:
     )
 
 
-class AdamW(nn.Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter, 2017, arXiv:1711.05101): the weights shrink by learning
-    rate times decay, and the gradient knows nothing of it. MindSpore's AdamWeightDecay leaves out Adam's correction of
-    the first steps' moments.
+class Adam(nn.Adam):
+    """Adam (Kingma and Ba, 2014, arXiv:1412.6980, algorithm 1, as PyTorch has it). nn.Adam adds epsilon to the second
+    moment's root before the correction of the first steps, where it is some thirty times as much in the first: weights
+    with gradients around 1e-7, such as a pyramid's coarsest level, then hardly move.
 
     Arguments and inputs as nn.Adam's, of groups of parameters that each state their weight decay.
     """
 
+    beta1_power: Parameter
+    beta2_power: Parameter
+
+    def construct(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        gradients, rates = self.decay_weight(gradients), self.get_lr()
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        beta1_power, beta2_power = self.beta1_power * self.beta1, self.beta2_power * self.beta2
+        self.beta1_power, self.beta2_power = beta1_power, beta2_power
+        # which the operator doesn't correct, as it does the second moment
+        eps = self.eps * ops.sqrt(1.0 - beta2_power)
+        betas = (beta1_power, beta2_power, self.beta1, self.beta2, eps)
+        if self.is_group_lr:
+            step = ops.partial(_adam_step, self.opt, betas)
+            return self.map_(step, rates, gradients, self._parameters, self.moment1, self.moment2)
+        step = ops.partial(_adam_step, self.opt, betas, rates)
+        return self.map_(step, gradients, self._parameters, self.moment1, self.moment2)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2017, arXiv:1711.05101): the weights shrink by learning
+    rate times decay, and the gradient knows nothing of it. MindSpore's AdamWeightDecay leaves out Adam's correction of
+    the first steps' moments.
+    """
+
     def decay_weight(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Shrinks the weights, before what nn.Adam does to them; the gradients as they are."""
+        """Shrinks the weights, before what Adam does to them; the gradients as they are."""
         rates, decays = self.get_lr(), self.get_weight_decay()
         if self.is_group_lr:
             done = self.map_(_shrink, rates, decays, self._parameters)
@@ -125,6 +149,19 @@ def _momentum_step(
     moment: Parameter,
 ) -> Tensor:
     return op(weight, moment, gradient, rate, decay, momentum)
+
+
+def _adam_step(
+    op: ops.Adam,
+    betas: tuple[Tensor, ...],
+    rate: Tensor,
+    gradient: Tensor,
+    weight: Parameter,
+    moment1: Parameter,
+    moment2: Parameter,
+) -> bool:
+    beta1_power, beta2_power, beta1, beta2, eps = betas
+    return ops.depend(True, op(weight, moment1, moment2, beta1_power, beta2_power, rate, beta1, beta2, eps, gradient))
 
 
 def _shrink(rate: Tensor, decay: float, weight: Parameter) -> Tensor:
