@@ -278,6 +278,13 @@ class SplitDetector : public Detector {
     return sidecar_.grid_strides ? side / Cells(sidecar_, side, level) : sidecar_.strides[level];
   }
 
+  // Cells of a canvas's side that begin in the picture's, or in what that is padded to (src/models/rpn.py).
+  int64_t Taken(int64_t side, int64_t picture, size_t level) const {
+    const int64_t block = sidecar_.size_divisor, padded = (picture + block - 1) / block * block;
+    const int64_t step = Step(side, level);
+    return std::min(Cells(sidecar_, side, level), (padded + step - 1) / step);
+  }
+
   std::vector<Box> Proposals(const Maps &maps, const Bounds &bounds) const {
     const size_t levels = sidecar_.strides.size();
     const auto &[height, width] = maps.Of();
@@ -286,8 +293,8 @@ class SplitDetector : public Detector {
     for (size_t l = 0; l < levels; ++l) {
       const auto each = static_cast<int64_t>(sidecar_.base_anchors[l].size());
       inputs.push_back({maps.Map(NumMaps() + l, each, l), maps.Map(NumMaps() + levels + l, 4 * each, l),
-                        Cells(sidecar_, height, l), Cells(sidecar_, width, l), Step(height, l), Step(width, l),
-                        &sidecar_.base_anchors[l]});
+                        Cells(sidecar_, height, l), Cells(sidecar_, width, l), Taken(height, bounds.height, l),
+                        Taken(width, bounds.width, l), Step(height, l), Step(width, l), &sidecar_.base_anchors[l]});
     }
     return MakeProposals(inputs, sidecar_.rpn_coder, sidecar_.rpn, sidecar_.rpn_score_thr,
                          {sidecar_.level_by_logits, sidecar_.nms_by_logits}, bounds);

@@ -42,7 +42,8 @@ std::unique_ptr<Detector> MakeDetector(const Sidecar &sidecar, const Device &dev
 struct RpnLevel {
   const float *logits, *deltas;  // (A, height, width), (4 A, height, width)
   int64_t height, width;
-  int64_t down, across;  // pixels between anchors
+  int64_t rows, columns;  // of those, the first whose anchors take part
+  int64_t down, across;   // pixels between anchors
   const std::vector<Box> *base_anchors;
 };
 

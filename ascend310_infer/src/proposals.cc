@@ -78,9 +78,7 @@ std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCod
   for (size_t l = 0; l < levels.size(); ++l) {
     const RpnLevel &level = levels[l];
     const auto each = static_cast<int64_t>(level.base_anchors->size());
-    // cells that begin in the picture, not in the canvas's padding
-    const int64_t rows = std::min(level.height, (bounds.height + level.down - 1) / level.down);
-    const int64_t columns = std::min(level.width, (bounds.width + level.across - 1) / level.across);
+    const int64_t rows = level.rows, columns = level.columns;
     const int64_t plane = level.height * level.width;
     std::vector<float> ranked;
     ranked.reserve(static_cast<size_t>(rows * columns * each));

@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kMostBytes = 8 << 20;  // of a sidecar; 65536 classes take a few MiB
 // Bounds as in src/config/.
 constexpr int64_t kLeastSide = 64, kMostSide = 1 << 14, kMostClasses = 1 << 16, kMostBoxes = 100000;
-constexpr int64_t kMostStride = 1 << 13, kMostInteger = (int64_t{1} << 31) - 1;
+constexpr int64_t kMostStride = 1 << 13, kMostDivisor = 1 << 14, kMostInteger = (int64_t{1} << 31) - 1;
 // Of a canvas: its largest maps, 256 channels at stride 4 or 64 bytes a pixel, stay below 2 GiB.
 constexpr int64_t kMostPixels = (1 << 25) - 1;
 constexpr double kLargest = 3e38;
@@ -98,6 +98,7 @@ class PartsReader : public SidecarReader {
     rpn.Bool("rounded");
     if (Says(rpn, "legacy")) OneOf(rpn, "legacy", {"", "caffe2", "mmdet1"});
     out_->grid_strides = Says(rpn, "grid_strides") && rpn.Bool("grid_strides");
+    if (Says(rpn, "size_divisor")) out_->size_divisor = rpn.Integer("size_divisor", 1, kMostDivisor);
   }
 
   void ReadCanvas() {

@@ -64,6 +64,7 @@ struct Sidecar {
   std::vector<ModelFile> boxes;   // one, or one a stage
   std::vector<int64_t> strides;   // of the RPN's levels, none less than the one before
   bool grid_strides = false;      // anchors lie canvas side / map side apart, rounded down, not a stride
+  int64_t size_divisor = 1;       // a picture's sides are rounded up to multiples of it, which anchors begin in
   bool level_by_logits = true;    // a level's best are those of the largest logits, else probabilities
   bool nms_by_logits = false;     // so does NMS rank proposals
   std::vector<std::vector<Box>> base_anchors;

@@ -163,6 +163,13 @@ class AnchorGenerator:
     grid_strides: bool = key(
         False, "anchors lie canvas side // map side apart, as torchvision's: 61, not 64, for 13 rows on a side of 800"
     )
+    size_divisor: int = key(
+        32,
+        "anchors take part that begin in the picture, its sides rounded up to multiples of this: so far torchvision,"
+        " Detectron2 and mmdetection pad a picture, and use all anchors on that; 1: in the picture itself",
+        low=1,
+        high=2**14,
+    )
 
 
 @dataclass

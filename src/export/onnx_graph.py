@@ -252,11 +252,11 @@ class DetectorGraph(Graph):
         return boxes, scores, self.constant(np.array(levels)[None, None] == np.arange(len(maps))[None, :, None])
 
     def inside(self, h: int, w: int, stride: int, limit: str) -> str:
-        """(N, h, w, 1) bool: the cell begins inside the picture."""
-        c = self.config
+        """(N, h, w, 1) bool: the cell begins inside the picture, or what that is padded to."""
+        c, block = self.config, self.config.rpn.anchor_generator.size_divisor
         down, across = cell_steps(c.img_height, c.img_width, stride, c.rpn.anchor_generator.grid_strides)
-        x = (np.arange(w, dtype=np.float32) * across).reshape(1, 1, w, 1)
-        y = (np.arange(h, dtype=np.float32) * down).reshape(1, h, 1, 1)
+        x = (np.arange(w, dtype=np.float32) * across // block * block).reshape(1, 1, w, 1)
+        y = (np.arange(h, dtype=np.float32) * down // block * block).reshape(1, h, 1, 1)
         right = self.op("Less", x, self.reshape(self.columns(limit, [0]), self.n, 1, 1, 1))
         return self.op("And", self.op("Less", y, self.reshape(self.columns(limit, [1]), self.n, 1, 1, 1)), right)
 

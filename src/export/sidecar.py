@@ -52,7 +52,7 @@ AGREED = (
 # what older exports, which don't say so, did
 UNSAID_AT_ALL = {"resize": "canvas", "resize_rounding": "nearest", "resize_filter": "bilinear", "box_plus_one": False}
 UNSAID = {
-    "rpn": {"legacy": "", "grid_strides": False, "rank_by": "logits_first", "delta_clamp": "upper"},
+    "rpn": {"legacy": "", "grid_strides": False, "size_divisor": 1, "rank_by": "logits_first", "delta_clamp": "upper"},
     "rcnn": {"delta_clamp": "upper", "agnostic_nms": False},
     **{name: {"last_pixel_end": False} for name in ("roi", *(branch.roi for branch in BRANCHES.values()))},
 }
@@ -170,6 +170,7 @@ def describe(
             "rounded": anchors.rounded,
             "legacy": anchors.legacy,
             "grid_strides": anchors.grid_strides,
+            "size_divisor": anchors.size_divisor,
             "rank_by": config.rpn.rank_by,
             **_coder(config.rpn.bbox_coder),
             **_proposals(test.rpn),

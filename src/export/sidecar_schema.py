@@ -92,6 +92,7 @@ RPN = {
     "rounded": flag,
     "legacy": one_of("", "caffe2", "mmdet1"),
     "grid_strides": flag,
+    "size_divisor": integer(1, 2**14),
     "rank_by": one_of("logits_first", "logits", "probabilities"),
     "sizes": list_of(list_of(number(1e-3, LARGEST))),
     "score_thr": number(0, 1),

@@ -86,7 +86,7 @@ def make_anchors(
     grid_strides: see cell_steps.  sizes: of each level, see base_anchors; or none.
 
     Returns the anchors (N, 4) float32, x1 y1 x2 y2 in canvas pixels; the corners of their cells (2, N) float32, x and
-    y, for leaving out cells that lie in an image's padding; and the number of anchors a level.
+    y; and the number of anchors a level.
     """
     all_anchors, corners, counts = [], [], []
     for level, stride in enumerate(strides):

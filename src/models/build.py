@@ -142,6 +142,7 @@ def _rpn(config: Config, head: RPNHead, builtin_ops: bool) -> RPN:
         Tensor(corners),
         _proposals(config, config.test_cfg.rpn, counts, builtin_ops),
         tuple(Tensor(a) for a in _anchors(config, True)[:2]) if config.turns_canvas else None,
+        config.rpn.anchor_generator.size_divisor,
     )
 
 

@@ -80,6 +80,7 @@ class RPN(nn.Cell):
     Args:
         head: RPNHead.  anchors: (N, 4) of the canvas.  corners: (2, N), their cells' x, and y.  proposals: the
         generator at inference.  turned: anchors and corners of the canvas turned, where pictures may have that.
+        size_divisor: a picture's sides are rounded up to multiples of it, which anchors have to begin in.
 
     Inputs: features, a tuple of (B, C, H_l, W_l); image_size (B, 2). Output: Proposals.
     """
@@ -91,22 +92,25 @@ class RPN(nn.Cell):
         corners: Tensor,
         proposals: ProposalGenerator,
         turned: tuple[Tensor, Tensor] | None = None,
+        size_divisor: int = 1,
     ):
         super().__init__(auto_prefix=False)
         self.head, self.anchors, self.corners, self.proposals = head, anchors, corners, proposals
+        self.blocks = block_corners(corners, size_divisor)
         self.turns = turned is not None
         if turned is not None:
             self.turned_anchors, self.turned_corners = turned
+            self.turned_blocks = block_corners(self.turned_corners, size_divisor)
 
     def grid(self, features: tuple[Tensor, ...], image_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Anchors (N, 4) of the features' canvas, their cells' corners (2, N), and (B, N) bool: the cell begins inside
-        the picture, not in the canvas's padding.
+        the picture or what it is padded to, not in the rest of the canvas.
         """
-        anchors, corners = self.anchors, self.corners
+        anchors, corners, blocks = self.anchors, self.corners, self.blocks
         if self.turns and features[0].shape[2] > features[0].shape[3]:
-            anchors, corners = self.turned_anchors, self.turned_corners
-        x_inside = corners[:1] < image_size[:, 1:]
-        y_inside = corners[1:] < image_size[:, :1]
+            anchors, corners, blocks = self.turned_anchors, self.turned_corners, self.turned_blocks
+        x_inside = blocks[:1] < image_size[:, 1:]
+        y_inside = blocks[1:] < image_size[:, :1]
         return anchors, corners, ops.logical_and(x_inside, y_inside)
 
     def construct(self, features: tuple[Tensor, ...], image_size: Tensor) -> Proposals:
@@ -115,6 +119,13 @@ class RPN(nn.Cell):
         # one unpacked in vain here, MindSpore warns of side effects that it eliminated
         found = self.proposals(logits, deltas, grid[0], grid[2], image_size)
         return {"boxes": found[0], "valid": found[2]}
+
+
+def block_corners(corners: Tensor, size: int) -> Tensor:
+    """Corners (2, N) of the blocks of `size` x `size` pixels that cells (2, N) begin in: these lie before a picture's
+    end where the cells do before that end rounded up to whole blocks.
+    """
+    return Tensor(corners.asnumpy() // size * size)
 
 
 class SampledRPN(nn.Cell):

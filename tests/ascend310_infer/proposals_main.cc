@@ -15,8 +15,8 @@ int main(int, char **words) {
   const auto half = static_cast<int64_t>(logits.size() / 2);
   const std::vector<float> deltas(logits.size() * 4, 0.0f);
   const std::vector<rcnn::Box> small = {{0, 0, 4, 4}}, large = {{8, 0, 16, 8}};
-  const std::vector<rcnn::RpnLevel> levels = {{logits.data(), deltas.data(), 1, half, 32, 32, &small},
-                                              {logits.data() + half, deltas.data(), 1, half, 32, 32, &large}};
+  const std::vector<rcnn::RpnLevel> levels = {{logits.data(), deltas.data(), 1, half, 1, half, 32, 32, &small},
+                                              {logits.data() + half, deltas.data(), 1, half, 1, half, 32, 32, &large}};
   rcnn::BoxCoder coder;
   coder.stds = {1, 1, 1, 1};
   rcnn::NmsSettings settings;

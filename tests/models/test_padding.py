@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
+from benchmarks.reference import ROOT
 from benchmarks.synthetic import synthetic_batch
 from src.config import load_config
 from src.models.build import build_detector, build_loss
 from src.runtime.newer import zip_equal
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys
+from tests.reference import rpn_padded
 
 
 def small_config(**overrides):
@@ -140,3 +142,44 @@ def test_no_detection_lies_in_the_padded_border(trained):
         inside = boxes[i][valid[i]]
         assert len(inside) and inside.min() >= 0
         assert inside[:, [0, 2]].max() <= w and inside[:, [1, 3]].max() <= h
+
+
+class FirstStage(nn.Cell):
+    def __init__(self, rpn, loss):
+        super().__init__(auto_prefix=False)
+        self.rpn, self.loss = rpn, loss
+        self.valid, self.labels = Tensor(np.ones((2, 5), bool)), Tensor(np.ones((2, 5), np.int32))
+        self.ignored = Tensor(np.zeros((2, 8, 4), np.float32))
+
+    def construct(self, sizes, boxes, keys, *maps):
+        found = self.rpn(maps, sizes)
+        truth = {"boxes": boxes, "valid": self.valid, "labels": self.labels, "ignore": self.ignored}
+        return found["boxes"], found["valid"], self.loss(maps, sizes, truth, keys)[1]
+
+
+def test_pictures_smaller_than_their_canvas_have_torchvisions_proposals_and_losses():
+    """Golden values by tests/reference/rpn_padded.py: anchors of what pads a picture to multiples of 32 count."""
+    golden = np.load(ROOT / "tests/reference/tv_rpn_padded.npz")
+    height, width = rpn_padded.CANVAS
+    sides = {"img_height": height, "img_width": width, "resize": "canvas", "max_instance_count": 5}
+    small = {"neck.fpn.out_channels": rpn_padded.CHANNELS, "rpn.feat_channels": rpn_padded.CHANNELS}
+    counts = {"nms_pre": 300, "max_per_img": 100}
+    kept = {f"{name}.{k}": v for name in ("train_cfg.rpn_proposal", "test_cfg.rpn") for k, v in counts.items()}
+    every = {"train_cfg.rpn.sampler.num": 100_000, "backbone.type": "mobilenet_v1", "backbone.width_multiplier": 0.25}
+    config = load_config(ROOT / "configs/torchvision_mask_rcnn_r50_fpn.yaml", sides | small | kept | every)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    detector = build_detector(config)
+    rpn_loss = build_loss(config, detector).rpn_loss
+    head = detector.rpn.head
+    cells = {"conv": head.convs[0], "cls": head.cls, "reg": head.reg}
+    for name, value in rpn_padded.weights().items():
+        cell, part = name.split(".")
+        getattr(cells[cell], part).set_data(Tensor(value))
+    keys = np.full((2, detector.rpn.anchors.shape[0]), 0.5, np.float32)
+    inputs = [np.array(rpn_padded.SIZES, np.float32), rpn_padded.boxes(), keys, *rpn_padded.features()]
+    boxes, valid, losses = FirstStage(detector.set_train(False).rpn, rpn_loss)(*map(Tensor, inputs))
+    for i in range(2):
+        # float32 sums of other order, of coordinates up to 170
+        np.testing.assert_allclose(boxes.asnumpy()[i][valid.asnumpy()[i]], golden[f"proposals_{i}"], atol=2e-4)
+    wanted = [golden["loss_objectness"], golden["loss_rpn_box_reg"]]
+    np.testing.assert_allclose([x.asnumpy() for x in losses], wanted, rtol=1e-5)

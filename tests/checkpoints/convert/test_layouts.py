@@ -162,7 +162,7 @@ def test_mmdetection_mask_rcnn_and_1x(x):
     state = {n: v for n, v in state.items() if "_head.2." not in n}
     r = np.random.default_rng(0)
     for part, shape in (("weight", (320, 1024)), ("bias", (320,))):
-        state[f"roi_head.bbox_head.fc_reg.{part}"] = r.standard_normal(shape, np.float32)
+        state[f"roi_head.bbox_head.fc_reg.{part}"] = r.normal(0, 0.1, shape).astype(np.float32)
     assert recognise(state) == "mmdetection"
     out, _ = converted(state, "mmdetection", "mmdet_mask_rcnn_r50_fpn.yaml")
     check_heads(state, "roi_head.bbox_head.fc_cls", "roi_head.bbox_head.fc_reg", out.params, "bbox_head", x)
