@@ -13,7 +13,7 @@ from src.ops.device import set_device
 from src.training import update
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys, TrainStep, build_step
-from src.training.update import LossScale, Update, build_update
+from src.training.update import Adam, AdamW, LossScale, Update, build_update
 
 
 class Toy(nn.Cell):
@@ -82,7 +82,7 @@ def test_without_a_branch_all_that_adam_keeps_is_put_back(mode):
     """Also the weights' decay and the count of steps."""
     toy = Toy()
     groups = [{"params": toy.trainable_params(), "weight_decay": 0.1}]
-    optimizer = nn.Adam(groups, 0.5)
+    optimizer = Adam(groups, 0.5)
     step = TrainStep(toy, Update(optimizer, LossScale(256.0), branch=False)).set_train()
     step(X)
     before = {p.name: p.asnumpy().copy() for p in optimizer.get_parameters()}
@@ -93,6 +93,23 @@ def test_without_a_branch_all_that_adam_keeps_is_put_back(mode):
         np.testing.assert_array_equal(p.asnumpy(), before[p.name], err_msg=p.name)
     step(X)
     assert (toy.weight.asnumpy() != before["weight"]).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "decay", "wanted"),
+    [
+        (Adam, 0.0, [-0.0015351783949, -0.00221633329056, -0.00188526941929]),
+        (AdamW, 0.1, [-0.00153520575259, -0.00221562944353, -0.00188512285240]),
+    ],
+)
+def test_adam_is_pytorchs_also_of_gradients_as_small_as_epsilon(mode, kind, decay, wanted):
+    """torch.optim.Adam and AdamW of PyTorch 2.14, rate 0.001."""
+    weight = Parameter(Tensor(np.array([1e-3, -2e-3, 5e-4], np.float32)), name="weight")
+    optimizer = kind([{"params": [weight], "weight_decay": decay}], 1e-3)
+    for gradient in ([1e-7, 3e-8, 1e-2], [2e-7, -1e-7, 2e-2], [1e-8, 5e-8, -1e-2]):
+        optimizer((Tensor(np.array(gradient, np.float32)),))
+    # float32 knows by how much a power of 0.999 is less than 1 to five digits
+    np.testing.assert_allclose(weight.asnumpy(), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
