@@ -1,11 +1,11 @@
 """Every detector with every backbone and norm: ten training steps on generated pictures, evaluation, saving, loading.
 
     python -m benchmarks.family [--detectors mask_rcnn ...] [--backbones resnet_v1_50 ...] [--norms group ...]
-                                [--json OUT]
+                                [--json FILE]
 
 A norm is that of neck, box head and mask head, and of the backbone where it has that kind; own: the backbone's own, and
 none after it. Prints, for each, its number of weights, the seconds to build, compile and train, the loss of the first
-and last steps, and what evaluation found.
+and last steps, and what evaluation found. FILE holds these rows; what it holds already isn't run again.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
+from benchmarks.common import print_table
 from src.checkpoints.files import load_detector, save_checkpoint
 from src.config import Config, load_config
 from src.config.backbones import FAMILIES
@@ -35,6 +36,7 @@ from src.evaluation.inference import Evaluator
 from src.evaluation.results import load_results
 from src.models.build import build_detector, build_loss
 from src.runtime.errors import run_command
+from src.runtime.files import read_regular, whole
 from src.runtime.newer import zip_equal
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys, build_step
@@ -148,21 +150,22 @@ def main() -> int:
     parser.add_argument("--detectors", nargs="+", choices=tuple(DETECTORS), default=tuple(DETECTORS))
     parser.add_argument("--backbones", nargs="+", choices=tuple(BACKBONES), default=tuple(BACKBONES))
     parser.add_argument("--norms", nargs="+", choices=tuple(NORMS), default=tuple(NORMS))
-    parser.add_argument("--json", help="write the table here too")
+    parser.add_argument("--json", type=Path, help="the table is kept here, and goes on from what is there")
     a = parser.parse_args()
     members = [(d, b, n) for d in a.detectors for b in a.backbones for n in a.norms]
-    rows = []
+    rows = json.loads(read_regular(a.json)) if a.json and a.json.exists() else []
+    known = {(r["detector"], r["backbone"], r["norm"]) for r in rows}
     # each in a process of its own: MindSpore keeps every graph that it has compiled
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        for d, b, n in tqdm(members, unit="model", dynamic_ncols=True):
+        for d, b, n in tqdm([m for m in members if m not in known], unit="model", dynamic_ncols=True):
             with ProcessPoolExecutor(1, spawn) as pool:
                 rows.append(pool.submit(run, d, b, Path(folder), n).result())
-            if len(rows) == 1:
-                print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
-            print("| " + " | ".join(map(str, rows[-1].values())) + " |", flush=True)
-    if a.json:
-        Path(a.json).write_text(json.dumps(rows, indent=1) + "\n")
+            if a.json:
+                with whole(a.json) as path:
+                    path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    rows = [r for r in rows if (r["detector"], r["backbone"], r["norm"]) in members]
+    print_table("family", list(rows[0]), [list(r.values()) for r in rows])
     learnt = all(r["last 3 losses"] < r["first 3 losses"] and r["loads the same"] for r in rows)
     return 0 if learnt else 1
 

@@ -56,7 +56,20 @@ SCRATCH = {
 }
 SIDES = ("here", "torchvision")
 RESULTS = ROOT / "benchmarks/results"
-COLUMNS = ["set", "seed", "by", "AP", "AP50", "test AP", "test AP50", "training, minutes", "peak MiB", "options"]
+STAMP = "%Y%m%d_%H%M%S"  # of the end of a run, in its file's name
+COLUMNS = [
+    "set",
+    "seed",
+    "ended",
+    "by",
+    "AP",
+    "AP50",
+    "test AP",
+    "test AP50",
+    "training, minutes",
+    "peak MiB",
+    "options",
+]
 
 
 def listed(source: Path, target: Path) -> Path:
@@ -152,20 +165,24 @@ def there(python: str, data: Path, out: Path, config: Config, seed: int) -> dict
     return measured(data, results, hours, mib)
 
 
-def rows_of(run: dict[str, Any]) -> list[list[object]]:
-    """The table's row of each side of a run."""
+def rows_of(run: dict[str, Any], stamp: str) -> list[list[object]]:
+    """The table's row of each side of a run that ended at `stamp`."""
+    ended = time.strftime("%d %b %Y, %H:%M", time.strptime(stamp, STAMP))
     rows: list[list[object]] = []
     for side in (s for s in SIDES if s in run):
         r = run[side]
         found = [r.get(k, "") for k in ("AP", "AP50", "test_AP", "test_AP50")]
         minutes, mib = round(60 * r["training_hours"], 1), round(r["peak_mib"])
-        rows.append([run["set"], run["seed"], side, *found, minutes, mib, " ".join(run["overrides"])])
+        rows.append([run["set"], run["seed"], ended, side, *found, minutes, mib, " ".join(run["overrides"])])
     return rows
 
 
 def kept() -> list[list[object]]:
     """Those of all runs in benchmarks/results/, by set, seed and time."""
-    return [row for path in sorted(RESULTS.glob("real_data_*.json")) for row in rows_of(json.loads(path.read_text()))]
+    rows: list[list[object]] = []
+    for path in sorted(RESULTS.glob("real_data_*.json")):
+        rows += rows_of(json.loads(path.read_text()), "_".join(path.stem.split("_")[-2:]))
+    return rows
 
 
 def main() -> int:
@@ -201,12 +218,12 @@ def main() -> int:
         if a.torchvision:
             config = load_config(folder / "here/config.yaml")
             run["torchvision"] = there(a.torchvision, data, folder, config, a.seed)
-        stamp = time.strftime("%Y%m%d_%H%M%S")
+        stamp = time.strftime(STAMP)
         place = RESULTS / f"real_data_{folder.name}_{stamp}.json"
         place.parent.mkdir(exist_ok=True)
         write_json(place, run)
         print(f"{place}: written")
-        rows += rows_of(run)
+        rows += rows_of(run, stamp)
     print_table("Real photographs", COLUMNS, rows)
     return 0
 
