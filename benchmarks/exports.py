@@ -1,29 +1,28 @@
 """Exports of small detectors with random weights, whose heads and norms differ: how they agree with Python.
 
     python -m benchmarks.exports [--detectors mask_rcnn ...] [--backbones mobilenet_v1 ...] [--norms group ...]
-                                 [--forms ONNX MINDIR split] [--json OUT]
+                                 [--forms ONNX MINDIR split] [--json FILE]
 
 Members as of `python -m benchmarks.family`. Of ONNX and MINDIR prints how many detections match within 0.5 px and 1e-3
 in score, and the largest differences; of the split form the largest difference that the C++ program found when it ran
-its graphs. Ends with status 1 where an export failed.
+its graphs. FILE holds these rows; what it holds already isn't run again. Ends with status 1 where an export failed.
 """
 
 import argparse
 import contextlib
+import functools
 import io
-import json
-import multiprocessing
 import re
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from benchmarks.family import BACKBONES, DETECTORS, NORMS, family_config
+from benchmarks.common import print_table
+from benchmarks.family import BACKBONES, DETECTORS, NORMS, family_config, grown
 from src.export.sidecar import ExportError
 from src.export.split import export_split
 from src.export.whole import export_whole
@@ -55,7 +54,7 @@ def spread(detector: nn.Cell, seed: int = 0) -> nn.Cell:
     return detector
 
 
-def run(detector_name: str, backbone: str, norm: str, form: str, folder: Path) -> dict[str, str]:
+def run(folder: Path, detector_name: str, backbone: str, norm: str, form: str) -> dict[str, str]:
     """One member's export of one form."""
     config = family_config(detector_name, backbone, folder, norm)
     config.test_cfg.rcnn.score_thr, config.test_batch_size = 0.0, 1
@@ -84,19 +83,12 @@ def main() -> int:
     parser.add_argument("--backbones", nargs="+", choices=tuple(BACKBONES), default=("mobilenet_v1",))
     parser.add_argument("--norms", nargs="+", choices=tuple(NORMS), default=tuple(NORMS))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
-    parser.add_argument("--json", help="write the table here too")
+    parser.add_argument("--json", type=Path, help="the table is kept here, and goes on from what is there")
     a = parser.parse_args()
-    rows = []
-    spawn = multiprocessing.get_context("spawn")
+    members = [(d, b, n, f) for d in a.detectors for b in a.backbones for n in a.norms for f in a.forms]
     with tempfile.TemporaryDirectory() as folder:
-        for member in [(d, b, n, f) for d in a.detectors for b in a.backbones for n in a.norms for f in a.forms]:
-            with ProcessPoolExecutor(1, spawn) as pool:
-                rows.append(pool.submit(run, *member, Path(folder)).result())
-            if len(rows) == 1:
-                print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
-            print("| " + " | ".join(rows[-1].values()) + " |", flush=True)
-    if a.json:
-        Path(a.json).write_text(json.dumps(rows, indent=1) + "\n")
+        rows = grown(a.json, ("detector", "backbone", "norm", "form"), members, functools.partial(run, Path(folder)))
+    print_table("exports", list(rows[0]), [list(r.values()) for r in rows])
     return int(any(row["result"] == "FAILED" for row in rows))
 
 

@@ -8,14 +8,18 @@ none after it. Prints, for each, its number of weights, the seconds to build, co
 and last steps, and what evaluation found. FILE holds these rows; what it holds already isn't run again.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -41,7 +45,7 @@ from src.runtime.newer import zip_equal
 from src.training.loop import step_inputs
 from src.training.step import SamplerKeys, build_step
 
-__all__ = ["BACKBONES", "DETECTORS", "NORMS", "family_config", "run"]
+__all__ = ["BACKBONES", "DETECTORS", "NORMS", "family_config", "grown", "run"]
 
 DETECTORS = {
     "faster_rcnn": "shapes",
@@ -105,7 +109,7 @@ def family_config(detector: str, backbone: str, folder: Path, norm: str = "own")
     return load_config(f"configs/{base}.yaml", SMALL | places | {"detector": detector} | BACKBONES[backbone] | keys)
 
 
-def run(detector_name: str, backbone: str, folder: Path, norm: str = "own") -> dict:
+def run(folder: Path, detector_name: str, backbone: str, norm: str = "own") -> dict:
     """Builds, trains ten steps on one batch, saves, loads into another detector, and evaluates that."""
     config = family_config(detector_name, backbone, folder, norm)
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -145,6 +149,22 @@ def train(config: Config, detector: nn.Cell, steps: int) -> list[float]:
     return [float(step(*step_inputs(batch, keys(i, batch["image_id"])))[0].asnumpy()[0]) for i in range(steps)]
 
 
+def grown(path: Path | None, columns: Sequence[str], members: Sequence[tuple], run: Callable[..., dict]) -> list[dict]:
+    """run(*member) of each member, which says it in `columns`, each in a process of its own: MindSpore keeps every
+    graph that it has compiled. A table at `path` grows by them, and what it holds already isn't run again.
+    """
+    rows = json.loads(read_regular(path)) if path and path.exists() else []
+    found = {tuple(row[c] for c in columns): row for row in rows}
+    spawn = multiprocessing.get_context("spawn")
+    for member in tqdm([m for m in members if m not in found], dynamic_ncols=True):
+        with ProcessPoolExecutor(1, spawn) as pool:
+            found[member] = pool.submit(run, *member).result()
+        if path:
+            with whole(path) as written:
+                written.write_text("[\n" + ",\n".join(map(json.dumps, found.values())) + "\n]\n")
+    return [found[m] for m in members]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--detectors", nargs="+", choices=tuple(DETECTORS), default=tuple(DETECTORS))
@@ -153,18 +173,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="the table is kept here, and goes on from what is there")
     a = parser.parse_args()
     members = [(d, b, n) for d in a.detectors for b in a.backbones for n in a.norms]
-    rows = json.loads(read_regular(a.json)) if a.json and a.json.exists() else []
-    known = {(r["detector"], r["backbone"], r["norm"]) for r in rows}
-    # each in a process of its own: MindSpore keeps every graph that it has compiled
-    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        for d, b, n in tqdm([m for m in members if m not in known], unit="model", dynamic_ncols=True):
-            with ProcessPoolExecutor(1, spawn) as pool:
-                rows.append(pool.submit(run, d, b, Path(folder), n).result())
-            if a.json:
-                with whole(a.json) as path:
-                    path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-    rows = [r for r in rows if (r["detector"], r["backbone"], r["norm"]) in members]
+        rows = grown(a.json, ("detector", "backbone", "norm"), members, functools.partial(run, Path(folder)))
     print_table("family", list(rows[0]), [list(r.values()) for r in rows])
     learnt = all(r["last 3 losses"] < r["first 3 losses"] and r["loads the same"] for r in rows)
     return 0 if learnt else 1

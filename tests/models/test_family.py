@@ -1,12 +1,14 @@
 """Every detector and backbone: the published number of weights, and training that learns."""
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mindspore.nn.utils import no_init_parameters
 
-from benchmarks.family import BACKBONES, DETECTORS, NORMS, family_config, run
+from benchmarks.family import BACKBONES, DETECTORS, NORMS, family_config, grown, run
 from src.config import load_config
 from src.models.backbones.resnet import ResNet
 from src.models.build import build_detector
@@ -81,6 +83,19 @@ def test_every_backbone_takes_every_norm_of_neck_and_heads(norm, tmp_path):
     ("detector", "norm"), [*((d, "own") for d in DETECTORS), ("mask_rcnn", "group"), ("keypoint_rcnn", "layer")]
 )
 def test_it_learns_evaluates_saves_and_loads(detector, norm, tmp_path):
-    row = run(detector, "mobilenet_v1", tmp_path, norm)
+    row = run(tmp_path, detector, "mobilenet_v1", norm)
     assert row["last 3 losses"] < 0.9 * row["first 3 losses"]
     assert row["loads the same"]
+
+
+def _told(name, size):
+    return {"name": name, "size": size, "by": os.getpid()}
+
+
+@pytest.mark.full
+def test_a_kept_table_goes_on_where_it_ended(tmp_path):
+    first = grown(tmp_path / "t.json", ("name", "size"), [("a", 1), ("b", 2)], _told)
+    again = grown(tmp_path / "t.json", ("name", "size"), [("c", 3), ("b", 2)], _told)
+    assert again[1] == first[1] and again[0]["name"] == "c"
+    assert len({row["by"] for row in (*first, again[0])} - {os.getpid()}) == 3
+    assert json.loads((tmp_path / "t.json").read_text()) == [*first, again[0]]
