@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks import trajectory
-from benchmarks.reference import PASTED, Row, compare, worst_iou
+from benchmarks.reference import BOX, PASTED, ROOT, Row, compare, load_weights, match_boxes, worst_iou
+from src import Predictor
+from src.checkpoints.files import save_checkpoint
+from src.config import load_config
+from src.models.build import build_detector
+from tests.reference import from_pictures
 
 GOLDEN = Path(__file__).parent / "reference/maskrcnn_r50_fpn.npz"
 
@@ -104,6 +109,24 @@ def test_further_detectors(name, training):
     stages = " ".join(r.stage for r in rows)
     for part in (*parts, *((loss, "gradients compared") if training else ())):
         assert part in stages
+
+
+def test_results_of_pictures_are_torchvisions(tmp_path):
+    """Golden values by tests/reference/from_pictures.py: resizing, normalising and padding too."""
+    sides = {"short_side": from_pictures.SHORT, "long_side": from_pictures.LONG, "img_height": 256, "img_width": 352}
+    config = load_config(ROOT / "configs/torchvision_faster_rcnn_mobilenetv3_fpn.yaml", sides)
+    names = np.load(ROOT / "tests/reference/tv_fasterrcnn_mobilenet_v3_large_fpn.npz")
+    detector = build_detector(config)
+    load_weights(config, detector, names, 0)
+    save_checkpoint(detector, tmp_path / "golden.ckpt")
+    predictor = Predictor(config, tmp_path / "golden.ckpt", batch_size=1)
+    golden = np.load(ROOT / "tests/reference/tv_from_pictures.npz")
+    for i, found in enumerate(predictor(list(from_pictures.pictures()))):
+        boxes, scores, labels = (golden[f"{k}_{i}"] for k in ("boxes", "scores", "labels"))
+        # pixels of the canvas, of a picture that is smaller there
+        tolerance = BOX * max(1, min(found.height, found.width) / from_pictures.SHORT)
+        pairs = match_boxes(found.boxes, boxes, tolerance, found.scores, scores, found.labels, labels)
+        assert len(pairs) == len(boxes) == len(found.boxes) == 100
 
 
 @pytest.mark.full

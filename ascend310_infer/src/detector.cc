@@ -43,6 +43,11 @@ class CanvasGraphs {
   // own: of the sidecar's canvas. Throws UserError, also where the other one's file can't be read.
   CanvasGraphs(const Sidecar &sidecar, const ModelFile &own, const Device &device)
       : sidecar_(sidecar), device_(device), upright_(sidecar.height > sidecar.width) {
+    if (!device.aipp.empty() && sidecar.resize.filter == Filter::kUnrounded) {
+      throw UserError(sidecar.path +
+                      ": resize_filter is unrounded, and AIPP takes whole grey levels alone; run it without "
+                      "--aipp_config, or export the model with --resize_filter bilinear");
+    }
     if (sidecar.Turns()) {
       ReadChecked(sidecar.turned);
       if (!device.aipp.empty()) ReadFile(UprightName(device.aipp), "AIPP configuration");

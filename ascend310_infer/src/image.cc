@@ -34,7 +34,8 @@ bool IsJpeg(const std::vector<uint8_t> &bytes) {
 
 bool IsPng(const std::vector<uint8_t> &bytes) { return bytes.size() >= 8 && png_sig_cmp(bytes.data(), 0, 8) == 0; }
 
-void Reserve(int64_t height, int64_t width, int64_t channels, std::vector<uint8_t> *pixels) {
+template <typename Value>
+void Reserve(int64_t height, int64_t width, int64_t channels, std::vector<Value> *pixels) {
   pixels->resize(static_cast<size_t>(height * width * channels));
 }
 
@@ -361,6 +362,47 @@ Picture ResizeBetween(const Picture &from, int64_t height, int64_t width) {
   return to;
 }
 
+// ---- resize without rounding ----------------------------------------------------------------------------
+
+// Of each target cell the two source cells whose centres it lies between, and the second's share.
+struct Neighbours {
+  std::vector<int64_t> low, high;
+  std::vector<float> share;
+};
+
+Neighbours MakeNeighbours(int64_t from, int64_t to) {
+  const double scale = static_cast<double>(from) / static_cast<double>(to);
+  Neighbours out;
+  for (int64_t i = 0; i < to; ++i) {
+    const double place = std::max((static_cast<double>(i) + 0.5) * scale - 0.5, 0.0);
+    const int64_t low = std::min(static_cast<int64_t>(place), from - 1);
+    out.low.push_back(low);
+    out.high.push_back(std::min(low + 1, from - 1));
+    out.share.push_back(static_cast<float>(place - static_cast<double>(low)));
+  }
+  return out;
+}
+
+float Between(float low, float high, float share) { return low + (high - low) * share; }
+
+Picture ResizeUnrounded(const Picture &from, int64_t height, int64_t width) {
+  Picture to{height, width, {}};
+  Reserve(height, width, 3, &to.unrounded);
+  const Neighbours rows = MakeNeighbours(from.height, height), columns = MakeNeighbours(from.width, width);
+  std::vector<float> line(static_cast<size_t>(from.width * 3));
+  float *out = to.unrounded.data();
+  for (size_t y = 0; y < rows.low.size(); ++y) {
+    const uint8_t *low = from.pixels.data() + rows.low[y] * from.width * 3;
+    const uint8_t *high = from.pixels.data() + rows.high[y] * from.width * 3;
+    for (size_t i = 0; i < line.size(); ++i) line[i] = Between(low[i], high[i], rows.share[y]);
+    for (size_t x = 0; x < columns.low.size(); ++x, out += 3) {
+      const float *left = line.data() + columns.low[x] * 3, *right = line.data() + columns.high[x] * 3;
+      for (int c = 0; c < 3; ++c) out[c] = Between(left[c], right[c], columns.share[x]);
+    }
+  }
+  return to;
+}
+
 // ---- resize over areas ----------------------------------------------------------------------------------
 
 constexpr int kWeightBits = 22;  // of a weight's fraction: 32 less a pixel's 8 and Pillow's 2 for other filters
@@ -527,29 +569,43 @@ std::array<int64_t, 2> FitSize(int64_t height, int64_t width, int64_t canvas_hei
   return {std::clamp<int64_t>(size[0], 1, canvas_height), std::clamp<int64_t>(size[1], 1, canvas_width)};
 }
 
-Picture Resize(const Picture &from, int64_t height, int64_t width, bool antialias) {
+Picture Resize(const Picture &from, int64_t height, int64_t width, Filter filter) {
   if (height == from.height && width == from.width) return from;
-  return antialias ? ResizeOverAreas(from, height, width) : ResizeBetween(from, height, width);
+  if (filter == Filter::kUnrounded) return ResizeUnrounded(from, height, width);
+  return filter == Filter::kAntialias ? ResizeOverAreas(from, height, width) : ResizeBetween(from, height, width);
 }
 
 void SwapRedAndBlue(Picture *picture) {
   for (size_t i = 0; i + 2 < picture->pixels.size(); i += 3) std::swap(picture->pixels[i], picture->pixels[i + 2]);
+  std::vector<float> &unrounded = picture->unrounded;
+  for (size_t i = 0; i + 2 < unrounded.size(); i += 3) std::swap(unrounded[i], unrounded[i + 2]);
 }
 
 void Normalise(const Picture &picture, const std::array<double, 3> &mean, const std::array<double, 3> &std,
                int64_t canvas_height, int64_t canvas_width, float *canvas) {
+  // as OpenCV, of whose scalars the difference has float32 and the product float64
+  const auto normalised = [&](float value, int64_t c) {
+    const auto i = static_cast<size_t>(c);
+    return static_cast<float>(static_cast<double>(value - static_cast<float>(mean[i])) * (1.0 / std[i]));
+  };
   float values[3][256];
-  for (size_t c = 0; c < 3; ++c) {
-    const auto shift = static_cast<float>(mean[c]), inverse = static_cast<float>(1.0 / std[c]);
-    for (int v = 0; v < 256; ++v) values[c][v] = (static_cast<float>(v) - shift) * inverse;
+  for (int64_t c = 0; c < 3; ++c) {
+    for (int v = 0; v < 256; ++v) values[c][v] = normalised(static_cast<float>(v), c);
   }
+  const bool unrounded = !picture.unrounded.empty();
   ParallelFor(canvas_height, NumThreads(), [&](int64_t y) {
     const bool inside = y < picture.height;
     const int64_t width = inside ? picture.width : 0;
-    const uint8_t *from = picture.pixels.data() + (inside ? y * picture.width * 3 : 0);
+    const int64_t first = inside ? y * picture.width * 3 : 0;
     for (int64_t c = 0; c < 3; ++c) {
       float *to = canvas + (c * canvas_height + y) * canvas_width;
-      for (int64_t x = 0; x < width; ++x) to[x] = values[c][from[3 * x + c]];
+      if (unrounded) {
+        const float *from = picture.unrounded.data() + first + c;
+        for (int64_t x = 0; x < width; ++x) to[x] = normalised(from[3 * x], c);
+      } else {
+        const uint8_t *from = picture.pixels.data() + first + c;
+        for (int64_t x = 0; x < width; ++x) to[x] = values[c][from[3 * x]];
+      }
       std::fill(to + width, to + canvas_width, 0.0f);
     }
   });

@@ -16,16 +16,19 @@ struct Canvas {
 
 enum class Rounding { kNearest, kFloor, kShortFirst };
 
+enum class Filter { kBilinear, kUnrounded, kAntialias };
+
 // How large pictures are shown, and by which filter (src/data/transforms.py).
 struct ResizeRule {
   int64_t short_side = 0, long_side = 0;  // pixels that a picture's sides are to have; 0: as many as fit the canvas
   Rounding rounding = Rounding::kNearest;
-  bool antialias = false;
+  Filter filter = Filter::kBilinear;
 };
 
 struct Picture {
   int64_t height = 0, width = 0;
-  std::vector<uint8_t> pixels;  // height x width x 3
+  std::vector<uint8_t> pixels;        // height x width x 3
+  std::vector<float> unrounded = {};  // in place of `pixels`, of a picture resized with Filter::kUnrounded
 };
 
 // An image of a batch, resized.
@@ -56,9 +59,10 @@ Picture DecodeImage(const std::vector<uint8_t> &bytes);
 std::array<int64_t, 2> FitSize(int64_t height, int64_t width, int64_t canvas_height, int64_t canvas_width,
                                bool keep_ratio, const ResizeRule &rule = {});
 
-// Bilinear, in fixed-point arithmetic: bit for bit OpenCV's resize of 8-bit images with INTER_LINEAR; antialias: over
-// all pixels that a smaller one covers, bit for bit Pillow's with BILINEAR (its src/libImaging/Resample.c).
-Picture Resize(const Picture &from, int64_t height, int64_t width, bool antialias = false);
+// kBilinear, in fixed-point arithmetic: bit for bit OpenCV's resize of 8-bit images with INTER_LINEAR; kUnrounded: bit
+// for bit src/data/transforms.py's; kAntialias: over all pixels that a smaller one covers, bit for bit Pillow's with
+// BILINEAR (its src/libImaging/Resample.c).
+Picture Resize(const Picture &from, int64_t height, int64_t width, Filter filter = Filter::kBilinear);
 
 void SwapRedAndBlue(Picture *picture);
 

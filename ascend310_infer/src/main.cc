@@ -336,7 +336,7 @@ Read ReadImage(const std::string &folder, const std::string &name, const Sidecar
     out.image.width = whole.width;
     out.image.canvas = canvas;
     out.canvas_too_large = canvas.height * canvas.width > whole.height * whole.width;
-    out.image.picture = Resize(whole, size[0], size[1], sidecar.resize.antialias);
+    out.image.picture = Resize(whole, size[0], size[1], sidecar.resize.filter);
     out.canvas_too_large = false;
     if (!sidecar.to_rgb) SwapRedAndBlue(&out.image.picture);
   } catch (const UserError &e) {

@@ -131,7 +131,10 @@ class PartsReader : public SidecarReader {
     out_->resize.rounding = rounding == "floor"         ? Rounding::kFloor
                             : rounding == "short_first" ? Rounding::kShortFirst
                                                         : Rounding::kNearest;
-    out_->resize.antialias = Convention(json_, "resize_filter", {"bilinear", "antialias"}) == "antialias";
+    const std::string filter = Convention(json_, "resize_filter", {"bilinear", "unrounded", "antialias"});
+    out_->resize.filter = filter == "antialias"   ? Filter::kAntialias
+                          : filter == "unrounded" ? Filter::kUnrounded
+                                                  : Filter::kBilinear;
     const bool short_side = Convention(json_, "resize", {"canvas", "short_side"}) == "short_side";
     if (short_side) {
       out_->resize.short_side = json_.Integer("short_side", 1, kMostInteger);

@@ -86,7 +86,7 @@ CONVENTIONS = {
         stride_in_1x1=False,
         resize="short_side",
         resize_rounding="floor",
-        resize_filter="bilinear",
+        resize_filter="unrounded",
         **IMAGENET,
     ),
     # its model zoo of Caffe2's images: BGR, not scaled

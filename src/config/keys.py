@@ -680,8 +680,9 @@ class Config:
     )
     resize_filter: str = key(
         "bilinear",
-        "resizing between the nearest pixels, or over all that a smaller one covers (antialias: Pillow, so Detectron2)",
-        choices=("bilinear", "antialias"),
+        "resizing between the nearest pixels, in whole grey levels (mmdetection, MindSpore's zoo) or unrounded"
+        " (torchvision); or over all pixels that a smaller one covers (antialias: Pillow, so Detectron2)",
+        choices=("bilinear", "unrounded", "antialias"),
     )
     keep_ratio: bool = key(True, "resize keeps the image's proportions, and pads")
     img_mean: list[float] = key([123.675, 116.28, 103.53], "mean of each channel, subtracted")

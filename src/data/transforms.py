@@ -135,7 +135,7 @@ def prepare_image(
     view: View | None = None,
     canvas: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Resizes in uint8, flips, normalises, pads: (H, W, 3) uint8 BGR -> (3, *canvas) float32.
+    """Resizes, flips, normalises, pads: (H, W, 3) uint8 BGR -> (3, *canvas) float32.
 
     Of the whole image, or as `view` says, then `flip` isn't looked at. canvas: (height, width), by default canvas_size
     of the image. Also returns the (height, width) that the picture takes of the canvas; the rest, right (or where the
@@ -154,18 +154,49 @@ def prepare_image(
 
 
 def shown_picture(image: np.ndarray, config: Config, view: View) -> np.ndarray:
-    """What a view shows of an image (H, W, 3) uint8, at its size."""
+    """What a view shows of an image (H, W, 3) uint8, at its size; float32 where config.resize_filter is unrounded."""
     image = resize_image(cut_window(image, view.window, config), *view.size, config)
     return mmcv.imflip(image, "horizontal") if view.flip else image
 
 
 def resize_image(image: np.ndarray, height: int, width: int, config: Config) -> np.ndarray:
     """(H, W, 3) uint8 at another size, bilinear: between the nearest four pixels, or with config.resize_filter:
-    antialias over as many as a smaller one covers, as Pillow does and so Detectron2 and maskrcnn-benchmark.
+    antialias over as many as a smaller one covers, as Pillow does and so Detectron2 and maskrcnn-benchmark. unrounded:
+    between four, float32, as torchvision.
     """
+    if config.resize_filter == "unrounded" and image.shape[:2] != (height, width):
+        return resize_unrounded(image, height, width)
     if config.resize_filter == "antialias":
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     return mmcv.imresize(image, (width, height), interpolation="bilinear", backend="cv2")
+
+
+def resize_unrounded(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 to (height, width, 3) float32 between the nearest four pixels; the same sums, in the same order,
+    as the C++ program's.
+
+    OpenCV's would first need the whole picture, of up to hundreds of megapixels, in float32.
+    """
+    low, high, share = neighbours(image.shape[0], height)
+    lines = between(image[low], image[high], share[:, None, None])
+    low, high, share = neighbours(image.shape[1], width)
+    return between(np.take(lines, low, 1), np.take(lines, high, 1), share[None, :, None])
+
+
+def neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each of `new` cells the two of `old` cells whose centres it lies between, and float32 the second's share."""
+    place = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
+    low = np.minimum(place.astype(np.int64), old - 1)
+    return low, np.minimum(low + 1, old - 1), (place - low).astype(np.float32)
+
+
+def between(low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """low + (high - low) * share, float32."""
+    low, out = low.astype(np.float32, copy=False), high.astype(np.float32)
+    out -= low
+    out *= share
+    out += low
+    return out
 
 
 def cut_window(image: np.ndarray, window: tuple[int, int, int, int], config: Config) -> np.ndarray:

@@ -20,8 +20,11 @@ def aipp_config(config: Config, upright: bool = False) -> str:
     """The AIPP configuration that normalises as `config` does; upright: on the turned canvas.
 
     Its input is the canvas as bytes (N, H, W, 3), channels in the network's order; the chip computes
-    (byte - mean_chn - min_chn) * var_reci_chn, of which only mean_chn has to be a whole number.
+    (byte - mean_chn - min_chn) * var_reci_chn, of which only mean_chn has to be a whole number. Raises UserError where
+    pictures have more than whole grey levels.
     """
+    if config.resize_filter == "unrounded":
+        raise UserError("resize_filter: unrounded, and AIPP takes whole grey levels alone; set it to bilinear")
     width, height = (config.img_height, config.img_width) if upright else (config.img_width, config.img_height)
     lines = [
         "aipp_op {",

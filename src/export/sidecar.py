@@ -244,8 +244,8 @@ def _interface(config: Config, batch_size: int, canvas: tuple[int, int], more: l
                 "image",
                 [n, 3, *canvas],
                 "float32",
-                f"resized as 8-bit image ({config.resize_filter}), (value - mean) / std, top left on the canvas, zero"
-                " elsewhere",
+                f"resized ({config.resize_filter}), (value - mean) / std of values 0 to 255, top left on the canvas, "
+                "zero elsewhere",
             ),
             port(
                 "image_shape",

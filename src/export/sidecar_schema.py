@@ -120,7 +120,7 @@ PLAIN: dict[str, Check] = {
     "batch_size": integer(1, 1024),
     "resize": one_of("canvas", "short_side"),
     "resize_rounding": one_of("nearest", "floor", "short_first"),
-    "resize_filter": one_of("bilinear", "antialias"),
+    "resize_filter": one_of("bilinear", "unrounded", "antialias"),
     "keep_ratio": flag,
     "to_rgb": flag,
     "mean": list_of(number(-LARGEST, LARGEST), 3),

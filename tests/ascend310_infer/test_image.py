@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from src.config import Config
 from src.data.images import MAX_PIXELS, MOST_SCANNED, decode_image, image_header, safe_decode
 from src.data.records import DataError
-from src.data.transforms import canvas_size, fit_size
+from src.data.transforms import canvas_size, fit_size, prepare_image
 from src.export import sidecar
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ SIZES = [SOURCES[0], *READER, "tests/ascend310_infer/sizes_main.cc"]
 @pytest.fixture(scope="module")
 def prepare(compiled, tmp_path_factory):
     """prepare(bytes, height, width, keep_ratio, exif, filter) -> (height and width before the resize, resized RGB
-    picture), or None: refused, with prepare.told."""
+    picture, but not where filter is unrounded), with prepare.canvas; or None: refused, with prepare.told."""
     folder = tmp_path_factory.mktemp("prepare")
     program = compiled(SOURCES)
 
@@ -46,8 +46,10 @@ def prepare(compiled, tmp_path_factory):
             run.told = message
             return None
         sizes = np.frombuffer(result.stdout, np.int64, 4)
-        picture = np.frombuffer(result.stdout, np.uint8, offset=32).reshape(*sizes[2:], 3)
-        return tuple(sizes[:2]), picture
+        values = 3 * int(sizes[2] * sizes[3])
+        run.canvas = np.frombuffer(result.stdout[-4 * values :], np.float32).reshape(3, *sizes[2:])
+        pixels = result.stdout[32 : -4 * values]
+        return tuple(sizes[:2]), np.frombuffer(pixels, np.uint8).reshape(*sizes[2:], 3) if pixels else None
 
     return run
 
@@ -147,9 +149,12 @@ def test_pixels_are_those_of_training(name, keep_ratio, prepare):
     assert size == want_size
     # bit for bit: a grey level here or there would move detections at a threshold
     np.testing.assert_array_equal(picture, want)
+    mean, std = np.array(Config().img_mean), np.array(Config().img_std)
+    np.testing.assert_array_equal(prepare.canvas, mmcv.imnormalize(want, mean, std, to_rgb=False).transpose(2, 0, 1))
 
 
-def test_antialiased_pixels_are_pillows(prepare):
+def pictures_to_resize():
+    """(height, width) to be had, and a picture."""
     random = np.random.default_rng(7)
     # by a little, by much, one side alone, neither, one larger and one smaller, rows and columns of one pixel
     sizes = [((60, 91), (59, 90)), ((301, 97), (13, 11)), ((50, 70), (50, 23)), ((50, 70), (31, 70)), ((9, 9), (9, 9))]
@@ -158,10 +163,23 @@ def test_antialiased_pixels_are_pillows(prepare):
     for i, (before, after) in enumerate(sizes):
         # single pixels of every value; every other time black and white alone, whose sums end at the ends
         picture = random.integers(0, 256, (*before, 3)).astype(np.uint8)
-        picture = picture if i % 2 == 0 else (picture > 99) * np.uint8(255)
+        yield after, picture if i % 2 == 0 else (picture > 99) * np.uint8(255)
+
+
+def test_unrounded_canvases_are_those_of_training(prepare):
+    for (height, width), picture in pictures_to_resize():
+        prepare(saved(picture), int(height), int(width), keep_ratio=False, filter="unrounded")
+        config = Config(img_height=height, img_width=width, keep_ratio=False, resize_filter="unrounded")
+        wanted, _ = prepare_image(picture[..., ::-1], config)
+        # bit for bit
+        np.testing.assert_array_equal(prepare.canvas, wanted, str((picture.shape, height, width)))
+
+
+def test_antialiased_pixels_are_pillows(prepare):
+    for after, picture in pictures_to_resize():
         _, got = prepare(saved(picture), *map(int, after), keep_ratio=False, filter="antialias")
         wanted = Image.fromarray(picture).resize(after[::-1], Image.Resampling.BILINEAR)
-        np.testing.assert_array_equal(got, np.asarray(wanted), str((before, after)))
+        np.testing.assert_array_equal(got, np.asarray(wanted), str((picture.shape, after)))
 
 
 @pytest.fixture(scope="module")

@@ -107,6 +107,19 @@ def test_antialiased_resizing_is_pillows(config, size):
     np.testing.assert_array_equal(canvas[::-1, :h, :w].transpose(1, 2, 0), wanted)
 
 
+@pytest.mark.parametrize("size", [(300, 410), (37, 53), (1200, 900), (1, 9)])
+def test_unrounded_resizing_is_that_of_floats(config, size):
+    """OpenCV's of float32, which is PyTorch's interpolate without aligned corners."""
+    c = config(
+        resize_filter="unrounded", img_mean=[0, 0, 0], img_std=[1, 1, 1], to_rgb=False, img_height=192, img_width=256
+    )
+    image = np.random.RandomState(3).randint(0, 256, (*size, 3)).astype(np.uint8)
+    canvas, (h, w) = prepare_image(image, c)
+    wanted = cv2.resize(image.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
+    # OpenCV has places in float32, 6e-5 of a pixel apart at 1000
+    np.testing.assert_allclose(canvas[:, :h, :w].transpose(1, 2, 0), wanted, atol=0.02)
+
+
 def test_groups_hold_one_orientation_each():
     order = np.array([7, 3, 1, 9, 5, 0, 2, 8])
     upright = np.array([0, 1, 0, 1, 1, 0, 0, 0], bool)

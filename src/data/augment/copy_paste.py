@@ -40,9 +40,10 @@ def on_canvas(
     size = picture_size(scene.image)
     rows, boxes = visible_objects(view, scene.boxes, scene.masks, *size, least)
     scene = scene.objects(rows)
-    image = np.empty((*canvas, 3), np.uint8)
+    picture = shown_picture(scene.image, config, view)
+    image = np.empty((*canvas, 3), picture.dtype)
     image[:] = mean_colour(config)
-    image[: view.size[0], view.left : view.left + view.size[1]] = shown_picture(scene.image, config, view)
+    image[: view.size[0], view.left : view.left + view.size[1]] = picture
     masks = [mask_on_canvas(m, view, size, canvas) for m in scene.masks]
     fields = {f.name: f.shown(scene, boxes, view) for f in carried}
     # a window may leave a polygon no pixel of the canvas
