@@ -135,8 +135,9 @@ class WholeDetector : public Detector {
     for (size_t i = 0; i < images.size(); ++i) {
       out[i].fields.resize(branches.size());
       for (int64_t d = static_cast<int64_t>(i) * most; d < static_cast<int64_t>(i + 1) * most; ++d) {
-        if (valid[d] == 0) continue;
-        out[i].boxes.push_back({boxes[4 * d], boxes[4 * d + 1], boxes[4 * d + 2], boxes[4 * d + 3]});
+        const Box box = {boxes[4 * d], boxes[4 * d + 1], boxes[4 * d + 2], boxes[4 * d + 3]};
+        if (valid[d] == 0 || !HasArea(box)) continue;
+        out[i].boxes.push_back(box);
         out[i].scores.push_back(scores[d]);
         out[i].labels.push_back(labels[d]);
         for (size_t b = 0; b < branches.size(); ++b) {

@@ -58,6 +58,9 @@ struct Bounds {
   bool plus_one;  // see Sidecar::box_plus_one
 };
 
+// Whether it has some of the picture: a detection without is left out, as src/evaluation/paste.py does.
+inline bool HasArea(const Box &box) { return !(box[2] <= box[0] || box[3] <= box[1]); }
+
 // src/models/proposals.py
 // score_thr: proposals of a lower probability are none.
 std::vector<Box> MakeProposals(const std::vector<RpnLevel> &levels, const BoxCoder &coder, const NmsSettings &settings,

@@ -135,6 +135,7 @@ Detections MakeDetections(const std::vector<float> &scores, const float *deltas,
   Detections out;
   for (const int32_t index : Nms(boxes, kept_scores, labels, settings)) {
     const auto i = static_cast<size_t>(index);
+    if (!HasArea(boxes[i])) continue;
     out.boxes.push_back(boxes[i]);
     out.scores.push_back(kept_scores[i]);
     out.labels.push_back(labels[i]);

@@ -73,7 +73,8 @@ def found_in(
     name: str,
     least: np.ndarray | None = None,
 ) -> Found:
-    """What a network found in one image of a batch, in pixels of the original.
+    """What a network found in one image of a batch, in pixels of the original, but for boxes without area: as Detectron2,
+    which leaves these out of the best max_per_img.
 
     out: boxes (B, D, 4) in canvas pixels, scores, labels, valid (B, D), and of each of `branches` (B, D, ...), as far
     as it gave them; row: the image's; scale, name: as Found.in_original; least: each label's least score.
@@ -81,6 +82,7 @@ def found_in(
     Raises EvaluationError for a box or score that isn't finite.
     """
     boxes, scores, labels, valid = (x[row] for x in out[:4])
+    valid = valid & ~(boxes[:, 2:] <= boxes[:, :2]).any(1)
     kept = np.flatnonzero(valid if least is None else valid & (scores >= least[labels]))
     fields = {branch: x[row] for branch, x in zip(branches, out[4:])}
     return Found(boxes, scores, labels, fields).take(kept).in_original(scale, name)

@@ -11,7 +11,7 @@ from pycocotools import mask as rle
 
 from src.evaluation.coco import EvaluationError, evaluate
 from src.evaluation.kinds.base import coco_numbers
-from src.evaluation.paste import Found, results_of
+from src.evaluation.paste import Found, found_in, results_of
 from src.evaluation.results import load_results, save_results
 
 
@@ -107,6 +107,15 @@ def test_boxes_without_masks():
         1, np.array([[0, 0, 4, 4]], np.float32), np.ones(1), np.ones(1, int), None, (9, 9), (1, 1), CATEGORY_IDS
     )
     assert "segmentation" not in found[0]
+
+
+def test_boxes_without_area_are_no_detections():
+    """Detectron2 leaves them out, after it has chosen the best."""
+    boxes = np.array([[[3, 1, 3, 8], [0, 0, 4, 4], [1, 9, 7, 9], [0, 0, 0, 0]]], np.float32)
+    scores, labels = np.array([[0.9, 0.8, 0.7, 0.6]], np.float32), np.ones((1, 4), np.int32)
+    found = found_in((boxes, scores, labels, np.ones((1, 4), bool)), 0, (), (1, 1), "image 1")
+    np.testing.assert_array_equal(found.boxes, boxes[0, 1:2])
+    assert found.scores.tolist() == scores[0, 1:2].tolist()
 
 
 def test_no_detections_give_no_results():

@@ -76,7 +76,9 @@ def test_decoded_on_the_canvas_and_told_in_the_picture(scale):
     found = found_in(out, 0, config.branches, scale, "image 1")
     detections = paste(found, 900, 1400, ["background", "dog"], {1: 4}, paste_options(config))
     values = np.stack(detections.fields["keypoint"])
-    expected = np.load(GOLDEN)["points"]
+    # a detection without area is none
+    expected = np.load(GOLDEN)["points"][(BOXES[:, 2:] > BOXES[:, :2]).all(1)]
+    assert len(expected) == n - 1
     expected[:, :, :2] = expected[:, :, :2] / np.float32(scale[::-1]) - np.float32(0.5)
     np.testing.assert_allclose(values, expected, atol=3e-4)
     assert values.dtype == np.float32 and detections.fields["keypoint"][0].names == tuple(NAMES)
