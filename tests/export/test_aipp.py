@@ -40,6 +40,11 @@ def test_every_byte_is_normalised_as_in_training(name):
         assert c[f"mean_chn_{i}"] == int(c[f"mean_chn_{i}"])
 
 
+def test_bytes_hold_no_unrounded_pictures(refusal):
+    with refusal(UserError, "resize_filter: unrounded", "bilinear"):
+        aipp_config(load_config(ROOT / "configs/torchvision_mask_rcnn_r50_fpn.yaml"))
+
+
 def test_upright_pictures_have_a_file_of_their_own(monkeypatch, capsys, refusal):
     def written(name, *words):
         monkeypatch.setattr("sys.argv", ["aipp", "--config_path", str(ROOT / f"configs/{name}.yaml"), *words])

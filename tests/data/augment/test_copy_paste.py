@@ -294,6 +294,19 @@ def test_a_canvas_shows_what_the_network_would_get(shapes_config, chain, as_rle)
     assert compared > 15
 
 
+def test_unrounded_pictures_stay_so(shapes_config):
+    """Where nothing is pasted each pixel is what it is without."""
+    more = {"resize_filter": "unrounded", "img_width": 224}
+    pasted, plain = (loader(shapes_config(copy_paste_ratio=r, **more)) for r in (1.0, 0.0))
+    shares = []
+    for a, b in zip_equal(pasted.epoch(0), plain.epoch(0)):
+        grey = b["image"][0].transpose(1, 2, 0) * np.array(pasted.config.img_std) + pasted.config.img_mean
+        broken = np.abs(grey - np.round(grey)).max(-1) > 0.01
+        assert broken.mean() > 0.3
+        shares.append((a["image"][0] == b["image"][0]).all(0)[broken].mean())
+    assert min(shares) > 0.2 and np.mean(shares) > 0.6
+
+
 def test_how_often_and_of_whom(flat):
     make, _, folder = flat
     folder.add_image(HEIGHT, WIDTH, "empty.png", (folder.images / "0.png").read_bytes())
