@@ -73,8 +73,8 @@ def found_in(
     name: str,
     least: np.ndarray | None = None,
 ) -> Found:
-    """What a network found in one image of a batch, in pixels of the original, but for boxes without area: as Detectron2,
-    which leaves these out of the best max_per_img.
+    """What a network found in one image of a batch, in pixels of the original; without boxes that have no area, which
+    Detectron2 leaves out of the best max_per_img, too.
 
     out: boxes (B, D, 4) in canvas pixels, scores, labels, valid (B, D), and of each of `branches` (B, D, ...), as far
     as it gave them; row: the image's; scale, name: as Found.in_original; least: each label's least score.
