@@ -87,6 +87,11 @@ def _check_backbone(c: Config, demand: Callable[[bool, str], None]) -> None:
         " resize: canvas, or img_width and img_height alike",
     )
     demand(
+        c.test_canvas == "config" or not (family.one_canvas or c.test_flip or c.test_scales != [1.0]),
+        f"test_canvas: {c.test_canvas} isn't here for {bb.type if family.one_canvas else 'test_scales and test_flip'};"
+        " set it to config",
+    )
+    demand(
         c.layer_decay == 1 or family.transformer,
         f"layer_decay is of a transformer's layers, and backbone.type is {bb.type}; leave it at 1",
     )

@@ -552,6 +552,12 @@ class Config:
         high=1024,
     )
     test_batch_size: int = key(1, "images a step at inference", low=1, high=1024)
+    test_canvas: str = key(
+        "config",
+        "canvas at inference: the config's, or picture: each picture's own size rounded up to multiples of"
+        " rpn.anchor_generator.size_divisor, as other projects have it; a graph is compiled for each such size",
+        choices=("config", "picture"),
+    )
     test_scales: list[float] = key(
         [1.0],
         "at inference pictures are detected in on the canvas (short_side, long_side) times each of these, and what all"

@@ -14,6 +14,7 @@ from src.data.mindrecord import OpenRecords
 from src.data.reader import Places, Sample, SampleReader, samples
 from src.data.records import DataError
 from src.data.repeats import UNIT, draw_copies, earlier_copies, repeat_factors
+from src.data.transforms import canvas_shown
 from src.runtime.newer import zip_equal
 
 __all__ = ["EvalLoader", "TrainLoader"]
@@ -269,8 +270,8 @@ def grouped(order: np.ndarray, upright: np.ndarray, size: int) -> np.ndarray:
 
 
 class EvalLoader:
-    """Every image of a split once, in the data set's order, but upright ones last where they have a canvas of their
-    own; with several ranks, each every `ranks`-th.
+    """Every image of a split once, in the data set's order, but canvas by canvas where pictures have several (see
+    canvas_shown); with several ranks, each every `ranks`-th.
 
     Iterating yields dicts of arrays, B = test_batch_size: image and image_size as TrainLoader's; original_size (B, 2)
     int32, (height, width) of the image file; scale (B, 2) float32, canvas = original * scale, (y, x); image_id (B,)
@@ -283,8 +284,10 @@ class EvalLoader:
         self.others = [EvalLoader(c, folder, rank, ranks) for c in others]
         self.records = OpenRecords(folder)
         self.folder, self.index = self.records.folder, self.records.index
-        upright = upright_rows(self.index, config)
-        self.groups = [np.flatnonzero(upright == kind)[rank::ranks] for kind in (False, True)]
+        shown = np.array([canvas_shown(high, wide, self.config) for high, wide in self.index["sizes"]]).reshape(-1, 2)
+        # the config's own first
+        canvases = sorted({*map(tuple, shown.tolist())}, key=lambda c: (c != (config.img_height, config.img_width), c))
+        self.groups = [np.flatnonzero((shown == canvas).all(1))[rank::ranks] for canvas in canvases]
         self.maker = BatchMaker(config)
         for other in self.others:
             other.maker = self.maker  # which tells of each faulty image once
@@ -303,7 +306,7 @@ class EvalLoader:
             yield from self.batches(order)
 
     def batches(self, order: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of rows of one orientation."""
+        """Batches of rows of one canvas."""
         pending = []
         zeros = np.zeros(len(order), int)
         places = Places(order, zeros, zeros, zeros, np.full((len(order), 3), -1))

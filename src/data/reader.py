@@ -30,6 +30,7 @@ from src.data.transforms import (
     LEAST_IN_JITTER,
     LEAST_VISIBLE,
     View,
+    canvas_shown,
     canvas_size,
     fit_size,
     prepare_image,
@@ -153,7 +154,8 @@ class SampleReader:
         picture = self.stored(*row)
         original = picture_size(picture.scene.image)
         # the batch's, whatever size a user's function returns
-        canvas = canvas_size(*(original[::-1] if turned % 2 else original), config)
+        sides = original[::-1] if turned % 2 else original
+        canvas = canvas_size(*sides, config) if self.training else canvas_shown(*sides, config)
         if self.training:
             draws = self.generators(picture.image_id, occurrence)
             picture, view = self.changed(picture, flip, turned, canvas, draws)

@@ -12,12 +12,15 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from src.config import Config
+from src.config.backbones import backbone_strides
 from src.data.images import picture_size
+from src.runtime.newer import zip_equal
 
 __all__ = [
     "LEAST_IN_JITTER",
     "LEAST_VISIBLE",
     "View",
+    "canvas_shown",
     "canvas_size",
     "crop_mask",
     "fit_scale",
@@ -44,6 +47,19 @@ def canvas_size(height: int, width: int, config: Config) -> tuple[int, int]:
     if config.turns_canvas and height > width:
         return config.img_width, config.img_height
     return config.img_height, config.img_width
+
+
+def canvas_shown(height: int, width: int, config: Config) -> tuple[int, int]:
+    """(height, width) of the canvas at inference: canvas_size, or with config.test_canvas: picture what the (height,
+    width) picture is padded to.
+    """
+    canvas = canvas_size(height, width, config)
+    if config.test_canvas == "config":
+        return canvas
+    step = math.lcm(config.rpn.anchor_generator.size_divisor, backbone_strides(config.backbone)[-1])
+    sides = (-(-side // step) * step for side in fit_size(height, width, config))
+    high, wide = (min(side, most) for side, most in zip_equal(sides, canvas))
+    return high, wide
 
 
 def fit_size(height: int, width: int, config: Config, canvas: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -137,11 +153,11 @@ def prepare_image(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Resizes, flips, normalises, pads: (H, W, 3) uint8 BGR -> (3, *canvas) float32.
 
-    Of the whole image, or as `view` says, then `flip` isn't looked at. canvas: (height, width), by default canvas_size
+    Of the whole image, or as `view` says, then `flip` isn't looked at. canvas: (height, width), by default canvas_shown
     of the image. Also returns the (height, width) that the picture takes of the canvas; the rest, right (or where the
     view says so left) and below, is zero.
     """
-    high, wide = canvas or canvas_size(*picture_size(image), config)
+    high, wide = canvas or canvas_shown(*picture_size(image), config)
     if view is None:
         rows, columns = picture_size(image)
         view = View((0, 0, columns, rows), fit_size(rows, columns, config), flip)

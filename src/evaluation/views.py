@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
@@ -25,11 +26,13 @@ class Views:
     boxes of all views are merged by NMS, the best max_per_img stay, and their masks are the means of the probabilities
     that each view's mask head has for them.
 
-    One view alone is the detector as it is, on that canvas. The weights are the detector's own; a graph is compiled for
-    each canvas.
+    One view alone is the detector as it is, on that canvas. With test_canvas: picture it is on the canvas of whatever
+    pictures come. The weights are the detector's own; a graph is compiled for each canvas.
     """
 
     def __init__(self, config: Config, detector: RCNN):
+        self.config, self.detector = config, detector
+        self.by_canvas: dict[tuple[int, ...], RCNN] | None = {} if config.test_canvas == "picture" else None
         own = [scale == 1 for scale in config.test_scales]
         self.detectors = [detector if o else at_canvas(c, detector) for o, c in zip_equal(own, at_scales(config))]
         self.flips = (False, True) if config.test_flip else (False,)
@@ -42,13 +45,22 @@ class Views:
     @staticmethod
     def needed(config: Config) -> bool:
         """Whether the config asks for anything but the plain detector."""
-        return config.test_scales != [1.0] or config.test_flip
+        return config.test_scales != [1.0] or config.test_flip or config.test_canvas != "config"
+
+    def on_canvas(self, height: int, width: int) -> RCNN:
+        """The detector on a canvas of pictures."""
+        assert self.by_canvas is not None
+        if (height, width) not in self.by_canvas:
+            config = replace(self.config, img_height=height, img_width=width, resize="canvas")
+            self.by_canvas[height, width] = at_canvas(config, self.detector).set_train(False)
+        return self.by_canvas[height, width]
 
     def __call__(self, scales: Sequence[Scale]) -> list[np.ndarray]:
         """RCNN's outputs of pictures on the canvases of at_scales(config), in pixels of the first canvas."""
         if self.alone:
             images, sizes = scales[0]
-            return [x.asnumpy() for x in self.detectors[0](Tensor(images), Tensor(sizes))]
+            detector = self.detectors[0] if self.by_canvas is None else self.on_canvas(*images.shape[2:])
+            return [x.asnumpy() for x in detector(Tensor(images), Tensor(sizes))]
         return self.merged(scales)
 
     def merged(self, scales: Sequence[Scale]) -> list[np.ndarray]:

@@ -80,6 +80,10 @@ def demand_exportable(config: Config) -> None:
         raise ExportError(
             "test_scales and test_flip aren't in exports; export with --test_scales '[1.0]' --test_flip false"
         )
+    if config.test_canvas != "config":
+        raise ExportError(
+            f"test_canvas: {config.test_canvas} isn't in exports, which have one; export with --test_canvas config"
+        )
 
 
 def checksum(path: str | Path) -> str:

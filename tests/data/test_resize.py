@@ -10,7 +10,7 @@ from PIL import Image
 from src.config import load_config
 from src.data.loader import EvalLoader, TrainLoader, grouped
 from src.data.mindrecord import ensure_mindrecord
-from src.data.transforms import canvas_size, fit_size, prepare_image
+from src.data.transforms import canvas_shown, canvas_size, fit_size, prepare_image
 from src.runtime.newer import zip_equal
 
 SIZES = [(480, 640), (640, 480), (427, 640), (612, 612), (333, 500), (500, 333), (100, 1000), (1000, 100), (2448, 3264)]
@@ -94,6 +94,17 @@ def test_a_smaller_canvas_bounds_the_picture(config):
     assert fit_size(480, 640, c) == (240, 320)
     assert fit_size(640, 480, c) == (320, 240)
     assert prepare_image(np.zeros((640, 480, 3), np.uint8), c)[0].shape == (3, 320, 256)
+
+
+def test_a_canvas_of_its_own_is_what_the_picture_is_padded_to(config):
+    """torchvision's batch_images and Detectron2's ImageList, of one picture."""
+    c = config(test_canvas="picture")
+    for h, w in SIZES:
+        high, wide = (-(-side // 32) * 32 for side in fit_size(h, w, c))
+        assert canvas_shown(h, w, c) == (high, wide) == prepare_image(np.zeros((h, w, 3), np.uint8), c)[0].shape[1:]
+    assert canvas_shown(480, 640, c) == (800, 1088)
+    # never more than the config's
+    assert canvas_shown(480, 640, config(test_canvas="picture", img_height=256, img_width=320)) == (256, 320)
 
 
 @pytest.mark.parametrize("size", [(300, 410), (37, 53), (1200, 900)])
@@ -191,6 +202,17 @@ def test_evaluation_gives_every_image_once_in_batches_of_one_orientation(mixed):
     ids = np.concatenate([b["image_id"][b["valid"]] for b in found])
     assert sorted(ids) == list(range(1, 11))
     assert [b["image"].shape[2:] for b in found] == [(128, 192)] * 3 + [(192, 128)] * 2
+
+
+def test_evaluation_on_canvases_of_their_own(mixed, coco_folder):
+    coco_folder.add_image(60, 60)
+    coco_folder.write()
+    config = mixed(test_batch_size=2, test_canvas="picture", short_side=100, long_side=170)
+    found = list(EvalLoader(config, ensure_mindrecord(config, "train", training=True)))
+    ids = np.concatenate([b["image_id"][b["valid"]] for b in found])
+    assert sorted(ids) == list(range(1, 12))
+    # 100 x 100, 100 x 150 and 150 x 100
+    assert [b["image"].shape[2:] for b in found] == [(128, 128)] + [(128, 160)] * 3 + [(160, 128)] * 2
 
 
 def test_objects_are_where_they_were(mixed):

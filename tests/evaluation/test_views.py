@@ -10,7 +10,7 @@ from mindspore import Tensor, context
 from src import Predictor
 from src.checkpoints.files import load_detector
 from src.config import ConfigError, at_scales, load_config
-from src.data.transforms import prepare_image
+from src.data.transforms import canvas_shown, prepare_image
 from src.evaluation.inference import Evaluator
 from src.evaluation.views import Views
 from src.models.build import build_detector
@@ -36,6 +36,20 @@ def detectors(config, tiny_model):
         out.append(detector)
     yield out
     context.set_context(mode=before)
+
+
+def test_on_a_canvas_of_its_own_a_picture_has_what_it_has_alone(tiny_model, tiny_predictor, shapes_root):
+    """On a model of that canvas: to the bit."""
+    config, checkpoint = tiny_model
+    picture = cv2.imread(str(min((shapes_root / "val2017").iterdir())))
+    narrow = np.ascontiguousarray(picture[:, : picture.shape[1] // 3])
+    own = Predictor(dataclasses.replace(config, test_canvas="picture"), checkpoint)([picture, narrow, picture])
+    height, width = canvas_shown(*narrow.shape[:2], dataclasses.replace(config, test_canvas="picture"))
+    assert (height, width) == (128, 64)
+    alone = Predictor(dataclasses.replace(config, img_height=height, img_width=width), checkpoint)(narrow)
+    assert len(alone) > 5
+    assert own[1].to_dict() == alone.to_dict()
+    assert own[0].to_dict() == own[2].to_dict() == tiny_predictor(picture).to_dict()
 
 
 @pytest.fixture(scope="module")

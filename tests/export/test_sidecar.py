@@ -203,6 +203,7 @@ def test_a_full_disk_leaves_the_old_sidecar(written, monkeypatch, refusal):
     [
         ({"test_cfg__rcnn__nms__type": "soft_nms"}, "--test_cfg.rcnn.nms.type nms"),
         ({"test_flip": True}, "--test_flip false"),
+        ({"test_canvas": "picture"}, "--test_canvas config"),
         ({"test_scales": [1.0, 1.5]}, "--test_scales '[1.0]'"),
     ],
 )

@@ -8,8 +8,8 @@ import numpy as np
 
 from tests.reference.reference_weights import NUM_CLASSES, reference_state_dict
 
-SHORT, LONG = 251, 352  # pixels of a picture's sides: that padded to multiples of 32 are 256 and 352
-SHAPES = ((200, 267), (301, 200), (480, 640))  # height, width
+SHORT, LONG = 251, 352  # pixels of a picture's sides
+SHAPES = ((301, 200), (420, 400))  # height, width: 352 x 234 and 263 x 251 pixels, on 352 x 256 and 288 x 256
 
 
 def pictures():
