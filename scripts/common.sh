@@ -73,6 +73,8 @@ set_up() {
         }
         rm -r "$scratch"
         use_headless_opencv_if_needed
+        # yapf, which mmcv imports, writes a file at its first import that another process may find half written
+        "$VENV_PYTHON" -c "import yapf" 2>/dev/null || true
         echo "$wanted" >"$stamp"
     fi
     build_operators "$VENV_PYTHON" "$VENV/build_custom.log"
