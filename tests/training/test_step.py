@@ -215,7 +215,8 @@ def trained(config, steps=1):
         if p.name.endswith(".weight"):
             # so large that proposals, and with them the counts, differ from image to image
             p.set_data(Tensor(random.normal(0, (2 / np.prod(p.shape[1:])) ** 0.5, p.shape).astype(np.float32)))
-    step = build_step(config, loss, np.full(8, 1e-2, np.float32))
+    # Adam's first step is the rate, but of gradients around epsilon, whose rounding it enlarges
+    step = build_step(config, loss, np.full(8, config.lr, np.float32))
     batch, keys = synthetic_batch(dataclasses.replace(config, batch_size=4, accumulate=1), 2), SamplerKeys(config)
     inputs = step_inputs(batch, keys(0, np.arange(4)))
     losses = np.array([step(*inputs)[0].asnumpy() for _ in range(steps)])
