@@ -584,9 +584,14 @@ void SwapRedAndBlue(Picture *picture) {
 void Normalise(const Picture &picture, const std::array<double, 3> &mean, const std::array<double, 3> &std,
                int64_t canvas_height, int64_t canvas_width, float *canvas) {
   // as OpenCV, of whose scalars the difference has float32 and the product float64
-  const auto normalised = [&](float value, int64_t c) {
-    const auto i = static_cast<size_t>(c);
-    return static_cast<float>(static_cast<double>(value - static_cast<float>(mean[i])) * (1.0 / std[i]));
+  float shift[3];
+  double factor[3];
+  for (size_t c = 0; c < 3; ++c) {
+    shift[c] = static_cast<float>(mean[c]);
+    factor[c] = 1.0 / std[c];
+  }
+  const auto normalised = [&shift, &factor](float value, int64_t c) {
+    return static_cast<float>(static_cast<double>(value - shift[c]) * factor[c]);
   };
   float values[3][256];
   for (int64_t c = 0; c < 3; ++c) {

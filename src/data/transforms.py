@@ -191,7 +191,7 @@ def resize_unrounded(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """(H, W, 3) uint8 to (height, width, 3) float32 between the nearest four pixels; the same sums, in the same order,
     as the C++ program's.
 
-    OpenCV's would first need the whole picture, of up to hundreds of megapixels, in float32.
+    OpenCV's would first need the whole picture, of up to 100 megapixels, in float32.
     """
     low, high, share = neighbours(image.shape[0], height)
     lines = between(image[low], image[high], share[:, None, None])
