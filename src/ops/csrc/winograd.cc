@@ -106,9 +106,13 @@ class Convolution {
       const rcnn::winograd::Run &run = s.runs[i];
       const int64_t width = std::min(run.count * kOut, x_.width - run.x);
       float *to = y_ + ((run.image * weights_->rows() + row) * x_.height + run.y) * x_.width + run.x;
+      const int64_t ahead = x_.height * x_.width;
       for (int64_t y = 0; y < std::min(kOut, x_.height - run.y); ++y, to += x_.width) {
         const float *from = s.lines[y] + run.first * kOut;
-        for (int64_t x = 0; x < width; x += kLanes) rcnn::StoreFirst(to + x, Load(from + x), width - x);
+        for (int64_t x = 0; x < width; x += kLanes) {
+          __builtin_prefetch(to + x + ahead, 1, 3);
+          rcnn::StoreFirst(to + x, Load(from + x), width - x);
+        }
       }
     }
   }

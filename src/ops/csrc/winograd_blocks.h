@@ -75,6 +75,7 @@ class Columns {
       const int64_t plane = (run.image * maps.channels + channel) * maps.height * maps.width;
       Rows rows;
       rows.width = maps.width;
+      rows.ahead = kAhead * maps.height * maps.width;
       for (int64_t r = 0; r < kFrom; ++r) {
         const int64_t y = run.y + r - Transform::kReach;
         const bool inside = y >= 0 && y < maps.height;
@@ -93,10 +94,11 @@ class Columns {
 
  private:
   static constexpr int64_t kFrom = Transform::kFrom;
+  static constexpr int64_t kAhead = 1;  // channels
 
   struct Rows {
     const float *data[kFrom], *gate[kFrom];
-    int64_t width;
+    int64_t width, ahead;
   };
 
   template <bool kGated>
@@ -105,6 +107,7 @@ class Columns {
 #pragma GCC unroll 6
     for (int64_t r = 0; r < kFrom; ++r) {
       in[r] = LoadWithin(rows.data[r], x, rows.width);
+      __builtin_prefetch(rows.data[r] + x + rows.ahead, 0, 3);
       if (kGated) in[r] = LoadWithin(rows.gate[r], x, rows.width) > 0.0f ? in[r] : Floats{};
     }
     Transform::Apply(in, out);
