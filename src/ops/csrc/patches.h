@@ -125,7 +125,7 @@ class Patches : public Columns {
   }
 
  private:
-  static constexpr int64_t kAhead = 6;  // channels
+  static constexpr int64_t kAhead = 3;  // channels
 
   void PackPixels(int64_t place, int64_t count, int64_t panel_depth, float *to) const {
     const SeenMaps &maps = reader_.Maps();

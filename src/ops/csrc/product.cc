@@ -136,7 +136,7 @@ class Product {
         tiles_(extent.free_rows ? UseTiles() : OnTiles(extent.rows)),
         of_image_(Ceil(extent.columns, kBlockColumns)),
         panels_(extent.images * of_image_),
-        deepest_(std::min(RoundUp(extent.depth, kTileDepth), kDepth)) {
+        deepest_(std::min(RoundUp(extent.depth, kTileDepth), kDepth) + (tiles_ ? 0 : 1)) {
     if (extent.rows * extent.depth * extent.summands < kSmall / std::max<int64_t>(panels_ * kBlockColumns, 1)) {
       threads = 1;
     }
