@@ -144,6 +144,26 @@ def test_a_1x1_convolution_adds_up_the_gradients_of_its_input(shape, threads):
     np.testing.assert_array_equal(*found)
 
 
+@each_kernel
+# the last: of the kernels that stand apart for the last rows and columns, and maps that no vector begins with
+@pytest.mark.parametrize("shape", [(2, 40, 50, 8, 16), (1, 70, 33, 4, 20), (1, 30, 20, 3, 7)], ids=str)
+def test_maps_larger_than_the_caches_are_the_same(shape, threads, monkeypatch):
+    batch, inputs, outputs, height, width = shape
+    sides = (batch, outputs, height, width)
+    x, weight, bias, other = normal((batch, inputs, height, width), (outputs, inputs, 1, 1), (outputs,), sides)
+    found = []
+    for caches in ("32,512,32768", "32,512,0"):
+        monkeypatch.setenv("RCNN_CACHE_KIB", caches)
+        for count in (1, 2):
+            threads(count)
+            (plain,) = call("PointwiseForwardReLU", [x, weight, bias], sides)
+            (dx,) = call("PointwiseInputGradientReLU", [plain, plain, weight, x], x.shape)
+            found.append([plain, *call("PointwiseForwardSum", [x, weight, bias, other], sides), dx])
+    for more in found[1:]:
+        for a, b in zip_equal(found[0], more):
+            np.testing.assert_array_equal(a, b)
+
+
 # maps narrower than a block of columns, rows that one ends within, and more columns than a task has
 ENLARGED = [(2, 40, 50, 6, 10), (1, 300, 20, 4, 40), (1, 3, 33, 2, 2), (2, 20, 17, 18, 66)]
 

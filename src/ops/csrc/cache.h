@@ -12,25 +12,27 @@
 namespace rcnn {
 
 struct Caches {
-  int64_t first, second;  // bytes of the L1 data cache and of the L2 cache
+  int64_t first, second, third;  // bytes of the L1 data cache, of the L2 cache, and of the L3 cache, which cores share
 };
 
 // As the C library tells, or, where it doesn't (many a virtual machine and 64-bit ARM), what most have. The
-// environment's RCNN_CACHE_KIB=L1,L2 comes before both.
+// environment's RCNN_CACHE_KIB=L1,L2 or L1,L2,L3 comes before both.
 inline Caches CoreCaches() {
   static const Caches told = [] {
-    Caches caches = {0, 0};
+    Caches caches = {0, 0, 0};
 #ifdef _SC_LEVEL1_DCACHE_SIZE
-    caches = {sysconf(_SC_LEVEL1_DCACHE_SIZE), sysconf(_SC_LEVEL2_CACHE_SIZE)};
+    caches = {sysconf(_SC_LEVEL1_DCACHE_SIZE), sysconf(_SC_LEVEL2_CACHE_SIZE), sysconf(_SC_LEVEL3_CACHE_SIZE)};
 #endif
-    return Caches{caches.first > 0 ? caches.first : 32 << 10, caches.second > 0 ? caches.second : 512 << 10};
+    return Caches{caches.first > 0 ? caches.first : 32 << 10, caches.second > 0 ? caches.second : 512 << 10,
+                  caches.third > 0 ? caches.third : 32 << 20};
   }();
   Caches caches = told;
   const char *text = std::getenv("RCNN_CACHE_KIB");
-  long first, second;
-  if (text != nullptr && std::sscanf(text, "%ld,%ld", &first, &second) == 2) caches = {first << 10, second << 10};
+  long first, second, third;
+  const int found = text == nullptr ? 0 : std::sscanf(text, "%ld,%ld,%ld", &first, &second, &third);
+  if (found >= 2) caches = {first << 10, second << 10, found == 3 ? third << 10 : told.third};
   return {std::clamp<int64_t>(caches.first, 16 << 10, 256 << 10),
-          std::clamp<int64_t>(caches.second, 128 << 10, 8 << 20)};
+          std::clamp<int64_t>(caches.second, 128 << 10, 8 << 20), std::max<int64_t>(caches.third, 0)};
 }
 
 // `bytes` over the size of an element, in whole steps of `step`, within [least, most].

@@ -98,6 +98,14 @@ void ReadTap(const Maps &maps, const Tap &tap, const Run *runs, int64_t run_coun
     const int64_t y = run.y * kStep + tap.dy;
     const bool inside = y >= 0 && y < maps.height;
     const int64_t row = ((run.image * maps.channels + channel) * maps.height + y) * maps.width;
+    if (inside && tap.dx == 0) {
+      // the next channel's row, once for all taps of it
+      const int64_t ahead = row + maps.height * maps.width + run.x * kStep;
+      for (int64_t p = 0; p < run.count * kStep; p += rcnn::kCacheLine) {
+        __builtin_prefetch(maps.data + ahead + p, 0, 3);
+        if (kGated) __builtin_prefetch(maps.gate + ahead + p, 0, 3);
+      }
+    }
     // What goes beyond the run is overwritten by the next one's, or unused.
     for (int64_t p = 0; p < run.count; p += kLanes) {
       Floats v = {};
@@ -243,6 +251,8 @@ class Product {
         continue;
       }
       for (int64_t x = 0; x < run.count; x += kLanes) {
+        // where the next row's go
+        __builtin_prefetch(to + target.height * target.width + x, 1, 3);
         const Floats v = LoadWithin(from, x, run.count) + shift;
         // Written so that NaN stays NaN.
         rcnn::StoreFirst(to + x, target.relu ? (v < 0.0f ? Floats{} : v) : v, run.count - x);

@@ -76,14 +76,19 @@ class PatchReader {
   };
 
  private:
+  static constexpr int64_t kAhead = 2;  // channels, as Patches'
+
   void ReadRow(int64_t row, int64_t x, int64_t count, float *to) const {
     const float *data = maps_.data + row;
     const Gate gate = maps_.gate.At(row);
     if (across_.stride == 1) {
       for (int64_t i = 0; i < count; i += kLanes) Store(to + i, LoadGated(data, gate, x + i, maps_.width));
     } else if (across_.stride == 2) {
+      const int64_t ahead = kAhead * Cells();
       for (int64_t i = 0; i < count; i += kLanes) {
         const int64_t at = x + 2 * i;
+        __builtin_prefetch(data + at + ahead, 0, 3);
+        __builtin_prefetch(data + at + kLanes + ahead, 0, 3);
         Store(to + i, ShuffleBy<EvenLanes>(LoadGated(data, gate, at, maps_.width),
                                            LoadGated(data, gate, at + kLanes, maps_.width)));
       }

@@ -136,7 +136,12 @@ class Product {
         tiles_(extent.free_rows ? UseTiles() : OnTiles(extent.rows)),
         of_image_(Ceil(extent.columns, kBlockColumns)),
         panels_(extent.images * of_image_),
-        deepest_(std::min(RoundUp(extent.depth, kTileDepth), kDepth) + (tiles_ ? 0 : 1)) {
+        // of vectors, panels that are visited in turn don't lie a power of two apart: the cache holds few such
+        deepest_(std::min(RoundUp(extent.depth, kTileDepth), kDepth) + (tiles_ ? 0 : 1)),
+        // A result that the caches don't hold until it is read. Of several parts of the depth, sums are read again.
+        past_(extent.images * extent.rows * extent.columns * 4 > CoreCaches().third && extent.depth <= kDepth &&
+              extent.summands == 1 && extent.columns % kLanes == 0 &&
+              reinterpret_cast<uintptr_t>(to) % sizeof(Floats) == 0) {
     if (extent.rows * extent.depth * extent.summands < kSmall / std::max<int64_t>(panels_ * kBlockColumns, 1)) {
       threads = 1;
     }
@@ -198,6 +203,7 @@ class Product {
           InVectors(s, panels, rows, left_.sums != nullptr && first == 0);
         }
       }
+      if (past_) EndStoresPast();
     });
   }
 
@@ -232,6 +238,7 @@ class Product {
     block.columns = std::min(kBlockColumns, e_.columns - column);
     block.first = summand == 0 && depth == 0;
     block.last = summand == e_.summands - 1 && depth + kDepth >= e_.depth;
+    block.past = past_;
     block.row_bias = finish_.row_bias == nullptr ? nullptr : finish_.row_bias + row;
     block.column_bias = finish_.column_bias == nullptr ? nullptr : finish_.column_bias + column;
     block.positive = finish_.positive == nullptr ? nullptr : finish_.positive + place;
@@ -327,6 +334,7 @@ class Product {
   float *to_;
   const bool tiles_;
   const int64_t of_image_, panels_, deepest_;
+  const bool past_;
   int64_t width_ = 1, part_ = 1, parts_ = 1, tasks_ = 0;
   int workers_ = 1;
 };

@@ -28,6 +28,7 @@ struct Block {
   int64_t c_row, columns;
   // of the sum's first and last part: it begins with the bias and `other`, and is activated at the end
   bool first, last;
+  bool past;                            // the result goes past the caches
   const float *row_bias, *column_bias;  // either may be null
   const float *other;                   // may be c; may be null
   int64_t other_row;
@@ -80,8 +81,10 @@ __attribute__((noinline)) void MultiplyBlock(const Block &block) {
   // the next block's place is the next columns': rows of it lie far apart
 #pragma GCC unroll 16
   for (int64_t r = 0; r < kRows; ++r) {
-    __builtin_prefetch(c + r * c_row + kBlockColumns, 1, 3);
-    __builtin_prefetch(c + r * c_row + kBlockColumns + kBlockColumns / 2, 1, 3);
+    if (!block.past) {
+      __builtin_prefetch(c + r * c_row + kBlockColumns, 1, 3);
+      __builtin_prefetch(c + r * c_row + kBlockColumns + kBlockColumns / 2, 1, 3);
+    }
     if (block.last && block.positive != nullptr) {
       __builtin_prefetch(block.positive + r * c_row + kBlockColumns, 0, 3);
       __builtin_prefetch(block.positive + r * c_row + kBlockColumns + kBlockColumns / 2, 0, 3);
@@ -125,6 +128,14 @@ __attribute__((noinline)) void MultiplyBlock(const Block &block) {
         sums[r][v] = Passed(whole ? Load(open + v * kLanes) : LoadWithin(open, v * kLanes, block.columns), sums[r][v]);
       }
     }
+  }
+  if (whole && block.past) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) StorePast(c + r * c_row + v * kLanes, sums[r][v]);
+    }
+    return;
   }
   if (whole) {
 #pragma GCC unroll 16

@@ -84,6 +84,21 @@ RCNN_INLINE Floats LoadWithin(const float *row, int64_t x, int64_t width) {
 #endif
 }
 
+// Stores past the caches, to the start of a vector in memory (kLanes floats): for what is larger than they are, which
+// then needn't be read before it is written. EndStoresPast: before another thread reads it.
+#if defined(__AVX512F__)
+RCNN_INLINE void StorePast(float *to, const Floats &v) { _mm512_stream_ps(to, __m512(v)); }
+#elif defined(__AVX__)
+RCNN_INLINE void StorePast(float *to, const Floats &v) { _mm256_stream_ps(to, __m256(v)); }
+#else
+RCNN_INLINE void StorePast(float *to, const Floats &v) { Store(to, v); }
+#endif
+#if defined(__AVX__)
+RCNN_INLINE void EndStoresPast() { _mm_sfence(); }
+#else
+RCNN_INLINE void EndStoresPast() {}
+#endif
+
 // Writes the first `count` lanes.
 RCNN_INLINE void StoreFirst(float *to, const Floats &v, int64_t count) {
   if (count >= kLanes) {

@@ -110,6 +110,7 @@ class Convolution {
       for (int64_t y = 0; y < std::min(kOut, x_.height - run.y); ++y, to += x_.width) {
         const float *from = s.lines[y] + run.first * kOut;
         for (int64_t x = 0; x < width; x += kLanes) {
+          // where the next channel's go
           __builtin_prefetch(to + x + ahead, 1, 3);
           rcnn::StoreFirst(to + x, Load(from + x), width - x);
         }

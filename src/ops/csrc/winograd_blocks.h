@@ -94,7 +94,8 @@ class Columns {
 
  private:
   static constexpr int64_t kFrom = Transform::kFrom;
-  static constexpr int64_t kAhead = 1;  // channels
+  // whose rows are fetched: those of channels lie far apart, where nothing else fetches ahead
+  static constexpr int64_t kAhead = 1;
 
   struct Rows {
     const float *data[kFrom], *gate[kFrom];
@@ -108,6 +109,7 @@ class Columns {
     for (int64_t r = 0; r < kFrom; ++r) {
       in[r] = LoadWithin(rows.data[r], x, rows.width);
       __builtin_prefetch(rows.data[r] + x + rows.ahead, 0, 3);
+      if (kGated) __builtin_prefetch(rows.gate[r] + x + rows.ahead, 0, 3);
       if (kGated) in[r] = LoadWithin(rows.gate[r], x, rows.width) > 0.0f ? in[r] : Floats{};
     }
     Transform::Apply(in, out);
