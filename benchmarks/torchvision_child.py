@@ -19,6 +19,7 @@ from src.runtime.newer import zip_equal
 __all__ = ["golden_shapes", "objects", "run_elsewhere"]
 
 ROOT = Path(__file__).resolve().parents[1]
+SAMPLED = 512  # RoIs an image in training
 
 
 def golden_shapes() -> dict[str, tuple[int, ...]]:
@@ -84,6 +85,7 @@ def build(a: argparse.Namespace):
         max_size=a.width,
         image_mean=[0.0, 0.0, 0.0],
         image_std=[1.0, 1.0, 1.0],
+        box_positive_fraction=a.positives / SAMPLED,
     )
     state = given(model, a.weights) if a.weights else reference_state_dict(golden_shapes())
     model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
@@ -154,8 +156,9 @@ def infer(a: argparse.Namespace) -> tuple[Timing, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=("train", "infer"))
-    for name, default in (("height", 768), ("width", 1280), ("batch", 2), ("objects", 8), ("repeats", 5)):
+    for name, default in (("height", 768), ("width", 1280), ("batch", 2), ("objects", 8), ("positives", SAMPLED // 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--device", default="cpu")

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.common import measure, peak_memory_mib, print_table, set_threads, write_json
 from benchmarks.network import add_arguments, load_golden_weights, peer_options, read_config
-from benchmarks.torchvision_child import run_elsewhere
+from benchmarks.torchvision_child import SAMPLED, run_elsewhere
 from src.runtime.newer import zip_equal
 
 
@@ -58,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, batch=2)
     parser.add_argument("--objects", type=int, default=8, help="objects an image")
+    parser.add_argument("--positives", type=int, help="RoIs an image that may be positive (default: a quarter of all)")
     parser.add_argument("--stages", action="store_true", help="also time the forward pass stage by stage")
     a, rest = parser.parse_known_args()
     threads = set_threads(a.threads)
@@ -68,6 +69,8 @@ def main() -> None:
     from src.training.loop import step_inputs
     from src.training.step import SamplerKeys, build_step, compile_step
 
+    if a.positives is not None:
+        rest += ["--train_cfg.rcnn.sampler.pos_fraction", str(a.positives / SAMPLED)]
     config = read_config(a, rest)
     set_device(config)
     detector = build_detector(config)
@@ -95,6 +98,8 @@ def main() -> None:
         results["stages_ms"] = stage_times(config, loss, batch, a.repeats)
     if a.torchvision:
         sizes = {"height": a.height, "width": a.width, "batch": a.batch, "objects": a.objects}
+        if a.positives is not None:
+            sizes["positives"] = a.positives
         with peer_options(config, detector) as options:
             reference = run_elsewhere(
                 a.torchvision, "train", threads, a.repeats, a.channels_last, config.device_target, **sizes, **options
@@ -107,6 +112,8 @@ def main() -> None:
             row = [t.median / 1e3, t.low / 1e3, f"{t.spread:.0%}", t.cpu / 1e3, reference["peak_mib"]]
             rows.append(["torchvision", *row, t.median / timing.median])
     title = f"training step, {a.batch} x {a.height} x {a.width}, {a.objects} objects an image, {threads} threads"
+    if a.positives is not None:
+        title += f", at most {a.positives} positives an image"
     print_table(title, ["", "median s", "min s", "spread", "CPU s", "peak MiB", "of MindSpore's"], rows)
     print(f"\ngraph compile: {compile_s:.1f} s; losses {results['losses']}")
     if "ratio" in results:

@@ -73,6 +73,7 @@ _HEADERS: tuple[Path, ...] = (
     _OPS / "csrc" / "gemm_kernel.h",
     _OPS / "csrc" / "max_pool.h",
     _OPS / "csrc" / "nms.h",
+    _OPS / "csrc" / "padding.h",
     _OPS / "csrc" / "parallel.h",
     _OPS / "csrc" / "patches.h",
     _OPS / "csrc" / "product.h",

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "conv_operators.h"
+#include "padding.h"
 #include "parallel.h"
 #include "patches.h"
 
@@ -20,13 +21,15 @@ rcnn::SeenMaps Matrix(const void *data, int64_t rows, int64_t columns) { return 
 
 // x (R, D), weight (O, D), bias (O,) -> y (R, O)
 void Forward(void **params, int64_t **shapes, bool relu) {
-  const int64_t rows = shapes[0][0], depth = shapes[0][1], outputs = shapes[1][0];
+  const int64_t all = shapes[0][0], depth = shapes[0][1], outputs = shapes[1][0];
+  const int64_t rows = rcnn::ImagesBeforeCopies(Numbers(params[0]), all, depth);
+  auto *y = static_cast<float *>(params[3]);
   rcnn::Finish finish;
   finish.column_bias = Numbers(params[2]);
   finish.activation = relu ? Activation::kReLU : Activation::kNone;
   rcnn::MultiplyMatrices(Left{Numbers(params[0]), depth, 1}, rcnn::TurnedPatches(Matrix(params[1], outputs, depth)),
-                         {1, rows, outputs, depth, 1, true}, finish, static_cast<float *>(params[3]),
-                         rcnn::NumThreads());
+                         {1, rows, outputs, depth, 1, true}, finish, y, rcnn::NumThreads());
+  rcnn::CopyLast(y, rows, all, outputs, 1);
 }
 
 // dy and y (R, O), weight (O, D), x (R, D) -> dx like x. y is read only for ReLU, x never.

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "conv_operators.h"
+#include "padding.h"
 #include "parallel.h"
 #include "patches.h"
 #include "transposed.h"
@@ -65,8 +66,12 @@ namespace {
 
 // x (N, C, H, W), weight (C, O, 2, 2), bias (O,) -> y (N, O, 2 H, 2 W)
 void Forward(void **params, int64_t **shapes, bool relu) {
-  TransposedByTwo(Numbers(params[0]), shapes[0], Numbers(params[1]), shapes[1][1], Numbers(params[2]), relu,
-                  static_cast<float *>(params[3]), NumThreads());
+  const int64_t *in = shapes[0], *out = shapes[3];
+  auto *y = static_cast<float *>(params[3]);
+  const int64_t images = ImagesBeforeCopies(Numbers(params[0]), in[0], in[1] * in[2] * in[3]);
+  const int64_t some[] = {images, in[1], in[2], in[3]};
+  TransposedByTwo(Numbers(params[0]), some, Numbers(params[1]), out[1], Numbers(params[2]), relu, y, NumThreads());
+  CopyLast(y, images, in[0], out[1] * out[2] * out[3], NumThreads());
 }
 
 // The output's gradient as each cell's block of it: numbers of a block are counted [channel][row][column].
@@ -162,23 +167,27 @@ class NumberColumns : public Columns {
 
 // dy and y (N, O, 2 H, 2 W), weight (C, O, 2, 2), x (N, C, H, W) -> dx like x. y is read only for ReLU, x never.
 void InputGradient(void **params, int64_t **shapes, bool relu) {
-  const int64_t *in = shapes[4], depth = kTaps * shapes[0][1];
-  const Blocks blocks(params, shapes[0], relu);
-  MultiplyMatrices(Left{Numbers(params[2]), depth, 1}, CellColumns(blocks), {in[0], in[1], in[2] * in[3], depth},
-                   Finish(), static_cast<float *>(params[4]), NumThreads());
+  const int64_t *in = shapes[4], *out = shapes[0], depth = kTaps * out[1], floats = in[1] * in[2] * in[3];
+  const int64_t images = ImagesBeforeZeros(Numbers(params[0]), out[0], out[1] * out[2] * out[3]);
+  const Blocks blocks(params, out, relu);
+  auto *dx = static_cast<float *>(params[4]);
+  MultiplyMatrices(Left{Numbers(params[2]), depth, 1}, CellColumns(blocks), {images, in[1], in[2] * in[3], depth},
+                   Finish(), dx, NumThreads());
+  std::fill_n(dx + images * floats, (in[0] - images) * floats, 0.0f);
 }
 
 // dy and y (N, O, 2 H, 2 W), x (N, C, H, W), weight (C, O, 2, 2) -> dweight like weight, dbias (O,). y is read only for
 // ReLU, weight never.
 void FilterGradient(void **params, int64_t **shapes, bool relu) {
   const int64_t *in = shapes[2], *out = shapes[0], cells = in[2] * in[3];
+  const int64_t images = ImagesBeforeZeros(Numbers(params[0]), out[0], out[1] * out[2] * out[3]);
   const Blocks blocks(params, out, relu);
   MultiplyMatrices(Left{Numbers(params[2]), cells, 1, in[1] * cells}, NumberColumns(blocks),
-                   {1, in[1], kTaps * out[1], cells, in[0]}, Finish(), static_cast<float *>(params[4]), NumThreads());
+                   {1, in[1], kTaps * out[1], cells, images}, Finish(), static_cast<float *>(params[4]), NumThreads());
   auto *dbias = static_cast<float *>(params[5]);
   ParallelFor(out[1], NumThreads(), [&](int64_t o) {
     double total = 0.0;
-    for (int64_t n = 0; n < out[0]; ++n) {
+    for (int64_t n = 0; n < images; ++n) {
       const int64_t map = (n * out[1] + o) * kTaps * cells;
       const Gate gate = blocks.Passing().At(map);
       Floats sum = {};

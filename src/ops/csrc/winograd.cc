@@ -13,6 +13,7 @@
 
 #include "conv_operators.h"
 #include "gemm_kernel.h"
+#include "padding.h"
 #include "parallel.h"
 #include "winograd.h"
 #include "winograd_blocks.h"
@@ -308,24 +309,32 @@ Maps MakeMaps(const void *data, const void *gate, const int64_t *shape) {
 
 // x (N, C, H, W), weight (O, C, 3, 3), bias (O,) -> y (N, O, H, W)
 void Forward(void **params, int64_t **shapes, bool relu) {
-  Convolution(MakeMaps(params[0], nullptr, shapes[0]), shapes[1], static_cast<const float *>(params[1]), false,
-              static_cast<const float *>(params[2]), relu, static_cast<float *>(params[3]))
+  Maps x = MakeMaps(params[0], nullptr, shapes[0]);
+  auto *y = static_cast<float *>(params[3]);
+  const int64_t images = x.batch, cells = x.height * x.width;
+  x.batch = rcnn::ImagesBeforeCopies(x.data, images, x.channels * cells);
+  Convolution(x, shapes[1], static_cast<const float *>(params[1]), false, static_cast<const float *>(params[2]), relu,
+              y)
       .Run();
+  rcnn::CopyLast(y, x.batch, images, shapes[1][0] * cells, rcnn::NumThreads());
 }
 
 // dy and y (N, O, H, W), weight (O, C, 3, 3), x (N, C, H, W) -> dx like x. y is read only for ReLU, x never.
 void InputGradient(void **params, int64_t **shapes, bool relu) {
-  Convolution(MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), shapes[2],
-              static_cast<const float *>(params[2]), true, nullptr, false, static_cast<float *>(params[4]))
-      .Run();
+  Maps dy = MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]);
+  auto *dx = static_cast<float *>(params[4]);
+  const int64_t images = dy.batch, cells = dy.height * dy.width, floats = shapes[2][1] * cells;
+  dy.batch = rcnn::ImagesBeforeZeros(dy.data, images, dy.channels * cells);
+  Convolution(dy, shapes[2], static_cast<const float *>(params[2]), true, nullptr, false, dx).Run();
+  std::fill_n(dx + dy.batch * floats, (images - dy.batch) * floats, 0.0f);
 }
 
 // dy and y (N, O, H, W), x (N, C, H, W), weight (O, C, 3, 3) -> dweight like weight, dbias (O,). y is read only for
 // ReLU, weight never.
 void FilterGradient(void **params, int64_t **shapes, bool relu) {
-  WeightGradient(MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), MakeMaps(params[2], nullptr, shapes[2]),
-                 static_cast<float *>(params[4]), static_cast<float *>(params[5]))
-      .Run();
+  Maps dy = MakeMaps(params[0], relu ? params[1] : nullptr, shapes[0]), x = MakeMaps(params[2], nullptr, shapes[2]);
+  x.batch = dy.batch = rcnn::ImagesBeforeZeros(dy.data, dy.batch, dy.channels * dy.height * dy.width);
+  WeightGradient(dy, x, static_cast<float *>(params[4]), static_cast<float *>(params[5])).Run();
 }
 
 }  // namespace
