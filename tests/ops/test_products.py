@@ -105,6 +105,31 @@ def test_a_row_alone_gives_the_same_bits_as_among_others(kind, shape):
         np.testing.assert_array_equal(alone[1], dx[i : i + 1])
 
 
+# heads see batches of a fixed size: their ends are copies of one RoI of zeros, and without gradients
+PADDED = {
+    "Conv3x3": ((6, 20, 9, 14), (30, 20, 3, 3), (6, 30, 9, 14)),
+    "TransposedByTwo": ((6, 20, 7, 9), (20, 30, 2, 2), (6, 30, 14, 18)),
+    "Dense": ((6, 300), (33, 300), (6, 33)),
+}
+
+
+@each_kernel
+@pytest.mark.parametrize("used", [0, 1, 4])
+@pytest.mark.parametrize("kind", PADDED)
+def test_what_fills_a_batch_changes_nothing(kind, used):
+    sides, filters, out = PADDED[kind]
+    x, weight, bias, dy = normal(sides, filters, out[1:2], out)
+    x[used:], dy[used:] = 0, 0
+    y, dx, dweight, dbias = all_passes(kind, x, weight, bias, dy, True)
+    for i in range(6):
+        alone = all_passes(kind, x[i : i + 1], weight, bias, dy[i : i + 1], True)
+        np.testing.assert_array_equal(y[i : i + 1], alone[0])
+        np.testing.assert_array_equal(dx[i : i + 1], alone[1])
+    assert not dx[used:].any()
+    some = all_passes(kind, x[:used], weight, bias, dy[:used], True)
+    assert_close([dweight, dbias], some[2:])
+
+
 @each_kernel
 @pytest.mark.parametrize("shape", [(2, 40, 50, 9, 13), (1, 300, 20, 5, 40)], ids=str)
 def test_a_1x1_convolution_adds_a_map_and_cuts_at_six(shape):

@@ -15,16 +15,22 @@ struct Caches {
   int64_t first, second, third;  // bytes of the L1 data cache, of the L2 cache, and of the L3 cache, which cores share
 };
 
-// As the C library tells, or, where it doesn't (many a virtual machine and 64-bit ARM), what most have. The
-// environment's RCNN_CACHE_KIB=L1,L2 or L1,L2,L3 comes before both.
+// As the system tells, or, where it doesn't (many a virtual machine and 64-bit ARM), what most have. The environment's
+// RCNN_CACHE_KIB=L1,L2 or L1,L2,L3 comes before both.
 inline Caches CoreCaches() {
   static const Caches told = [] {
-    Caches caches = {0, 0, 0};
+    Caches caches = {32 << 10, 512 << 10, 32 << 20};
 #ifdef _SC_LEVEL1_DCACHE_SIZE
-    caches = {sysconf(_SC_LEVEL1_DCACHE_SIZE), sysconf(_SC_LEVEL2_CACHE_SIZE), sysconf(_SC_LEVEL3_CACHE_SIZE)};
+    if (const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE); bytes > 0) caches.first = bytes;
+    if (const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE); bytes > 0) caches.second = bytes;
 #endif
-    return Caches{caches.first > 0 ? caches.first : 32 << 10, caches.second > 0 ? caches.second : 512 << 10,
-                  caches.third > 0 ? caches.third : 32 << 20};
+    // the C library adds up the L3 caches of a socket
+    if (std::FILE *file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+      long kib;
+      if (std::fscanf(file, "%ldK", &kib) == 1 && kib > 0) caches.third = kib << 10;
+      std::fclose(file);
+    }
+    return caches;
   }();
   Caches caches = told;
   const char *text = std::getenv("RCNN_CACHE_KIB");

@@ -18,8 +18,9 @@ namespace {
 
 using namespace product_internal;
 
-constexpr int64_t kMostPanels = 16;  // of a task
-constexpr int64_t kSmall = 1 << 19;  // products that take less time than a thread's start
+constexpr int64_t kMostPanels = 16;       // of a task
+constexpr int64_t kMostPacked = 1 << 21;  // floats of a left matrix that is laid out once for all tasks
+constexpr int64_t kSmall = 1 << 19;       // products that take less time than a thread's start
 
 // In which the kernels' panels are a tile's columns.
 bool UseTiles() { return kBlockColumns == kTileColumns && HasTiles(); }
@@ -148,13 +149,14 @@ class Product {
     const int64_t step = tiles_ ? kTileRows : kBlockRows, row_blocks = Ceil(extent.rows, step);
     const int64_t fitting = CoreCaches().second / 2 / (kDepth * kBlockColumns * 4);
     const int64_t most = tiles_ ? kMostPanels : std::clamp<int64_t>(fitting, 4, kMostPanels);
-    // Each task lays out its columns' panels and its rows anew: of the ways to have enough tasks, that which lays out
-    // least.
+    // Each task lays out its columns' panels, and, where the left matrix isn't laid out once for all, its rows: of the
+    // ways to have enough tasks, that which lays out least.
     const int64_t wanted = threads == 1 ? 1 : 2 * int64_t{threads};
+    once_ = !tiles_ && panels_ >= 4 * most && extent.rows * extent.depth * extent.summands <= kMostPacked;
     int64_t least = std::numeric_limits<int64_t>::max();
     for (int64_t parts = 1; parts <= std::min(wanted, row_blocks); ++parts) {
       const int64_t width = std::min(most, Ceil(panels_, Ceil(wanted, parts)));
-      const int64_t laid_out = Ceil(panels_, width) * extent.rows + parts * panels_ * kBlockColumns;
+      const int64_t laid_out = (once_ ? 0 : Ceil(panels_, width) * extent.rows) + parts * panels_ * kBlockColumns;
       if (laid_out >= least) continue;
       least = laid_out;
       width_ = width;
@@ -176,7 +178,9 @@ class Product {
                                        Workspace::Padded(split) + Workspace::Padded(kTileRows * kTileColumns)
                                  : 0) +
                          kTileRows * kEnlargedRow;
-    Workspace workspace(workers_ * room);
+    const int64_t row_blocks = once_ ? Ceil(e_.rows, kBlockRows) : 0;
+    Workspace workspace(workers_ * room + Workspace::Padded(BlocksBefore(e_.summands, 0) * kBlockFloats));
+    if (once_) packed_ = workspace.Take(BlocksBefore(e_.summands, 0) * kBlockFloats);
     std::vector<Scratch> scratch(static_cast<size_t>(workers_));
     for (Scratch &s : scratch) {
       s.panels = workspace.Take(tiles_ ? panel : panel * width_);
@@ -188,9 +192,14 @@ class Product {
       s.a = reinterpret_cast<uint16_t *>(workspace.Take(split));
       s.sums = workspace.Take(kTileRows * kTileColumns);
     }
-    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> next{0}, next_block{0}, done_blocks{0};
     ParallelFor(workers_, workers_, [&](int64_t worker) {
       const Scratch &s = scratch[static_cast<size_t>(worker)];
+      for (int64_t b = next_block.fetch_add(1); b < row_blocks; b = next_block.fetch_add(1)) {
+        PackRows(b * kBlockRows);
+        done_blocks.fetch_add(1);
+      }
+      while (done_blocks.load() < row_blocks) sched_yield();
       std::optional<TileThread> thread;
       if (tiles_) thread.emplace();
       for (int64_t task = next.fetch_add(1); task < tasks_; task = next.fetch_add(1)) {
@@ -200,7 +209,7 @@ class Product {
         if (tiles_) {
           InTiles(s, panels, rows);
         } else {
-          InVectors(s, panels, rows, left_.sums != nullptr && first == 0);
+          InVectors(s, panels, rows, left_.sums != nullptr && first == 0 && !once_);
         }
       }
       if (past_) EndStoresPast();
@@ -214,6 +223,25 @@ class Product {
     float *panels, *rows, *enlarged, *plain, *sums;
     uint16_t *a, *b;
   };
+
+  static constexpr int64_t kBlockFloats = kBlockRows * kRowStride;
+
+  // Where the left matrix is laid out once: blocks of it before those of a part of a summand's depth.
+  int64_t BlocksBefore(int64_t summand, int64_t depth) const {
+    return once_ ? (summand * Ceil(e_.depth, kDepth) + depth / kDepth) * Ceil(e_.rows, kBlockRows) : 0;
+  }
+
+  // Lays out a block of rows, of all summands.
+  void PackRows(int64_t row) const {
+    const int64_t rows = std::min(kBlockRows, e_.rows - row);
+    for (int64_t summand = 0; summand < e_.summands; ++summand) {
+      for (int64_t d = 0; d < e_.depth; d += kDepth) {
+        const LeftBlock left(left_, summand, row, rows, {d, d + Terms(d)});
+        left.Pack(packed_ + (BlocksBefore(summand, d) + row / kBlockRows) * kBlockFloats);
+        if (left_.sums != nullptr) left.Sum(summand == 0 && d == 0, left_.sums + row);
+      }
+    }
+  }
 
   int64_t Terms(int64_t begin) const { return std::min(kDepth, e_.depth - begin); }
 
@@ -274,6 +302,13 @@ class Product {
     }
   }
 
+  // The next block of rows is fetched while this one meets its panels, a share with each.
+  static void FetchShare(const float *block, int64_t share, int64_t shares) {
+    for (int64_t i = kBlockFloats * share / shares; i < kBlockFloats * (share + 1) / shares; i += kCacheLine) {
+      __builtin_prefetch(block + i, 0, 2);
+    }
+  }
+
   void InVectors(const Scratch &s, const Range &panels, const Range &rows, bool sum) const {
     for (int64_t summand = 0; summand < e_.summands; ++summand) {
       for (int64_t d = 0; d < e_.depth; d += kDepth) {
@@ -284,11 +319,17 @@ class Product {
           const bool last = row + some == rows.end;
           const int64_t ahead = last ? (rows.begin - row) * left_.row + kDepth : kBlockRows * left_.row;
           const LeftBlock left(left_, summand, row, some, terms, ahead);
-          left.Pack(s.rows);
-          if (sum) left.Sum(summand == 0 && d == 0, left_.sums + row);
+          const float *block_rows = s.rows;
+          if (once_) {
+            block_rows = packed_ + (BlocksBefore(summand, d) + row / kBlockRows) * kBlockFloats;
+          } else {
+            left.Pack(s.rows);
+            if (sum) left.Sum(summand == 0 && d == 0, left_.sums + row);
+          }
           for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            if (once_) FetchShare(block_rows + kBlockFloats, panel - panels.begin, panels.Size());
             Block block = BlockAt(panel, row, some, summand, d, s.enlarged);
-            block.a = s.rows;
+            block.a = block_rows;
             block.b = s.panels + (panel - panels.begin) * deepest_ * kBlockColumns;
             left.Across() ? MultiplySome<true>(some, block) : MultiplySome<false>(some, block);
           }
@@ -335,6 +376,8 @@ class Product {
   const bool tiles_;
   const int64_t of_image_, panels_, deepest_;
   const bool past_;
+  bool once_ = false;        // the left matrix is laid out once, for all tasks
+  float *packed_ = nullptr;  // where: [summand][part of the depth][block of rows]
   int64_t width_ = 1, part_ = 1, parts_ = 1, tasks_ = 0;
   int workers_ = 1;
 };

@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "cache.h"
 #include "conv_operators.h"
 #include "gemm_kernel.h"
 #include "padding.h"
@@ -44,8 +45,10 @@ using rcnn::winograd::Maps;
 using rcnn::winograd::Stride;
 using rcnn::winograd::Weights;
 
-constexpr int64_t kSumTiles = 128;  // tiles of a block of the weight's gradient
-constexpr int64_t kSumRows = 3;     // rows of the transform that a task of the weight's gradient sums
+// Tiles of a block of the weight's gradient: as few as let the cores' shared cache keep the sums from block to block;
+// more, so that they are read less often, where it can't.
+constexpr int64_t kFewSumTiles = 64, kSumTiles = 128;
+constexpr int64_t kSumRows = 3;  // rows of the transform that a task of the weight's gradient sums
 
 // y = convolution of x + bias, and then ReLU where `relu`. bias may be null.
 class Convolution {
@@ -148,6 +151,7 @@ class WeightGradient {
                                                           : threads_),
                       kBlockRows)),
         tasks_(kIn / kSumRows * Ceil(dy.channels, std::max(part_, kBlockRows))),
+        tiles_(kPositions * dy.channels * padded_ * 4 > rcnn::CoreCaches().third / 2 ? kSumTiles : kFewSumTiles),
         workers_(static_cast<int>(std::min<int64_t>(threads_, tasks_))),
         workspace_(Workspace::Padded(kPositions * dy.channels * padded_) +
                    workers_ * (Room(part_) + Room(x.channels) + Workspace::Padded(part_ * kLanes))),
@@ -195,13 +199,13 @@ class WeightGradient {
     alignas(64) float turned[kSumTiles * kBlockColumns];
   };
 
-  static int64_t Room(int64_t channels) { return kSumRows * kIn * Stride(channels * kSumTiles); }
+  int64_t Room(int64_t channels) const { return kSumRows * kIn * Stride(channels * tiles_); }
 
   template <int64_t kFirst>
   void Sum(Scratch &s, const Range &outputs) const {
     std::fill_n(s.bias, outputs.Size() * kLanes, 0.0f);
-    for (int64_t tile = 0; tile < x_.Tiles(); tile += kSumTiles) {
-      const int64_t count = std::min(kSumTiles, x_.Tiles() - tile);
+    for (int64_t tile = 0; tile < x_.Tiles(); tile += tiles_) {
+      const int64_t count = std::min(tiles_, x_.Tiles() - tile);
       s.run_count = FindRuns(x_, {tile, tile + count}, s.runs);
       TransformRows<kFirst>(s, s.gradient_columns, dy_, count, outputs, s.gradient);
       TransformRows<kFirst>(s, s.input_columns, x_, count, {0, x_.channels}, s.input);
@@ -219,8 +223,8 @@ class WeightGradient {
   template <int64_t kFirst, typename Transform>
   void TransformRows(const Scratch &s, Columns<Transform, kSumTiles> &columns, const Maps &maps, int64_t tiles,
                      const Range &channels, float *to) const {
-    const int64_t stride = Stride(channels.Size() * kSumTiles);
-    for (int64_t c = channels.begin; c < channels.end; ++c, to += kSumTiles) {
+    const int64_t stride = Stride(channels.Size() * tiles_);
+    for (int64_t c = channels.begin; c < channels.end; ++c, to += tiles_) {
       columns.template Read<kFirst, kFirst + kSumRows>(maps, s.runs, s.run_count, c, zeros_.data());
       for (int64_t t = 0; t < tiles; t += kLanes) {
         for (int64_t i = 0; i < kSumRows; ++i) {
@@ -235,14 +239,14 @@ class WeightGradient {
 
   template <int64_t kFirst>
   void MultiplyPosition(Scratch &s, int64_t tile, int64_t tiles, const Range &outputs, int64_t p) const {
-    const float *gradient = s.gradient + p * Stride(outputs.Size() * kSumTiles);
-    const float *input = s.input + p * Stride(x_.channels * kSumTiles);
+    const float *gradient = s.gradient + p * Stride(outputs.Size() * tiles_);
+    const float *input = s.input + p * Stride(x_.channels * tiles_);
     float *sums = sums_ + (kFirst * kIn + p) * dy_.channels * padded_ + outputs.begin * padded_;
     for (int64_t c = 0; c < x_.channels; c += kBlockColumns) {
       const int64_t columns = std::min(kBlockColumns, x_.channels - c);
-      rcnn::TurnBlock(input + c * kSumTiles, kSumTiles, columns, tiles, s.turned);
+      rcnn::TurnBlock(input + c * tiles_, tiles_, columns, tiles, s.turned);
       for (int64_t o = 0; o < outputs.Size(); o += kBlockRows) {
-        rcnn::Multiply(std::min(kBlockRows, outputs.Size() - o), columns, tiles, gradient + o * kSumTiles, kSumTiles, 1,
+        rcnn::Multiply(std::min(kBlockRows, outputs.Size() - o), columns, tiles, gradient + o * tiles_, tiles_, 1,
                        s.turned, sums + o * padded_ + c, padded_, tile > 0);
       }
     }
@@ -297,6 +301,7 @@ class WeightGradient {
   const int64_t padded_;  // input channels, to whole vectors
   const int64_t part_;    // output channels of a task, at most
   const int64_t tasks_;
+  const int64_t tiles_;  // of a block
   const int workers_;
   Workspace workspace_;
   float *sums_;  // [position][output channel][input channel]
