@@ -165,8 +165,8 @@ def test_any_number_of_threads_gives_the_same_bits(kernel, stride, shape, thread
         np.testing.assert_array_equal(a, b)
 
 
-# the caches of a small core, of a large one, and numbers that are none
-CACHES = ["16,128", "64,8192", "0,-1"]
+# the caches of a small core, of a large one, numbers that are none, and no cache that cores share
+CACHES = ["16,128", "64,8192", "0,-1", "16,128,0"]
 
 
 @each_kernel

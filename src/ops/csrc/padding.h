@@ -17,7 +17,8 @@ namespace rcnn {
 // How many images there are before copies of the last of these: all, where the last two differ. `floats`: an image's.
 inline int64_t ImagesBeforeCopies(const float *data, int64_t images, int64_t floats) {
   const auto size = static_cast<size_t>(floats) * sizeof(float);
-  while (images > 1 && std::memcmp(data + (images - 1) * floats, data + (images - 2) * floats, size) == 0) --images;
+  while (size > 0 && images > 1 && std::memcmp(data + (images - 1) * floats, data + (images - 2) * floats, size) == 0)
+    --images;
   return images;
 }
 

@@ -20,7 +20,7 @@ namespace {
 using namespace product_internal;
 
 constexpr int64_t kMostPanels = 16;       // of a task
-constexpr int64_t kMostPacked = 1 << 21;  // floats of a left matrix that is laid out once for all tasks
+constexpr int64_t kMostPacked = 1 << 21;  // floats that a left matrix takes which is laid out once for all tasks
 constexpr int64_t kSmall = 1 << 19;       // products that take less time than a thread's start
 
 // In which the kernels' panels are a tile's columns.
@@ -54,7 +54,8 @@ class Product {
     // Each task lays out its columns' panels, and, where the left matrix isn't laid out once for all, its rows: of the
     // ways to have enough tasks, that which lays out least.
     const int64_t wanted = threads == 1 ? 1 : 2 * int64_t{threads};
-    once_ = !tiles_ && panels_ >= 4 * most && extent.rows * extent.depth * extent.summands <= kMostPacked;
+    once_ = !tiles_ && panels_ >= 4 * most &&
+            extent.summands * Ceil(extent.depth, kDepth) * row_blocks * kBlockFloats <= kMostPacked;
     int64_t least = std::numeric_limits<int64_t>::max();
     for (int64_t parts = 1; parts <= std::min(wanted, row_blocks); ++parts) {
       const int64_t width = std::min(most, Ceil(panels_, Ceil(wanted, parts)));

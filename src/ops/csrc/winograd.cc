@@ -48,6 +48,7 @@ using rcnn::winograd::Weights;
 // Tiles of a block of the weight's gradient: as few as let the cores' shared cache keep the sums from block to block;
 // more, so that they are read less often, where it can't.
 constexpr int64_t kFewSumTiles = 64, kSumTiles = 128;
+static_assert(kSumTiles % kFewSumTiles == 0);
 constexpr int64_t kSumRows = 3;  // rows of the transform that a task of the weight's gradient sums
 
 // y = convolution of x + bias, and then ReLU where `relu`. bias may be null.
@@ -205,11 +206,15 @@ class WeightGradient {
   void Sum(Scratch &s, const Range &outputs) const {
     std::fill_n(s.bias, outputs.Size() * kLanes, 0.0f);
     for (int64_t tile = 0; tile < x_.Tiles(); tile += tiles_) {
+      if (kFirst == 0 && tile % kSumTiles == 0) {
+        // of blocks of one size, as its sums go along rows
+        s.run_count = FindRuns(x_, {tile, std::min(tile + kSumTiles, x_.Tiles())}, s.runs);
+        AddBias(s, outputs);
+      }
       const int64_t count = std::min(tiles_, x_.Tiles() - tile);
       s.run_count = FindRuns(x_, {tile, tile + count}, s.runs);
       TransformRows<kFirst>(s, s.gradient_columns, dy_, count, outputs, s.gradient);
       TransformRows<kFirst>(s, s.input_columns, x_, count, {0, x_.channels}, s.input);
-      if (kFirst == 0) AddBias(s, outputs);
       for (int64_t p = 0; p < kSumRows * kIn; ++p) MultiplyPosition<kFirst>(s, tile, count, outputs, p);
     }
     for (int64_t o = 0; kFirst == 0 && o < outputs.Size(); ++o) {
