@@ -14,6 +14,7 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from src.runtime.errors import UserError, run_command
 from src.runtime.files import hold
 
 LONGEST_CLEANING = 30.0  # seconds after a signal
+ECHO = 0.1  # seconds until one that isn't answered is sent again
 
 
 def main() -> int:
@@ -78,6 +80,7 @@ def main() -> int:
         # what was started in the background ignores Ctrl-C
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
+    wake_main_thread()
     try:
         if arguments.serve:
             from src.inference.page.serve import serve
@@ -110,6 +113,27 @@ def stop(number: int, _frame: object) -> None:
     # threading's own threads start with a lock, which what was interrupted may hold
     _thread.start_new_thread(end_late, ())
     raise Stopped
+
+
+def wake_main_thread() -> None:
+    """From now on a signal is sent to the main thread again until that has answered. Python runs handlers there alone:
+    one that another thread gets, or that comes just before the main thread waits for a lock, wakes nobody.
+    """
+    inbox, outbox = os.pipe()
+    os.set_blocking(outbox, False)
+    signal.set_wakeup_fd(outbox, warn_on_full_buffer=False)
+    # a forked process has signals of its own
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    main_thread = threading.main_thread().ident
+
+    def listen() -> None:
+        while True:
+            number = os.read(inbox, 1)[0]
+            time.sleep(ECHO)
+            if signal.getsignal(number) is stop:
+                signal.pthread_kill(main_thread, number)
+
+    threading.Thread(target=listen, name="signals", daemon=True).start()
 
 
 def end_late() -> None:

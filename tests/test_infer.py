@@ -324,6 +324,32 @@ run_command(infer.main)
     assert not list(tmp_path.rglob("*.writing*"))
 
 
+def test_a_signal_that_another_thread_gets_stops():
+    code = """
+import signal, sys, threading, time
+import infer
+from src.runtime.errors import run_command
+
+def get():
+    time.sleep(1)
+    print("getting", flush=True)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    time.sleep(600)
+
+def predict(config, arguments):
+    threading.Thread(target=get, daemon=True).start()
+    threading.Event().wait()
+
+infer.predict = predict
+sys.argv = ["infer.py", "--ckpt_file", "none"]
+run_command(infer.main)
+"""
+    # the signal is the thread's own: from here comes one that does nothing
+    ended, told = stopped(code, "getting", signal.SIGCONT)
+    assert ended == 143
+    assert told == "stopped by SIGTERM: nothing half written is left\n"
+
+
 @pytest.mark.parametrize(
     ("then", "told"),
     [
