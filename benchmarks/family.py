@@ -116,6 +116,10 @@ def run(folder: Path, detector_name: str, backbone: str, norm: str = "own") -> d
     ms.set_seed(1)
     start = time.perf_counter()
     detector = build_detector(config)
+    for p in detector.get_parameters():
+        if p.name.endswith("bn3.gamma"):
+            # a constant norm scales no sums: of 50 blocks whose branches add as much as they get, numbers overflow
+            p.set_data(ms.Tensor(p.asnumpy() * np.float32(0.2)))
     losses = train(config, detector, 10)
     seconds = time.perf_counter() - start
     path = folder / "detector.ckpt"
