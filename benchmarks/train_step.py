@@ -1,6 +1,6 @@
 """One training step: time, peak memory, compile time, and where the time goes; torchvision at the same work.
 
-python -m benchmarks.train_step [--height H --width W --batch B --objects N] [--threads N] [--json OUT]
+python -m benchmarks.train_step [--height H --width W --batch B --objects N] [--positives N] [--threads N] [--json OUT]
                                 [--torchvision [PYTHON]] [--KEY VALUE of the config]
 
 Noise images with N objects each, learning rate 0, and the same weights on both sides (of ResNet-50 the golden ones), so
@@ -70,6 +70,8 @@ def main() -> None:
     from src.training.step import SamplerKeys, build_step, compile_step
 
     if a.positives is not None:
+        # of torchvision's number of RoIs, whatever the config has
+        rest += ["--train_cfg.rcnn.sampler.num", str(SAMPLED)]
         rest += ["--train_cfg.rcnn.sampler.pos_fraction", str(a.positives / SAMPLED)]
     config = read_config(a, rest)
     set_device(config)
