@@ -53,6 +53,21 @@ class TopDown(nn.Cell):
         return coarse, fine + self.upsample(coarse, self.ones, fine.shape), self.subsample(coarse)
 
 
+class Proposals(nn.Cell):
+    """A hidden convolution of two levels, and two 1x1 convolutions of what it gives; seen: that is an output, too."""
+
+    def __init__(self, channels, scores, boxes, seen=False):
+        super().__init__()
+        self.hidden, self.seen = conv(channels, 64, 3, 1, pad_mode="pad", padding=1), seen
+        self.scores, self.boxes = conv(64, scores, 1), conv(64, boxes, 1)
+        self.coarser = nn.MaxPool2d(1, 2, pad_mode="valid")
+
+    def construct(self, x):
+        fine, coarse = ops.relu(self.hidden(x)), ops.relu(self.hidden(self.coarser(x)))
+        found = self.scores(fine), self.scores(coarse), self.boxes(fine), self.boxes(coarse)
+        return (*found, fine) if self.seen else found
+
+
 class Statistics(nn.Cell):
     """Group norm's and squeeze-and-excite's operators."""
 
@@ -133,6 +148,9 @@ CASES = {
     "residual": (lambda: Residual(20, 35, 1), (1, 20, 12, 19)),
     "residual, stride 2": (lambda: Residual(20, 300, 2), (2, 20, 12, 18)),
     "top down": (lambda: TopDown(17), (1, 17, 12, 22)),
+    "proposals": (lambda: Proposals(10, 3, 12), (2, 10, 14, 37)),
+    "proposals, too many": (lambda: Proposals(10, 3, 40), (1, 10, 14, 37)),
+    "proposals, seen": (lambda: Proposals(10, 3, 12, True), (1, 10, 14, 37)),
     "stem pool": (lambda: nn.SequentialCell(nn.ReLU(), StemPool(False)), (1, 5, 22, 46)),
     "stem pool, same": (lambda: StemPool(True), (1, 5, 22, 46)),
     "pool": (lambda: nn.MaxPool2d(4, 4, "valid"), (1, 5, 22, 46)),
@@ -224,7 +242,7 @@ def test_layers_give_what_mindspore_does_whatever_the_threads(name, run_graph, t
 
 @pytest.fixture(scope="module")
 def sanitized(compiled):
-    operators = ("depthwise", "max_pool", "product", "tiles", "transposed", "winograd")
+    operators = ("depthwise", "max_pool", "product", "rpn_head", "tiles", "transposed", "winograd")
     return compiled([*RUNTIME, *(f"src/ops/csrc/{name}.cc" for name in operators)])
 
 

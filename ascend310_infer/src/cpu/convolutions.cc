@@ -1,6 +1,7 @@
 // Layers with weights: convolutions, transposed convolutions and dense layers.
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "../../../src/ops/csrc/depthwise.h"
 #include "../../../src/ops/csrc/parallel.h"
@@ -94,8 +95,10 @@ class MapLayer : public Layer {
     rows_ = geometry_.down.Outputs(height_);
     columns_ = geometry_.across.Outputs(width_);
     if (rows_ < 1 || columns_ < 1) throw Unsuitable(type_ + " takes larger maps");
-    Shape out = {images_, outputs_, rows_, columns_};
-    if (inputs.size() > 1 && inputs[1] != out) throw Unsuitable(type_ + " is added to a map of another size");
+    const Shape out = {images_, outputs_, rows_, columns_};
+    Shape added = inputs.size() > 1 ? inputs[1] : out;
+    if (enlarged_ && added.size() == 4) added = {added[0], added[1], 2 * added[2], 2 * added[3]};
+    if (added != out) throw Unsuitable(type_ + " is added to a map of another size");
     return out;
   }
 
@@ -120,31 +123,9 @@ class MapLayer : public Layer {
   const Geometry geometry_;
   const int64_t inputs_, outputs_;
   std::vector<float> bias_;
-  bool has_bias_ = false, with_other_ = false;
+  bool has_bias_ = false, with_other_ = false, enlarged_ = false;
   Activation activation_ = Activation::kNone;
   int64_t images_ = 0, height_ = 0, width_ = 0, rows_ = 0, columns_ = 0;
-};
-
-// 3x3 of stride 1.
-class WinogradLayer : public MapLayer {
- public:
-  WinogradLayer(const Operator &op, const Geometry &geometry, const FileTensor &weight, SharedFilters *shared)
-      : MapLayer(op, geometry, weight.shape[1], weight.shape[0]) {
-    std::shared_ptr<const Conv3x3> &known = (*shared)[weight.data];
-    if (known == nullptr) {
-      known = std::make_shared<Conv3x3>(NumbersOf(weight).data(), weight.shape[0], weight.shape[1]);
-    }
-    filters_ = known;
-  }
-
-  void Run(const std::vector<const float *> &inputs, float *output, int) const override {
-    filters_->Run(inputs[0], images_, height_, width_, bias_.data(), activation_ == Activation::kReLU, output);
-  }
-
- private:
-  bool Fuses(Activation activation) const override { return activation == Activation::kReLU; }
-
-  std::shared_ptr<const Conv3x3> filters_;
 };
 
 // Any convolution, as products of its filters with patches; of groups, one after the other.
@@ -160,6 +141,11 @@ class ProductLayer : public MapLayer {
     with_other_ = true;
     return true;
   }
+  bool AddEnlarged() override {
+    // what it reads is kept until then, in place of what it gives
+    enlarged_ = inputs_ <= outputs_ && AddOther();
+    return enlarged_;
+  }
 
   void Run(const std::vector<const float *> &inputs, float *output, int threads) const override {
     const int64_t groups = geometry_.groups, each = outputs_ / groups, cells = rows_ * columns_;
@@ -170,6 +156,7 @@ class ProductLayer : public MapLayer {
       Finish finish;
       finish.row_bias = bias_.data() + g * each;
       finish.other = inputs.size() > 1 ? inputs[1] : nullptr;
+      finish.enlarged_to = enlarged_ ? columns_ : 0;
       finish.activation = activation_;
       if (groups == 1) {
         MultiplyMatrices(filters, Patches(maps, down, across), {images_, each, cells, depth_}, finish, output, threads);
@@ -185,13 +172,77 @@ class ProductLayer : public MapLayer {
   }
 
   // what is added is read where it is written
-  bool InPlace(size_t input) const override { return input == 1; }
+  bool InPlace(size_t input) const override { return input == 1 && !enlarged_; }
+
+  // Whether each output is a sum over the channels at its place, and no more.
+  bool IsPlain() const {
+    const auto one = [](const Axis &axis) {
+      return axis.kernel == 1 && axis.stride == 1 && (axis.same || axis.before + axis.after == 0);
+    };
+    return one(geometry_.down) && one(geometry_.across) && geometry_.groups == 1 && !with_other_ &&
+           activation_ == Activation::kNone;
+  }
+  int64_t Inputs() const { return inputs_; }
+  int64_t Outputs() const { return outputs_; }
+  const std::vector<float> &Filters() const { return filters_; }
+  const std::vector<float> &Bias() const { return bias_; }
 
  private:
   bool Fuses(Activation) const override { return true; }
 
   const std::vector<float> filters_;
   const int64_t depth_;
+};
+
+// 3x3 of stride 1.
+class WinogradLayer : public MapLayer {
+ public:
+  WinogradLayer(const Operator &op, const Geometry &geometry, const FileTensor &weight, SharedFilters *shared)
+      : MapLayer(op, geometry, weight.shape[1], weight.shape[0]) {
+    std::shared_ptr<const Conv3x3> &known = (*shared)[weight.data];
+    if (known == nullptr) {
+      known = std::make_shared<Conv3x3>(NumbersOf(weight).data(), weight.shape[0], weight.shape[1]);
+    }
+    filters_ = known;
+  }
+
+  // Lets 1x1 convolutions that alone read this one follow in the same pass, as one of all their outputs; false where
+  // they can't, and nothing has changed then.
+  bool AddHead(const std::vector<const ProductLayer *> &convolutions) {
+    int64_t outputs = 0;
+    for (const ProductLayer *convolution : convolutions) {
+      if (!convolution->IsPlain() || convolution->Inputs() != outputs_) return false;
+      outputs += convolution->Outputs();
+    }
+    // what they make of a block stays in the caches
+    if (activation_ != Activation::kReLU || outputs > outputs_ / 4) return false;
+    for (const ProductLayer *convolution : convolutions) {
+      head_.insert(head_.end(), convolution->Filters().begin(), convolution->Filters().end());
+      head_bias_.insert(head_bias_.end(), convolution->Bias().begin(), convolution->Bias().end());
+    }
+    return true;
+  }
+
+  Shape Resize(const std::vector<Shape> &inputs) override {
+    Shape out = MapLayer::Resize(inputs);
+    if (!head_.empty()) out[1] = static_cast<int64_t>(head_bias_.size());
+    return out;
+  }
+
+  void Run(const std::vector<const float *> &inputs, float *output, int) const override {
+    if (!head_.empty()) {
+      filters_->RunWithHead(inputs[0], images_, height_, width_, bias_.data(), head_.data(), head_bias_.data(),
+                            static_cast<int64_t>(head_bias_.size()), output);
+      return;
+    }
+    filters_->Run(inputs[0], images_, height_, width_, bias_.data(), activation_ == Activation::kReLU, output);
+  }
+
+ private:
+  bool Fuses(Activation activation) const override { return activation == Activation::kReLU; }
+
+  std::shared_ptr<const Conv3x3> filters_;
+  std::vector<float> head_, head_bias_;  // (head's outputs, outputs): of the 1x1 convolutions
 };
 
 // Each channel by its own filter.
@@ -267,12 +318,11 @@ class DepthwiseLayer : public MapLayer {
   const bool has_operator_;
 };
 
-// A convolution of 1x1 that chooses channels: every filter is a single 1. Others than 3x3 grouped convolutions' parts
-// aren't expected.
+// Some channels: a convolution of 1x1 whose every filter is a single 1, as grouped convolutions' parts are, or part of
+// what a head gives.
 class PickLayer : public Layer {
  public:
-  PickLayer(const FileTensor &weight, std::vector<int64_t> channels)
-      : inputs_(weight.shape[1]), channels_(std::move(channels)) {}
+  PickLayer(int64_t inputs, std::vector<int64_t> channels) : inputs_(inputs), channels_(std::move(channels)) {}
 
   static std::vector<int64_t> Choice(const std::vector<float> &weight, int64_t outputs, int64_t inputs) {
     std::vector<int64_t> channels;
@@ -332,6 +382,7 @@ class RepeatLayer : public Layer {
     return true;
   }
   bool InPlace(size_t input) const override { return input == 1; }
+  bool Doubles() const override { return down_ == 2 && across_ == 2 && !with_other_; }
 
   void Run(const std::vector<const float *> &inputs, float *output, int threads) const override {
     const int64_t wide = width_ * across_;
@@ -514,9 +565,30 @@ std::unique_ptr<Layer> MakeConvolution(const Operator &op, const FileTensor &wei
   }
   if (plain && down.kernel == 1 && across.kernel == 1 && pads(down, 0) && pads(across, 0)) {
     std::vector<int64_t> channels = PickLayer::Choice(NumbersOf(weight), outputs, weight.shape[1]);
-    if (!channels.empty()) return std::make_unique<PickLayer>(weight, std::move(channels));
+    if (!channels.empty()) return std::make_unique<PickLayer>(weight.shape[1], std::move(channels));
   }
   return std::make_unique<ProductLayer>(op, geometry, weight);
+}
+
+std::vector<std::unique_ptr<Layer>> FuseHead(Layer *hidden, const std::vector<Layer *> &readers) {
+  auto *winograd = dynamic_cast<WinogradLayer *>(hidden);
+  std::vector<const ProductLayer *> convolutions;
+  int64_t outputs = 0;
+  for (const Layer *reader : readers) {
+    convolutions.push_back(dynamic_cast<const ProductLayer *>(reader));
+    if (convolutions.back() == nullptr) return {};
+    outputs += convolutions.back()->Outputs();
+  }
+  if (winograd == nullptr || !winograd->AddHead(convolutions)) return {};
+  std::vector<std::unique_ptr<Layer>> parts;
+  int64_t first = 0;
+  for (const ProductLayer *convolution : convolutions) {
+    std::vector<int64_t> channels(static_cast<size_t>(convolution->Outputs()));
+    std::iota(channels.begin(), channels.end(), first);
+    first += convolution->Outputs();
+    parts.push_back(std::make_unique<PickLayer>(outputs, std::move(channels)));
+  }
+  return parts;
 }
 
 std::unique_ptr<Layer> MakeTransposedConvolution(const Operator &op, const FileTensor &weight) {

@@ -38,7 +38,10 @@ class Layer {
   // What may follow in the same pass; false where it can't, and nothing has changed then.
   virtual bool AddBias(const FileTensor &) { return false; }
   virtual bool Activate(Activation) { return false; }
-  virtual bool AddOther() { return false; }  // a further input, of the output's shape, before the activation
+  virtual bool AddOther() { return false; }     // a further input, of the output's shape, before the activation
+  virtual bool AddEnlarged() { return false; }  // or of half its height and width, each number for 2 x 2
+  // Whether the layer does nothing but repeat each number for 2 x 2.
+  virtual bool Doubles() const { return false; }
 };
 
 // The numbers of a tensor of a file.
@@ -52,6 +55,10 @@ using SharedFilters = std::map<const uint8_t *, std::shared_ptr<const Conv3x3>>;
 std::unique_ptr<Layer> MakeConvolution(const Operator &op, const FileTensor &weight, SharedFilters *shared);
 std::unique_ptr<Layer> MakeTransposedConvolution(const Operator &op, const FileTensor &weight);
 std::unique_ptr<Layer> MakeDense(const Operator &op, const FileTensor &weight);
+
+// Lets a convolution do what 1x1 convolutions that alone read it make of it; returns what is left for each of these:
+// taking its channels from the result. Empty where it can't, and nothing has changed then.
+std::vector<std::unique_ptr<Layer>> FuseHead(Layer *hidden, const std::vector<Layer *> &readers);
 
 // Layers of operators without weights, by their type. list: Reshape's shape, or the axes of a sum, or empty. Null for
 // an unknown type. Throws Unsuitable.

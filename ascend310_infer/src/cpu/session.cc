@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
-#include <set>
+#include <numeric>
 #include <utility>
 
 #include "../../../src/ops/csrc/workspace.h"
@@ -60,6 +60,10 @@ class Builder {
     for (const std::string &name : output.parts.empty() ? std::vector<std::string>{file_.output} : output.parts) {
       network_.outputs.push_back(ValueOf(name));
     }
+    std::vector<Step> &steps = network_.steps;
+    steps.erase(std::remove_if(steps.begin(), steps.end(), [](const Step &s) { return s.layer == nullptr; }),
+                steps.end());
+    for (Step &step : steps) FuseReaders(&step);
     return std::move(network_);
   }
 
@@ -161,6 +165,22 @@ class Builder {
     Put(op.output, output);
   }
 
+  // What reads a step's output alone does it with that, where it is a head's two convolutions or more.
+  void FuseReaders(Step *step) {
+    const std::vector<size_t> &kept = network_.outputs;
+    if (std::count(kept.begin(), kept.end(), step->output) != 0) return;
+    std::vector<Step *> readers;
+    std::vector<Layer *> layers;
+    for (Step &other : network_.steps) {
+      if (std::count(other.inputs.begin(), other.inputs.end(), step->output) == 0) continue;
+      readers.push_back(&other);
+      layers.push_back(other.layer.get());
+    }
+    if (readers.size() < 2) return;
+    std::vector<std::unique_ptr<Layer>> parts = FuseHead(step->layer.get(), layers);
+    for (size_t i = 0; i < parts.size(); ++i) readers[i]->layer = std::move(parts[i]);
+  }
+
   // The step that makes what the operator reads, if nothing else reads that; or null.
   Step *MakerOf(const Operator &op, size_t i) {
     const std::string &name = InputOf(op, i);
@@ -221,7 +241,13 @@ class Builder {
     if (values[0] == values[1]) return false;
     // values are numbered as they are made
     const size_t later = values[1] > values[0] ? 1 : 0;
-    Step *maker = MakerOf(op, later);
+    Step *maker = MakerOf(op, later), *other = MakerOf(op, 1 - later);
+    // a map that is enlarged for it: the earlier one waits for that
+    if (maker != nullptr && maker->layer->Doubles() && other != nullptr && other->layer->AddEnlarged()) {
+      maker->layer = std::move(other->layer);
+      maker->inputs.insert(maker->inputs.begin(), other->inputs[0]);
+      return Put(op.output, maker->output), true;
+    }
     if (maker == nullptr || maker->output != values[later] || !maker->layer->AddOther()) return false;
     maker->inputs.push_back(values[1 - later]);
     Put(op.output, maker->output);
@@ -262,54 +288,37 @@ class Builder {
   SharedFilters shared_;
 };
 
-// Places in memory that are free, and how much there must be.
-class Places {
- public:
-  int64_t Take(int64_t count) {
-    count = Workspace::Padded(count);
-    auto best = free_.end();
-    for (auto it = free_.begin(); it != free_.end(); ++it) {
-      if (it->second >= count && (best == free_.end() || it->second < best->second)) best = it;
-    }
-    if (best == free_.end()) {
-      // what is free at the end grows
-      int64_t begin = size_;
-      if (!free_.empty() && free_.rbegin()->first + free_.rbegin()->second == size_) {
-        begin = free_.rbegin()->first;
-        free_.erase(begin);
-      }
-      size_ = begin + count;
-      return begin;
-    }
-    const auto [begin, length] = *best;
-    free_.erase(best);
-    if (length > count) free_[begin + count] = length - count;
-    return begin;
-  }
-
-  void Give(int64_t begin, int64_t count) {
-    count = Workspace::Padded(count);
-    auto next = free_.upper_bound(begin);
-    if (next != free_.end() && next->first == begin + count) {
-      count += next->second;
-      next = free_.erase(next);
-    }
-    if (next != free_.begin()) {
-      const auto before = std::prev(next);
-      if (before->first + before->second == begin) {
-        before->second += count;
-        return;
-      }
-    }
-    free_[begin] = count;
-  }
-
-  int64_t Size() const { return size_; }
-
- private:
-  std::map<int64_t, int64_t> free_;  // where, and how much
-  int64_t size_ = 0;
+// Numbers that lie in memory from one step to another, both included; values that take each other's place are one.
+struct Stay {
+  size_t first, last;
+  int64_t count, offset = -1;
 };
+
+// Gives each its offset, the largest first, each the lowest that it may have: "greedy by size" of Pisarchyk and Lee
+// (2020, arXiv:2001.03288). Returns how much memory there must be.
+int64_t PlaceAll(std::vector<Stay> *stays) {
+  std::vector<size_t> order(stays->size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return (*stays)[a].count > (*stays)[b].count; });
+  int64_t size = 0;
+  std::vector<const Stay *> placed;  // by their offsets
+  for (const size_t i : order) {
+    Stay &stay = (*stays)[i];
+    const int64_t count = Workspace::Padded(stay.count);
+    int64_t begin = 0;
+    for (const Stay *other : placed) {
+      if (other->last < stay.first || other->first > stay.last) continue;
+      if (other->offset >= begin + count) break;
+      begin = std::max(begin, other->offset + Workspace::Padded(other->count));
+    }
+    stay.offset = begin;
+    size = std::max(size, begin + count);
+    const auto after = std::find_if(placed.begin(), placed.end(), [&](const Stay *o) { return o->offset > begin; });
+    placed.insert(after, &stay);
+  }
+  return size;
+}
 
 class OwnSession : public GraphSession {
  public:
@@ -411,30 +420,32 @@ class OwnSession : public GraphSession {
       for (const size_t value : network_.steps[i].inputs) last[value] = i;
     }
     for (const size_t value : network_.outputs) last[value] = end;
-    Places places;
-    for (const size_t input : network_.inputs) values[input].offset = places.Take(CountOf(values[input].shape));
+    // inputs are there before the first step
+    std::vector<Stay> stays;
+    std::vector<size_t> stay_of(values.size());
+    const auto stay = [&](size_t value, size_t first) {
+      stay_of[value] = stays.size();
+      stays.push_back({first, std::max(first, last[value]), CountOf(values[value].shape)});
+    };
+    for (const size_t input : network_.inputs) stay(input, 0);
     for (size_t i = 0; i < end; ++i) {
       const Step &step = network_.steps[i];
-      Value &output = values[step.output];
-      const int64_t count = CountOf(output.shape);
-      std::set<size_t> done;
-      for (const size_t value : step.inputs) {
-        if (values[value].offset >= 0 && last[value] == i) done.insert(value);
-      }
-      output.offset = -1;
-      for (size_t k = 0; k < step.inputs.size() && output.offset < 0; ++k) {
+      stay(step.output, i);
+      for (size_t k = 0; k < step.inputs.size(); ++k) {
         const size_t value = step.inputs[k];
         const bool once = std::count(step.inputs.begin(), step.inputs.end(), value) == 1;
-        if (once && done.count(value) != 0 && step.layer->InPlace(k) && CountOf(values[value].shape) == count) {
-          output.offset = values[value].offset;
-          done.erase(value);
-        }
+        const bool done = values[value].offset >= 0 && last[value] == i;
+        if (!once || !done || !step.layer->InPlace(k) || stays[stay_of[value]].count != stays.back().count) continue;
+        stay_of[step.output] = stay_of[value];
+        stays[stay_of[value]].last = stays.back().last;
+        stays.pop_back();
+        break;
       }
-      if (output.offset < 0) output.offset = places.Take(count);
-      for (const size_t value : done) places.Give(values[value].offset, CountOf(values[value].shape));
-      if (last[step.output] == i) places.Give(output.offset, count);
     }
-    return places.Size();
+    const int64_t size = PlaceAll(&stays);
+    for (const size_t input : network_.inputs) values[input].offset = stays[stay_of[input]].offset;
+    for (const Step &step : network_.steps) values[step.output].offset = stays[stay_of[step.output]].offset;
+    return size;
   }
 
   const std::string path_;

@@ -58,7 +58,9 @@ class Product {
             extent.summands * Ceil(extent.depth, kDepth) * row_blocks * kBlockFloats <= kMostPacked;
     int64_t least = std::numeric_limits<int64_t>::max();
     for (int64_t parts = 1; parts <= std::min(wanted, row_blocks); ++parts) {
-      const int64_t width = std::min(most, Ceil(panels_, Ceil(wanted, parts)));
+      const int64_t widest = std::min(most, Ceil(panels_, Ceil(wanted, parts)));
+      // as many tasks for each thread, of one width
+      const int64_t width = Ceil(panels_, Ceil(RoundUp(Ceil(panels_, widest) * parts, threads), parts));
       const int64_t laid_out = (once_ ? 0 : Ceil(panels_, width) * extent.rows) + parts * panels_ * kBlockColumns;
       if (laid_out >= least) continue;
       least = laid_out;

@@ -4,6 +4,7 @@
 //
 // Its numbers are those of the convolutions one after the other: the same products in the same order.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -13,6 +14,7 @@
 
 #include "gemm_kernel.h"
 #include "parallel.h"
+#include "winograd.h"
 #include "winograd_blocks.h"
 #include "workspace.h"
 
@@ -24,19 +26,18 @@ using winograd::Blocks;
 using winograd::Maps;
 using winograd::Weights;
 
-// One level: its maps x (images, channels, height, width), and where its numbers go, one place of the map after the
-// other: scores (images, height * width, scores), boxes (images, height * width, boxes).
+// One level: its maps x (images, channels, height, width), and where its numbers go: scores (images, height * width,
+// scores), boxes (images, height * width, boxes); or as maps, scores (images, scores, height, width), boxes likewise.
 struct Level {
   const float *x;
   int64_t height, width;
   float *scores, *boxes;
 };
 
-// The hidden convolution's weight (hidden, channels, 3, 3) and bias; weights (scores, hidden) and (boxes, hidden), and
-// biases.
+// The hidden convolution's bias; weights (scores, hidden) and (boxes, hidden), and biases.
 struct Convolutions {
-  int64_t hidden, scores, boxes;
-  const float *hidden_weight, *hidden_bias, *score_weight, *score_bias, *box_weight, *box_bias;
+  int64_t scores, boxes;
+  const float *hidden_bias, *score_weight, *score_bias, *box_weight, *box_bias;
 };
 
 constexpr int64_t kTilePixels = kOut * kOut;
@@ -85,42 +86,46 @@ class Filters {
 
 class Head {
  public:
-  Head(const std::vector<Level> &levels, int64_t images, int64_t channels, const Convolutions &filters)
+  // hidden, channels: of the hidden convolution.
+  Head(const std::vector<Level> &levels, bool as_maps, int64_t images, int64_t hidden, int64_t channels,
+       const Convolutions &filters)
       : levels_(levels),
+        as_maps_(as_maps),
         from_(filters),
-        shape_{filters.hidden, channels, 3, 3},
-        threads_(NumThreads()),
-        tiles_(winograd::BlockTiles(filters.hidden, channels)) {
+        hidden_(hidden),
+        outputs_(filters.scores + filters.boxes),
+        tiles_(winograd::BlockTiles(hidden, channels)) {
     for (const Level &level : levels) {
       const Maps maps = {level.x, nullptr, images, channels, level.height, level.width};
       first_.push_back(tasks_);
       maps_.push_back(maps);
-      blocks_.push_back(std::make_unique<Blocks>(maps, filters.hidden, tiles_, filters.hidden_bias, true));
+      blocks_.push_back(std::make_unique<Blocks>(maps, hidden, tiles_, filters.hidden_bias, true));
       tasks_ += Ceil(maps.Tiles(), tiles_);
     }
-    workers_ = static_cast<int>(std::min<int64_t>(threads_, tasks_));
+    workers_ = static_cast<int>(std::min<int64_t>(NumThreads(), tasks_));
+    // one size of blocks for all levels
+    const int64_t pixels = RoundUp(tiles_ * kTilePixels, kBlockColumns);
+    rooms_ = {blocks_[0]->InputRoom(), blocks_[0]->ProductsRoom(), pixels * hidden, pixels * outputs_};
   }
 
-  void Run() {
-    if (tasks_ == 0) return;
-    const int64_t outputs = from_.scores + from_.boxes, pixels = RoundUp(tiles_ * kTilePixels, kBlockColumns);
-    // one size of blocks for all levels
-    const int64_t rooms[] = {blocks_[0]->InputRoom(), blocks_[0]->ProductsRoom(), pixels * from_.hidden,
-                             pixels * outputs};
+  // Floats that Run takes of a workspace.
+  int64_t Room() const {
     int64_t room = 0;
-    for (const int64_t count : rooms) room += Workspace::Padded(count);
-    Workspace workspace(Weights::Room(shape_) + Workspace::Padded(outputs * from_.hidden) + workers_ * room);
-    Weights weights(from_.hidden_weight, shape_[0], shape_[1], false, workspace.Take(Weights::Room(shape_)));
-    weights.Make(threads_);
-    const Filters filters(from_, from_.hidden, workspace.Take(outputs * from_.hidden));
+    for (const int64_t count : rooms_) room += Workspace::Padded(count);
+    return Workspace::Padded(outputs_ * hidden_) + workers_ * room;
+  }
+
+  // weights: the hidden convolution's.
+  void Run(const Weights &weights, Workspace *workspace) {
+    const Filters filters(from_, hidden_, workspace->Take(outputs_ * hidden_));
     std::vector<std::unique_ptr<Scratch>> scratch;
     for (int i = 0; i < workers_; ++i) {
       scratch.push_back(std::make_unique<Scratch>());
       Scratch &s = *scratch.back();
-      s.block.input = workspace.Take(rooms[0]);
-      s.block.products = workspace.Take(rooms[1]);
-      s.hidden = workspace.Take(rooms[2]);
-      s.outputs = workspace.Take(rooms[3]);
+      s.block.input = workspace->Take(rooms_[0]);
+      s.block.products = workspace->Take(rooms_[1]);
+      s.hidden = workspace->Take(rooms_[2]);
+      s.outputs = workspace->Take(rooms_[3]);
     }
     std::atomic<int64_t> next{0};
     ParallelFor(workers_, workers_, [&](int64_t worker) {
@@ -142,7 +147,7 @@ class Head {
   };
 
   void RunBlock(const Weights &weights, const Filters &filters, Scratch &s, size_t level, const Range &tiles) const {
-    const int64_t line = RoundUp(tiles.Size() * kOut, kBlockColumns), channels = from_.hidden;
+    const int64_t line = RoundUp(tiles.Size() * kOut, kBlockColumns), channels = hidden_;
     blocks_[level]->Run(weights, s.block, tiles, {0, channels}, [&](int64_t channel) {
       for (int64_t y = 0; y < kOut; ++y) {
         for (int64_t x = 0; x < line; x += kLanes) {
@@ -163,10 +168,25 @@ class Head {
     const Level &to = levels_[level];
     const int64_t width = std::min(run.count * kOut, to.width - run.x);
     for (int64_t y = 0; y < std::min(kOut, to.height - run.y); ++y) {
-      const int64_t place = (run.image * to.height + run.y + y) * to.width + run.x;
       const float *from = s.outputs + y * line + run.first * kOut;
+      const float *boxes = from + from_.scores * kOut * line;
+      if (as_maps_) {
+        CopyRows(from, kOut * line, from_.scores, run, y, width, to, to.scores);
+        CopyRows(boxes, kOut * line, from_.boxes, run, y, width, to, to.boxes);
+        continue;
+      }
+      const int64_t place = (run.image * to.height + run.y + y) * to.width + run.x;
       Turn(from, kOut * line, from_.scores, width, to.scores + place * from_.scores);
-      Turn(from + from_.scores * kOut * line, kOut * line, from_.boxes, width, to.boxes + place * from_.boxes);
+      Turn(boxes, kOut * line, from_.boxes, width, to.boxes + place * from_.boxes);
+    }
+  }
+
+  // A row of a run's tiles: [output][pixel] -> maps.
+  static void CopyRows(const float *from, int64_t stride, int64_t outputs, const winograd::Run &run, int64_t y,
+                       int64_t width, const Level &level, float *to) {
+    for (int64_t o = 0; o < outputs; ++o) {
+      const int64_t row = (run.image * outputs + o) * level.height + run.y + y;
+      std::copy_n(from + o * stride, width, to + row * level.width + run.x);
     }
   }
 
@@ -177,11 +197,12 @@ class Head {
     }
   }
 
-  const std::vector<Level> &levels_;
+  const std::vector<Level> levels_;
+  const bool as_maps_;
   const Convolutions from_;
-  const int64_t shape_[4];
-  const int threads_;
-  const int64_t tiles_;  // of a block
+  const int64_t hidden_, outputs_;
+  const int64_t tiles_;           // of a block
+  std::array<int64_t, 4> rooms_;  // of a worker's arrays
   std::vector<Maps> maps_;
   std::vector<std::unique_ptr<Blocks>> blocks_;
   std::vector<int64_t> first_;  // of each level's blocks, in the tasks' numbering
@@ -197,9 +218,8 @@ constexpr int kShared = 6;  // inputs that all levels have
 void RunHead(void **params, int64_t **shapes, size_t count) {
   const auto numbers = [&](size_t i) { return static_cast<const float *>(params[i]); };
   const size_t first = count, outputs = count + kShared;
+  const int64_t *hidden = shapes[first];
   Convolutions filters;
-  filters.hidden = shapes[first][0];
-  filters.hidden_weight = numbers(first);
   filters.hidden_bias = numbers(first + 1);
   filters.scores = shapes[first + 2][0];
   filters.score_weight = numbers(first + 2);
@@ -212,10 +232,24 @@ void RunHead(void **params, int64_t **shapes, size_t count) {
     levels.push_back({numbers(i), shapes[i][2], shapes[i][3], static_cast<float *>(params[outputs + i]),
                       static_cast<float *>(params[outputs + count + i])});
   }
-  Head(levels, shapes[0][0], shapes[0][1], filters).Run();
+  Head head(levels, false, shapes[0][0], hidden[0], hidden[1], filters);
+  const int64_t room = Weights::Room(hidden);
+  Workspace workspace(room + head.Room());
+  Weights weights(numbers(first), hidden[0], hidden[1], false, workspace.Take(room));
+  weights.Make(NumThreads());
+  head.Run(weights, &workspace);
 }
 
 }  // namespace
+
+void Conv3x3::RunWithHead(const float *x, int64_t images, int64_t height, int64_t width, const float *bias,
+                          const float *weight, const float *head_bias, int64_t outputs, float *y) const {
+  const Weights &weights = filters_->weights;
+  const Convolutions filters = {outputs, 0, bias, weight, head_bias, nullptr, nullptr};
+  Head head({{x, height, width, y, nullptr}}, true, images, weights.rows(), weights.depth(), filters);
+  Workspace workspace(head.Room());
+  head.Run(weights, &workspace);
+}
 
 }  // namespace rcnn
 

@@ -353,19 +353,6 @@ RCNN_CONVOLUTION(Conv3x3)
 
 namespace rcnn {
 
-struct Conv3x3::Filters {
-  Filters(const float *weight, int64_t outputs, int64_t inputs)
-      : shape{outputs, inputs, 3, 3},
-        memory(TakeMemory(Weights::Room(shape))),
-        weights(weight, outputs, inputs, false, memory.get()) {
-    weights.Make(NumThreads());
-  }
-
-  const int64_t shape[4];
-  const Memory memory;
-  Weights weights;
-};
-
 Conv3x3::Conv3x3(const float *weight, int64_t outputs, int64_t inputs)
     : filters_(std::make_unique<Filters>(weight, outputs, inputs)) {}
 

@@ -23,6 +23,11 @@ class Conv3x3 {
   // Throws std::bad_alloc.
   void Run(const float *x, int64_t images, int64_t height, int64_t width, const float *bias, bool relu, float *y) const;
 
+  // With ReLU, and a 1x1 convolution of what that gives, weight (head's outputs, outputs) and head_bias -> y (images,
+  // head's outputs, height, width): what lies between is never there as a whole (rpn_head.cc). Throws std::bad_alloc.
+  void RunWithHead(const float *x, int64_t images, int64_t height, int64_t width, const float *bias,
+                   const float *weight, const float *head_bias, int64_t outputs, float *y) const;
+
  private:
   struct Filters;
   std::unique_ptr<Filters> filters_;

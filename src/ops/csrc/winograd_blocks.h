@@ -11,6 +11,7 @@
 #include "cache.h"
 #include "gemm_kernel.h"
 #include "parallel.h"
+#include "winograd.h"
 #include "winograd_transform.h"
 #include "workspace.h"
 
@@ -355,5 +356,22 @@ class Blocks {
 };
 
 }  // namespace rcnn::winograd
+
+namespace rcnn {
+
+struct Conv3x3::Filters {
+  Filters(const float *weight, int64_t outputs, int64_t inputs)
+      : shape{outputs, inputs, 3, 3},
+        memory(TakeMemory(winograd::Weights::Room(shape))),
+        weights(weight, outputs, inputs, false, memory.get()) {
+    weights.Make(NumThreads());
+  }
+
+  const int64_t shape[4];
+  const Memory memory;
+  winograd::Weights weights;
+};
+
+}  // namespace rcnn
 
 #endif  // RCNN_OPS_WINOGRAD_BLOCKS_H_
