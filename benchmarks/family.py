@@ -1,11 +1,12 @@
 """Every detector with every backbone and norm: ten training steps on generated pictures, evaluation, saving, loading.
 
     python -m benchmarks.family [--detectors mask_rcnn ...] [--backbones resnet_v1_50 ...] [--norms group ...]
-                                [--json FILE]
+                                [--json FILE] [--jobs N]
 
 A norm is that of neck, box head and mask head, and of the backbone where it has that kind; own: the backbone's own, and
 none after it. Prints, for each, its number of weights, the seconds to build, compile and train, the loss of the first
-and last steps, and what evaluation found. FILE holds these rows; what it holds already isn't run again.
+and last steps, and what evaluation found. FILE holds these rows; what it holds already isn't run again. Of N at a time,
+each keeps to cores of its own: MindSpore's threads wait by spinning, and two that shared two cores took twice as long.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import functools
 import io
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import mindspore as ms
@@ -111,6 +113,7 @@ def family_config(detector: str, backbone: str, folder: Path, norm: str = "own")
 
 def run(folder: Path, detector_name: str, backbone: str, norm: str = "own") -> dict:
     """Builds, trains ten steps on one batch, saves, loads into another detector, and evaluates that."""
+    folder = Path(tempfile.mkdtemp(dir=folder))
     config = family_config(detector_name, backbone, folder, norm)
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(1)
@@ -153,19 +156,38 @@ def train(config: Config, detector: nn.Cell, steps: int) -> list[float]:
     return [float(step(*step_inputs(batch, keys(i, batch["image_id"])))[0].asnumpy()[0]) for i in range(steps)]
 
 
-def grown(path: Path | None, columns: Sequence[str], members: Sequence[tuple], run: Callable[..., dict]) -> list[dict]:
+def grown(
+    path: Path | None, columns: Sequence[str], members: Sequence[tuple], run: Callable[..., dict], jobs: int = 1
+) -> list[dict]:
     """run(*member) of each member, which says it in `columns`, each in a process of its own: MindSpore keeps every
-    graph that it has compiled. A table at `path` grows by them, and what it holds already isn't run again.
+    graph that it has compiled. `jobs` at a time share this process's cores out among them. A table at `path` grows by
+    them, and what it holds already isn't run again.
     """
     rows = json.loads(read_regular(path)) if path and path.exists() else []
     found = {tuple(row[c] for c in columns): row for row in rows}
-    spawn = multiprocessing.get_context("spawn")
-    for member in tqdm([m for m in members if m not in found], dynamic_ncols=True):
+    left = [m for m in members if m not in found]
+    spawn, cores = multiprocessing.get_context("spawn"), sorted(os.sched_getaffinity(0))
+    jobs = min(jobs, len(cores))
+    shares = [cores[i::jobs] for i in range(jobs)]
+
+    def run_one(member: tuple) -> tuple[tuple, dict]:
         with ProcessPoolExecutor(1, spawn) as pool:
-            found[member] = pool.submit(run, *member).result()
-        if path:
-            with whole(path) as written:
-                written.write_text("[\n" + ",\n".join(map(json.dumps, found.values())) + "\n]\n")
+            return member, pool.submit(run, *member).result()
+
+    # a process starts on the cores of the thread that starts it
+    with ThreadPoolExecutor(jobs, initializer=lambda: os.sched_setaffinity(0, shares.pop())) as threads:
+        try:
+            for done in tqdm(
+                as_completed([threads.submit(run_one, m) for m in left]), total=len(left), dynamic_ncols=True
+            ):
+                member, row = done.result()
+                found[member] = row
+                if path:
+                    with whole(path) as written:
+                        written.write_text("[\n" + ",\n".join(map(json.dumps, found.values())) + "\n]\n")
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
     return [found[m] for m in members]
 
 
@@ -175,10 +197,18 @@ def main() -> int:
     parser.add_argument("--backbones", nargs="+", choices=tuple(BACKBONES), default=tuple(BACKBONES))
     parser.add_argument("--norms", nargs="+", choices=tuple(NORMS), default=tuple(NORMS))
     parser.add_argument("--json", type=Path, help="the table is kept here, and goes on from what is there")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        choices=range(1, 257),
+        metavar="N",
+        default=1,
+        help="how many train at a time, each on cores of its own",
+    )
     a = parser.parse_args()
     members = [(d, b, n) for d in a.detectors for b in a.backbones for n in a.norms]
     with tempfile.TemporaryDirectory() as folder:
-        rows = grown(a.json, ("detector", "backbone", "norm"), members, functools.partial(run, Path(folder)))
+        rows = grown(a.json, ("detector", "backbone", "norm"), members, functools.partial(run, Path(folder)), a.jobs)
     print_table("family", list(rows[0]), [list(r.values()) for r in rows])
     learnt = all(r["last 3 losses"] < r["first 3 losses"] and r["loads the same"] for r in rows)
     return 0 if learnt else 1

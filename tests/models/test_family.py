@@ -89,7 +89,7 @@ def test_it_learns_evaluates_saves_and_loads(detector, norm, tmp_path):
 
 
 def _told(name, size):
-    return {"name": name, "size": size, "by": os.getpid()}
+    return {"name": name, "size": size, "by": os.getpid(), "cores": sorted(os.sched_getaffinity(0))}
 
 
 @pytest.mark.full
@@ -99,3 +99,13 @@ def test_a_kept_table_goes_on_where_it_ended(tmp_path):
     assert again[1] == first[1] and again[0]["name"] == "c"
     assert len({row["by"] for row in (*first, again[0])} - {os.getpid()}) == 3
     assert json.loads((tmp_path / "t.json").read_text()) == [*first, again[0]]
+
+
+@pytest.mark.full
+def test_members_at_a_time_keep_to_cores_of_their_own():
+    cores = os.sched_getaffinity(0)
+    rows = grown(None, ("name", "size"), [(name, 1) for name in "abcd"], _told, jobs=2)
+    assert [row["name"] for row in rows] == list("abcd")
+    shares = {tuple(row["cores"]) for row in rows}
+    assert sum(map(len, shares)) == len(set().union(*shares)) and set().union(*shares) <= cores
+    assert os.sched_getaffinity(0) == cores

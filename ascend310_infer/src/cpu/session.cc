@@ -246,7 +246,8 @@ class Builder {
     if (maker != nullptr && maker->layer->Doubles() && other != nullptr && other->layer->AddEnlarged()) {
       maker->layer = std::move(other->layer);
       maker->inputs.insert(maker->inputs.begin(), other->inputs[0]);
-      return Put(op.output, maker->output), true;
+      Put(op.output, maker->output);
+      return true;
     }
     if (maker == nullptr || maker->output != values[later] || !maker->layer->AddOther()) return false;
     maker->inputs.push_back(values[1 - later]);
