@@ -71,6 +71,7 @@ _HEADERS: tuple[Path, ...] = (
     _OPS / "csrc" / "conv_operators.h",
     _OPS / "csrc" / "depthwise.h",
     _OPS / "csrc" / "gemm_kernel.h",
+    _OPS / "csrc" / "helpers.h",
     _OPS / "csrc" / "left_block.h",
     _OPS / "csrc" / "max_pool.h",
     _OPS / "csrc" / "nms.h",

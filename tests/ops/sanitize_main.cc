@@ -1,6 +1,7 @@
 // Runs the C++ operators over edge cases, on several threads, for the sanitizers. test_sanitizers.py compiles it with
 // the operators' sources. It checks little itself: an error ends it, or makes a sanitizer end it.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -10,6 +11,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 extern "C" {
@@ -96,7 +98,7 @@ class Arguments {
   std::vector<std::vector<int64_t>> shapes_;
 };
 
-std::mt19937 generator(0);
+thread_local std::mt19937 generator(0);
 
 std::vector<float> Random(int64_t count, float low, float high) {
   std::uniform_real_distribution<float> uniform(low, high);
@@ -364,6 +366,22 @@ void TestDepthwise(const DepthwisePasses &passes, int64_t kernel, int64_t batch,
   if (gradients.Call(passes.gradients) != 0) Arguments::Fail("a depthwise convolution's gradients' status");
 }
 
+// Operators called by several threads at once, soon after one another and after a rest.
+void TestAtOnce() {
+  std::vector<std::thread> callers;
+  for (int64_t caller = 0; caller < 6; ++caller) {
+    callers.emplace_back([caller] {
+      for (int i = 0; i < 20; ++i) {
+        const Passes passes{3, 1, Conv3x3ForwardReLU, Conv3x3InputGradientReLU, Conv3x3WeightGradientReLU};
+        TestConvolution(passes, 1, 3, 20, 9, 9 + caller);
+        TestMaxPool(MaxPool3x3, MaxPool3x3Gradient, 1, 5, 8, 6);
+        if (i % 5 == caller % 5) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    });
+  }
+  for (std::thread &caller : callers) caller.join();
+}
+
 }  // namespace
 
 int main() {
@@ -440,6 +458,7 @@ int main() {
     TestMaxPool(MaxPool3x3, MaxPool3x3Gradient, 2, 3, sides[0], sides[1]);
     TestMaxPool(MaxPool3x3Same, MaxPool3x3SameGradient, 1, 5, sides[0], sides[1]);
   }
+  TestAtOnce();
   std::puts("done");
   return 0;
 }

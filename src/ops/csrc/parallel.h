@@ -5,23 +5,18 @@
 #define RCNN_OPS_PARALLEL_H_
 
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
-#include <system_error>
+#include <memory>
 #include <thread>
-#include <vector>
+#include <utility>
+
+#include "helpers.h"
 
 namespace rcnn {
-
-// The cores that this process may run on. Not those of the calling thread: MindSpore pins its own to one core each.
-inline bool ProcessCores(cpu_set_t *set) {
-  CPU_ZERO(set);
-  return sched_getaffinity(getpid(), sizeof(*set), set) == 0 && CPU_COUNT(set) > 0;
-}
 
 // Threads to use: the cores this process may run on, lowered by the environment's RCNN_NUM_THREADS. OMP_NUM_THREADS is
 // left to the caller: MindSpore sets it to 1 for itself while it runs.
@@ -44,25 +39,12 @@ void ParallelFor(int64_t tasks, int threads, const Body &body) {
     return;
   }
   std::atomic<int64_t> next{0};
-  auto work = [&]() {
+  const auto work = [&]() {
     for (int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) body(task);
   };
-  cpu_set_t cores;
-  const bool know_cores = ProcessCores(&cores);
-  auto help = [&]() {
-    // A thread starts on its maker's cores, which may be a single one.
-    if (know_cores) sched_setaffinity(0, sizeof(cores), &cores);
-    work();
-  };
-  std::vector<std::thread> helpers;
-  helpers.reserve(static_cast<size_t>(threads));
-  try {
-    for (int i = 1; i < threads; ++i) helpers.emplace_back(help);
-  } catch (const std::system_error &) {
-    // The system gives no more threads: those that started, and this one, do the work.
-  }
-  work();
-  for (auto &helper : helpers) helper.join();
+  std::unique_ptr<Helpers> helpers = Helpers::Take();
+  helpers->Run(threads - 1, [](const void *w) { (*static_cast<decltype(work) *>(w))(); }, &work);
+  Helpers::GiveBack(std::move(helpers));
 }
 
 }  // namespace rcnn

@@ -242,7 +242,9 @@ class Weights {
       for (int64_t first = 0; first < BlockRows(row); first += kLanes) {
         Floats g[9];
         for (int64_t k = 0; k < 9; ++k) {
-          for (int64_t r = 0; r < kLanes; ++r) g[8 - k][r] = filters[first + r][k];
+          Floats weights = {};
+          for (int64_t r = 0; r < kLanes; ++r) weights[r] = filters[first + r][k];
+          g[8 - k] = weights;
         }
         Put(row, first, d, g);
       }
