@@ -53,6 +53,18 @@ class TopDown(nn.Cell):
         return coarse, fine + self.upsample(coarse, self.ones, fine.shape), self.subsample(coarse)
 
 
+class Stem(nn.Cell):
+    """A ResNet's; seen: what is pooled is an output, too."""
+
+    def __init__(self, same, seen=False):
+        super().__init__()
+        self.conv, self.pool, self.seen = conv(3, 70, 7, 2, "pad", 3), StemPool(same), seen
+
+    def construct(self, x):
+        x = ops.relu(self.conv(x))
+        return (self.pool(x), x) if self.seen else self.pool(x)
+
+
 class Proposals(nn.Cell):
     """A hidden convolution of two levels, and two 1x1 convolutions of what it gives; seen: that is an output, too."""
 
@@ -152,6 +164,10 @@ CASES = {
     "proposals, too many": (lambda: Proposals(10, 3, 40), (1, 10, 14, 37)),
     "proposals, seen": (lambda: Proposals(10, 3, 12, True), (1, 10, 14, 37)),
     "stem pool": (lambda: nn.SequentialCell(nn.ReLU(), StemPool(False)), (1, 5, 22, 46)),
+    # made some rows at a time, which windows cross
+    "stem and its pool": (lambda: Stem(False), (2, 3, 230, 322)),
+    "stem and its pool, same": (lambda: Stem(True), (1, 3, 226, 330)),
+    "stem, seen": (lambda: Stem(False, True), (1, 3, 40, 70)),
     "stem pool, same": (lambda: StemPool(True), (1, 5, 22, 46)),
     "pool": (lambda: nn.MaxPool2d(4, 4, "valid"), (1, 5, 22, 46)),
     "pool, same": (lambda: nn.MaxPool2d(3, 2, "same"), (1, 3, 9, 44)),

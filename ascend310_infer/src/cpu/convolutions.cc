@@ -174,6 +174,17 @@ class ProductLayer : public MapLayer {
   // what is added is read where it is written
   bool InPlace(size_t input) const override { return input == 1 && !enlarged_; }
 
+  bool HasRows() const override { return geometry_.groups == 1 && !with_other_; }
+  void RunRows(const float *input, int64_t image, const Range &rows, float *output, int threads) const override {
+    const SeenMaps maps{input + image * inputs_ * height_ * width_, inputs_, height_, width_};
+    const FilterAxis down = geometry_.down.At(height_), across = geometry_.across.At(width_);
+    Finish finish;
+    finish.row_bias = bias_.data();
+    finish.activation = activation_;
+    MultiplyMatrices(Left{filters_.data(), depth_, 1}, Patches(maps, down, across, rows.begin * columns_),
+                     {1, outputs_, rows.Size() * columns_, depth_}, finish, output, threads);
+  }
+
   // Whether each output is a sum over the channels at its place, and no more.
   bool IsPlain() const {
     const auto one = [](const Axis &axis) {

@@ -35,6 +35,11 @@ class Layer {
   // Whether the output may lie where this input does.
   virtual bool InPlace(size_t) const { return false; }
 
+  // Whether RunRows can be asked for: some rows of an image's maps, (channels, rows, width), from all of an input's.
+  virtual bool HasRows() const { return false; }
+  virtual void RunRows(const float *, int64_t /* image */, const Range & /* rows */, float *, int /* threads */) const {
+  }
+
   // What may follow in the same pass; false where it can't, and nothing has changed then.
   virtual bool AddBias(const FileTensor &) { return false; }
   virtual bool Activate(Activation) { return false; }
@@ -65,6 +70,8 @@ std::vector<std::unique_ptr<Layer>> FuseHead(Layer *hidden, const std::vector<La
 std::unique_ptr<Layer> MakeLayer(const Operator &op, const std::vector<int64_t> &list);
 // Lets a pool do what the layer before it does, where that pads with zeros; false where it can't.
 bool PadByPool(const Layer &pad, Layer *pool);
+// Lets a pool have its maps made some rows at a time by the layer before it, which it takes; false where it can't.
+bool FeedPool(std::unique_ptr<Layer> *maker, Layer *pool);
 // The activation that an operator's type means, or kNone.
 Activation ActivationOf(const std::string &type);
 

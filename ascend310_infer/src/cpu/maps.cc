@@ -6,6 +6,7 @@
 
 #include "../../../src/ops/csrc/max_pool.h"
 #include "../../../src/ops/csrc/parallel.h"
+#include "../../../src/ops/csrc/workspace.h"
 #include "layer.h"
 
 namespace rcnn {
@@ -91,8 +92,15 @@ class MaxPoolLayer : public Layer {
     return true;
   }
 
+  // Pools maps that this layer makes.
+  bool AddMaker(std::unique_ptr<Layer> *maker) {
+    if (maker_ != nullptr || !(*maker)->HasRows() || kernel_[0] > 2 * stride_[0]) return false;
+    maker_ = std::move(*maker);
+    return true;
+  }
+
   Shape Resize(const std::vector<Shape> &inputs) override {
-    const Shape &x = inputs[0];
+    const Shape x = maker_ == nullptr ? inputs[0] : maker_->Resize(inputs);
     if (x.size() != 4) throw Unsuitable("MaxPool takes maps");
     from_ = x;
     to_ = x;
@@ -104,21 +112,45 @@ class MaxPoolLayer : public Layer {
       before_[i] = i == 0 ? zeros_.top : zeros_.left;
       if (same_) before_[i] = std::max<int64_t>((to_[2 + i] - 1) * stride_[i] + kernel_[i] - size, 0) / 2;
     }
+    if (maker_ == nullptr) return to_;
+    const int64_t fitting = (kBand / (x[1] * x[3]) - kernel_[0]) / stride_[0] + 1;
+    band_places_ = std::clamp<int64_t>(fitting, 1, to_[2]);
+    band_ = TakeMemory(x[1] * x[3] * ((band_places_ - 1) * stride_[0] + kernel_[0]));
     return to_;
   }
 
   void Run(const std::vector<const float *> &inputs, float *output, int threads) const override {
     const float outside = has_zeros_ ? 0.0f : -std::numeric_limits<float>::infinity();
-    MaxPool(inputs[0], from_[0] * from_[1], Axis(0), Axis(1), outside, output, threads);
+    const int64_t map = to_[2] * to_[3];
+    if (maker_ == nullptr) {
+      MaxPool(inputs[0], from_[0] * from_[1], Axis(0), Axis(1), outside, output, map, threads);
+      return;
+    }
+    for (int64_t image = 0; image < from_[0]; ++image) {
+      for (int64_t place = 0; place < to_[2]; place += band_places_) {
+        const int64_t places = std::min(band_places_, to_[2] - place), first = place * stride_[0] - before_[0];
+        const Range rows = {std::max<int64_t>(first, 0),
+                            std::min(first + (places - 1) * stride_[0] + kernel_[0], from_[2])};
+        maker_->RunRows(inputs[0], image, rows, band_.get(), threads);
+        const PoolAxis down = {rows.Size(), kernel_[0], stride_[0], rows.begin - first, places};
+        MaxPool(band_.get(), from_[1], down, Axis(1), outside, output + image * from_[1] * map + place * to_[3], map,
+                threads);
+      }
+    }
   }
 
  private:
+  static constexpr int64_t kBand = 1 << 20;  // numbers that are made before they are pooled: the caches hold them
+
   PoolAxis Axis(size_t i) const { return {from_[2 + i], kernel_[i], stride_[i], before_[i], to_[2 + i]}; }
 
   int64_t kernel_[2] = {}, stride_[2] = {}, before_[2] = {};
   bool same_ = false, has_zeros_ = false;
   Frame zeros_;
   Shape from_, to_;
+  std::unique_ptr<Layer> maker_;
+  int64_t band_places_ = 0;
+  Memory band_;
 };
 
 // A function of each number.
@@ -424,6 +456,11 @@ bool PadByPool(const Layer &pad, Layer *pool) {
   const auto *zeros = dynamic_cast<const PadLayer *>(&pad);
   auto *into = dynamic_cast<MaxPoolLayer *>(pool);
   return zeros != nullptr && into != nullptr && into->AddZeros(zeros->Zeros());
+}
+
+bool FeedPool(std::unique_ptr<Layer> *maker, Layer *pool) {
+  auto *into = dynamic_cast<MaxPoolLayer *>(pool);
+  return into != nullptr && into->AddMaker(maker);
 }
 
 }  // namespace rcnn

@@ -60,10 +60,9 @@ class Builder {
     for (const std::string &name : output.parts.empty() ? std::vector<std::string>{file_.output} : output.parts) {
       network_.outputs.push_back(ValueOf(name));
     }
-    std::vector<Step> &steps = network_.steps;
-    steps.erase(std::remove_if(steps.begin(), steps.end(), [](const Step &s) { return s.layer == nullptr; }),
-                steps.end());
-    for (Step &step : steps) FuseReaders(&step);
+    DropEmptySteps();
+    for (Step &step : network_.steps) FuseReaders(&step);
+    DropEmptySteps();
     return std::move(network_);
   }
 
@@ -165,7 +164,13 @@ class Builder {
     Put(op.output, output);
   }
 
-  // What reads a step's output alone does it with that, where it is a head's two convolutions or more.
+  void DropEmptySteps() {
+    std::vector<Step> &steps = network_.steps;
+    steps.erase(std::remove_if(steps.begin(), steps.end(), [](const Step &s) { return s.layer == nullptr; }),
+                steps.end());
+  }
+
+  // What alone reads a step's output becomes one with it, where that is a head's two convolutions or more, or a pool.
   void FuseReaders(Step *step) {
     const std::vector<size_t> &kept = network_.outputs;
     if (std::count(kept.begin(), kept.end(), step->output) != 0) return;
@@ -175,6 +180,9 @@ class Builder {
       if (std::count(other.inputs.begin(), other.inputs.end(), step->output) == 0) continue;
       readers.push_back(&other);
       layers.push_back(other.layer.get());
+    }
+    if (readers.size() == 1 && readers[0]->inputs.size() == 1 && FeedPool(&step->layer, layers[0])) {
+      readers[0]->inputs = std::exchange(step->inputs, {});
     }
     if (readers.size() < 2) return;
     std::vector<std::unique_ptr<Layer>> parts = FuseHead(step->layer.get(), layers);
@@ -395,6 +403,8 @@ class OwnSession : public GraphSession {
         CountOf(network_.values[step.output].shape);
       } catch (const Unsuitable &problem) {
         throw UserError(path_ + ": can't take input " + ShapeText(InputShape(0)) + " (" + problem.what() + ")");
+      } catch (const std::bad_alloc &) {
+        NoMemory();
       }
     }
     const int64_t size = Place();

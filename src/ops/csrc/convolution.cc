@@ -2,9 +2,9 @@
 // float32, NCHW, as ahead-of-time custom operators of MindSpore for the CPU: matrix products over blocks of pixels,
 // each block's patches laid out (unfolded) only while it is in the cache.
 //
-// The input's gradient is four convolutions of stride 1, one for each phase of the strided grid, with those taps of the
-// turned filter that meet it. The order of every sum is the same whatever the batch and the number of threads. On a CPU
-// with a matrix unit the output and the filter's gradient are product.h's instead.
+// The output is product.h's. The input's gradient is four convolutions of stride 1, one for each phase of the strided
+// grid, with those taps of the turned filter that meet it. The order of every sum is the same whatever the batch and
+// the number of threads. On a CPU with a matrix unit the filter's gradient is product.h's, too.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -129,18 +129,16 @@ void Read(const Maps &maps, const Grid &grid, const Tap &tap, const Run *runs, i
   return ReadTap<true, 2>(maps, tap, runs, run_count, channel, to);
 }
 
-// out[n][row][y * step + y0][x * step + x0] = sum over channels and taps of weight * map, + bias, then ReLU.
-class Product {
+// out[n][c][y * kStride + y0][x * kStride + x0] = sum over the maps' channels and taps of weight * map.
+class PhaseProduct {
  public:
-  // weight: (O, C, places). turned: rows are C and the sums run over O; otherwise rows are O.
-  Product(const Maps &maps, Grid grid, const int64_t *weight_shape, const float *weight, bool turned)
+  // weight: (O, C, places). Rows are C and the sums run over O.
+  PhaseProduct(const Maps &maps, Grid grid, const int64_t *weight_shape, const float *weight)
       : maps_(maps),
         grid_(std::move(grid)),
         weight_(weight),
-        turned_(turned),
         places_(weight_shape[2] * weight_shape[3]),
-        inputs_(weight_shape[1]),
-        rows_(turned ? weight_shape[1] : weight_shape[0]),
+        rows_(weight_shape[1]),
         depth_(maps.channels * static_cast<int64_t>(grid_.taps.size())),
         threads_(rcnn::NumThreads()),
         pixels_(std::clamp(RoundUp(Ceil(grid_.Pixels(), threads_), kLanes), kLanes, BlockPixels(depth_))),
@@ -155,9 +153,7 @@ class Product {
 
   struct Target {
     float *data;
-    int64_t height, width, step, y, x;
-    const float *bias;  // may be null
-    bool relu;
+    int64_t height, width, y, x;
   };
 
   void Run(const Target &target) {
@@ -197,19 +193,10 @@ class Product {
   void Pack(int64_t row, float *to) const {
     const int64_t count = std::min(kBlockRows, rows_ - row);
     to += row * depth_;
-    const int64_t taps = static_cast<int64_t>(grid_.taps.size());
-    if (!turned_ && taps == places_) {
-      // The taps are the filter's, in order: a matrix to be turned.
-      rcnn::PackBlock(weight_ + row * depth_, depth_, count, depth_, to);
-      return;
-    }
     for (int64_t c = 0; c < maps_.channels; ++c) {
-      for (int64_t t = 0; t < taps; ++t, to += count) {
-        const int64_t place = grid_.taps[static_cast<size_t>(t)].place;
-        for (int64_t r = 0; r < count; ++r) {
-          const int64_t filter = turned_ ? c * inputs_ + row + r : (row + r) * inputs_ + c;
-          to[r] = weight_[filter * places_ + place];
-        }
+      for (const Tap &tap : grid_.taps) {
+        for (int64_t r = 0; r < count; ++r) to[r] = weight_[(c * rows_ + row + r) * places_ + tap.place];
+        to += count;
       }
     }
   }
@@ -240,31 +227,19 @@ class Product {
   }
 
   void Write(const Scratch &s, int64_t row, const Target &target) const {
-    const Floats shift = rcnn::Broadcast(target.bias == nullptr ? 0.0f : target.bias[row]);
     for (int64_t i = 0; i < s.run_count; ++i) {
       const ::Run &run = s.runs[i];
       const float *from = s.sums + row * padded_ + run.first;
-      const int64_t line = (run.image * rows_ + row) * target.height + run.y * target.step + target.y;
-      float *to = target.data + line * target.width + run.x * target.step + target.x;
-      if (target.step != 1) {
-        for (int64_t x = 0; x < run.count; ++x) to[x * target.step] = from[x];
-        continue;
-      }
-      for (int64_t x = 0; x < run.count; x += kLanes) {
-        // where the next row's go
-        __builtin_prefetch(to + target.height * target.width + x, 1, 3);
-        const Floats v = LoadWithin(from, x, run.count) + shift;
-        // Written so that NaN stays NaN.
-        rcnn::StoreFirst(to + x, target.relu ? (v < 0.0f ? Floats{} : v) : v, run.count - x);
-      }
+      const int64_t line = (run.image * rows_ + row) * target.height + run.y * kStride + target.y;
+      float *to = target.data + line * target.width + run.x * kStride + target.x;
+      for (int64_t x = 0; x < run.count; ++x) to[x * kStride] = from[x];
     }
   }
 
   const Maps maps_;
   const Grid grid_;
   const float *weight_;
-  const bool turned_;
-  const int64_t places_, inputs_, rows_, depth_;
+  const int64_t places_, rows_, depth_;
   const int threads_;
   const int64_t pixels_, part_, blocks_, row_blocks_, parts_;
   const int workers_;
@@ -386,7 +361,7 @@ Maps MakeMaps(const void *data, const void *gate, const int64_t *shape) {
       static_cast<const float *>(data), static_cast<const float *>(gate), shape[0], shape[1], shape[2], shape[3]};
 }
 
-// The maps, and an axis of the filter, as products on tiles see them.
+// The maps, and an axis of the filter, as product.h sees them.
 rcnn::SeenMaps Seen(const Maps &maps) { return {maps.data, maps.channels, maps.height, maps.width}; }
 rcnn::FilterAxis AxisOf(const int64_t *weight_shape, int64_t places) {
   return {weight_shape[2], kStride, weight_shape[2] / 2, places};
@@ -415,20 +390,14 @@ Grid PhaseGrid(const Maps &dy, int64_t kernel, int64_t height, int64_t width, in
 // x (N, C, H, W), weight (O, C, k, k), bias (O,) -> y (N, O, ceil(H / 2), ceil(W / 2))
 void Forward(void **params, int64_t **shapes, bool relu) {
   const Maps x = MakeMaps(params[0], nullptr, shapes[0]);
-  if (rcnn::OnTiles(shapes[1][0])) {
-    const int64_t *out = shapes[3], depth = shapes[1][1] * shapes[1][2] * shapes[1][3];
-    rcnn::Finish finish;
-    finish.row_bias = static_cast<const float *>(params[2]);
-    finish.activation = relu ? rcnn::Activation::kReLU : rcnn::Activation::kNone;
-    const rcnn::Patches patches(Seen(x), AxisOf(shapes[1], out[2]), AxisOf(shapes[1], out[3]));
-    rcnn::MultiplyMatrices(rcnn::Left{static_cast<const float *>(params[1]), depth, 1}, patches,
-                           {out[0], out[1], out[2] * out[3], depth}, finish, static_cast<float *>(params[3]),
-                           rcnn::NumThreads());
-    return;
-  }
-  Product product(x, OutputGrid(x, shapes[1][2]), shapes[1], static_cast<const float *>(params[1]), false);
-  product.Run({static_cast<float *>(params[3]), shapes[3][2], shapes[3][3], 1, 0, 0,
-               static_cast<const float *>(params[2]), relu});
+  const int64_t *out = shapes[3], depth = shapes[1][1] * shapes[1][2] * shapes[1][3];
+  rcnn::Finish finish;
+  finish.row_bias = static_cast<const float *>(params[2]);
+  finish.activation = relu ? rcnn::Activation::kReLU : rcnn::Activation::kNone;
+  const rcnn::Patches patches(Seen(x), AxisOf(shapes[1], out[2]), AxisOf(shapes[1], out[3]));
+  rcnn::MultiplyMatrices(rcnn::Left{static_cast<const float *>(params[1]), depth, 1}, patches,
+                         {out[0], out[1], out[2] * out[3], depth}, finish, static_cast<float *>(params[3]),
+                         rcnn::NumThreads());
 }
 
 // dy and y (N, O, h, w), weight (O, C, k, k), x (N, C, H, W) -> dx like x. y is read only for ReLU, x never.
@@ -438,9 +407,9 @@ void InputGradient(void **params, int64_t **shapes, bool relu) {
   float *dx = static_cast<float *>(params[4]);
   for (int64_t phase = 0; phase < kStride * kStride; ++phase) {
     const int64_t y = phase / kStride, x = phase % kStride;
-    Product product(dy, PhaseGrid(dy, shapes[2][2], height, width, y, x), shapes[2],
-                    static_cast<const float *>(params[2]), true);
-    product.Run({dx, height, width, kStride, y, x, nullptr, false});
+    PhaseProduct product(dy, PhaseGrid(dy, shapes[2][2], height, width, y, x), shapes[2],
+                         static_cast<const float *>(params[2]));
+    product.Run({dx, height, width, y, x});
   }
 }
 

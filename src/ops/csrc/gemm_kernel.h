@@ -80,22 +80,6 @@ void Multiply(int64_t rows, int64_t columns, int64_t depth, const float *a, int6
   }
 }
 
-// Rows of a matrix, `stride` apart, as a product's a: [depth][row]; up to kBlockRows rows.
-inline void PackBlock(const float *from, int64_t stride, int64_t rows, int64_t depth, float *to) {
-  for (int64_t first = 0; first < rows; first += kLanes) {
-    for (int64_t d = 0; d < depth; d += kLanes) {
-      Floats block[kLanes];
-      for (int64_t r = 0; r < kLanes; ++r) {
-        block[r] = first + r < rows ? LoadWithin(from + (first + r) * stride, d, depth) : Floats{};
-      }
-      Transpose(block);
-      for (int64_t i = 0; i < std::min(kLanes, depth - d); ++i) {
-        StoreFirst(to + (d + i) * rows + first, block[i], rows - first);
-      }
-    }
-  }
-}
-
 // Rows of a matrix, `stride` apart, as the columns of a product's b: up to kBlockColumns rows, any number of columns.
 inline void TurnBlock(const float *from, int64_t stride, int64_t rows, int64_t columns, float *to) {
   for (int64_t r = 0; r < rows; r += kLanes) {

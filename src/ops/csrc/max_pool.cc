@@ -17,7 +17,10 @@ namespace {
 constexpr float kLeast = -std::numeric_limits<float>::infinity();
 
 // The larger one; what is no number wins.
-RCNN_INLINE Floats Larger(const Floats &a, const Floats &b) { return a > b ? a : b == b ? Floats(a == a ? b : a) : b; }
+RCNN_INLINE Floats Larger(const Floats &a, const Floats &b) {
+  const Floats larger = a > b ? a : b;  // b, where either is no number
+  return a == a ? larger : a;
+}
 
 // kLanes places of a row from x on. line: the largest of each column, from the first one that a window has.
 Floats Across(const float *line, int64_t x, const PoolAxis &across) {
@@ -39,7 +42,7 @@ Floats Across(const float *line, int64_t x, const PoolAxis &across) {
 }  // namespace
 
 void MaxPool(const float *x, int64_t maps, const PoolAxis &down, const PoolAxis &across, float outside, float *y,
-             int threads) {
+             int64_t y_map, int threads) {
   const int64_t wide = (across.places - 1) * across.stride + across.kernel;
   const int64_t room = std::max(wide, across.before + across.size) + 2 * kLanes;
   // a line for each map at work, made before threads run
@@ -60,7 +63,7 @@ void MaxPool(const float *x, int64_t maps, const PoolAxis &down, const PoolAxis 
             v = Larger(v, LoadWithin(from + row * across.size, c, across.size));
           StoreFirst(most + c, v, across.size - c);
         }
-        float *to = y + (map * down.places + place) * across.places;
+        float *to = y + map * y_map + place * across.places;
         for (int64_t c = 0; c < across.places; c += kLanes)
           StoreFirst(to + c, Across(line, c, across), across.places - c);
       }
@@ -77,8 +80,9 @@ PoolAxis AxisOf(int64_t size, int64_t before) { return {size, kWindow, kStride, 
 // x (N, C, H, W) -> y (N, C, H / 2, W / 2), rounded down. before: cells of the first window before the map.
 void Forward(void **params, int64_t **shapes, int64_t before) {
   const int64_t *in = shapes[0];
-  MaxPool(static_cast<const float *>(params[0]), in[0] * in[1], AxisOf(in[2], before), AxisOf(in[3], before), kLeast,
-          static_cast<float *>(params[1]), NumThreads());
+  const PoolAxis down = AxisOf(in[2], before), across = AxisOf(in[3], before);
+  MaxPool(static_cast<const float *>(params[0]), in[0] * in[1], down, across, kLeast, static_cast<float *>(params[1]),
+          down.places * across.places, NumThreads());
 }
 
 // dy (N, C, H / 2, W / 2), x (N, C, H, W) -> dx like x: a window's gradient goes to the first of its largest numbers.

@@ -12,9 +12,10 @@ struct PoolAxis {
 };
 
 // x (maps, down.size, across.size) -> y (maps, down.places, across.places), the largest number of each window; what is
-// no number wins. outside: what lies around a map. threads: to use at most. Throws std::bad_alloc.
+// no number wins. outside: what lies around a map. y_map: from a map's first number in y to the next one's. threads: to
+// use at most. Throws std::bad_alloc.
 void MaxPool(const float *x, int64_t maps, const PoolAxis &down, const PoolAxis &across, float outside, float *y,
-             int threads);
+             int64_t y_map, int threads);
 
 }  // namespace rcnn
 

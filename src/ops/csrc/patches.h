@@ -37,6 +37,8 @@ class PatchReader {
     return (image * maps_.all_channels + maps_.first_channel + channel) * Cells();
   }
   const SeenMaps &Maps() const { return maps_; }
+  const FilterAxis &Down() const { return down_; }
+  const FilterAxis &Across() const { return across_; }
 
   // Pixels that a cell of the filter sees of the map at `map` from a place on, one after the other.
   class Line {
@@ -74,6 +76,22 @@ class PatchReader {
     const int64_t map_, dy_, dx_;
     int64_t y_, x_;
   };
+
+  // Pixels x, x + 2, ... of the map's row that begins at `row`, and x + 1, x + 3, ...: `count` of each; up to kLanes
+  // more are written, of any content.
+  void Part(int64_t row, int64_t x, int64_t count, float *even, float *odd) const {
+    const float *data = maps_.data + row;
+    const Gate gate = maps_.gate.At(row);
+    const int64_t ahead = kAhead * Cells();
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const int64_t at = x + 2 * i;
+      __builtin_prefetch(data + at + ahead, 0, 3);
+      __builtin_prefetch(data + at + kLanes + ahead, 0, 3);
+      const Floats low = LoadGated(data, gate, at, maps_.width), high = LoadGated(data, gate, at + kLanes, maps_.width);
+      Store(even + i, ShuffleBy<EvenLanes>(low, high));
+      Store(odd + i, ShuffleBy<OddLanes>(low, high));
+    }
+  }
 
  private:
   static constexpr int64_t kAhead = 2;  // channels, as Patches'
@@ -113,8 +131,13 @@ class Patches : public Columns {
 
   void Pack(int64_t image, int64_t first, int64_t count, const Range &depth, int64_t panel_depth,
             float *to) const override {
+    const int64_t place = first_place_ + first;
+    if (reader_.Across().stride == 2 && reader_.Across().kernel <= kMostTaps) {
+      PackHalves(image, place, count, depth, panel_depth, to);
+      return;
+    }
     for (int64_t d = depth.begin; d < depth.end; ++d, to += kBlockColumns) {
-      const int64_t map = reader_.Map(image, d / reader_.Taps()), place = first_place_ + first;
+      const int64_t map = reader_.Map(image, d / reader_.Taps());
       if (reader_.Plain()) {
         PackPixels(map + place, count, panel_depth, to);
         continue;
@@ -146,6 +169,54 @@ class Patches : public Columns {
       for (int64_t v = 0; v < kBlockColumns; v += kLanes) Store(to + v, LoadGated(from, gate, p + v, count));
     }
   }
+
+  // Of stride 2: a row's pixels are parted once into those of even and of odd columns, for all cells of the filter's
+  // row.
+  void PackHalves(int64_t image, int64_t place, int64_t count, const Range &depth, int64_t panel_depth,
+                  float *to) const {
+    const FilterAxis &down = reader_.Down(), &across = reader_.Across();
+    alignas(64) float halves[2][kRun + kMostTaps / 2 + kLanes];
+    for (int64_t d = depth.begin; d < depth.end;) {
+      const int64_t tap = d % reader_.Taps(), left = tap % across.kernel;
+      const int64_t taps = std::min(across.kernel - left, depth.end - d);
+      const int64_t map = reader_.Map(image, d / reader_.Taps());
+      int64_t y = place / across.places, x = place % across.places;
+      for (int64_t done = 0; done < count;) {
+        const int64_t run = std::min({across.places - x, count - done, kRun});
+        const int64_t row = y * down.stride + tap / across.kernel - down.before;
+        const int64_t wanted = run + (taps - 1) / 2;
+        if (row < 0 || row >= reader_.Maps().height) {
+          for (float *half : halves) std::fill_n(half, wanted, 0.0f);
+        } else {
+          reader_.Part(map + row * reader_.Maps().width, 2 * x - across.before + left, wanted, halves[0], halves[1]);
+        }
+        for (int64_t t = 0; t < taps; ++t) {
+          PutColumns(halves[t % 2] + t / 2, done, run, panel_depth, to + t * kBlockColumns);
+        }
+        done += run;
+        x += run;
+        if (x == across.places) {
+          x = 0;
+          ++y;
+        }
+      }
+      d += taps;
+      to += taps * kBlockColumns;
+    }
+  }
+
+  // Columns [column, column + count) of a row of panels.
+  static void PutColumns(const float *from, int64_t column, int64_t count, int64_t panel_depth, float *to) {
+    for (const int64_t end = column + count; column < end;) {
+      const int64_t first = column % kBlockColumns, some = std::min(kBlockColumns - first, end - column);
+      float *columns = to + column / kBlockColumns * panel_depth * kBlockColumns + first;
+      for (int64_t v = 0; v < some; v += kLanes) StoreFirst(columns + v, Load(from + v), some - v);
+      from += some;
+      column += some;
+    }
+  }
+
+  static constexpr int64_t kMostTaps = 8, kRun = 512;  // of a filter's row, and places of a map's row, at a time
 
   const PatchReader reader_;
   const int64_t first_place_;
