@@ -65,6 +65,18 @@ class Stem(nn.Cell):
         return (self.pool(x), x) if self.seen else self.pool(x)
 
 
+class Framed(nn.Cell):
+    """A convolution, and a pool of what it gives in a frame of zeros."""
+
+    def __init__(self, frame):
+        super().__init__()
+        self.conv, self.pool = conv(3, 20, 3, 2, "pad", 1), nn.MaxPool2d(3, 2)
+        self.pad = ops.Pad(((0, 0), (0, 0), (frame, frame), (frame, frame)))
+
+    def construct(self, x):
+        return self.pool(self.pad(ops.relu(self.conv(x))))
+
+
 class Proposals(nn.Cell):
     """A hidden convolution of two levels, and two 1x1 convolutions of what it gives; seen: that is an output, too."""
 
@@ -167,6 +179,7 @@ CASES = {
     # made some rows at a time, which windows cross
     "stem and its pool": (lambda: Stem(False), (2, 3, 230, 322)),
     "stem and its pool, same": (lambda: Stem(True), (1, 3, 226, 330)),
+    "stem in a wide frame": (lambda: Framed(9), (1, 3, 20, 70)),
     "stem, seen": (lambda: Stem(False, True), (1, 3, 40, 70)),
     "stem pool, same": (lambda: StemPool(True), (1, 5, 22, 46)),
     "pool": (lambda: nn.MaxPool2d(4, 4, "valid"), (1, 5, 22, 46)),

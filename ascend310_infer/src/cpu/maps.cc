@@ -94,7 +94,9 @@ class MaxPoolLayer : public Layer {
 
   // Pools maps that this layer makes.
   bool AddMaker(std::unique_ptr<Layer> *maker) {
-    if (maker_ != nullptr || !(*maker)->HasRows() || kernel_[0] > 2 * stride_[0]) return false;
+    // every window meets the map, so that each band has rows
+    const bool meets = std::max(zeros_.top, zeros_.bottom) < kernel_[0];
+    if (maker_ != nullptr || !(*maker)->HasRows() || kernel_[0] > 2 * stride_[0] || !meets) return false;
     maker_ = std::move(*maker);
     return true;
   }
