@@ -160,10 +160,15 @@ class Product {
     }
   }
 
+  // From the result's first number to a panel's first in a row.
+  int64_t Place(int64_t panel, int64_t row) const {
+    return (panel / of_image_ * e_.rows + row) * e_.columns + panel % of_image_ * kBlockColumns;
+  }
+
   // Where a panel's block of rows goes, and how its sums begin and end. room: for what is enlarged.
   Block BlockAt(int64_t panel, int64_t row, int64_t rows, int64_t summand, int64_t depth, float *room) const {
     const int64_t image = panel / of_image_, column = panel % of_image_ * kBlockColumns;
-    const int64_t place = (image * e_.rows + row) * e_.columns + column;
+    const int64_t place = Place(panel, row);
     Block block{};
     block.depth = Terms(depth);
     block.c = to_ + place;
@@ -234,6 +239,7 @@ class Product {
           for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             if (once_) FetchShare(block_rows + kBlockFloats, panel - panels.begin, panels.Size());
             Block block = BlockAt(panel, row, some, summand, d, s.enlarged);
+            block.next = (panel + 1 < panels.end ? Place(panel + 1, row) : Place(panels.begin, row + some)) - Place(panel, row);
             block.a = block_rows;
             block.b = s.panels + (panel - panels.begin) * deepest_ * kBlockColumns;
             left.Across() ? MultiplySome<true>(some, block) : MultiplySome<false>(some, block);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "gemm_kernel.h"
 #include "product.h"
@@ -26,6 +27,7 @@ struct Block {
   const float *a, *b;
   float *c;
   int64_t c_row, columns;
+  int64_t next;  // from c to the block that comes next
   // of the sum's first and last part: it begins with the bias and `other`, and is activated at the end
   bool first, last;
   bool past;                            // the result goes past the caches
@@ -36,118 +38,152 @@ struct Block {
   Activation activation;
 };
 
+// What the next block reads and writes is brought near, a row at a time: rows lie far apart, and a core has room for few
+// numbers that are under way.
+class BlockAhead {
+ public:
+  explicit BlockAhead(const Block &block)
+      : c_(block.past ? nullptr : block.c + block.next),
+        positive_(block.last && block.positive != nullptr ? block.positive + block.next : nullptr),
+        other_(block.first && block.other != nullptr && block.other != block.c && block.other_row == block.c_row
+                   ? block.other + block.next
+                   : nullptr) {}
+
+  RCNN_INLINE void FetchRow(int64_t place) const {
+    if (c_ != nullptr) {
+      __builtin_prefetch(c_ + place, 1, 3);
+      __builtin_prefetch(c_ + place + kBlockColumns / 2, 1, 3);
+    }
+    if (positive_ != nullptr) Fetch(positive_ + place);
+    if (other_ != nullptr) Fetch(other_ + place);
+  }
+
+ private:
+  static RCNN_INLINE void Fetch(const float *from) {
+    __builtin_prefetch(from, 0, 3);
+    __builtin_prefetch(from + kBlockColumns / 2, 0, 3);
+  }
+
+  const float *c_, *positive_, *other_;
+};
+
+// What each row's sums begin with, where nothing is added to it; and where something is that it mustn't change, as it
+// does a zero's sign.
+constexpr float kZeros[kBlockRows] = {};
+constexpr Floats kNothing = -Floats{};
+
+// Where sums begin: with a number a row, and a row of others `stride` apart, or null.
+struct Start {
+  const float *shift, *from;  // shift: null where it is nothing
+  int64_t stride;
+};
+
+inline Start StartOf(const Block &block) {
+  if (!block.first) return {nullptr, block.c, block.c_row};
+  if (block.column_bias != nullptr) return {nullptr, block.column_bias, 0};
+  return {block.row_bias != nullptr ? block.row_bias : kZeros, block.other, block.other_row};
+}
+
 // a: [depth][row], of kRows rows, or kAcross: [row][depth], kRowStride apart.
+//
+// The sums stay in registers: whatever isn't the same for all of them goes through memory, at an edge's blocks.
 template <int64_t kRows, int64_t kVectors, bool kAcross>
 __attribute__((noinline)) void MultiplyBlock(const Block &block) {
-  constexpr int64_t kRow = kAcross ? kRowStride : 1, kTerm = kAcross ? 1 : kRows;
-  Floats sums[kRows][kVectors];
-  const float *a = block.a, *b = block.b;
-  float *c = block.c;
-  const int64_t c_row = block.c_row;
-  const bool whole = block.columns == kVectors * kLanes;
-  if (!block.first) {
-#pragma GCC unroll 16
+  constexpr int64_t kRow = kAcross ? kRowStride : 1, kTerm = kAcross ? 1 : kRows, kWidth = kVectors * kLanes;
+  alignas(64) float edge[kRows * kWidth];
+  const bool whole = block.columns == kWidth;
+  Start start = StartOf(block);
+  if (start.from != nullptr && !whole) {
     for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) {
-        sums[r][v] = whole ? Load(c + r * c_row + v * kLanes) : LoadWithin(c + r * c_row, v * kLanes, block.columns);
+      for (int64_t v = 0; v < kWidth; v += kLanes) {
+        Store(edge + r * kWidth + v, LoadWithin(start.from + r * start.stride, v, block.columns));
       }
     }
-  } else if (block.column_bias != nullptr) {
+    start.from = edge;
+    start.stride = kWidth;
+  }
+  Floats sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+    const Floats shift = start.shift != nullptr ? Broadcast(start.shift[r]) : kNothing;
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = shift;
+  }
+  if (start.from != nullptr) {
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = LoadWithin(block.column_bias, v * kLanes, block.columns);
+      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] += Load(start.from + r * start.stride + v * kLanes);
     }
-  } else {
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-      const Floats start = block.row_bias != nullptr ? Broadcast(block.row_bias[r]) : Floats{};
+  }
+  const BlockAhead ahead(block);
+  const float *a = block.a, *b = block.b, *const end = b + block.depth * kBlockColumns;
+  const int64_t share = Ceil(block.depth, kRows) * kBlockColumns;
+  for (int64_t row = 0; row < kRows; ++row) {
+    ahead.FetchRow(row * block.c_row);
+    const float *const stop = std::min(b + share, end);
 #pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = start;
-    }
-    // here, as it may lie where the sums go
-    if (block.other != nullptr) {
+    while (b != stop) {
+      Floats columns[kVectors];
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kLanes);
 #pragma GCC unroll 16
       for (int64_t r = 0; r < kRows; ++r) {
+        const Floats factor = Broadcast(a[r * kRow]);
 #pragma GCC unroll 2
-        for (int64_t v = 0; v < kVectors; ++v) {
-          const float *other = block.other + r * block.other_row;
-          sums[r][v] += whole ? Load(other + v * kLanes) : LoadWithin(other, v * kLanes, block.columns);
-        }
+        for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(factor, columns[v], sums[r][v]);
       }
+      if (!kAcross) __builtin_prefetch(a + 32 * kRows, 0, 3);
+      a += kTerm;
+      b += kBlockColumns;
     }
   }
-  // the next block's place is the next columns': rows of it lie far apart
-#pragma GCC unroll 16
-  for (int64_t r = 0; r < kRows; ++r) {
-    if (!block.past) {
-      __builtin_prefetch(c + r * c_row + kBlockColumns, 1, 3);
-      __builtin_prefetch(c + r * c_row + kBlockColumns + kBlockColumns / 2, 1, 3);
-    }
-    if (block.last && block.positive != nullptr) {
-      __builtin_prefetch(block.positive + r * c_row + kBlockColumns, 0, 3);
-      __builtin_prefetch(block.positive + r * c_row + kBlockColumns + kBlockColumns / 2, 0, 3);
-    }
-    if (block.first && block.other != nullptr && block.other != c && block.other_row == c_row) {
-      __builtin_prefetch(block.other + r * c_row + kBlockColumns, 0, 3);
-      __builtin_prefetch(block.other + r * c_row + kBlockColumns + kBlockColumns / 2, 0, 3);
-    }
-  }
-  for (int64_t i = 0; i < block.depth; ++i) {
-    Floats columns[kVectors];
-#pragma GCC unroll 2
-    for (int64_t v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kLanes);
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-      const Floats factor = Broadcast(a[r * kRow]);
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(factor, columns[v], sums[r][v]);
-    }
-    if (!kAcross) __builtin_prefetch(a + 32 * kRows, 0, 3);
-    a += kTerm;
-    b += kBlockColumns;
-  }
-  if (block.last && block.activation == Activation::kReLU) {
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = Activate(Activation::kReLU, sums[r][v]);
-    }
-  } else if (block.last && block.activation != Activation::kNone) {
-    for (int64_t r = 0; r < kRows; ++r) {
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = Activate(block.activation, sums[r][v]);
-    }
-  }
-  if (block.last && block.positive != nullptr) {
+  const Activation activation = block.last ? block.activation : Activation::kNone;
+  const float *positive = block.last ? block.positive : nullptr;
+  if (activation == Activation::kReLU || activation == Activation::kReLU6) {
+    const Floats most = Broadcast(activation == Activation::kReLU6 ? 6.0f : std::numeric_limits<float>::infinity());
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
       for (int64_t v = 0; v < kVectors; ++v) {
-        const float *open = block.positive + r * c_row;
-        sums[r][v] = Passed(whole ? Load(open + v * kLanes) : LoadWithin(open, v * kLanes, block.columns), sums[r][v]);
+        const Floats open = sums[r][v] < 0.0f ? Floats{} : sums[r][v];
+        sums[r][v] = open > most ? most : open;
       }
     }
   }
-  if (whole && block.past) {
+  if (positive != nullptr && whole) {
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) StorePast(c + r * c_row + v * kLanes, sums[r][v]);
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sums[r][v] = Passed(Load(positive + r * block.c_row + v * kLanes), sums[r][v]);
+      }
     }
-    return;
   }
-  if (whole) {
+  const bool later = activation == Activation::kHSwish;  // its division, once for each sum, would be much code
+  if (whole && block.past && !later) {
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) Store(c + r * c_row + v * kLanes, sums[r][v]);
+      for (int64_t v = 0; v < kVectors; ++v) StorePast(block.c + r * block.c_row + v * kLanes, sums[r][v]);
     }
     return;
   }
+  float *to = whole && !later ? block.c : edge;
+  const int64_t to_row = whole && !later ? block.c_row : kWidth;
+#pragma GCC unroll 16
   for (int64_t r = 0; r < kRows; ++r) {
-    for (int64_t v = 0; v < kVectors; ++v) {
-      StoreFirst(c + r * c_row + v * kLanes, sums[r][v], std::max<int64_t>(block.columns - v * kLanes, 0));
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) Store(to + r * to_row + v * kLanes, sums[r][v]);
+  }
+  if (whole && !later) return;
+  for (int64_t r = 0; r < kRows; ++r) {
+    const int64_t row = r * block.c_row;
+    for (int64_t v = 0; v < std::min(kWidth, block.columns); v += kLanes) {
+      Floats sum = Load(edge + r * kWidth + v);
+      if (later) sum = Activate(activation, sum);
+      if (positive != nullptr) sum = Passed(LoadWithin(positive + row, v, block.columns), sum);
+      StoreFirst(block.c + row + v, sum, block.columns - v);
     }
   }
 }
