@@ -72,6 +72,10 @@ compile() {
   make_scratch || fail "can't write to $folder"
   local flags lines=("${sources[@]}") objects=() jobs=() i
   mapfile -t flags < <(library flags "$1")
+  # Of Intel's Skylake and its successors up to Cascade Lake, a loop whose jump lies across 32 bytes isn't kept decoded
+  # (Intel, "Mitigations for Jump Conditional Code Erratum", 2019): products took a tenth longer.
+  local aligned=-Wa,-mbranches-within-32B-boundaries
+  if "$cxx" "$aligned" -x c++ -c /dev/null -o "$scratch/probe.o" 2> /dev/null; then flags+=("$aligned"); fi
   for i in "${!lines[@]}"; do
     objects+=("$scratch/$1-$i.o")
     "$cxx" "${flags[@]}" "${lines[i]%% *}" -c "${lines[i]#* }" -o "${objects[i]}" &

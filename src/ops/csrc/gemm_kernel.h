@@ -2,6 +2,7 @@
 #ifndef RCNN_OPS_GEMM_KERNEL_H_
 #define RCNN_OPS_GEMM_KERNEL_H_
 
+#include <algorithm>
 #include <cstdint>
 
 #include "simd.h"
@@ -22,6 +23,9 @@ constexpr int64_t kBlockRows = 4;
 #endif
 constexpr int64_t kBlockColumns = 2 * kLanes;
 
+constexpr int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t RoundUp(int64_t a, int64_t b) { return Ceil(a, b) * b; }
+
 // Whether a number is read and broadcast at once, wherever it lies. NEON takes four from one vector.
 #if defined(__aarch64__)
 constexpr bool kBroadcasts = false;
@@ -40,24 +44,29 @@ __attribute__((noinline)) void MultiplyBlock(int64_t depth, const float *a, int6
 #pragma GCC unroll 2
     for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = add ? Load(c + r * c_row + v * kLanes) : Floats{};
   }
+  // The next rows' places are brought near one at a time: they lie far apart, and a core has room for few numbers that
+  // are under way.
+  const float *const end = b + depth * kBlockColumns;
+  const int64_t share = Ceil(depth, kRows) * kBlockColumns;
+  for (int64_t row = 0; row < kRows; ++row) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) __builtin_prefetch(c + (kRows + row) * c_row + v * kLanes, 1, 3);
+    const float *const stop = std::min(b + share, end);
+#pragma GCC unroll 2
+    while (b != stop) {
+      Floats columns[kVectors];
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kLanes);
 #pragma GCC unroll 16
-  for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t r = 0; r < kRows; ++r) {
+        const Floats factor = Broadcast(a[r * a_row]);
 #pragma GCC unroll 2
-    for (int64_t v = 0; v < kVectors; ++v) __builtin_prefetch(c + (kRows + r) * c_row + v * kLanes, 1, 3);
-  }
-  for (int64_t i = 0; i < depth; ++i) {
-    Floats columns[kVectors];
-#pragma GCC unroll 2
-    for (int64_t v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kLanes);
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-      const Floats factor = Broadcast(a[r * a_row]);
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(factor, columns[v], sums[r][v]);
+        for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(factor, columns[v], sums[r][v]);
+      }
+      __builtin_prefetch(a + 48 * a_depth, 0, 3);
+      a += a_depth;
+      b += kBlockColumns;
     }
-    __builtin_prefetch(a + 48 * a_depth, 0, 3);
-    a += a_depth;
-    b += kBlockColumns;
   }
 #pragma GCC unroll 16
   for (int64_t r = 0; r < kRows; ++r) {
@@ -91,9 +100,6 @@ inline void TurnBlock(const float *from, int64_t stride, int64_t rows, int64_t c
     }
   }
 }
-
-constexpr int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t RoundUp(int64_t a, int64_t b) { return Ceil(a, b) * b; }
 
 struct Range {
   int64_t begin, end;

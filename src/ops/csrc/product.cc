@@ -239,7 +239,8 @@ class Product {
           for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
             if (once_) FetchShare(block_rows + kBlockFloats, panel - panels.begin, panels.Size());
             Block block = BlockAt(panel, row, some, summand, d, s.enlarged);
-            block.next = (panel + 1 < panels.end ? Place(panel + 1, row) : Place(panels.begin, row + some)) - Place(panel, row);
+            block.next =
+                (panel + 1 < panels.end ? Place(panel + 1, row) : Place(panels.begin, row + some)) - Place(panel, row);
             block.a = block_rows;
             block.b = s.panels + (panel - panels.begin) * deepest_ * kBlockColumns;
             left.Across() ? MultiplySome<true>(some, block) : MultiplySome<false>(some, block);

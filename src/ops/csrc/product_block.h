@@ -38,8 +38,8 @@ struct Block {
   Activation activation;
 };
 
-// What the next block reads and writes is brought near, a row at a time: rows lie far apart, and a core has room for few
-// numbers that are under way.
+// What the next block reads and writes is brought near, a row at a time: rows lie far apart, and a core has room for
+// few numbers that are under way.
 class BlockAhead {
  public:
   explicit BlockAhead(const Block &block)

@@ -268,11 +268,12 @@ class Blocks {
         part_(PartOfDepth()),
         tile_stride_(RoundUp(tiles, kBlockColumns)),
         input_stride_(Stride(x.channels * tile_stride_)),
+        in_halves_(kPositions * input_stride_ * 4 > CoreCaches().second),
         products_(rows * kPositions * tile_stride_) {}
 
   // What a thread works with: rooms of InputRoom() and ProductsRoom() floats, and small ones.
   struct Scratch {
-    float *input;     // [position][columns of a product][channel][tile]
+    float *input;     // [position, of a half or of all][columns of a product][channel][tile]
     float *products;  // [output channel][position][tile]
     int64_t run_count;
     winograd::Run runs[kTiles];
@@ -280,15 +281,19 @@ class Blocks {
     alignas(64) float lines[kOut][kTiles * kOut];  // [row][column] of one channel's outputs, tile by tile
   };
 
-  int64_t InputRoom() const { return kPositions * input_stride_; }
+  int64_t InputRoom() const { return kPositions / (in_halves_ ? 2 : 1) * input_stride_; }
   int64_t ProductsRoom() const { return products_; }
 
   // Calls write(row) for the output channels `rows` of the block, when s.lines holds that one's outputs.
   template <typename Write>
   void Run(const Weights &weights, Scratch &s, const Range &tiles, const Range &rows, const Write &write) const {
     s.run_count = FindRuns(x_, tiles, s.runs);
-    for (int64_t c = 0; c < x_.channels; ++c) TransformInput(s, tiles.Size(), c);
-    for (int64_t p = 0; p < kPositions; ++p) MultiplyPosition(weights, s, tiles.Size(), rows, p);
+    if (in_halves_) {
+      RunRows<0, kIn / 2>(weights, s, tiles.Size(), rows);
+      RunRows<kIn / 2, kIn>(weights, s, tiles.Size(), rows);
+    } else {
+      RunRows<0, kIn>(weights, s, tiles.Size(), rows);
+    }
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       TransformProducts(s, tiles.Size(), row);
       write(row);
@@ -296,24 +301,37 @@ class Blocks {
   }
 
  private:
+  // The products of rows [kFirst, kLast) of the transform.
+  template <int64_t kFirst, int64_t kLast>
+  void RunRows(const Weights &weights, Scratch &s, int64_t tiles, const Range &rows) const {
+    for (int64_t c = 0; c < x_.channels; ++c) TransformInput<kFirst, kLast>(s, tiles, c);
+    for (int64_t p = kFirst * kIn; p < kLast * kIn; ++p) {
+      MultiplyPosition(weights, s, s.input + (p - kFirst * kIn) * input_stride_, tiles, rows, p);
+    }
+  }
+
+  // Rows [kFirst, kLast) of a channel's transform.
+  template <int64_t kFirst, int64_t kLast>
   void TransformInput(Scratch &s, int64_t tiles, int64_t channel) const {
-    s.columns.Read<0, kIn>(x_, s.runs, s.run_count, channel, zeros_.data());
+    s.columns.template Read<kFirst, kLast>(x_, s.runs, s.run_count, channel, zeros_.data());
     for (int64_t t = 0; t < tiles; t += kLanes) {
       float *to = s.input + (t / kBlockColumns * x_.channels + channel) * kBlockColumns + t % kBlockColumns;
-      for (int64_t i = 0; i < kIn; ++i) {
+      for (int64_t i = kFirst; i < kLast; ++i) {
         Floats in[kIn], out[kIn];
         for (int64_t j = 0; j < kIn; ++j) in[j] = Load(s.columns.At(i, j) + t);
         InputTransform::Apply(in, out);
-        for (int64_t j = 0; j < kIn; ++j) Store(to + (i * kIn + j) * input_stride_, out[j]);
+        for (int64_t j = 0; j < kIn; ++j) Store(to + ((i - kFirst) * kIn + j) * input_stride_, out[j]);
       }
     }
   }
 
-  void MultiplyPosition(const Weights &weights, const Scratch &s, int64_t tiles, const Range &rows, int64_t p) const {
+  // input: the position's, as in s.input
+  void MultiplyPosition(const Weights &weights, const Scratch &s, const float *input, int64_t tiles, const Range &rows,
+                        int64_t p) const {
     for (int64_t t = 0; t < tiles; t += kBlockColumns) {
       for (int64_t d = 0; d < x_.channels; d += part_) {
         const int64_t depth = std::min(part_, x_.channels - d);
-        const float *b = s.input + p * input_stride_ + t * x_.channels + d * kBlockColumns;
+        const float *b = input + t * x_.channels + d * kBlockColumns;
         for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
           const int64_t count = weights.BlockRows(row);
           float *c = s.products + (row * kPositions + p) * tile_stride_ + t;
@@ -354,7 +372,10 @@ class Blocks {
   const float *bias_;
   const bool relu_;
   const std::vector<float> zeros_;
-  const int64_t part_, tile_stride_, input_stride_, products_;
+  const int64_t part_, tile_stride_, input_stride_;
+  // the input's transform is made and multiplied by half its rows: what was made is still in the L2 cache then
+  const bool in_halves_;
+  const int64_t products_;
 };
 
 }  // namespace rcnn::winograd
