@@ -199,56 +199,88 @@ class Weights {
   }
 
  private:
-  // g: the 9 weights of the block's filters at this depth, rows from row + first in the lanes.
-  void Put(int64_t row, int64_t first, int64_t depth, const Floats g[9]) {
+  // Depths whose weights are put together before they go where they belong, 36 places that lie far apart: whole cache
+  // lines then, and past the caches.
+  static constexpr int64_t kPieces = kLanes;
+  struct Piece {
+    alignas(64) float at[kPositions][kPieces * kBlockRows];  // [position][depth][row]
+  };
+
+  // g: the 9 weights of `count` filters at one depth, in the lanes. to: in the piece of the first position.
+  static void Put(const Floats g[9], int64_t count, float *to) {
     Floats half[3][kIn], all[kIn];
     for (int64_t x = 0; x < 3; ++x) {
       const Floats column[3] = {g[x], g[3 + x], g[6 + x]};
       TransformWeights(column, half[x]);
     }
-    const int64_t count = BlockRows(row);
-    float *to = data_ + row * depth_ + depth * count + first;
     for (int64_t i = 0; i < kIn; ++i) {
       const Floats line[3] = {half[0][i], half[1][i], half[2][i]};
       TransformWeights(line, all);
-      for (int64_t j = 0; j < kIn; ++j) StoreFirst(to + (i * kIn + j) * stride_, all[j], count - first);
+      for (int64_t j = 0; j < kIn; ++j) StoreFirst(to + (i * kIn + j) * kPieces * kBlockRows, all[j], count);
+    }
+  }
+
+  // Depths [begin, begin + depths) of a block's rows, to where they belong.
+  void Place(const Piece &piece, int64_t row, int64_t begin, int64_t depths) {
+    const int64_t floats = depths * BlockRows(row), place = row * depth_ + begin * BlockRows(row);
+    const bool lines = floats % kCacheLine == 0 && place % kCacheLine == 0;
+    for (int64_t p = 0; p < kPositions; ++p) {
+      float *to = data_ + p * stride_ + place;
+      if (!lines) {
+        std::copy_n(piece.at[p], floats, to);
+        continue;
+      }
+      for (int64_t i = 0; i < floats; i += kLanes) StorePast(to + i, Load(piece.at[p] + i));
     }
   }
 
   void MakePlain(int64_t row) {
-    const int64_t length = depth_ * 9;
+    const int64_t length = depth_ * 9, count = BlockRows(row);
+    Piece piece;
     Floats g[9 * kLanes];
-    for (int64_t first = 0; first < BlockRows(row); first += kLanes) {
-      const int64_t count = BlockRows(row) - first;
-      const float *filters = weight_ + (row + first) * length;
-      for (int64_t begin = 0; begin < depth_; begin += kLanes) {
+    for (int64_t begin = 0; begin < depth_; begin += kPieces) {
+      const int64_t depths = std::min(kPieces, depth_ - begin);
+      for (int64_t first = 0; first < count; first += kLanes) {
+        const float *filters = weight_ + (row + first) * length;
         for (int64_t part = 0; part < 9; ++part) {
           Floats *rows = g + part * kLanes;
           const int64_t from = begin * 9 + part * kLanes;
           for (int64_t r = 0; r < kLanes; ++r) {
-            rows[r] = r < count && from < length ? LoadWithin(filters + r * length, from, length) : Floats{};
+            rows[r] = first + r < count && from < length ? LoadWithin(filters + r * length, from, length) : Floats{};
           }
           Transpose(rows);
         }
-        for (int64_t d = begin; d < std::min(begin + kLanes, depth_); ++d) Put(row, first, d, g + (d - begin) * 9);
+        for (int64_t d = 0; d < depths; ++d) Put(g + d * 9, count - first, piece.at[0] + d * count + first);
       }
+      Place(piece, row, begin, depths);
     }
+    EndStoresPast();
   }
 
   void MakeTurned(int64_t row) {
-    float filters[RoundUp(kBlockRows, kLanes)][9] = {};
-    for (int64_t d = 0; d < depth_; ++d) {
-      std::copy_n(weight_ + (d * rows_ + row) * 9, BlockRows(row) * 9, &filters[0][0]);
-      for (int64_t first = 0; first < BlockRows(row); first += kLanes) {
-        Floats g[9];
-        for (int64_t k = 0; k < 9; ++k) {
-          Floats weights = {};
-          for (int64_t r = 0; r < kLanes; ++r) weights[r] = filters[first + r][k];
-          g[8 - k] = weights;
+    const int64_t count = BlockRows(row), floats = count * 9;
+    Piece piece;
+    for (int64_t begin = 0; begin < depth_; begin += kPieces) {
+      const int64_t depths = std::min(kPieces, depth_ - begin);
+      for (int64_t d = 0; d < depths; ++d) {
+        const float *filters = weight_ + ((begin + d) * rows_ + row) * 9;
+        for (int64_t first = 0; first < count; first += kLanes) {
+          Floats g[9];
+          for (int64_t k = 0; k < 9; k += kLanes) {
+            Floats rows[kLanes];
+            for (int64_t r = 0; r < kLanes; ++r) {
+              const int64_t from = (first + r) * 9 + k;
+              rows[r] = from < floats ? LoadWithin(filters, from, floats) : Floats{};
+            }
+            Transpose(rows);
+            for (int64_t i = 0; i < std::min(kLanes, 9 - k); ++i) g[8 - k - i] = rows[i];
+          }
+          Put(g, count - first, piece.at[0] + d * count + first);
         }
-        Put(row, first, d, g);
       }
+      Place(piece, row, begin, depths);
     }
+    EndStoresPast();
   }
 
   const float *weight_;
