@@ -263,8 +263,8 @@ class TurnedPatches : public Columns {
         for (int64_t i = 0; i < kLanes; ++i) {
           const int64_t place = (l + i) * stride;
           block[i] = l + i < lines ? LoadGated(from + place, gate.At(place), n, count) : Floats{};
-          // what is turned next, where rows lie far apart
-          __builtin_prefetch(from + place + count + n, 0, 2);
+          // what is turned next, where lines lie far apart
+          __builtin_prefetch(from + place + kLanes * stride + n, 0, 2);
         }
         Transpose(block);
         for (int64_t i = 0; i < std::min(kLanes, count - n); ++i) Store(to + (n + i) * kBlockColumns + l, block[i]);

@@ -53,7 +53,7 @@ class Product {
     const int64_t most = tiles_ ? kMostPanels : std::clamp<int64_t>(fitting, 4, kMostPanels);
     // Each task lays out its columns' panels, and, where the left matrix isn't laid out once for all, its rows: of the
     // ways to have enough tasks, that which lays out least.
-    const int64_t wanted = threads == 1 ? 1 : 2 * int64_t{threads};
+    const int64_t wanted = threads;
     once_ = !tiles_ && panels_ >= 4 * most &&
             extent.summands * Ceil(extent.depth, kDepth) * row_blocks * kBlockFloats <= kMostPacked;
     int64_t least = std::numeric_limits<int64_t>::max();
