@@ -160,15 +160,22 @@ class Product {
     }
   }
 
-  // From the result's first number to a panel's first in a row.
-  int64_t Place(int64_t panel, int64_t row) const {
-    return (panel / of_image_ * e_.rows + row) * e_.columns + panel % of_image_ * kBlockColumns;
+  // Where a panel is: its image, and its first column there.
+  struct Spot {
+    int64_t image, column;
+  };
+  Spot SpotOf(int64_t panel) const { return {panel / of_image_, panel % of_image_ * kBlockColumns}; }
+  Spot After(const Spot &spot) const {
+    const int64_t column = spot.column + kBlockColumns;
+    return column < e_.columns ? Spot{spot.image, column} : Spot{spot.image + 1, 0};
   }
+  // From the result's first number to that of a row.
+  int64_t Place(const Spot &spot, int64_t row) const { return (spot.image * e_.rows + row) * e_.columns + spot.column; }
 
   // Where a panel's block of rows goes, and how its sums begin and end. room: for what is enlarged.
-  Block BlockAt(int64_t panel, int64_t row, int64_t rows, int64_t summand, int64_t depth, float *room) const {
-    const int64_t image = panel / of_image_, column = panel % of_image_ * kBlockColumns;
-    const int64_t place = Place(panel, row);
+  Block BlockAt(const Spot &spot, int64_t row, int64_t rows, int64_t summand, int64_t depth, float *room) const {
+    const auto [image, column] = spot;
+    const int64_t place = Place(spot, row);
     Block block{};
     block.depth = Terms(depth);
     block.c = to_ + place;
@@ -212,14 +219,15 @@ class Product {
     }
   }
 
-  // The next block of rows is fetched while this one meets its panels, a share with each.
-  static void FetchShare(const float *block, int64_t share, int64_t shares) {
-    for (int64_t i = kBlockFloats * share / shares; i < kBlockFloats * (share + 1) / shares; i += kCacheLine) {
-      __builtin_prefetch(block + i, 0, 2);
+  // The next block of rows is fetched while this one meets its panels, a share with each: every so many rows of it.
+  static void FetchShare(const float *block, int64_t share, int64_t shares, int64_t terms) {
+    for (int64_t row = share; row < kBlockRows; row += shares) {
+      for (int64_t d = 0; d < terms; d += kCacheLine) __builtin_prefetch(block + row * kRowStride + d, 0, 2);
     }
   }
 
   void InVectors(const Scratch &s, const Range &panels, const Range &rows, bool sum) const {
+    const Spot first = SpotOf(panels.begin);
     for (int64_t summand = 0; summand < e_.summands; ++summand) {
       for (int64_t d = 0; d < e_.depth; d += kDepth) {
         const Range terms = {d, d + Terms(d)};
@@ -236,14 +244,17 @@ class Product {
             left.Pack(s.rows);
             if (sum) left.Sum(summand == 0 && d == 0, left_.sums + row);
           }
+          Spot spot = first;
           for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            if (once_) FetchShare(block_rows + kBlockFloats, panel - panels.begin, panels.Size());
-            Block block = BlockAt(panel, row, some, summand, d, s.enlarged);
-            block.next =
-                (panel + 1 < panels.end ? Place(panel + 1, row) : Place(panels.begin, row + some)) - Place(panel, row);
+            if (once_) FetchShare(block_rows + kBlockFloats, panel - panels.begin, panels.Size(), terms.Size());
+            Block block = BlockAt(spot, row, some, summand, d, s.enlarged);
+            const Spot after = After(spot);
+            const bool same_rows = panel + 1 < panels.end;
+            block.next = Place(same_rows ? after : first, same_rows ? row : row + some) - Place(spot, row);
             block.a = block_rows;
             block.b = s.panels + (panel - panels.begin) * deepest_ * kBlockColumns;
             left.Across() ? MultiplySome<true>(some, block) : MultiplySome<false>(some, block);
+            spot = after;
           }
         }
       }
@@ -268,7 +279,7 @@ class Product {
           left.Split(s.plain, s.a);
           if (left_.sums != nullptr && panels.begin == 0) left.Sum(summand == 0 && d == 0, left_.sums + row);
           for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const Block block = BlockAt(panel, row, some, summand, d, s.enlarged);
+            const Block block = BlockAt(SpotOf(panel), row, some, summand, d, s.enlarged);
             const bool finite = MultiplyInTiles(block, some, s.a, s.b + (panel - panels.begin) * split, s.sums);
             // A number that isn't finite has no parts: vectors say what its sums are. What lay where they are is gone.
             if (block.last && !finite && finish_.other != to_) {
