@@ -84,38 +84,99 @@ inline Start StartOf(const Block &block) {
   return {block.row_bias != nullptr ? block.row_bias : kZeros, block.other, block.other_row};
 }
 
-// a: [depth][row], of kRows rows, or kAcross: [row][depth], kRowStride apart.
-//
-// The sums stay in registers: whatever isn't the same for all of them goes through memory, at an edge's blocks.
-template <int64_t kRows, int64_t kVectors, bool kAcross>
-__attribute__((noinline)) void MultiplyBlock(const Block &block) {
-  constexpr int64_t kRow = kAcross ? kRowStride : 1, kTerm = kAcross ? 1 : kRows, kWidth = kVectors * kLanes;
-  alignas(64) float edge[kRows * kWidth];
-  const bool whole = block.columns == kWidth;
+// A block's sums stay in registers: whatever isn't the same for all of them goes through memory, an edge's `room`.
+template <int64_t kRows, int64_t kVectors>
+RCNN_INLINE void BeginSums(const Block &block, bool whole, float *room, Floats (&sums)[kRows][kVectors]) {
+  constexpr int64_t kWidth = kVectors * kLanes;
   Start start = StartOf(block);
   if (start.from != nullptr && !whole) {
     for (int64_t r = 0; r < kRows; ++r) {
       for (int64_t v = 0; v < kWidth; v += kLanes) {
-        Store(edge + r * kWidth + v, LoadWithin(start.from + r * start.stride, v, block.columns));
+        Store(room + r * kWidth + v, LoadWithin(start.from + r * start.stride, v, block.columns));
       }
     }
-    start.from = edge;
+    start.from = room;
     start.stride = kWidth;
   }
-  Floats sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int64_t r = 0; r < kRows; ++r) {
     const Floats shift = start.shift != nullptr ? Broadcast(start.shift[r]) : kNothing;
 #pragma GCC unroll 2
     for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = shift;
   }
-  if (start.from != nullptr) {
+  if (start.from == nullptr) return;
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) sums[r][v] += Load(start.from + r * start.stride + v * kLanes);
+  }
+}
+
+template <int64_t kRows, int64_t kVectors>
+RCNN_INLINE void StoreSums(const Floats (&sums)[kRows][kVectors], float *to, int64_t stride) {
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) Store(to + r * stride + v * kLanes, sums[r][v]);
+  }
+}
+
+// Activates the sums and puts them where they belong.
+template <int64_t kRows, int64_t kVectors>
+RCNN_INLINE void FinishSums(const Block &block, bool whole, float *room, Floats (&sums)[kRows][kVectors]) {
+  constexpr int64_t kWidth = kVectors * kLanes;
+  const Activation activation = block.last ? block.activation : Activation::kNone;
+  const float *positive = block.last ? block.positive : nullptr;
+  if (activation == Activation::kReLU || activation == Activation::kReLU6) {
+    const Floats most = Broadcast(activation == Activation::kReLU6 ? 6.0f : std::numeric_limits<float>::infinity());
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) sums[r][v] += Load(start.from + r * start.stride + v * kLanes);
+      for (int64_t v = 0; v < kVectors; ++v) {
+        const Floats open = sums[r][v] < 0.0f ? Floats{} : sums[r][v];
+        sums[r][v] = open > most ? most : open;
+      }
     }
   }
+  // an edge's, and an activation whose division, once for each sum, would be much code
+  if (!whole || activation == Activation::kHSwish) {
+    StoreSums(sums, room, kWidth);
+    for (int64_t r = 0; r < kRows; ++r) {
+      const int64_t row = r * block.c_row;
+      for (int64_t v = 0; v < block.columns; v += kLanes) {
+        Floats sum = Load(room + r * kWidth + v);
+        if (activation == Activation::kHSwish) sum = Activate(activation, sum);
+        if (positive != nullptr) sum = Passed(LoadWithin(positive + row, v, block.columns), sum);
+        StoreFirst(block.c + row + v, sum, block.columns - v);
+      }
+    }
+    return;
+  }
+  if (positive != nullptr) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sums[r][v] = Passed(Load(positive + r * block.c_row + v * kLanes), sums[r][v]);
+      }
+    }
+  }
+  if (!block.past) return StoreSums(sums, block.c, block.c_row);
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) StorePast(block.c + r * block.c_row + v * kLanes, sums[r][v]);
+  }
+}
+
+// a: [depth][row], of kRows rows, or kAcross: [row][depth], kRowStride apart.
+template <int64_t kRows, int64_t kVectors, bool kAcross>
+__attribute__((noinline)) void MultiplyBlock(const Block &block) {
+  constexpr int64_t kRow = kAcross ? kRowStride : 1, kTerm = kAcross ? 1 : kRows, kWidth = kVectors * kLanes;
+  alignas(64) float room[kRows * kWidth];
+  Floats sums[kRows][kVectors];
+  const bool whole = block.columns == kWidth;
+  BeginSums(block, whole, room, sums);
   const BlockAhead ahead(block);
   const float *a = block.a, *b = block.b, *const end = b + block.depth * kBlockColumns;
   const int64_t share = Ceil(block.depth, kRows) * kBlockColumns;
@@ -138,54 +199,7 @@ __attribute__((noinline)) void MultiplyBlock(const Block &block) {
       b += kBlockColumns;
     }
   }
-  const Activation activation = block.last ? block.activation : Activation::kNone;
-  const float *positive = block.last ? block.positive : nullptr;
-  if (activation == Activation::kReLU || activation == Activation::kReLU6) {
-    const Floats most = Broadcast(activation == Activation::kReLU6 ? 6.0f : std::numeric_limits<float>::infinity());
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) {
-        const Floats open = sums[r][v] < 0.0f ? Floats{} : sums[r][v];
-        sums[r][v] = open > most ? most : open;
-      }
-    }
-  }
-  if (positive != nullptr && whole) {
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) {
-        sums[r][v] = Passed(Load(positive + r * block.c_row + v * kLanes), sums[r][v]);
-      }
-    }
-  }
-  const bool later = activation == Activation::kHSwish;  // its division, once for each sum, would be much code
-  if (whole && block.past && !later) {
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v) StorePast(block.c + r * block.c_row + v * kLanes, sums[r][v]);
-    }
-    return;
-  }
-  float *to = whole && !later ? block.c : edge;
-  const int64_t to_row = whole && !later ? block.c_row : kWidth;
-#pragma GCC unroll 16
-  for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int64_t v = 0; v < kVectors; ++v) Store(to + r * to_row + v * kLanes, sums[r][v]);
-  }
-  if (whole && !later) return;
-  for (int64_t r = 0; r < kRows; ++r) {
-    const int64_t row = r * block.c_row;
-    for (int64_t v = 0; v < std::min(kWidth, block.columns); v += kLanes) {
-      Floats sum = Load(edge + r * kWidth + v);
-      if (later) sum = Activate(activation, sum);
-      if (positive != nullptr) sum = Passed(LoadWithin(positive + row, v, block.columns), sum);
-      StoreFirst(block.c + row + v, sum, block.columns - v);
-    }
-  }
+  FinishSums(block, whole, room, sums);
 }
 
 template <bool kAcross, int64_t kRows = kBlockRows>
