@@ -13,7 +13,7 @@
 namespace rcnn {
 namespace product_internal {
 
-constexpr int64_t kDepth = 256;  // terms that are multiplied at a time: their part of a panel stays in the L1 cache
+constexpr int64_t kDepth = 256;  // terms that are multiplied at a time: what a task has of them stays in the L2 cache
 // From a row to the next one of a block of rows that isn't turned: not a power of two, as the cache holds few numbers
 // that lie one apart.
 constexpr int64_t kRowStride = kDepth + 16;

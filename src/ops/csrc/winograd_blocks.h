@@ -201,9 +201,9 @@ class Weights {
  private:
   // Depths whose weights are put together before they go where they belong, 36 places that lie far apart: whole cache
   // lines then, and past the caches.
-  static constexpr int64_t kPieces = kLanes;
+  static constexpr int64_t kPieceDepths = kLanes;
   struct Piece {
-    alignas(64) float at[kPositions][kPieces * kBlockRows];  // [position][depth][row]
+    alignas(64) float at[kPositions][kPieceDepths * kBlockRows];  // [position][depth][row]
   };
 
   // g: the 9 weights of `count` filters at one depth, in the lanes. to: in the piece of the first position.
@@ -216,7 +216,7 @@ class Weights {
     for (int64_t i = 0; i < kIn; ++i) {
       const Floats line[3] = {half[0][i], half[1][i], half[2][i]};
       TransformWeights(line, all);
-      for (int64_t j = 0; j < kIn; ++j) StoreFirst(to + (i * kIn + j) * kPieces * kBlockRows, all[j], count);
+      for (int64_t j = 0; j < kIn; ++j) StoreFirst(to + (i * kIn + j) * kPieceDepths * kBlockRows, all[j], count);
     }
   }
 
@@ -238,8 +238,8 @@ class Weights {
     const int64_t length = depth_ * 9, count = BlockRows(row);
     Piece piece;
     Floats g[9 * kLanes];
-    for (int64_t begin = 0; begin < depth_; begin += kPieces) {
-      const int64_t depths = std::min(kPieces, depth_ - begin);
+    for (int64_t begin = 0; begin < depth_; begin += kPieceDepths) {
+      const int64_t depths = std::min(kPieceDepths, depth_ - begin);
       for (int64_t first = 0; first < count; first += kLanes) {
         const float *filters = weight_ + (row + first) * length;
         for (int64_t part = 0; part < 9; ++part) {
@@ -260,8 +260,8 @@ class Weights {
   void MakeTurned(int64_t row) {
     const int64_t count = BlockRows(row), floats = count * 9;
     Piece piece;
-    for (int64_t begin = 0; begin < depth_; begin += kPieces) {
-      const int64_t depths = std::min(kPieces, depth_ - begin);
+    for (int64_t begin = 0; begin < depth_; begin += kPieceDepths) {
+      const int64_t depths = std::min(kPieceDepths, depth_ - begin);
       for (int64_t d = 0; d < depths; ++d) {
         const float *filters = weight_ + ((begin + d) * rows_ + row) * 9;
         for (int64_t first = 0; first < count; first += kLanes) {
