@@ -108,7 +108,7 @@ def evaluate_checkpoint(config: Config, arguments: argparse.Namespace) -> None:
     group = join_group(config.run_distribute, asks_for_several(sys.argv))
     if group.is_first:
         print(describe_operators(config.device_target))
-    detector = build_detector(config)
+    detector = build_detector(config, weights=False)
     load_detector(detector, checkpoint)
     evaluator = Evaluator(config, detector, group, arguments.iou_types, arguments.split, **measured)
     path = arguments.predictions or arguments.results or output(config, arguments, "results")

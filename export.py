@@ -48,7 +48,7 @@ def main() -> int:
         from src.models.build import build_detector
         from src.ops.device import set_device
     set_device(config)
-    detector = build_detector(config)
+    detector = build_detector(config, weights=False)
     load_detector(detector, known.ckpt_file)
     detector.set_train(False)
     path = model_path(known.file_name or config.brief, file_format)

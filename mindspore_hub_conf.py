@@ -35,7 +35,7 @@ def create_network(name: str, *args: object, **kwargs: object) -> nn.Cell:
     checkpoint, builtin_ops = kwargs.pop("checkpoint", None), bool(kwargs.pop("builtin_ops", False))
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else config_of(str(name))
     config = resolve_classes(load_nameless_config(path, kwargs), training=False, checkpoint=checkpoint or "")
-    detector = build_detector(config, builtin_ops)
+    detector = build_detector(config, builtin_ops, weights=checkpoint is None)
     if checkpoint is not None:
         load_detector(detector, checkpoint)
     return detector.set_train(False)

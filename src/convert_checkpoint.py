@@ -192,7 +192,7 @@ def run(
         if named.backbone_only:
             targets = target_shapes(build_backbone(config), "backbone.")
         else:
-            targets = target_shapes(build_detector(config))
+            targets = target_shapes(build_detector(config, weights=False))
         recognised = "recognised" if layout == "auto" else "taken"
         part = "the backbone alone" if named.backbone_only else config.detector
         behind = f" behind {prefix}" if prefix else ""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -109,6 +110,17 @@ def pytest_configure(config):
         os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(request):
+    """Graphs, which compile for seconds, only where a module's tests want them, not because an earlier one's did; and
+    no threads that hand operators to each other, which share a core here. In the full run as users have it."""
+    if "mindspore" in sys.modules and not request.config.getoption("--full"):
+        import mindspore as ms
+
+        ms.runtime.launch_blocking()
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
 @pytest.fixture
 def operator_by_operator(request):
     """Without a graph, whose compiling would take most of the time, whatever mode an earlier test left; as a graph, as
@@ -211,11 +223,20 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_predictor(tiny_model):
+def compiled_predictor(tiny_model):
     """A Predictor of the tiny model, compiled once for all tests."""
     from src import Predictor
 
     return Predictor(*tiny_model)
+
+
+@pytest.fixture(scope="module")
+def tiny_predictor(compiled_predictor):
+    """The compiled Predictor of the tiny model, as a graph in every module."""
+    import mindspore as ms
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    return compiled_predictor
 
 
 class CocoFolder:

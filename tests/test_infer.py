@@ -79,7 +79,7 @@ def commands(shapes_root, folder, tiny_arguments, tiny_model, tiny_predictor, tm
     options = ["--checkpoint_path", tiny_model[1], "--report", out / "report"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", [*map(str, ("eval.py", *tiny_arguments, *places, *options))])
-        patch.setattr("src.models.build.build_detector", lambda _: tiny_predictor._detector)
+        patch.setattr("src.models.build.build_detector", lambda *_, **__: tiny_predictor._detector)
         try:
             assert eval_script.main() == 0
         finally:

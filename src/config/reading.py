@@ -88,6 +88,10 @@ def _check_bounds(value: Any, meta: types.MappingProxyType, where: str) -> None:
         raise ConfigError(f"{where}: {shown(value)} is {passed}")
 
 
+# by name of each dataclass: made of text, key by key, each time that they are asked for
+_hints_of = functools.cache(typing.get_type_hints)
+
+
 def _apply(
     obj: Any, values: Any, source: str, given: set[str], prefix: str = "", options: Collection[str] = ()
 ) -> None:
@@ -98,7 +102,7 @@ def _apply(
     if not isinstance(values, dict):
         where = prefix.rstrip(".") or "the file"
         raise ConfigError(f"{source}: {where}: expected a mapping of keys, got {shown(values)}")
-    hints = typing.get_type_hints(type(obj))
+    hints = _hints_of(obj.__class__)
     fields = {f.name: f for f in dataclasses.fields(obj)}
     if not prefix and isinstance(values.get("conventions"), str) and values["conventions"]:
         # first, so that what stands beside it may differ
@@ -278,7 +282,7 @@ def config_from_arguments(
 def describe_keys(obj: Any = None, prefix: str = "") -> list[tuple[str, str, Any, str]]:
     """(key, type, default, meaning) of every key, in order: what python -m src.config prints."""
     obj = Config() if obj is None else obj
-    hints, rows = typing.get_type_hints(type(obj)), []
+    hints, rows = _hints_of(obj.__class__), []
     for f in dataclasses.fields(obj):
         value = getattr(obj, f.name)
         if dataclasses.is_dataclass(value):

@@ -156,7 +156,7 @@ def export_canvas(
 
 def standard(config: Config, detector: RCNN) -> RCNN:
     """The detector made of MindSpore's own operators, batch norms folded, with the same weights."""
-    out = build_detector(config, builtin_ops=True)
+    out = build_detector(config, builtin_ops=True, weights=False)
     ms.load_param_into_net(out, {p.name: p for p in detector.get_parameters()})
     out.set_train(False)
     fold_batch_norms(out)

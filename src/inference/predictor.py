@@ -179,7 +179,7 @@ class Predictor:
 
     def _load(self, checkpoint: Path):
         set_device(self.config)
-        detector = build_detector(self.config)
+        detector = build_detector(self.config, weights=False)
         load_detector(detector, checkpoint)
         self._several = Views(self.config, detector) if Views.needed(self.config) else None
         return detector.set_train(False)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from mindspore import Tensor, nn
+from mindspore.nn.utils import no_init_parameters
 
 from src.config import Config, backbone_strides
 from src.models.anchors import make_anchors
@@ -108,12 +111,13 @@ def _selector(config: Config, coder: BoxCoder, builtin_ops: bool) -> BoxSelector
     )
 
 
-def build_detector(config: Config, builtin_ops: bool = False) -> RCNN:
+def build_detector(config: Config, builtin_ops: bool = False, *, weights: bool = True) -> RCNN:
     """The detector that `config` describes, with random weights.
 
-    builtin_ops: only MindSpore's own operators, for export.
+    builtin_ops: only MindSpore's own operators, for export. weights: False leaves them unset, for a checkpoint that
+    gives them all, or for their names and shapes: without the second that a ResNet's random numbers take.
     """
-    with standard_operators(builtin_ops):
+    with standard_operators(builtin_ops), contextlib.nullcontext() if weights else no_init_parameters():
         detector = _detector(config, builtin_ops)
     if config.is_half:
         use_float16(detector)

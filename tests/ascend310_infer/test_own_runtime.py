@@ -2,6 +2,7 @@
 operators; and on damaged files.
 """
 
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -250,16 +251,30 @@ def run_graph(request, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="module")
+def mindspores(tmp_path_factory):
+    """mindspores(name) -> a case's graph, and inputs with MindSpore's outputs: the same for every instruction set."""
+
+    @functools.cache
+    def give(name):
+        net, path, shape = export(name, tmp_path_factory.mktemp("layers"))
+        r = np.random.default_rng(0)
+        # the graph's own size, and another, of heads another number of rows
+        other = (shape[0] + 2, *shape[1:]) if "head" in name else (*shape[:2], *(2 * side for side in shape[2:]))
+        passes = []
+        for size in (shape, other):
+            x = r.standard_normal(size, np.float32)
+            wanted = net(Tensor(x))
+            passes.append((x, [w.asnumpy() for w in (wanted if isinstance(wanted, tuple) else (wanted,))]))
+        return path, passes
+
+    return give
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_layers_give_what_mindspore_does_whatever_the_threads(name, run_graph, tmp_path):
-    net, path, shape = export(name, tmp_path)
-    r = np.random.default_rng(0)
-    # the graph's own size, and another, of heads another number of rows
-    other = (shape[0] + 2, *shape[1:]) if "head" in name else (*shape[:2], *(2 * side for side in shape[2:]))
-    for size in (shape, other):
-        x = r.standard_normal(size, np.float32)
-        wanted = net(Tensor(x))
-        wanted = [w.asnumpy() for w in (wanted if isinstance(wanted, tuple) else (wanted,))]
+def test_layers_give_what_mindspore_does_whatever_the_threads(name, run_graph, mindspores):
+    path, passes = mindspores(name)
+    for x, wanted in passes:
         found = run_graph(path, x, 1)
         assert [f.shape for f in found] == [w.shape for w in wanted]
         for f, w in zip(found, wanted):

@@ -20,15 +20,21 @@ SCALES = [1.0, 1.5]
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model):
-    return dataclasses.replace(tiny_model[0], test_scales=SCALES, test_flip=True, mode="graph")
+def mode(request):
+    """Of all detectors here: a graph of each canvas takes most of the time, and is had in the full run alone."""
+    return "graph" if request.config.getoption("--full") else "pynative"
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model, mode):
+    return dataclasses.replace(tiny_model[0], test_scales=SCALES, test_flip=True, mode=mode)
 
 
 @pytest.fixture(scope="module")
 def detectors(config, tiny_model):
     """Of each scale, one of its own."""
     before = context.get_context("mode")
-    context.set_context(mode=context.GRAPH_MODE)
+    context.set_context(mode=context.GRAPH_MODE if config.mode == "graph" else context.PYNATIVE_MODE)
     out = []
     for c in at_scales(config):
         detector = build_detector(c).set_train(False)
@@ -38,9 +44,9 @@ def detectors(config, tiny_model):
     context.set_context(mode=before)
 
 
-def test_on_a_canvas_of_its_own_a_picture_has_what_it_has_alone(tiny_model, tiny_predictor, shapes_root):
+def test_on_a_canvas_of_its_own_a_picture_has_what_it_has_alone(tiny_model, mode, shapes_root):
     """On a model of that canvas: to the bit."""
-    config, checkpoint = tiny_model
+    config, checkpoint = dataclasses.replace(tiny_model[0], mode=mode), tiny_model[1]
     picture = cv2.imread(str(min((shapes_root / "val2017").iterdir())))
     narrow = np.ascontiguousarray(picture[:, : picture.shape[1] // 3])
     own = Predictor(dataclasses.replace(config, test_canvas="picture"), checkpoint)([picture, narrow, picture])
@@ -49,7 +55,7 @@ def test_on_a_canvas_of_its_own_a_picture_has_what_it_has_alone(tiny_model, tiny
     alone = Predictor(dataclasses.replace(config, img_height=height, img_width=width), checkpoint)(narrow)
     assert len(alone) > 5
     assert own[1].to_dict() == alone.to_dict()
-    assert own[0].to_dict() == own[2].to_dict() == tiny_predictor(picture).to_dict()
+    assert own[0].to_dict() == own[2].to_dict() == Predictor(config, checkpoint)(picture).to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +146,7 @@ def test_boxes_of_all_views_are_merged_in_the_first_canvas(config, views, detect
 def test_masks_are_the_means_of_the_views_masks_of_the_merged_boxes(views, detectors, scales):
     boxes, scores, labels, valid, masks = views(scales)
     found = {"scores": Tensor(scores), "labels": Tensor(labels), "valid": Tensor(valid)}
+    before = context.get_context("mode")
     context.set_context(mode=context.PYNATIVE_MODE)
     try:
         total = np.zeros(masks.shape, np.float64)
@@ -151,7 +158,7 @@ def test_masks_are_the_means_of_the_views_masks_of_the_merged_boxes(views, detec
                 own = detector.roi_heads.more[0](detector.features(Tensor(images)), {"boxes": at, **found}).asnumpy()
                 total += np.flip(own, -1) if flip else own
     finally:
-        context.set_context(mode=context.GRAPH_MODE)
+        context.set_context(mode=before)
     np.testing.assert_allclose(masks[valid], total[valid] / 4, atol=1e-4)
 
 

@@ -1,6 +1,5 @@
 """The second stage's detections: suppression within classes, or across them."""
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
@@ -8,6 +7,8 @@ from mindspore import Tensor, nn
 from src.models.box_coder import BoxCoder
 from src.models.heads.box import BoxSelector
 from src.ops.soft_nms import SoftNMS
+
+pytestmark = pytest.mark.usefixtures("operator_by_operator")
 
 # two boxes on one object, of two classes each, and one box apart
 BOXES = np.array([[[10, 10, 50, 50], [11, 10, 51, 50], [70, 10, 90, 50]]], np.float32)
@@ -31,7 +32,6 @@ class Flat(nn.Cell):
     ("across", "labels", "scores"), [(False, [2, 1, 1], [0.7, 0.6, 0.5]), (True, [2, 1], [0.7, 0.5])]
 )
 def test_boxes_of_another_class_are_suppressed_where_asked(across, labels, scores, builtin):
-    ms.set_context(mode=ms.GRAPH_MODE)
     coder = BoxCoder([0.0] * 4, [1.0] * 4, 0.016)
     cell = BoxSelector(coder, 3, 0.05, 0.5, 5, 100, 0.01, builtin_ops=builtin, agnostic_nms=across)
     valid, size = np.ones((1, 3), bool), np.array([[100, 100]], np.float32)
@@ -49,7 +49,6 @@ def test_boxes_of_another_class_are_suppressed_where_asked(across, labels, score
 )
 def test_soft_nms_lowers_scores_and_its_least_score_decides(across, labels, scores):
     """The two boxes on one object overlap by 39 / 41 of their union; all that overlap at all across classes fall."""
-    ms.set_context(mode=ms.GRAPH_MODE)
     soft = SoftNMS(0.5, 6, min_score=0.1 if across else 1e-3)
     cell = BoxSelector(
         BoxCoder([0.0] * 4, [1.0] * 4, 0.016), 3, 0.05, 0.5, 6, 100, 0.01, agnostic_nms=across, soft=soft

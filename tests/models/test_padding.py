@@ -40,7 +40,6 @@ class LossAndGradients(nn.Cell):
 
 
 def build(config):
-    ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(3)
     detector = build_detector(config)
     return detector, LossAndGradients(build_loss(config, detector)).set_train()
@@ -53,7 +52,13 @@ def losses_and_norms(net, config, batch):
 
 
 @pytest.fixture(scope="module")
-def trained():
+def mode(request):
+    """Graphs, which take most of the time, are compiled in the full run alone."""
+    ms.set_context(mode=ms.GRAPH_MODE if request.config.getoption("--full") else ms.PYNATIVE_MODE)
+
+
+@pytest.fixture(scope="module")
+def trained(mode):
     config = small_config()
     return config, *build(config)
 

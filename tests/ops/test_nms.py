@@ -22,7 +22,7 @@ def numpy_nms(boxes, scores, groups, valid, threshold, most):
         chosen = []
         for i in order:
             others = [j for j in chosen if groups[b, j] == groups[b, i]]
-            if not any(numpy_iou(boxes[b, i], boxes[b, j]) > threshold for j in others):
+            if not (numpy_iou(boxes[b, i], boxes[b, others]) > threshold).any():
                 chosen.append(i)
         chosen = chosen[:most]
         indices[b, : len(chosen)] = chosen
@@ -31,12 +31,12 @@ def numpy_nms(boxes, scores, groups, valid, threshold, most):
 
 
 def numpy_iou(a, b):
-    """float32, in the operator's order."""
-    width = np.maximum(np.minimum(a[2], b[2]) - np.maximum(a[0], b[0]), np.float32(0))
-    height = np.maximum(np.minimum(a[3], b[3]) - np.maximum(a[1], b[1]), np.float32(0))
+    """Of a box with several: float32, in the operator's order."""
+    width = np.maximum(np.minimum(a[2], b[:, 2]) - np.maximum(a[0], b[:, 0]), np.float32(0))
+    height = np.maximum(np.minimum(a[3], b[:, 3]) - np.maximum(a[1], b[:, 1]), np.float32(0))
     inter = width * height
-    union = (b[2] - b[0]) * (b[3] - b[1]) + (a[2] - a[0]) * (a[3] - a[1]) - inter
-    return inter / union if union > 0 else np.float32(0)
+    union = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) + (a[2] - a[0]) * (a[3] - a[1]) - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
 def run(builtin, boxes, scores, groups, valid, threshold, most):

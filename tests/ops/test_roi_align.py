@@ -20,8 +20,24 @@ each_library = pytest.mark.usefixtures("operators")
 TOLERANCE = 3e-5
 
 
+def weights_along(start, length, out, samples, cells):
+    """(out, cells) float64: what the samples of each bin take from each cell along one axis, in sum."""
+    weights, step = np.zeros((out, cells)), length / out
+    for place in range(out):
+        for i in range(samples):
+            at = start + place * step + (i + 0.5) * step / samples
+            if at < -1 or at > cells:
+                continue
+            at = min(max(at, 0.0), cells - 1)
+            low = int(at)
+            weights[place, low] += 1 - (at - low)
+            weights[place, min(low + 1, cells - 1)] += at - low
+    return weights
+
+
 def numpy_roi_align(features, rois, levels, strides, out, sampling_ratio, aligned, output_gradient):
-    """The definition, sample by sample: crops in float64, and the gradient of sum(crops * output_gradient)."""
+    """The definition, axis by axis, as a sample's weights are products of both axes' and so is whether it counts: crops
+    in float64, and the gradient of sum(crops * output_gradient)."""
     crops = np.zeros((len(rois), features[0].shape[1], out, out))
     gradients = [np.zeros(f.shape) for f in features]
     for k, (roi, level) in enumerate(zip_equal(rois, levels)):
@@ -33,26 +49,13 @@ def numpy_roi_align(features, rois, levels, strides, out, sampling_ratio, aligne
         width, height = x2 - x1, y2 - y1
         if not aligned:
             width, height = max(width, 1.0), max(height, 1.0)
-        bin_w, bin_h = width / out, height / out
-        grid_w = sampling_ratio or math.ceil(bin_w)
-        grid_h = sampling_ratio or math.ceil(bin_h)
+        grid_w = sampling_ratio or math.ceil(width / out)
+        grid_h = sampling_ratio or math.ceil(height / out)
+        down = weights_along(y1, height, out, grid_h, features[level].shape[2])
+        across = weights_along(x1, width, out, grid_w, features[level].shape[3])
         count = max(grid_w * grid_h, 1)
-        _, _, map_h, map_w = features[level].shape
-        for ph in range(out):
-            for pw in range(out):
-                for iy in range(grid_h):
-                    for ix in range(grid_w):
-                        y = y1 + ph * bin_h + (iy + 0.5) * bin_h / grid_h
-                        x = x1 + pw * bin_w + (ix + 0.5) * bin_w / grid_w
-                        if y < -1 or y > map_h or x < -1 or x > map_w:
-                            continue
-                        y, x = min(max(y, 0.0), map_h - 1), min(max(x, 0.0), map_w - 1)
-                        y0, x0 = int(y), int(x)
-                        for yy, wy in ((y0, 1 - (y - y0)), (min(y0 + 1, map_h - 1), y - y0)):
-                            for xx, wx in ((x0, 1 - (x - x0)), (min(x0 + 1, map_w - 1), x - x0)):
-                                weight = wy * wx / count
-                                crops[k, :, ph, pw] += weight * features[level][image, :, yy, xx]
-                                gradients[level][image, :, yy, xx] += weight * output_gradient[k, :, ph, pw]
+        crops[k] = down @ features[level][image].astype(np.float64) @ across.T / count
+        gradients[level][image] += down.T @ output_gradient[k].astype(np.float64) @ across / count
     return crops, gradients
 
 
