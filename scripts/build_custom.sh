@@ -91,6 +91,13 @@ compile() {
   mv -f "$scratch/$1.so" "$2"
 }
 
+# Waits while another build makes libraries here, until the one at TARGET is there or it is this build's turn.
+wait_for_turn() {
+  if ! mkdir -p "$folder" 2> /dev/null || [[ ! -w "$folder" ]] || ! command -v flock > /dev/null; then return; fi
+  exec 9> "$folder/.building"
+  until [[ -f "$1" && "$force" == 0 ]] || flock -w 1 9; do :; done
+}
+
 failed() {
   wait
   fail "$cxx could not compile $1 (see above)"
@@ -98,10 +105,12 @@ failed() {
 
 for march in "${marches[@]}"; do
   target="$(library path "$march")" || usage
+  [[ -f "$target" && "$force" == 0 ]] || wait_for_turn "$target"
   if [[ -f "$target" && "$force" == 0 ]]; then
     echo "build_custom: up to date: $target"
   else
     compile "$march" "$target"
     echo "build_custom: built $target"
   fi
+  exec 9>&-
 done

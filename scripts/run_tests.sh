@@ -9,8 +9,21 @@ set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-set_up requirements-dev.txt
 cd "$ROOT"
+trap wait EXIT
+builds=()
+if [[ " $* " != *" --fast "* ]]; then
+    # before the tests, which run in two processes, either of which would build it; from the start, as installing waits for
+    # the network
+    python=$(find_python) || exit 2
+    mkdir -p build
+    {
+        bash scripts/build_custom.sh --march all "$python" >build/build_custom.log 2>&1 ||
+            echo "warning: not built for every instruction set that this CPU has ($(tail -n 1 build/build_custom.log))" >&2
+    } &
+    builds+=($!)
+fi
+set_up requirements-dev.txt
 if [ -z "${COCO_ROOT:-}" ] && [ -d ../shared/data/coco_mini ]; then
     COCO_ROOT=$(cd ../shared/data/coco_mini && pwd)
     export COCO_ROOT
@@ -19,18 +32,14 @@ if [ -z "${RCNN_TEST_DATA:-}" ] && [ -d ../shared/data/mobilenet_v1 ]; then
     RCNN_TEST_DATA=$(cd ../shared/data && pwd)
     export RCNN_TEST_DATA
 fi
-builds=
 if [[ " $* " != *" --fast "* ]]; then
-    # before the tests, which run in two processes, either of which would build it; beside the linters
+    # beside the linters
     {
-        bash scripts/build_custom.sh --march all "$VENV_PYTHON" >"$VENV/build_custom.log" 2>&1 ||
-            echo "warning: not built for every instruction set that this CPU has ($(tail -n 1 "$VENV/build_custom.log"))" >&2
-        PYTHON=$VENV_PYTHON bash ascend310_infer/build.sh --fetch >"$VENV/build_infer.log" 2>&1 ||
-            echo "warning: the C++ inference program wasn't built ($(tail -n 1 "$VENV/build_infer.log")); its tests skip" >&2
+        PYTHON=$VENV_PYTHON bash ascend310_infer/build.sh --fetch >build/build_infer.log 2>&1 ||
+            echo "warning: the C++ inference program wasn't built ($(tail -n 1 build/build_infer.log)); its tests skip" >&2
     } &
-    builds=$!
+    builds+=($!)
 fi
-trap wait EXIT
 # they judge the source, whatever runs it; Python 3.9 has no such mypy
 if [ "$VENV" = "$ROOT/.venv" ] && [ -x "$VENV/bin/mypy" ]; then
     "$VENV/bin/ruff" check .
@@ -42,7 +51,7 @@ if [ "$VENV" = "$ROOT/.venv" ] && [ -x "$VENV/bin/mypy" ]; then
     "$VENV/bin/shellcheck" -x scripts/*.sh
     "$VENV/bin/hadolint" Dockerfile
 fi
-wait ${builds:+"$builds"}
+wait ${builds[@]+"${builds[@]}"}
 limit=300 # seconds a test
 if [[ " $* " == *" --full "* ]]; then
     limit=3600

@@ -4,6 +4,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -24,7 +25,8 @@ def failures(rows: list[Row]) -> list[str]:
 
 def compare_apart(name: str, **options) -> list[Row]:
     """What compare() gives, in a process of its own: MindSpore keeps what it compiled, gigabytes a detector."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    # as in tests/conftest.py: on this test process's one core
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), ms.runtime.launch_blocking) as pool:
         return pool.submit(compare, GOLDEN.with_name(f"{name}.npz"), **options).result()
 
 
