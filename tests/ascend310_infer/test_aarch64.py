@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def emulated():
 
 def test_detections_are_those_of_this_cpu(exported, program, emulated, pictures, agree, tmp_path):
     (tmp_path / "in").mkdir()
-    images = [shutil.copy(p, tmp_path / "in") for p in sorted((pictures / "val2017").iterdir())[:2]]
+    images = [Path(shutil.copy(p, tmp_path / "in")) for p in sorted((pictures / "val2017").iterdir())[:2]]
     for executable, folder in ((program, "here"), (emulated, "there")):
         words = ["--model", exported.sidecar, "--input", tmp_path / "in", "--output", tmp_path / folder]
         words += ["--threads", "2", "--self_check"]
